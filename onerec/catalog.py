@@ -1,0 +1,124 @@
+"""The item index: which SIDs exist, which items each names, and the trie that constrained decoding walks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onerec.errors import InputError
+from onerec.parquet import open_parquet, read_table
+from onerec.sid import SidSpec
+
+
+def read_pid2sid(path: str | Path, spec: SidSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
+
+    The column is ``codes``, or ``sid`` as in the published release. Raises `InputError` where a row has another
+    depth than ``spec`` or a code outside its codebook, or where a pid stands twice.
+    """
+    names = open_parquet(path, ["pid"]).schema_arrow.names
+    column = "codes" if "codes" in names else "sid"
+    table = read_table(path, ["pid", column])
+    try:
+        pids = table["pid"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+        lists = table[column].combine_chunks()
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        flat = lists.flatten().to_numpy(zero_copy_only=False)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            path, f"has a column of the wrong type ({error})", "pid int64 and codes list<int32>"
+        ) from None
+    if not (lengths == spec.n_layers).all():
+        bad = int(np.flatnonzero(lengths != spec.n_layers)[0])
+        raise InputError(path, f"row {bad} has {lengths[bad]} codes", f"every SID has {spec.n_layers}")
+    codes = flat.astype(np.int32).reshape(-1, spec.n_layers)
+    outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
+    if outside.any():
+        row, layer = (int(x) for x in np.argwhere(outside)[0])
+        raise InputError(
+            path,
+            f"pid {pids[row]} has code {codes[row, layer]} in layer {layer}",
+            f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}",
+        )
+    if len(np.unique(pids)) != len(pids):
+        raise InputError(path, "names a pid twice", "one row an item")
+    return pids, codes
+
+
+@dataclasses.dataclass(frozen=True)
+class TrieLevel:
+    """The step from the nodes of one depth to their children, in compressed rows.
+
+    Children of node ``i`` are nodes ``start[i]`` to ``start[i + 1] - 1`` of the next depth; ``code`` int64
+    [n_children] is the code that leads to each. The nodes of the last depth are the rows of `ItemIndex.sids`.
+    """
+
+    start: np.ndarray
+    code: np.ndarray
+
+
+class ItemIndex:
+    """The catalogue by SID. One SID may name several items; they are kept by popularity, then by pid.
+
+    ``sids`` int32 [n_sids, n_layers] holds every existing SID once, sorted; ``levels`` is its trie.
+    """
+
+    def __init__(
+        self, pids: np.ndarray, codes: np.ndarray, spec: SidSpec, popularity: Mapping[int, int] | None = None
+    ) -> None:
+        self.spec = spec
+        self.n_items = len(pids)
+        counts = (
+            np.array([popularity.get(int(pid), 0) for pid in pids])
+            if popularity
+            else np.zeros(len(pids), np.int64)
+        )
+        order = np.lexsort((pids, -counts, *codes.T[::-1]))
+        self._pids = np.asarray(pids, dtype=np.int64)[order]
+        self.sids, first = np.unique(codes[order], axis=0, return_index=True)
+        self._bounds = np.append(first, len(pids))
+        self._row = {tuple(map(int, sid)): row for row, sid in enumerate(self.sids)}
+        self.levels = _build_trie(self.sids)
+
+    @classmethod
+    def load(cls, path: str | Path, spec: SidSpec, popularity: Mapping[int, int] | None = None) -> ItemIndex:
+        """Read the index from ``pid2sid.parquet``; ``popularity`` maps pid to a count."""
+        return cls(*read_pid2sid(path, spec), spec, popularity)
+
+    def __contains__(self, codes: tuple[int, ...]) -> bool:
+        return tuple(codes) in self._row
+
+    def row_of(self, codes: tuple[int, ...]) -> int | None:
+        """The row of a SID in ``sids``; None where it does not exist."""
+        return self._row.get(tuple(codes))
+
+    def pids_of(self, codes: tuple[int, ...]) -> list[int]:
+        """The items that a SID names, most popular first; empty where the SID does not exist."""
+        row = self.row_of(codes)
+        return [] if row is None else self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+
+    def sid_by_pid(self) -> dict[int, tuple[int, ...]]:
+        """pid to its codes, for every item."""
+        rows = np.repeat(np.arange(len(self.sids)), np.diff(self._bounds))
+        tuples = list(self._row)
+        return {int(pid): tuples[row] for pid, row in zip(self._pids, rows, strict=True)}
+
+
+def _build_trie(sids: np.ndarray) -> list[TrieLevel]:
+    """The trie of lexicographically sorted, unique ``sids`` [n, L], one `TrieLevel` a depth."""
+    n, depth = sids.shape
+    levels = []
+    parents = np.zeros(n, dtype=np.int64)  # the node of every SID at the current depth; the root at first
+    n_parents = 1
+    for level in range(depth):
+        new = np.ones(n, dtype=bool)
+        new[1:] = (parents[1:] != parents[:-1]) | (sids[1:, level] != sids[:-1, level])
+        rows = np.flatnonzero(new)
+        start = np.searchsorted(parents[rows], np.arange(n_parents + 1))
+        levels.append(TrieLevel(start, sids[rows, level].astype(np.int64)))
+        parents = np.cumsum(new) - 1
+        n_parents = len(rows)
+    return levels

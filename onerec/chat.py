@@ -1,0 +1,160 @@
+"""Chat rendering in Qwen3's format, the think switch, and the loss mask: one function for training, evaluation and RL.
+
+A turn is ``<|im_start|>role\\ncontent<|im_end|>\\n``. Thinking stands in ``<think>\\n…\\n</think>\\n\\n`` before the
+answer; an answer without thinking carries the empty block. ``/think`` or ``/no_think`` at the end of the last user
+turn says which is wanted (Qwen3 technical report, arXiv 2505.09388, section 4.3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from onerec.records import message_text
+
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+EMPTY_THINK = f"{THINK_OPEN}\n\n{THINK_CLOSE}\n\n"
+SWITCH = {True: "/think", False: "/no_think"}
+
+# A chat template with Qwen3's behaviour for text turns, for checkpoints that this project makes itself; a real Qwen3
+# keeps its own. Same rendering as `render` below (tests/onerec/test_chat.py holds the two together).
+CHAT_TEMPLATE = """\
+{%- set ns = namespace(last_user=-1) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last_user = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{%- set text = m.content if m.content is string else m.content | map(attribute='text') | join('') -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{%- if m.role == 'assistant' -%}
+{%- set thought = m.reasoning_content if m.reasoning_content is string else '' -%}
+{%- if not thought and '</think>' in text -%}
+{%- set thought = text.split('</think>')[0].split('<think>')[-1] -%}
+{%- set text = text.split('</think>')[-1] -%}
+{%- endif -%}
+{%- set text = text.lstrip('\\n') -%}
+{%- if loop.index0 > ns.last_user and (loop.last or thought) -%}
+{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+{%- endif -%}
+{{- text + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A run of text of a rendered conversation; ``learn`` says whether its tokens carry loss."""
+
+    text: str
+    learn: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Token ids of a conversation and, of the same length, whether each token carries loss."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """(thinking, answer) of an assistant's text; thinking is empty where there is no ``</think>``."""
+    if THINK_CLOSE not in text:
+        return "", text
+    thought, _, answer = text.rpartition(THINK_CLOSE)
+    return thought.split(THINK_OPEN)[-1].strip("\n"), answer.lstrip("\n")
+
+
+def with_switch(messages: Sequence[dict[str, Any]], thinking: bool) -> list[dict[str, Any]]:
+    """A copy of ``messages`` whose last user turn ends in ``/think`` or ``/no_think``."""
+    copy = [dict(item, content=message_text(item["content"])) for item in messages]
+    for item in reversed(copy):
+        if item["role"] == "user":
+            if not re.search(r"/(no_)?think\s*$", item["content"]):
+                item["content"] += SWITCH[thinking]
+            break
+    return copy
+
+
+def is_thinking(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last assistant turn holds thinking that is not empty."""
+    for item in reversed(messages):
+        if item["role"] == "assistant":
+            return bool(item.get("reasoning_content") or split_thinking(message_text(item["content"]))[0])
+    return False
+
+
+def render(messages: Sequence[dict[str, Any]], add_think_pattern: bool = True) -> list[Piece]:
+    """Render a whole conversation for training: prompts and headers not learnt, every assistant turn with its end learnt.
+
+    With ``add_think_pattern`` the last user turn gets the switch that fits the answer. As in Qwen3's template, thinking
+    stays only in the turns after the last user turn, and the last answer always has a think block, empty or not.
+    """
+    if add_think_pattern:
+        messages = with_switch(messages, is_thinking(messages))
+    last_user = max((i for i, item in enumerate(messages) if item["role"] == "user"), default=-1)
+    pieces: list[Piece] = []
+    for index, item in enumerate(messages):
+        text = message_text(item["content"])
+        header = f"{IM_START}{item['role']}\n"
+        if item["role"] != "assistant":
+            pieces.append(Piece(f"{header}{text}{IM_END}\n", False))
+            continue
+        thought, answer = split_thinking(text)
+        thought = item.get("reasoning_content") or thought
+        answer = answer.lstrip("\n")
+        if index > last_user and (index == len(messages) - 1 or thought):
+            thought_text = thought.strip("\n")
+            answer = f"{THINK_OPEN}\n{thought_text}\n{THINK_CLOSE}\n\n{answer}"
+        pieces += [Piece(header, False), Piece(answer + IM_END, True), Piece("\n", False)]
+    return pieces
+
+
+def prompt_text(
+    messages: Sequence[dict[str, Any]], thinking: bool | None = False, add_think_pattern: bool = True
+) -> str:
+    """The text that a model continues with its answer: ``messages`` without the answer, then the assistant's header.
+
+    ``thinking`` False adds the empty think block (the model answers at once); True leaves it to think;
+    None adds neither switch nor block.
+    """
+    if add_think_pattern and thinking is not None:
+        messages = with_switch(messages, thinking)
+    turns = "".join(piece.text for piece in render(messages, add_think_pattern=False))
+    return f"{turns}{IM_START}assistant\n" + (EMPTY_THINK if thinking is False else "")
+
+
+def encode(
+    messages: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    add_think_pattern: bool = True,
+    only_assistant_loss: bool = True,
+) -> Encoded:
+    """Token ids and loss mask of a conversation, with a fast Hugging Face tokenizer.
+
+    The text is tokenized whole (so that ids equal those of the chat template) and a token carries loss when it begins
+    inside a learnt piece.
+    """
+    pieces = render(messages, add_think_pattern)
+    coded = tokenizer(
+        "".join(piece.text for piece in pieces), add_special_tokens=False, return_offsets_mapping=True
+    )
+    spans, position = [], 0
+    for piece in pieces:
+        if piece.learn:
+            spans.append((position, position + len(piece.text)))
+        position += len(piece.text)
+    ids, offsets = coded["input_ids"], coded["offset_mapping"]
+    if not only_assistant_loss:
+        return Encoded(ids, [True] * len(ids))
+    mask, span = [False] * len(ids), 0
+    for index, (start, _) in enumerate(offsets):
+        while span < len(spans) and start >= spans[span][1]:
+            span += 1
+        mask[index] = span < len(spans) and start >= spans[span][0]
+    return Encoded(ids, mask)

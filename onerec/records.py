@@ -1,0 +1,171 @@
+"""Records, the rows that the data stage hands to training: Arrow schema, constructors, validation, writer.
+
+One Parquet row each, in the published RecIF format: ``uuid``, ``source``, ``metadata`` (JSON object), and either
+``segments`` (JSON list of ``{"type": "text", "text": …}``, plain text to continue) or ``messages`` (JSON list of
+``{"role": …, "content": [{"type": "text", "text": …}]}``, a conversation). The absent one of the two is null.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid as uuidlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from onerec.errors import InputError
+from onerec.files import FILE_LIST
+from onerec.parquet import write_batches
+from onerec.run import read_json
+
+SCHEMA = pa.schema(
+    [
+        pa.field("uuid", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),
+        pa.field("segments", pa.string()),
+        pa.field("messages", pa.string()),
+    ]
+)
+ROLES = ("system", "user", "assistant", "tool")
+_NAMESPACE = uuidlib.uuid5(uuidlib.NAMESPACE_URL, "https://github.com/onerec-factory/records")
+
+Record = dict[str, "str | None"]
+Message = dict[str, Any]
+
+
+def record_uuid(*parts: object) -> str:
+    """UUIDv5 of what a row is (its task, its user, its item, …): the same parts give the same uuid."""
+    return str(uuidlib.uuid5(_NAMESPACE, json.dumps([str(part) for part in parts], ensure_ascii=False)))
+
+
+def message(role: str, text: str) -> Message:
+    """One chat message with one text part."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON that keeps Chinese readable; the one way in which record fields are serialised."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def chat_record(uuid: str, source: str, metadata: dict[str, Any], messages: Sequence[Message]) -> Record:
+    """A conversation as a record."""
+    return {
+        "uuid": uuid,
+        "source": source,
+        "metadata": dumps(metadata),
+        "segments": None,
+        "messages": dumps(list(messages)),
+    }
+
+
+def text_record(uuid: str, source: str, metadata: dict[str, Any], texts: Sequence[str]) -> Record:
+    """Plain text, one segment a string, as a record."""
+    segments = dumps([{"type": "text", "text": text} for text in texts])
+    return {
+        "uuid": uuid,
+        "source": source,
+        "metadata": dumps(metadata),
+        "segments": segments,
+        "messages": None,
+    }
+
+
+def message_text(content: str | list[dict[str, Any]]) -> str:
+    """The text of a message's content, given as a string or as a list of parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def parse_messages(value: str) -> list[dict[str, str]]:
+    """``messages`` JSON to ``[{"role", "content": str}, …]``, what chat templates take."""
+    return [{**item, "content": message_text(item["content"])} for item in json.loads(value)]
+
+
+def parse_segments(value: str) -> str:
+    """``segments`` JSON to the whole text."""
+    return "".join(part["text"] for part in json.loads(value) if part.get("type") == "text")
+
+
+def check_record(row: dict[str, Any]) -> str | None:
+    """None where ``row`` keeps every rule of the format, otherwise the reason (short, fit to be counted)."""
+    try:
+        uuidlib.UUID(row["uuid"])
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return "uuid is not valid"
+    if not isinstance(row.get("source"), str) or not row["source"].strip():
+        return "source is empty"
+    if not isinstance(_loads(row.get("metadata")), dict):
+        return "metadata is not a JSON object"
+    segments, messages = row.get("segments"), row.get("messages")
+    if (segments is None) == (messages is None):
+        return "neither or both of segments and messages"
+    return _check_segments(_loads(segments)) if messages is None else _check_messages(_loads(messages))
+
+
+def _loads(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_parts(parts: Any, what: str) -> str | None:
+    if not isinstance(parts, list) or not parts:
+        return f"{what} is not a list of parts"
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            return f"{what} has a part that is not text"
+    return None if any(part["text"] for part in parts) else f"{what} is empty"
+
+
+def _check_segments(segments: Any) -> str | None:
+    return _check_parts(segments, "segments")
+
+
+def _check_messages(messages: Any) -> str | None:
+    if not isinstance(messages, list) or not messages:
+        return "messages is not a list"
+    for item in messages:
+        if not isinstance(item, dict) or item.get("role") not in ROLES:
+            return "a message's role is unknown"
+        content = item.get("content")
+        if isinstance(content, str):
+            continue
+        if wrong := _check_parts(content, "a message's content"):
+            return wrong
+    return None
+
+
+def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:
+    """Write records to one Parquet file atomically, streaming; returns the rows written."""
+    return write_batches(path, SCHEMA, _tables(records, rows_per_batch))
+
+
+def _tables(records: Iterable[Record], rows: int) -> Iterator[pa.Table]:
+    batch: list[Record] = []
+    for record in records:
+        batch.append(record)
+        if len(batch) == rows:
+            yield pa.Table.from_pylist(batch, schema=SCHEMA)
+            batch = []
+    if batch:
+        yield pa.Table.from_pylist(batch, schema=SCHEMA)
+
+
+def read_file_list(path: str | Path) -> list[Path]:
+    """The shards that a ``file_list.json`` (or the folder that holds one) names; each must exist."""
+    path = Path(path)
+    path = path / FILE_LIST if path.is_dir() else path
+    names = read_json(path)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(path, "is not a list of file names", "give the file_list.json of a prepare script")
+    files = [path.parent / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise InputError(file, f"is missing, but {path} names it", "run the prepare script again")
+    return files

@@ -1,0 +1,194 @@
+"""Run directories: atomic outputs, manifests, progress lines and logging, the same for every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from onerec import __version__
+from onerec.errors import InputError
+
+T = TypeVar("T")
+
+MANIFEST = "manifest.json"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and, where it is already imported, torch."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger that writes ``HH:MM:SS name: message`` lines to standard output, once per process."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(os.environ.get("ONEREC_LOG_LEVEL", "INFO"))
+        logger.propagate = False
+    return logger
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; rename it to ``path`` when the block ends well, remove it otherwise.
+
+    Works for files and for directories (an existing target directory is replaced whole).
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(path.parent, "is a file", "the output folder must be a folder") from None
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file; raises `InputError` where it is missing or does not parse."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(path, "no such file", "give the path of a JSON file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(path, f"is not JSON ({error})", "give a UTF-8 JSON file") from None
+
+
+class Manifest:
+    """What a stage did, written as ``manifest.json`` beside its output when it has finished.
+
+    Holds arguments, input paths and row counts, output row counts, dropped rows by reason, seed, version and
+    seconds. `drop` counts a bad row; `check_bad_ratio` fails the run when too many were dropped.
+    """
+
+    def __init__(self, stage: str, args: Any = None, seed: int | None = None) -> None:
+        values = dict(vars(args)) if hasattr(args, "__dict__") else dict(args or {})
+        self.stage, self.seed = stage, values.get("seed") if seed is None else seed
+        self.args = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        self.inputs: dict[str, int | None] = {}
+        self.outputs: dict[str, int | None] = {}
+        self.dropped: Counter[str] = Counter()
+        self.extra: dict[str, Any] = {}
+        self._start = time.monotonic()
+
+    def input(self, path: object, rows: int | None = None) -> None:
+        """Note an input file and its row count."""
+        self.inputs[str(path)] = rows
+
+    def output(self, path: object, rows: int | None = None) -> None:
+        """Note an output file and its row count."""
+        self.outputs[str(path)] = rows
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count ``count`` bad rows dropped for ``reason``."""
+        if count:
+            self.dropped[reason] += count
+
+    def dropped_text(self) -> str:
+        """Dropped rows by reason, for the last line that a stage prints."""
+        if not self.dropped:
+            return "dropped 0"
+        return "dropped " + ", ".join(f"{count} ({reason})" for reason, count in self.dropped.most_common())
+
+    def check_bad_ratio(self, file: object, bad: int, total: int, max_bad_ratio: float) -> None:
+        """Raise `InputError` when more than ``max_bad_ratio`` of ``total`` rows of ``file`` were bad."""
+        if total and bad / total > max_bad_ratio:
+            raise InputError(
+                file,
+                f"{bad} of {total} rows are bad ({self.dropped_text()})",
+                f"at most {max_bad_ratio:.2%} may be (--max_bad_ratio)",
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest as it is written."""
+        return {
+            "stage": self.stage,
+            "version": __version__,
+            "seed": self.seed,
+            "args": self.args,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "dropped": dict(sorted(self.dropped.items())),
+            **self.extra,
+            "seconds": round(time.monotonic() - self._start, 3),
+        }
+
+    def write(self, folder: str | os.PathLike[str], name: str = MANIFEST) -> Path:
+        """Write the manifest into ``folder`` and return its path."""
+        path = Path(folder) / name
+        write_json(path, self.as_dict())
+        return path
+
+
+def progress(
+    items: Iterable[T],
+    label: str,
+    total: int | None = None,
+    unit: str = "row",
+    size=lambda item: 1,
+    every: float = 5.0,
+) -> Iterator[T]:
+    """Pass ``items`` through and report rate and time left on standard error.
+
+    On a terminal a tqdm bar; in a log file one line at most every ``every`` seconds, and nothing for what takes
+    under two seconds. ``size(item)`` says how many units an item counts for.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=label, unit=unit) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += size(item)
+        now = time.monotonic()
+        if now - last >= every or (now - start >= 2 and last == start):
+            last = now
+            rate = done / max(now - start, 1e-9)
+            left = f", {(total - done) / rate:.0f} s left" if total and rate else ""
+            share = f"{done:,}/{total:,}" if total else f"{done:,}"
+            print(f"{label}: {share} {unit}s, {rate:,.0f} {unit}s/s{left}", file=sys.stderr, flush=True)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Set up and pass the tests: bash scripts/test.sh [--fast] [pytest arguments]
+#   --fast  unit tests only; leaves out the end-to-end runs that are marked slow
+set -euo pipefail
+cd "$(dirname "$0")/.."
+: "${VENV:=.venv}"
+bash scripts/install.sh --dev
+export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
+select=()
+if [[ "${1:-}" == "--fast" ]]; then
+  select=(-m "not slow")
+  shift
+fi
+set -x
+ruff check .
+ruff format --check .
+python -m pytest "${select[@]}" "$@"

@@ -1,0 +1,40 @@
+"""Fixtures that more than one stage's tests use: a tiny Qwen3 with itemic tokens, made on the spot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from onerec.sid import SidSpec
+
+
+@pytest.fixture(scope="session")
+def toy_spec() -> SidSpec:
+    """Three layers of 4 codes behind a vocabulary of 40 ordinary tokens."""
+    return SidSpec((4, 4, 4), first_id=40)
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_spec):
+    """A random Qwen3 of two layers, in evaluation mode, whose vocabulary holds the SIDs of `toy_spec`."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+    )
+    return Qwen3ForCausalLM(config).eval()

@@ -1,0 +1,86 @@
+"""Chat rendering agrees with the chat template, and the loss mask covers answers and nothing else."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from onerec.chat import CHAT_TEMPLATE, EMPTY_THINK, encode, is_thinking, prompt_text, render, split_thinking
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A byte-level tokenizer (256 bytes and Qwen3's chat tokens) with the project's template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tok = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tok.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tok.add_tokens(["<think>", "</think>"])
+    tok.chat_template = CHAT_TEMPLATE
+    return tok
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+SINGLE = [turn("system", "你是推荐助手。"), turn("user", "推荐什么？"), turn("assistant", "这个")]
+THINKING = [turn("user", "1+1"), turn("assistant", "<think>\n一加一\n</think>\n\n二")]
+MULTI = [
+    turn("user", "a"),
+    turn("assistant", "<think>\nb\n</think>\n\nc"),
+    turn("user", "d"),
+    turn("assistant", "e"),
+]
+CONVERSATIONS = [SINGLE, THINKING, MULTI]
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_rendering_equals_the_chat_template(tokenizer, messages):
+    ours = "".join(piece.text for piece in render(messages, add_think_pattern=False))
+    assert ours == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_prompt_equals_the_template_with_the_switch(tokenizer, thinking):
+    ours = prompt_text(SINGLE[:2], thinking, add_think_pattern=False)
+    assert ours == tokenizer.apply_chat_template(
+        SINGLE[:2], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer, messages):
+    coded = encode(messages, tokenizer)
+    learnt = [i for i, learn in zip(coded.input_ids, coded.loss_mask, strict=True) if learn]
+    expected = "".join(piece.text for piece in render(messages) if piece.learn)
+    assert tokenizer.decode(learnt) == expected
+    assert expected.count("<|im_end|>") == sum(m["role"] == "assistant" for m in messages)
+    assert "推荐什么" not in expected
+
+
+def test_without_only_assistant_loss_everything_is_learnt(tokenizer):
+    assert all(encode(SINGLE, tokenizer, only_assistant_loss=False).loss_mask)
+
+
+def test_the_switch_fits_the_answer_and_the_empty_block_is_there():
+    plain = "".join(piece.text for piece in render(SINGLE))
+    assert "推荐什么？/no_think<|im_end|>" in plain and EMPTY_THINK + "这个" in plain
+    assert "1+1/think<|im_end|>" in "".join(piece.text for piece in render(THINKING))
+
+
+def test_training_text_begins_with_the_prompt_that_evaluation_gives():
+    whole = "".join(piece.text for piece in render(SINGLE))
+    assert whole.startswith(prompt_text(SINGLE[:2], thinking=False))
+
+
+def test_thinking_of_earlier_turns_is_dropped():
+    text = "".join(piece.text for piece in render(MULTI))
+    assert "<think>\nb" not in text and "assistant\nc<|im_end|>" in text
+
+
+def test_thinking_is_found():
+    assert split_thinking("<think>\n因为\n</think>\n\n所以") == ("因为", "所以")
+    assert split_thinking("没有") == ("", "没有")
+    assert is_thinking(THINKING) and not is_thinking(SINGLE)
