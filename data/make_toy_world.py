@@ -1,0 +1,138 @@
+"""Make the toy world: a catalogue, users' logs and general text in the published RecIF layout, seeded.
+
+    python data/make_toy_world.py                         # 2,000 users into data/raw_data, a few seconds
+    python data/make_toy_world.py --n_users 300 --output_dir out/raw_data --seed 1
+
+The next item is predictable from the set of recent subtopics and the user's style, not from the last item alone; the
+table at the end says what popularity, last-item co-occurrence, a heuristic on the history and an oracle reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data.toy.general_text import make_chats, make_facts, make_texts
+from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
+from data.toy.reference import print_reference
+from data.toy.users import World, simulate_user
+from onerec.errors import InputError, cli
+from onerec.parquet import write_table
+from onerec.records import write_records
+from onerec.run import Manifest, progress
+
+TEST_SHARE = 0.2
+_LIST = pa.list_(pa.int64())
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Path(__file__).resolve().parent / "raw_data"
+    parser.add_argument(
+        "--output_dir", type=Path, default=default, help="where onerec_data/ and general_text/ go"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument(
+        "--n_users", type=int, default=2000, help="users; a fifth of them is held out (split=1)"
+    )
+    parser.add_argument("--n_videos", type=int, default=1200, help="videos")
+    parser.add_argument("--n_ads", type=int, default=120, help="ads; they share the videos' pid space")
+    parser.add_argument("--n_goods", type=int, default=240, help="products; a pid space of their own")
+    parser.add_argument(
+        "--n_facts", type=int, default=80, help="invented capitals that the general text teaches"
+    )
+    parser.add_argument("--n_texts", type=int, default=2500, help="documents of general text")
+    args = parser.parse_args(argv)
+    smallest = {"n_users": 10, "n_videos": 120, "n_ads": 24, "n_goods": 24, "n_facts": 4, "n_texts": 10}
+    for name, least in smallest.items():
+        if getattr(args, name) < least:
+            raise InputError(
+                f"--{name}", f"{getattr(args, name)} is too small for a world", f"at least {least}"
+            )
+    return args
+
+
+def make_catalogue(args: argparse.Namespace) -> dict[str, Items]:
+    """The three domains' items. Ads follow the videos in one pid space; products begin again at 1."""
+    rng = np.random.default_rng([args.seed, 1])
+    space = latent_space(rng)
+    return {
+        "video": make_items(rng, space, "video", args.n_videos, 1),
+        "ad": make_items(rng, space, "ad", args.n_ads, 1 + args.n_videos),
+        "goods": make_items(rng, space, "goods", args.n_goods, 1),
+    }
+
+
+def embedding_table(parts: Sequence[Items]) -> pa.Table:
+    """``pid`` int64, ``embedding`` fixed-size list of float32."""
+    values = np.concatenate([items.embedding for items in parts])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), EMBEDDING_DIM)
+    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "embedding": vectors})
+
+
+def caption_table(parts: Sequence[Items]) -> pa.Table:
+    """``pid`` int64, ``dense_caption`` string."""
+    captions = [caption for items in parts for caption in items.caption]
+    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions})
+
+
+def release_table(rows: list[dict]) -> pa.Table:
+    """The release's columns: lists of int64, texts as strings."""
+    fields = []
+    for name, value in rows[0].items():
+        kind = pa.string() if isinstance(value, str) else pa.int64() if isinstance(value, int) else _LIST
+        fields.append(pa.field(name, kind))
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    manifest = Manifest("toy_world", args)
+    out, text_out = args.output_dir / "onerec_data", args.output_dir / "general_text"
+
+    def save(path: Path, table: pa.Table) -> None:
+        write_table(path, table)
+        manifest.output(path, table.num_rows)
+
+    items = make_catalogue(args)
+    worlds = {domain: World(part) for domain, part in items.items()}
+    test = np.random.default_rng([args.seed, 2]).permutation(args.n_users) < round(TEST_SHARE * args.n_users)
+    rows, watches = [], []
+    for uid in progress(range(args.n_users), "users", unit="user"):
+        rng = np.random.default_rng([args.seed, 3, uid])
+        row, watch = simulate_user(rng, uid + 1, int(test[uid]), worlds)
+        rows.append(row)
+        watches.append(watch)
+    save(out / "onerec_bench_release.parquet", release_table(rows))
+    save(out / "pid2caption.parquet", caption_table([items["video"], items["ad"]]))
+    save(out / "product_pid2caption.parquet", caption_table([items["goods"]]))
+    save(out / "item_embedding.parquet", embedding_table([items["video"], items["ad"]]))
+    save(out / "product_embedding.parquet", embedding_table([items["goods"]]))
+
+    rng = np.random.default_rng([args.seed, 4])
+    facts = make_facts(rng, args.n_facts)
+    chats, questions = make_chats(rng, facts)
+    texts = list(make_texts(rng, facts, chats, args.n_texts + max(10, args.n_texts // 20)))
+    for path, records in (
+        (text_out / "pretrain" / "toy_text.parquet", texts[: args.n_texts]),
+        (text_out / "sft" / "toy_chat.parquet", chats),
+        (text_out / "heldout" / "text.parquet", texts[args.n_texts :]),
+        (text_out / "heldout" / "qa.parquet", questions),
+    ):
+        manifest.output(path, write_records(path, records))
+
+    print_reference(items["video"], rows, watches)
+    manifest.write(args.output_dir)
+    print(
+        f"toy world: {args.n_users} users, {sum(map(len, items.values()))} items in {args.output_dir}; dropped 0"
+    )
+
+
+if __name__ == "__main__":
+    cli(main)()
