@@ -36,17 +36,25 @@ def iter_embeddings(
 
 def _arrays(file: Path, batch: pa.RecordBatch, dim: int, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     column = batch.column("embedding")
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type)):
+    if not (
+        pa.types.is_list(column.type)
+        or pa.types.is_fixed_size_list(column.type)
+        or pa.types.is_large_list(column.type)
+    ):
         raise InputError(file, f"column embedding is {column.type}", "a list of floats is wanted")
     if not pa.types.is_floating(column.type.value_type):
-        raise InputError(file, f"column embedding holds {column.type.value_type}", "a list of floats is wanted")
+        raise InputError(
+            file, f"column embedding holds {column.type.value_type}", "a list of floats is wanted"
+        )
     null = column.is_null().to_numpy(zero_copy_only=False)
     manifest.drop(BAD_REASONS[0], int(null.sum()))
     kept = column.drop_null()
     pids = np.asarray(batch.column("pid").to_numpy(zero_copy_only=False))[~null].astype(np.int64)
     lengths = np.unique(kept.value_lengths().to_numpy(zero_copy_only=False))
     if len(lengths) > 1:
-        raise InputError(file, f"has embeddings of {lengths.min()} to {lengths.max()} dimensions", "all of one dimension")
+        raise InputError(
+            file, f"has embeddings of {lengths.min()} to {lengths.max()} dimensions", "all of one dimension"
+        )
     if not len(kept):
         return pids, np.zeros((0, dim), np.float32)
     if lengths[0] < dim:

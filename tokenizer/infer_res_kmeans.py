@@ -26,14 +26,22 @@ SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_path", type=Path, required=True, help="model.pt, or the folder that holds it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model_path", type=Path, required=True, help="model.pt, or the folder that holds it"
+    )
     parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
-    parser.add_argument("--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}")
+    parser.add_argument(
+        "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
+    )
     parser.add_argument("--batch_size", type=int, default=8192, help="rows encoded at a time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
     parser.add_argument("--n_layers", type=int, default=-1, help="use only the first layers (-1: all)")
-    parser.add_argument("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+    )
     return parser.parse_args(argv)
 
 
@@ -82,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = ResKmeans.load(model_file)
     n_layers = model.n_layers if args.n_layers == -1 else args.n_layers
     if not 1 <= n_layers <= model.n_layers:
-        raise InputError(model_file, f"has {model.n_layers} layers, not {n_layers}", f"--n_layers 1 to {model.n_layers}")
+        raise InputError(
+            model_file, f"has {model.n_layers} layers, not {n_layers}", f"--n_layers 1 to {model.n_layers}"
+        )
     if args.batch_size < 1:
         raise InputError("--batch_size", f"{args.batch_size} is not a positive number", "at least 1")
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
@@ -91,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = SidSpec(model.spec.codebook_sizes[:n_layers])
     spec.save(output.parent)
     distinct = len(np.unique(np.concatenate(sids), axis=0))
-    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / rows, 6) if rows else 0.0}
+    manifest.extra |= {
+        "distinct_sids": distinct,
+        "collision_rate": round(1 - distinct / rows, 6) if rows else 0.0,
+    }
     manifest.output(output, rows)
     manifest.write(output.parent, f"{output.stem}.manifest.json")
     print(

@@ -104,7 +104,9 @@ class ResKmeans:
             codes = nearest(residual, centroids[-1])
             residual -= centroids[-1][codes]
             if on_layer:
-                on_layer(_report(layer + 1, residual, total, codes, codebook_size, [float(x) for x in kmeans.obj]))
+                on_layer(
+                    _report(layer + 1, residual, total, codes, codebook_size, [float(x) for x in kmeans.obj])
+                )
         return cls(centroids)
 
     def encode(self, vectors: np.ndarray, n_layers: int | None = None) -> np.ndarray:
@@ -124,7 +126,9 @@ class ResKmeans:
         """Write ``model.pt`` (state dict ``centroids.N`` and the specification), atomically."""
         import torch
 
-        state: dict[str, Any] = {f"centroids.{i}": torch.from_numpy(layer) for i, layer in enumerate(self.centroids)}
+        state: dict[str, Any] = {
+            f"centroids.{i}": torch.from_numpy(layer) for i, layer in enumerate(self.centroids)
+        }
         with atomic_path(path) as temporary:
             torch.save({"state_dict": state, "sid_spec": self.spec.as_dict()}, temporary)
 
@@ -137,12 +141,20 @@ class ResKmeans:
             value = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise InputError(path, "no such file", "give the model.pt of train_res_kmeans.py") from None
-        except Exception as error:  # torch raises a different type for every way in which a file is not a checkpoint
-            raise InputError(path, f"is not a checkpoint ({type(error).__name__})", "train it again") from None
+        except (
+            Exception
+        ) as error:  # torch raises a different type for every way in which a file is not a checkpoint
+            raise InputError(
+                path, f"is not a checkpoint ({type(error).__name__})", "train it again"
+            ) from None
         state = value.get("state_dict", value) if isinstance(value, dict) else {}
-        layers = sorted((int(key.rpartition(".")[2]), t) for key, t in state.items() if key.rpartition(".")[2].isdigit())
+        layers = sorted(
+            (int(key.rpartition(".")[2]), t) for key, t in state.items() if key.rpartition(".")[2].isdigit()
+        )
         if not layers or [number for number, _ in layers] != list(range(len(layers))):
-            raise InputError(path, "holds no centroids.0, centroids.1, …", "give the model.pt of train_res_kmeans.py")
+            raise InputError(
+                path, "holds no centroids.0, centroids.1, …", "give the model.pt of train_res_kmeans.py"
+            )
         return cls([tensor.float().numpy() for _, tensor in layers])
 
 

@@ -23,17 +23,29 @@ from tokenizer.res_kmeans import MODEL_FILE, LayerReport, ResKmeans
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding")
-    parser.add_argument("--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding"
+    )
+    parser.add_argument(
+        "--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)"
+    )
     parser.add_argument("--n_layers", type=int, default=3, help="codebook layers")
     parser.add_argument("--codebook_size", type=int, default=8192, help="codes a layer")
-    parser.add_argument("--dim", type=int, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)")
+    parser.add_argument(
+        "--dim", type=int, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
+    )
     parser.add_argument("--niter", type=int, default=20, help="k-means iterations a layer")
     parser.add_argument("--nredo", type=int, default=1, help="k-means restarts a layer; the best is kept")
-    parser.add_argument("--max_points", type=int, default=-1, help="train on a uniform sample of rows (-1: 256 a code)")
+    parser.add_argument(
+        "--max_points", type=int, default=-1, help="train on a uniform sample of rows (-1: 256 a code)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of k-means")
-    parser.add_argument("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+    )
     return parser.parse_args(argv)
 
 
@@ -78,16 +90,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
     manifest = Manifest("train_res_kmeans", args)
     vectors = sample_vectors(args, manifest)
-    log.info("training on %s of %s points, %s dimensions", f"{len(vectors):,}", f"{sum(manifest.inputs.values()):,}", args.dim)
+    log.info(
+        "training on %s of %s points, %s dimensions",
+        f"{len(vectors):,}",
+        f"{sum(manifest.inputs.values()):,}",
+        args.dim,
+    )
     if len(vectors) < args.codebook_size:
-        raise InputError(args.data_path[0], f"has {len(vectors)} points for {args.codebook_size} codes", "fewer codes or more items")
+        raise InputError(
+            args.data_path[0],
+            f"has {len(vectors)} points for {args.codebook_size} codes",
+            "fewer codes or more items",
+        )
     reports: list[LayerReport] = []
 
     def on_layer(report: LayerReport) -> None:
         reports.append(report)
         log.info(report.line(args.codebook_size))
 
-    model = ResKmeans.fit(vectors, args.n_layers, args.codebook_size, args.niter, args.nredo, args.seed, on_layer)
+    model = ResKmeans.fit(
+        vectors, args.n_layers, args.codebook_size, args.niter, args.nredo, args.seed, on_layer
+    )
     model.save(file)
     model.spec.save(file.parent)
     log_layers(file.parent, reports)
@@ -96,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     manifest.output(file)
     manifest.write(file.parent)
-    print(f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}")
+    print(
+        f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,18 @@
+"""Items' SIDs and captions as plain text, for pretraining.
+
+python data/onerec_data/pretrain/item_understand.py --caption pid2caption.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import Task, item_text
+
+TASK = Task(
+    name="pretrain_item_understand",
+    source="RecIF_ItemUnderstand_Pretrain",
+    over="items",
+    build=item_text,
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

@@ -1,0 +1,1 @@
+"""The sft tasks, a file each."""

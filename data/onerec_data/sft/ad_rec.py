@@ -1,0 +1,20 @@
+"""Ad recommendation: long-viewed videos and ad clicks to the next ads.
+
+python data/onerec_data/sft/ad_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import Task, cross_domain
+
+TASK = Task(
+    name="sft_ad_rec",
+    source="RecIF_AdRec",
+    over="users",
+    build=cross_domain("ad", lambda context: context.video),
+    required=("hist_ad_pid", "target_ad_pid"),
+    optional=("hist_longview_video_list",),
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

@@ -1,0 +1,20 @@
+"""Interactive recommendation: profile and keyword to items.
+
+python data/onerec_data/sft/interactive_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import PROFILE_COLUMNS, Task, interactive_rec
+
+TASK = Task(
+    name="sft_interactive_rec",
+    source="RecIF_InteractiveRec",
+    over="users",
+    build=interactive_rec,
+    required=("inter_keyword_to_items",),
+    optional=(*PROFILE_COLUMNS, "hist_video_pid"),
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

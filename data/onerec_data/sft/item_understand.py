@@ -1,0 +1,18 @@
+"""Item understanding: SID to caption.
+
+python data/onerec_data/sft/item_understand.py --caption pid2caption.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import Task, item_caption
+
+TASK = Task(
+    name="sft_item_understand",
+    source="RecIF_ItemUnderstand",
+    over="items",
+    build=item_caption,
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

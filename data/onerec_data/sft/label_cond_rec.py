@@ -1,0 +1,20 @@
+"""Label-conditional recommendation: interactions to the items of one interaction kind.
+
+python data/onerec_data/sft/label_cond_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import MASK_COLUMNS, VIDEO_COLUMNS, Task, label_cond_rec
+
+TASK = Task(
+    name="sft_label_cond_rec",
+    source="RecIF_LabelCondRec",
+    over="users",
+    build=label_cond_rec,
+    required=VIDEO_COLUMNS,
+    optional=MASK_COLUMNS,
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

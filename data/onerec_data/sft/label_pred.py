@@ -1,0 +1,20 @@
+"""Label prediction: will the user watch the candidate for long?.
+
+python data/onerec_data/sft/label_pred.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import MASK_COLUMNS, VIDEO_COLUMNS, Task, label_pred
+
+TASK = Task(
+    name="sft_label_pred",
+    source="RecIF_LabelPred",
+    over="users",
+    build=label_pred,
+    required=VIDEO_COLUMNS,
+    optional=MASK_COLUMNS,
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)

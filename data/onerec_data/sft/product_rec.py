@@ -1,0 +1,21 @@
+"""Product recommendation: long-viewed videos and product clicks to the next products.
+
+python data/onerec_data/sft/product_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --product_pid2sid product_pid2sid.parquet --output_dir output
+"""
+
+from data.onerec_data.tasks import Task, cross_domain
+
+TASK = Task(
+    name="sft_product_rec",
+    source="RecIF_ProductRec",
+    over="users",
+    build=cross_domain("goods", lambda context: context.product),
+    required=("hist_goods_pid", "target_goods_pid"),
+    optional=("hist_longview_video_list",),
+    product=True,
+)
+
+if __name__ == "__main__":
+    from data.onerec_data.run import run_task
+
+    run_task(TASK)
