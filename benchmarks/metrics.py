@@ -1,0 +1,80 @@
+"""The benchmark's metrics: pure functions on ranked ids and scores. Names and definitions as in RecIF-Bench.
+
+``ranked`` is a list of ids, best first, without doubles; ``answer`` the list of ids that the user took, in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+KS = (1, 10, 32)
+
+
+def pass_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
+    """1 where any of the first ``k`` is in ``answer``, else 0."""
+    return float(bool(set(ranked[:k]) & set(answer)))
+
+
+def position1_pass_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
+    """1 where the first item of ``answer`` is among the first ``k``, else 0."""
+    return float(answer[0] in ranked[:k])
+
+
+def recall_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
+    """|first k ∩ answer| / |answer|, over distinct ids."""
+    wanted = set(answer)
+    return len(wanted & set(ranked[:k])) / len(wanted)
+
+
+def ndcg_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
+    """Σ_{i<k, ranked[i] ∈ answer} 1/log2(i+2), over the same sum for a ranking that puts all of answer first."""
+    wanted = set(answer)
+    gain = sum(1 / math.log2(i + 2) for i, item in enumerate(ranked[:k]) if item in wanted)
+    return gain / sum(1 / math.log2(i + 2) for i in range(min(k, len(wanted))))
+
+
+def ranking_metrics(
+    ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """Every ranking metric of one sample, by name."""
+    functions = {
+        "pass": pass_at_k,
+        "position1_pass": position1_pass_at_k,
+        "recall": recall_at_k,
+        "ndcg": ndcg_at_k,
+    }
+    return {f"{name}@{k}": function(ranked, answer, k) for name, function in functions.items() for k in ks}
+
+
+def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Area under the ROC curve: P(score of a positive > score of a negative), ties half; NaN with one class only."""
+    truth, value = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    positives, negatives = int((truth == 1).sum()), int((truth != 1).sum())
+    if not positives or not negatives:
+        return math.nan
+    unique, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
+    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float((mean_rank[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def weighted_user_auc(users: Sequence[Hashable], labels: Sequence[int], scores: Sequence[float]) -> float:
+    """Mean of the users' AUCs weighted by their samples; users with one class only are left out (NaN where all are)."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, user in enumerate(users):
+        groups.setdefault(user, []).append(i)
+    parts = [(len(g), auc([labels[i] for i in g], [scores[i] for i in g])) for g in groups.values()]
+    parts = [(n, value) for n, value in parts if not math.isnan(value)]
+    return sum(n * value for n, value in parts) / sum(n for n, _ in parts) if parts else math.nan
+
+
+def bits_per_byte(total_nats: float, total_bytes: int) -> float:
+    """Negative log-likelihood of a text in bits, over its UTF-8 bytes: comparable between tokenizers."""
+    return total_nats / math.log(2) / total_bytes
+
+
+def mean_by_name(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric over the samples."""
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
