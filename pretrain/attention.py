@@ -1,0 +1,110 @@
+"""Padding-free attention over packed sequences, one contract on every device.
+
+A packed batch is one row of tokens [1, T] with the sample borders as ``cu_seq_lens_q`` / ``cu_seq_lens_k`` (int32
+[n_samples + 1]) and ``max_length_q`` / ``max_length_k``: the `FlashAttentionKwargs` of transformers, as its
+`DataCollatorWithFlattening` makes them. Where flash-attn is installed and a GPU is there, ``flash_attention_2`` takes
+them. Everywhere else ``packed_sdpa``, registered here with `transformers.AttentionInterface`, runs PyTorch's causal
+SDPA over groups of samples of similar length: exact, and without the [T, T] mask that a packed row would need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+PACKED_SDPA = "packed_sdpa"
+# A group may hold at most this share of padding: below it, one larger call costs less than two smaller ones.
+_PADDING = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Samples of similar length that one SDPA call handles, right-padded to ``length``.
+
+    ``gather`` int64 [n, length] are positions in the packed row (padding points at the sample's first token: under
+    the causal mask no real token sees it). ``source`` int64 [tokens] and ``target`` int64 [tokens] say which cell of
+    the group's output goes to which position of the row.
+    """
+
+    gather: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+
+
+def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") -> list[Group]:
+    """Group the samples of a packed row by length; ``cu_seq_lens`` are their borders, beginning with 0."""
+    starts = torch.tensor(cu_seq_lens[:-1], dtype=torch.int64)
+    lengths = torch.tensor(cu_seq_lens[1:], dtype=torch.int64) - starts
+    order = torch.argsort(lengths, descending=True, stable=True)
+    order = order[lengths[order] > 0]
+    groups: list[Group] = []
+    first = 0
+    while first < len(order):
+        longest = int(lengths[order[first]])
+        last = first + 1
+        tokens = longest
+        while last < len(order):
+            longer = tokens + int(lengths[order[last]])
+            if longer < (1 - _PADDING) * longest * (last + 1 - first):
+                break
+            tokens, last = longer, last + 1
+        rows = order[first:last]
+        columns = torch.arange(longest)
+        real = columns < lengths[rows, None]
+        gather = starts[rows, None] + torch.where(real, columns, 0)
+        source = real.flatten().nonzero().flatten()
+        groups.append(Group(gather.to(device), source.to(device), gather.flatten()[source].to(device)))
+        first = last
+    return groups
+
+
+def packed_sdpa(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside every sample of a packed row.
+
+    query: [1, heads, T, D]; key, value: [1, kv_heads, T, D]. Returns ([1, T, heads, D], None).
+    Raises ValueError without ``cu_seq_lens_q``: without the borders samples would see each other.
+    """
+    groups = kwargs.get("packed_groups")
+    if groups is None:
+        borders = kwargs.get("cu_seq_lens_q")
+        if borders is None or query.shape[0] != 1:
+            raise ValueError("packed_sdpa needs one packed row and cu_seq_lens_q, the borders of its samples")
+        groups = plan_groups(borders.tolist(), query.device)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
+    output = torch.empty_like(query)
+    pieces = []
+    for group in groups:
+        q, k, v = (tensor[group.gather].transpose(1, 2) for tensor in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        pieces.append(out.transpose(1, 2).flatten(0, 1)[group.source])
+    target = torch.cat([group.target for group in groups])
+    inverse = torch.empty_like(target)
+    inverse[target] = torch.arange(len(target), device=target.device)
+    output = torch.cat(pieces)[inverse]
+    return output[None], None
+
+
+def register() -> str:
+    """Register ``packed_sdpa`` and return the name of the best packed attention of this machine."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED_SDPA, packed_sdpa)
+    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
+        return "flash_attention_2"
+    return PACKED_SDPA

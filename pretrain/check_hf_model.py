@@ -1,0 +1,119 @@
+"""Check a checkpoint the way its users will meet it: load it, look at its tokens, generate from an itemic prompt.
+
+    python check_hf_model.py --hf_model_dir output/stg2/hf
+
+Prints what it generates with and without thinking, then ``ok`` or every problem found (exit status 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onerec.chat import IM_END, prompt_text
+from onerec.errors import InputError, cli
+from onerec.run import get_logger
+from onerec.sid import SidSpec
+
+log = get_logger("check_hf_model")
+PROMPTS = Path(__file__).with_name("check_prompts.json")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
+    p.add_argument("--max_new_tokens", type=int, default=32, help="tokens to generate from each prompt")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run every check; 0 where nothing is wrong."""
+    args = parser().parse_args(argv)
+    folder = Path(args.hf_model_dir)
+    if not folder.is_dir():
+        raise InputError(folder, "no such folder", "give a Hugging Face checkpoint")
+    from pretrain.model import load_lm, read_sid_spec
+    from pretrain.tokenization import FastTokenizer, check_itemic_tokens
+
+    spec = read_sid_spec(folder)
+    problems: list[str] = []
+    if spec is not None:
+        try:
+            check_itemic_tokens(folder, spec, FastTokenizer(folder))
+        except InputError as error:
+            problems.append(str(error))
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = load_lm(folder, dtype="auto").eval()
+    log.info(
+        f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {model.config.vocab_size:,} rows"
+    )
+    problems += static_problems(model, tokenizer, spec)
+    for thinking in (False, True):
+        problems += generate(model, tokenizer, spec, thinking, args.max_new_tokens)
+    for problem in problems:
+        log.info(f"problem: {problem}")
+    log.info("ok" if not problems else f"{len(problems)} problem(s)")
+    return 1 if problems else 0
+
+
+def static_problems(model: Any, tokenizer: Any, spec: SidSpec | None) -> list[str]:
+    """What is wrong before anything is generated."""
+    import torch
+
+    problems = []
+    if len(tokenizer) > model.config.vocab_size:
+        problems.append(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size} rows"
+        )
+    if spec is not None and spec.id_range[1] >= model.config.vocab_size:
+        problems.append(
+            f"the last itemic id {spec.id_range[1]} is outside the {model.config.vocab_size} rows"
+        )
+    if not tokenizer.chat_template:
+        problems.append("there is no chat template")
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    if tokenizer.convert_tokens_to_ids(IM_END) not in stops:
+        problems.append(f"generation does not stop at {IM_END}")
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    return problems + [f"{name} holds values that are no numbers" for name in bad]
+
+
+def generate(
+    model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, max_new_tokens: int
+) -> list[str]:
+    """Generate from one prompt and say what is wrong with the answer's form."""
+    import torch
+
+    prompt = json.loads(PROMPTS.read_text(encoding="utf-8"))["itemic" if spec else "text"]
+    sids = (
+        ""
+        if spec is None
+        else "".join(spec.format([code] * spec.n_layers) for code in range(min(3, *spec.codebook_sizes)))
+    )
+    messages = [{"role": "user", "content": prompt.replace("{sids}", sids)}]
+    text = prompt_text(messages, thinking)
+    mode = "thinking" if thinking else "no thinking"
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    if tokenizer.decode(ids[0]) != text:
+        return [f"{mode}: the prompt does not survive the tokenizer"]
+    with torch.inference_mode():
+        logits = model(ids).logits[0, -1]
+        if not torch.isfinite(logits).all():
+            return [f"{mode}: the logits are no numbers"]
+        out = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
+    answer = tokenizer.decode(out[0, ids.shape[1] :])
+    log.info(f"{mode}: {text!r} -> {answer!r}")
+    return [] if answer else [f"{mode}: nothing was generated"]
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,106 @@
+"""Training checkpoints: ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from onerec.errors import InputError
+from onerec.run import read_json
+
+WEIGHTS = "model.safetensors"
+RUN = "run.json"
+_STEP = re.compile(r"step(\d+)$")
+
+
+def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return Path(output_dir) / f"step{step}" / f"global_step{step}"
+
+
+def whole_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every whole checkpoint under ``output_dir``, oldest first.
+
+    A checkpoint is renamed into place when all of it is written, so one that is there is whole.
+    """
+    found = []
+    for folder in Path(output_dir).glob("step*"):
+        match = _STEP.match(folder.name)
+        if match and (inner := checkpoint_dir(output_dir, int(match.group(1)))).is_dir():
+            found.append((int(match.group(1)), inner))
+    return sorted(found)
+
+
+def keep_newest(output_dir: str | Path, count: int) -> None:
+    """Remove all but the newest ``count`` checkpoints; ``count`` < 1 keeps them all."""
+    if count >= 1:
+        for _, folder in whole_checkpoints(output_dir)[:-count]:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -> Path | None:
+    """The checkpoint that ``--resume_from`` means: ``auto`` is the newest of ``output_dir`` (None where there is none).
+
+    Otherwise a run's output folder (its newest), a ``step<N>`` folder or a ``global_step<N>`` folder.
+    """
+    if resume_from == "auto":
+        found = whole_checkpoints(output_dir)
+        return found[-1][1] if found else None
+    folder = Path(resume_from)
+    if tag:
+        folder = folder / tag
+    candidates = [
+        folder,
+        *sorted(folder.glob("global_step*")),
+        *(path for _, path in whole_checkpoints(folder)[::-1]),
+    ]
+    for candidate in candidates:
+        if (candidate / WEIGHTS).is_file():
+            return candidate
+    raise InputError(
+        folder, "holds no whole checkpoint", "give an output_dir, its step<N>, or step<N>/global_step<N>"
+    )
+
+
+def model_fingerprint(model_dir: str | Path) -> str:
+    """A digest of a checkpoint directory: config, SIDs, and sizes and ends of the weight files."""
+    digest = hashlib.blake2b(digest_size=16)
+    folder = Path(model_dir)
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            if size > 1 << 20:
+                file.seek(-(1 << 20), 2)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
+    """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
+    before = read_json(checkpoint / RUN)
+    changed = sorted(key for key in run if before.get(key) != run[key])
+    if changed:
+        key = changed[0]
+        raise InputError(
+            checkpoint,
+            f"comes from a run with another {key} ({before.get(key)}, now {run[key]})",
+            "resume with the same settings, or start over (--overwrite)",
+        )
+
+
+def read_weights(checkpoint: Path) -> dict[str, Any]:
+    """Weights of a checkpoint by Hugging Face names."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(checkpoint / WEIGHTS)
+    except FileNotFoundError:
+        raise InputError(checkpoint, f"has no {WEIGHTS}", "give a whole checkpoint of train.py") from None
+    except SafetensorError as error:
+        raise InputError(checkpoint / WEIGHTS, f"is damaged ({error})", "resume from an older step") from None

@@ -1,0 +1,80 @@
+"""Turn a training checkpoint into a Hugging Face checkpoint directory.
+
+    python convert_checkpoint_to_hf.py --base_model_dir models/base_itemic \
+        --checkpoint_dir output/stg1/step2000/global_step2000 --output_dir output/stg1/step2000/global_step2000/converted
+
+Configuration, tokenizer, chat template and sid_spec.json come from the model that training began from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from onerec.errors import InputError, cli
+from onerec.run import Manifest, atomic_path, get_logger
+
+log = get_logger("convert")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
+    p.add_argument(
+        "--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>"
+    )
+    p.add_argument(
+        "--output_dir", help="folder of the converted model; <checkpoint_dir>/converted where not given"
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Read the weights, put them into the base model's shape, write the directory."""
+    args = parser().parse_args(argv)
+    from pretrain.checkpoint import find_checkpoint, read_weights
+    from pretrain.model import read_config, write_hf
+
+    base = Path(args.base_model_dir)
+    read_config(base)
+    found = find_checkpoint(args.checkpoint_dir, None, args.checkpoint_dir)
+    output = Path(args.output_dir) if args.output_dir else found / "converted"
+    manifest = Manifest("convert_checkpoint_to_hf", args)
+
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    state = read_weights(found)
+    config = transformers.AutoConfig.from_pretrained(base)
+    with torch.device("meta"):
+        lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
+    if config.tie_word_embeddings:
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if given != wanted:
+        name = min(set(given.items()) ^ set(wanted.items()))[0]
+        raise InputError(
+            found,
+            f"does not fit {base}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}",
+            "give the model that this run began from",
+        )
+    lm.load_state_dict(state, assign=True)
+    lm.tie_weights()
+    if (base / "generation_config.json").is_file():
+        lm.generation_config = transformers.GenerationConfig.from_pretrained(base)
+    with atomic_path(output) as folder:
+        folder.mkdir(parents=True)
+        write_hf(lm, base, folder)
+        manifest.input(found)
+        manifest.output(output)
+        manifest.write(folder)
+    log.info(f"wrote {output}")
+    return None
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,243 @@
+"""The training data: tokenized samples, shuffled by seed and epoch and packed into rows of ``max_length`` tokens.
+
+The whole plan (which sample stands in which row, for all epochs) follows from the config and the seed alone, so a run
+on any number of processes sees the same rows, and a resumed run goes on at the exact next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onerec.errors import InputError
+from onerec.run import Manifest
+from onerec.sid import SidSpec
+from pretrain.dataset_config import DatasetConfig, list_shards
+from pretrain.tokenization import FastTokenizer, Samples, check_itemic_tokens, tokenize_shards
+
+IGNORE = -100
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """One packed row: samples in order; ``length`` cuts the last of them to fill the row (None: all whole)."""
+
+    samples: np.ndarray
+    last_length: int | None = None
+
+
+def shuffled(shard_of: np.ndarray, buffer_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the samples in an epoch, int64 [n]: shards shuffled, then a shuffle buffer of ``buffer_size`` samples.
+
+    ``shard_of`` int [n], ascending. The next sample is drawn from the buffer at random and its place refilled with
+    the next one read. A buffer that holds everything gives a plain permutation.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    n = len(shard_of)
+    if buffer_size >= n:
+        return rng.permutation(n)
+    shards = np.unique(shard_of)
+    first, last = np.searchsorted(shard_of, shards), np.searchsorted(shard_of, shards, side="right")
+    stream = np.concatenate([np.arange(first[i], last[i]) for i in rng.permutation(len(shards))])
+    buffer = stream[:buffer_size].copy()
+    draws = rng.integers(0, buffer_size, n - buffer_size)
+    order = np.empty(n, dtype=np.int64)
+    for i, place in enumerate(draws):
+        order[i] = buffer[place]
+        buffer[place] = stream[buffer_size + i]
+    order[n - buffer_size :] = rng.permutation(buffer)
+    return order
+
+
+def pack(order: np.ndarray, lengths: np.ndarray, max_length: int, cut_to_pad: bool) -> Iterator[Pack]:
+    """Fill rows of at most ``max_length`` tokens with the samples in ``order``.
+
+    A sample that does not fit begins the next row or, with ``cut_to_pad``, is cut to fill this one exactly.
+    """
+    row: list[int] = []
+    used = 0
+    for sample in order.tolist():
+        length = int(lengths[sample])
+        if used + length > max_length:
+            room = max_length - used
+            if cut_to_pad and room > 1:
+                yield Pack(np.array([*row, sample]), room)
+                row, used = [], 0
+                continue
+            yield Pack(np.array(row))
+            row, used = [], 0
+        row.append(sample)
+        used += length
+    if row:
+        yield Pack(np.array(row))
+
+
+class PackedDataset:
+    """Packed rows of all epochs as a map-style dataset; ``dataset[i]`` is row ``i`` as NumPy arrays.
+
+    Args:
+        samples: tokenized samples. config: packing and shuffling.
+        seed: with the epoch, decides the order. world_size: the rows of an epoch are filled up to a multiple of
+            ``world_size * accumulation`` with rows that carry no loss, so that every process gets as many.
+        steps: optimizer steps wanted, taking as many epochs as that needs; None takes ``config.num_epochs``.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        config: DatasetConfig,
+        seed: int,
+        world_size: int = 1,
+        accumulation: int = 1,
+        steps: int | None = None,
+    ) -> None:
+        self.samples, self.config, self.seed = samples, config, seed
+        self.rows: list[Pack | None] = []
+        self.epoch_ends: list[int] = []
+        wanted = None if steps is None else steps * world_size * accumulation
+        epoch = 0
+        while epoch < config.num_epochs if wanted is None else len(self.rows) < wanted:
+            self.rows += self._epoch(epoch)
+            self.epoch_ends.append(len(self.rows))
+            epoch += 1
+        if wanted is not None:
+            del self.rows[wanted:]
+        self.rows += [None] * (-len(self.rows) % world_size)
+
+    def _epoch(self, epoch: int) -> Iterator[Pack]:
+        seed = self.seed if self.config.shuffle_seed is None else self.config.shuffle_seed
+        order = shuffled(self.samples.shard, self.config.local_shuffle_buffer_size, seed, epoch)
+        return pack(order, self.samples.lengths, self.config.max_length, self.config.cut_to_pad)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """``input_ids``, ``position_ids``, ``labels`` int64 [T] and ``cu_seq_lens`` int32 [n + 1] of a row."""
+        row = self.rows[index]
+        empty = row is None
+        row = Pack(np.zeros(1, np.int64)) if empty else row
+        starts, ends = self.samples.starts[row.samples], self.samples.starts[row.samples + 1]
+        lengths = ends - starts
+        if row.last_length is not None:
+            lengths[-1] = min(lengths[-1], row.last_length)
+        borders = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.arange(borders[-1]) - np.repeat(borders[:-1], lengths)
+        places = positions + np.repeat(starts, lengths)
+        ids = self.samples.ids[places].astype(np.int64)
+        # Nothing predicts the first token of a sample, so it carries no loss.
+        learn = self.samples.learn[places] & (positions > 0) & (not empty)
+        if self.config.full_attention:
+            positions, borders = np.arange(borders[-1]), borders[[0, -1]]
+        return {
+            "input_ids": ids,
+            "position_ids": positions,
+            "labels": np.where(learn, ids, IGNORE),
+            "cu_seq_lens": borders.astype(np.int32),
+        }
+
+    def sources(self, index: int) -> list[str]:
+        """Names of the sources that stand in a row."""
+        row = self.rows[index]
+        numbers = [] if row is None else np.unique(self.samples.source[row.samples])
+        return [self.samples.source_names[number] for number in numbers]
+
+    def summary(self) -> dict[str, Any]:
+        """Samples, tokens, learnt tokens and rows, by source as well, for log and manifest."""
+        lengths = self.samples.lengths
+        per_source = np.bincount(
+            self.samples.source, weights=lengths, minlength=len(self.samples.source_names)
+        )
+        return {
+            "samples": len(self.samples),
+            "tokens": int(lengths.sum()),
+            "learnt_tokens": int(self.samples.learn.sum()),
+            "packed_rows": len(self.rows),
+            "epochs": len(self.epoch_ends),
+            "tokens_by_source": {
+                name: int(count) for name, count in zip(self.samples.source_names, per_source, strict=True)
+            },
+        }
+
+    def fingerprint(self) -> str:
+        """A digest of the tokens and of their order: two datasets with the same digest train the same way."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.samples.ids, self.samples.learn, self.samples.starts):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(
+            repr(
+                (self.seed, dataclasses.replace(self.config, sources=(), num_workers=0, base_model_dir=None))
+            ).encode()
+        )
+        return digest.hexdigest()
+
+
+def collate(features: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """One packed row to tensors [1, T], with the borders as `FlashAttentionKwargs` name them."""
+    import torch
+
+    if len(features) != 1:
+        raise ValueError(f"a batch is one packed row, not {len(features)}")
+    row = features[0]
+    borders = torch.from_numpy(row["cu_seq_lens"])
+    longest = int(np.diff(row["cu_seq_lens"]).max())
+    return {
+        **{name: torch.from_numpy(row[name])[None] for name in ("input_ids", "position_ids", "labels")},
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def load_samples(
+    config: DatasetConfig,
+    config_path: Path,
+    model_dir: Path,
+    spec: SidSpec | None,
+    manifest: Manifest,
+    max_bad_ratio: float,
+) -> Samples:
+    """Read and tokenize what ``config`` names, check it against the model, and note it all in ``manifest``.
+
+    Raises `InputError` for a shard that is missing or cut short, an itemic token that the model does not hold, an
+    ``itemic_id_range`` that is not the model's, more than ``max_bad_ratio`` bad rows, or nothing left to train on.
+    """
+    tokenizer_dir = Path(config.base_model_dir or model_dir)
+    if spec is not None:
+        check_itemic_tokens(tokenizer_dir, spec, FastTokenizer(tokenizer_dir))
+        if config.itemic_id_range is not None and config.itemic_id_range != spec.id_range:
+            raise InputError(
+                config_path,
+                f"itemic_id_range is {list(config.itemic_id_range)}, that of {model_dir} is {list(spec.id_range)}",
+                "leave the key out: it is read from the checkpoint",
+            )
+    shards = list_shards(config.sources)
+    samples = tokenize_shards(
+        shards,
+        tokenizer_dir,
+        spec,
+        config.only_assistant_loss,
+        config.add_think_pattern,
+        config.sample_limit,
+        config.num_workers,
+        model_dir,
+    )
+    kept = np.bincount(samples.shard, minlength=len(shards))
+    for shard, count in zip(shards, kept, strict=True):
+        manifest.input(shard, int(count))
+    for reason, count in sorted((samples.bad + samples.left_out).items()):
+        manifest.drop(reason, count)
+    manifest.check_bad_ratio(config_path, samples.bad.total(), samples.rows, max_bad_ratio)
+    if not len(samples):
+        raise InputError(
+            config_path,
+            f"leaves no sample to train on out of {samples.rows} rows ({manifest.dropped_text()})",
+            f"samples must have at most {config.sample_limit} tokens and something to learn",
+        )
+    return samples

@@ -1,0 +1,175 @@
+"""Give a Qwen3 checkpoint the itemic tokens of a catalogue's SIDs.
+
+    python expand_vocab.py --hf_model_dir models/Qwen3-1.7B --output_model_dir models/Qwen3-1.7B_itemic \
+        --itemic_layer_n 3 --vocab_size_per_layer 8192
+    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic --sid_spec ../tokenizer/model
+
+The new tokens follow the old ones in the order of `onerec.sid.SidSpec.tokens`; embedding and head get rows up to the
+next multiple of 256. Old rows, chat template and generation settings stay as they are; ``sid_spec.json`` in the new
+checkpoint says which ids are whose.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onerec.errors import InputError, cli
+from onerec.files import SID_SPEC
+from onerec.run import Manifest, atomic_path, get_logger, seed_everything
+from onerec.sid import LAYER_LETTERS, SidSpec
+from pretrain.tokenization import FastTokenizer, check_itemic_tokens
+
+if TYPE_CHECKING:
+    import torch
+
+log = get_logger("expand_vocab")
+ALIGN = 256
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    add("--hf_model_dir", required=True, help="Hugging Face checkpoint to expand")
+    add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
+    add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
+    add("--itemic_layer_n", type=int, default=3, help="codebook layers, where no --sid_spec is given")
+    add(
+        "--vocab_size_per_layer",
+        type=int,
+        default=8192,
+        help="codes of a layer, where no --sid_spec is given",
+    )
+    add(
+        "--init",
+        choices=("mean", "normal"),
+        default="mean",
+        help="new rows: mean of the old rows plus noise at their scale, or normal with the model's initializer_range",
+    )
+    add("--seed", type=int, default=0, help="seed of the noise")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Expand tokenizer, embedding and head, check every new token, write the checkpoint."""
+    args = parser().parse_args(argv)
+    source, output = Path(args.hf_model_dir), Path(args.output_model_dir)
+    spec = wanted_spec(args)
+    if not source.is_dir():
+        raise InputError(source, "no such folder", "give a Hugging Face checkpoint")
+    if source.resolve() == output.resolve():
+        raise InputError(output, "is the folder of the old checkpoint", "write the new one beside it")
+    refuse_twice(source, spec)
+    manifest = Manifest("expand_vocab", args)
+    manifest.input(source)
+
+    import transformers
+
+    from pretrain.model import load_lm
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    seed_everything(args.seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = load_lm(source, dtype="auto")
+    spec = SidSpec(spec.codebook_sizes, len(tokenizer), spec.collision)
+    if added := add_tokens(tokenizer, spec):
+        raise InputError(
+            source,
+            f"took only {added} of {len(spec.tokens)} itemic tokens as new",
+            "give a checkpoint without them",
+        )
+    expand_rows(model, spec, args.init)
+    with atomic_path(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        spec.save(folder)
+        check_itemic_tokens(folder, spec, FastTokenizer(folder))
+        manifest.output(output)
+        manifest.extra |= {
+            "first_id": spec.id_range[0],
+            "last_id": spec.id_range[1],
+            "rows": model.config.vocab_size,
+        }
+        manifest.write(folder)
+    log.info(
+        f"wrote {output}: itemic ids {spec.id_range[0]} to {spec.id_range[1]} "
+        f"({' + '.join(map(str, spec.codebook_sizes))} codes, begin and end), {model.config.vocab_size:,} rows"
+    )
+    return None
+
+
+def wanted_spec(args: argparse.Namespace) -> SidSpec:
+    """Layers and codebook sizes that the command line names."""
+    if args.sid_spec:
+        return SidSpec.load(args.sid_spec)
+    if not 1 <= args.itemic_layer_n <= len(LAYER_LETTERS):
+        raise InputError(
+            "--itemic_layer_n", f"is {args.itemic_layer_n}", f"1 to {len(LAYER_LETTERS)} layers are possible"
+        )
+    if args.vocab_size_per_layer < 1:
+        raise InputError(
+            "--vocab_size_per_layer", f"is {args.vocab_size_per_layer}", "a codebook has at least 1 code"
+        )
+    return SidSpec((args.vocab_size_per_layer,) * args.itemic_layer_n)
+
+
+def refuse_twice(source: Path, spec: SidSpec) -> None:
+    """Raise `InputError` where a checkpoint already holds itemic tokens."""
+    tokenizer = FastTokenizer(source)
+    if (source / SID_SPEC).exists() or tokenizer.id_of(spec.tokens[0]) is not None:
+        raise InputError(
+            source,
+            "was expanded before: its vocabulary holds itemic tokens",
+            "expand the original checkpoint",
+        )
+
+
+def add_tokens(tokenizer: Any, spec: SidSpec) -> int:
+    """Append the itemic tokens; 0 where all of them were new, otherwise how many were."""
+    from tokenizers import AddedToken
+
+    added = tokenizer.add_tokens(
+        [AddedToken(token, normalized=False, special=False) for token in spec.tokens]
+    )
+    return 0 if added == len(spec.tokens) else added
+
+
+def expand_rows(model: Any, spec: SidSpec, init: str) -> None:
+    """Grow embedding and head to a multiple of 256 rows that holds every itemic id, and initialise the new rows.
+
+    Rows before the first itemic id keep their bits. Rows behind it that the model had as padding are new as well.
+    """
+    import torch
+
+    first = spec.id_range[0]
+    rows = -(-max(spec.id_range[1] + 1, model.config.vocab_size) // ALIGN) * ALIGN
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    tied = head is embedding
+    old = [weight.detach()[:first].clone() for weight in ((embedding,) if tied else (embedding, head))]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    new = [model.get_input_embeddings().weight, model.get_output_embeddings().weight][: len(old)]
+    with torch.no_grad():
+        for before, weight in zip(old, new, strict=True):
+            weight[:first] = before
+            weight[first:] = new_rows(before, len(weight) - first, init, model.config.initializer_range)
+
+
+def new_rows(old: torch.Tensor, count: int, init: str, initializer_range: float) -> torch.Tensor:
+    """``count`` rows [count, H] in the dtype of ``old``: ``mean`` of the old rows plus noise of their standard
+    deviation in every dimension, or ``normal`` noise around zero."""
+    import torch
+
+    values = old.float()
+    noise = torch.randn(count, old.shape[1])
+    if init == "normal":
+        return (noise * initializer_range).to(old.dtype)
+    return (values.mean(0) + noise * values.std(0)).to(old.dtype)
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,85 @@
+"""Cross-entropy of a linear head at learnt positions, in chunks.
+
+With a vocabulary of 176,384 the logits of 32,768 tokens are 23 GB in float32: the largest tensor there is. Here they
+exist a chunk at a time, and the gradients with respect to hidden states and head are taken while the chunk is there,
+so that the backward pass only scales them and nothing is computed twice (the idea of Liger's fused linear
+cross-entropy, arXiv 2410.10989, section 3.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class _ChunkedLinearCrossEntropy(torch.autograd.Function):
+    """See `linear_cross_entropy`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int, *heads: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        want_hidden = ctx.needs_input_grad[0]
+        want_heads = ctx.needs_input_grad[3:]
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        grad_heads = [
+            torch.zeros(h.shape, dtype=torch.float32, device=h.device) if wanted else None
+            for h, wanted in zip(heads, want_heads, strict=True)
+        ]
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        sizes = [len(h) for h in heads]
+        for begin in range(0, len(hidden), chunk):
+            rows = slice(begin, begin + chunk)
+            part, target = hidden[rows], labels[rows, None]
+            logits = torch.cat([part @ h.T for h in heads], dim=1) if len(heads) > 1 else part @ heads[0].T
+            logits = logits.float()
+            lse = torch.logsumexp(logits, dim=1, keepdim=True)
+            losses[rows] = (lse - logits.gather(1, target)).squeeze(1)
+            if not want_hidden and not any(want_heads):
+                continue
+            grad = logits.sub_(lse).exp_()  # softmax, in the memory of the logits
+            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
+            parts = grad.to(part.dtype).split(sizes, dim=1)
+            if want_hidden:
+                total = parts[0] @ heads[0]
+                for piece, h in zip(parts[1:], heads[1:], strict=True):
+                    total = total + piece @ h
+                grad_hidden[rows] = total
+            for piece, buffer in zip(parts, grad_heads, strict=True):
+                if buffer is None:
+                    continue
+                if buffer.dtype == piece.dtype == part.dtype and not torch.is_autocast_enabled(
+                    piece.device.type
+                ):
+                    buffer.addmm_(piece.T, part)
+                else:
+                    buffer += piece.T @ part
+        ctx.save_for_backward(grad_hidden, *grad_heads)
+        ctx.dtypes = [h.dtype for h in heads]
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_sum: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, *grad_heads = ctx.saved_tensors
+        scaled = [
+            None if g is None else (g * grad_sum).to(dtype)
+            for g, dtype in zip(grad_heads, ctx.dtypes, strict=True)
+        ]
+        return None if grad_hidden is None else grad_hidden * grad_sum, None, None, *scaled
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, labels: torch.Tensor, *heads: torch.Tensor, chunk: int = 4096
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of ``hidden @ cat(heads).T`` against ``labels``.
+
+    Args:
+        hidden: [N, H]. labels: int64 [N], row numbers of the concatenated heads.
+        heads: parts of the head's weight [rows, H], in order; one part that needs a gradient does not cost the others one.
+        chunk: positions whose logits exist at a time.
+
+    Returns (sum of the N losses, differentiable; the N losses float32, for statistics only).
+    """
+    return _ChunkedLinearCrossEntropy.apply(hidden, labels, chunk, *heads)

@@ -1,0 +1,226 @@
+"""The model as the trainer sees it: a Hugging Face causal LM, packed rows in, loss at learnt positions out.
+
+In stage 1 everything is frozen but the itemic rows of the embedding (and of the head where it is not tied), held as
+parameters of their own: what is frozen has no gradient, no optimizer state and no weight decay, so it cannot drift.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from onerec.errors import InputError
+from onerec.files import SID_SPEC
+from onerec.run import atomic_path, read_json
+from onerec.sid import SidSpec
+from pretrain import attention
+from pretrain.loss import linear_cross_entropy
+
+IGNORE = -100
+# Files of a checkpoint directory that training does not change; they are carried along as they are.
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    SID_SPEC,
+)
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory; raises `InputError` where it is none."""
+    path = Path(model_dir) / "config.json"
+    if not path.is_file():
+        raise InputError(
+            model_dir,
+            "is not a Hugging Face checkpoint (no config.json)",
+            "give a folder that transformers can load",
+        )
+    return read_json(path)
+
+
+def read_sid_spec(model_dir: str | Path) -> SidSpec | None:
+    """The SIDs that a checkpoint's vocabulary holds; None for a checkpoint that was not expanded."""
+    path = Path(model_dir) / SID_SPEC
+    return SidSpec.load(path) if path.is_file() else None
+
+
+def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """Load a causal LM; raises `InputError` where the directory does not hold one."""
+    from transformers import AutoModelForCausalLM
+
+    read_config(model_dir)
+    try:
+        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise InputError(
+            model_dir, f"cannot be loaded ({what})", "give a checkpoint that transformers can load"
+        ) from None
+    except Exception as error:  # safetensors has its own error type for a file that is cut short
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise InputError(
+            model_dir, f"has damaged weights ({error})", "write it again; it may be cut short"
+        ) from None
+
+
+class PackedLM(nn.Module):
+    """A causal LM over packed rows.
+
+    Args:
+        lm: the Hugging Face model; its attention is switched to the packed one of this machine.
+        itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
+        loss_chunk: positions whose logits exist at a time.
+    """
+
+    def __init__(self, lm: Any, itemic_rows: tuple[int, int] | None = None, loss_chunk: int = 4096) -> None:
+        super().__init__()
+        self.lm = lm
+        self.loss_chunk = loss_chunk
+        self.rows = None if itemic_rows is None else (itemic_rows[0], itemic_rows[1] + 1)
+        self.itemic_in: nn.Parameter | None = None
+        self.itemic_out: nn.Parameter | None = None
+        lm.set_attn_implementation(attention.register())
+        lm.config.use_cache = False
+        if self.rows is not None:
+            lm.requires_grad_(False)
+            begin, end = self.rows
+            self.itemic_in = nn.Parameter(self.embedding[begin:end].detach().clone())
+            if not self.tied:
+                self.itemic_out = nn.Parameter(self.head[begin:end].detach().clone())
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """Input embedding [vocabulary, H]."""
+        return self.lm.get_input_embeddings().weight
+
+    @property
+    def head(self) -> torch.Tensor:
+        """Output head [vocabulary, H]."""
+        return self.lm.get_output_embeddings().weight
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one tensor."""
+        return self.head is self.embedding
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        labels: torch.Tensor,
+        cu_seq_lens_q: torch.Tensor,
+        cu_seq_lens_k: torch.Tensor,
+        max_length_q: int,
+        max_length_k: int,
+    ) -> dict[str, torch.Tensor]:
+        """One packed row, ids and labels int64 [1, T]; labels are the ids themselves where learnt, else -100.
+
+        Returns ``loss_sum`` (sum over learnt tokens), ``losses`` float32 [N] and ``targets`` int64 [N].
+        """
+        borders = {
+            "cu_seq_lens_q": cu_seq_lens_q,
+            "cu_seq_lens_k": cu_seq_lens_k,
+            "max_length_q": max_length_q,
+            "max_length_k": max_length_k,
+        }
+        if self.lm.config._attn_implementation == attention.PACKED_SDPA:
+            borders["packed_groups"] = attention.plan_groups(cu_seq_lens_q.tolist(), input_ids.device)
+        inputs = {"input_ids": input_ids} if self.rows is None else {"inputs_embeds": self._embed(input_ids)}
+        hidden = self.lm.model(
+            **inputs, position_ids=position_ids, use_cache=False, **borders
+        ).last_hidden_state
+        # A token is predicted from the position before it; a sample's first token has no label, so none is crossed.
+        places = (labels[0, 1:] != IGNORE).nonzero().flatten()
+        targets = labels[0, places + 1]
+        loss_sum, losses = linear_cross_entropy(
+            hidden[0, places], targets, *self._head_parts(), chunk=self.loss_chunk
+        )
+        return {"loss_sum": loss_sum, "losses": losses, "targets": targets}
+
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        begin, end = self.rows
+        mine = (ids >= begin) & (ids < end)
+        frozen = F.embedding(ids, self.embedding)
+        trained = F.embedding(torch.where(mine, ids - begin, 0), self.itemic_in)
+        return torch.where(mine[..., None], trained, frozen)
+
+    def _head_parts(self) -> list[torch.Tensor]:
+        if self.rows is None:
+            return [self.head]
+        begin, end = self.rows
+        trained = self.itemic_in if self.itemic_out is None else self.itemic_out
+        parts = [self.head[:begin], trained, self.head[end:]]
+        return [part for part in parts if len(part)]
+
+    @torch.no_grad()
+    def merge(self) -> Any:
+        """Write the itemic rows back into the LM (stage 1) and return it."""
+        if self.rows is not None:
+            begin, end = self.rows
+            self.embedding[begin:end] = self.itemic_in
+            if self.itemic_out is not None:
+                self.head[begin:end] = self.itemic_out
+        return self.lm
+
+    @torch.no_grad()
+    def load_weights(self, state: dict[str, torch.Tensor]) -> None:
+        """Load an LM's weights (Hugging Face names) and, in stage 1, take the itemic rows from them."""
+        missing, unexpected = self.lm.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not (self.tied and name == "lm_head.weight")]
+        if missing or unexpected:
+            raise ValueError(f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        if self.rows is not None:
+            begin, end = self.rows
+            self.itemic_in.copy_(self.embedding[begin:end])
+            if self.itemic_out is not None:
+                self.itemic_out.copy_(self.head[begin:end])
+
+
+def weights_of(lm: Any) -> dict[str, torch.Tensor]:
+    """An LM's weights on the CPU by Hugging Face names, a tied head left out."""
+    tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in lm.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+
+
+def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path) -> None:
+    """Write ``lm`` as a Hugging Face checkpoint, atomically; tokenizer, chat template and SIDs come from ``base_dir``.
+
+    Weights are stored in the dtype in which ``base_dir`` stores them.
+    """
+    base_dir = Path(base_dir)
+    with atomic_path(output_dir) as temporary:
+        temporary.mkdir(parents=True)
+        write_hf(lm, base_dir, temporary)
+
+
+def write_hf(lm: Any, base_dir: Path, folder: Path) -> None:
+    """As `save_hf`, into a folder that exists."""
+    stored = read_config(base_dir)
+    dtype = getattr(torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32"))
+    lm.config.use_cache = stored.get("use_cache", True)
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in lm.state_dict().items()}
+    before = lm.config.dtype
+    lm.config.dtype = dtype
+    try:
+        lm.save_pretrained(folder, state_dict=state)
+    finally:
+        lm.config.dtype = before
+        lm.config.use_cache = False
+    for name in CARRIED:
+        if (base_dir / name).is_file():
+            shutil.copyfile(base_dir / name, folder / name)

@@ -1,0 +1,237 @@
+"""Shards to token ids: rows are rendered, tokenized once and kept flat; bad rows are counted by reason."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onerec.chat import END_OF_TEXT, encode
+from onerec.errors import InputError
+from onerec.parquet import iter_batches
+from onerec.records import check_record, parse_messages, parse_segments
+from onerec.run import progress
+from onerec.sid import LAYER_LETTERS, SidSpec
+
+COLUMNS = ("uuid", "source", "metadata")
+TOO_LONG = "longer than max_sample_length"
+NOTHING_LEARNT = "no learnt token"
+
+
+@dataclasses.dataclass
+class Samples:
+    """Tokenized samples, flat: sample ``i`` is ``ids[starts[i]:starts[i + 1]]``.
+
+    ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
+    ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
+    ``left_out`` rows that the config excludes, both by reason.
+    """
+
+    ids: np.ndarray
+    learn: np.ndarray
+    starts: np.ndarray
+    source: np.ndarray
+    shard: np.ndarray
+    source_names: list[str]
+    rows: int
+    bad: Counter[str]
+    left_out: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sample, int64 [n]."""
+        return np.diff(self.starts)
+
+
+class FastTokenizer:
+    """``tokenizer.json`` behind the one call that `onerec.chat.encode` makes, without loading transformers."""
+
+    def __init__(self, model_dir: str | Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = Path(model_dir) / "tokenizer.json"
+        if not path.is_file():
+            raise InputError(model_dir, "has no tokenizer.json", "give a checkpoint with a fast tokenizer")
+        try:
+            self.backend = Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise InputError(
+                path, f"cannot be read ({error})", "give a checkpoint with a fast tokenizer"
+            ) from None
+
+    def __call__(
+        self, text: str, add_special_tokens: bool = False, return_offsets_mapping: bool = True
+    ) -> dict[str, list]:
+        coded = self.backend.encode(text, add_special_tokens=add_special_tokens)
+        return (
+            {"input_ids": coded.ids, "offset_mapping": coded.offsets}
+            if return_offsets_mapping
+            else {"input_ids": coded.ids}
+        )
+
+    def id_of(self, token: str) -> int | None:
+        """Vocabulary id of a token; None where there is none."""
+        return self.backend.token_to_id(token)
+
+
+def check_itemic_tokens(model_dir: str | Path, spec: SidSpec, tokenizer: FastTokenizer) -> None:
+    """Raise `InputError` where the tokenizer splits an itemic token or gives it another id than ``sid_spec.json``."""
+    first, last = spec.id_range
+    coded = tokenizer("".join(spec.tokens))["input_ids"]
+    if coded != list(range(first, last + 1)):
+        bad = next((t for i, t in enumerate(spec.tokens) if tokenizer.id_of(t) != first + i), spec.tokens[0])
+        raise InputError(
+            model_dir,
+            f"its tokenizer splits the itemic token {bad} or gives it another id than sid_spec.json",
+            "expand the vocabulary of the base model (scripts/expand_qwen3_vocab.sh)",
+        )
+
+
+@functools.cache
+def itemic_pattern() -> re.Pattern[str]:
+    """What looks like an itemic token of any layer and code."""
+    grammar = SidSpec((1,) * len(LAYER_LETTERS))
+    halves = [grammar.token(layer, 0).split("0") for layer in range(grammar.n_layers)]
+    return re.compile("|".join(rf"{re.escape(before)}\d+{re.escape(after)}" for before, after in halves))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker needs to tokenize one shard."""
+
+    shard: Path
+    tokenizer_dir: str
+    model_dir: str
+    spec: SidSpec | None
+    only_assistant_loss: bool
+    add_think_pattern: bool
+    sample_limit: int
+
+
+@functools.cache
+def _tokenizer(model_dir: str) -> FastTokenizer:
+    return FastTokenizer(model_dir)
+
+
+def _tokenize_shard(job: Job) -> dict[str, Any]:
+    tokenizer = _tokenizer(job.tokenizer_dir)
+    known = set() if job.spec is None else set(job.spec.tokens)
+    pattern = itemic_pattern()
+    ids: list[np.ndarray] = []
+    learn: list[np.ndarray] = []
+    sources: list[str] = []
+    bad: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    rows = 0
+    for row in _rows(job.shard):
+        rows += 1
+        if wrong := check_record(row):
+            bad[wrong] += 1
+            continue
+        text = row["segments"] if row["messages"] is None else row["messages"]
+        if foreign := set(pattern.findall(text)) - known:
+            raise _foreign_error(job, min(foreign))
+        sample_ids, mask = _encode(row, tokenizer, job)
+        if len(sample_ids) > job.sample_limit:
+            left_out[TOO_LONG] += 1
+        elif not any(mask[1:]):
+            left_out[NOTHING_LEARNT] += 1
+        else:
+            ids.append(np.array(sample_ids, dtype=np.int32))
+            learn.append(np.array(mask, dtype=bool))
+            sources.append(row["source"])
+    return {"ids": ids, "learn": learn, "sources": sources, "rows": rows, "bad": bad, "left_out": left_out}
+
+
+def _foreign_error(job: Job, token: str) -> InputError:
+    holds = "no SIDs" if job.spec is None else f"codebooks of {', '.join(map(str, job.spec.codebook_sizes))}"
+    return InputError(
+        job.shard,
+        f"has the itemic token {token}, which the vocabulary of {job.model_dir} does not hold (it has {holds})",
+        "expand the base model with the sid_spec.json that made this data",
+    )
+
+
+def _encode(row: dict[str, Any], tokenizer: FastTokenizer, job: Job) -> tuple[list[int], list[bool]]:
+    if row["messages"] is not None:
+        coded = encode(
+            parse_messages(row["messages"]), tokenizer, job.add_think_pattern, job.only_assistant_loss
+        )
+        return coded.input_ids, coded.loss_mask
+    sample_ids = tokenizer(parse_segments(row["segments"]) + END_OF_TEXT, return_offsets_mapping=False)[
+        "input_ids"
+    ]
+    return sample_ids, [True] * len(sample_ids)
+
+
+def _rows(shard: Path) -> Iterator[dict[str, Any]]:
+    for batch in iter_batches(shard, COLUMNS, optional=("segments", "messages")):
+        for row in batch.to_pylist():
+            yield {"segments": None, "messages": None, **row}
+
+
+def tokenize_shards(
+    shards: Sequence[Path],
+    tokenizer_dir: str | Path,
+    spec: SidSpec | None,
+    only_assistant_loss: bool,
+    add_think_pattern: bool,
+    sample_limit: int,
+    num_workers: int = 0,
+    model_dir: str | Path | None = None,
+) -> Samples:
+    """Tokenize every row of ``shards``. The result does not depend on ``num_workers``.
+
+    Raises `InputError` for a shard that cannot be read and for an itemic token that ``spec`` does not have.
+    """
+    jobs = [
+        Job(
+            Path(shard),
+            str(tokenizer_dir),
+            str(model_dir or tokenizer_dir),
+            spec,
+            only_assistant_loss,
+            add_think_pattern,
+            sample_limit,
+        )
+        for shard in shards
+    ]
+    if num_workers > 1 and len(jobs) > 1:
+        # Workers load neither torch nor transformers, so that starting them afresh is cheap (and safe beside threads).
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+            parts = list(progress(pool.map(_tokenize_shard, jobs), "tokenize", len(jobs), "shard"))
+    else:
+        parts = [_tokenize_shard(job) for job in progress(jobs, "tokenize", unit="shard")]
+    return _join(parts)
+
+
+def _join(parts: list[dict[str, Any]]) -> Samples:
+    ids = [sample for part in parts for sample in part["ids"]]
+    learn = [sample for part in parts for sample in part["learn"]]
+    sources = [source for part in parts for source in part["sources"]]
+    names = sorted(set(sources))
+    number = {name: i for i, name in enumerate(names)}
+    lengths = np.array([len(sample) for sample in ids], dtype=np.int64)
+    return Samples(
+        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        learn=np.concatenate(learn) if learn else np.zeros(0, bool),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        source=np.array([number[source] for source in sources], dtype=np.int16),
+        shard=np.repeat(np.arange(len(parts)), [len(part["ids"]) for part in parts]).astype(np.int32),
+        source_names=names,
+        rows=sum(part["rows"] for part in parts),
+        bad=sum((part["bad"] for part in parts), Counter()),
+        left_out=sum((part["left_out"] for part in parts), Counter()),
+    )

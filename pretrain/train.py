@@ -1,0 +1,376 @@
+"""Train a language model on packed records: base LLM, stage 1, stage 2 and SFT are this one script with other flags.
+
+    # one CPU or one GPU
+    python train.py --model_dir models/base --dataset_config examples/dataset_config/toy_pretrain.json \
+        --sources ../data/output/split_data_pretrain --output_dir output/stg2 --learning_rate 2e-3
+    # stage 1: the LLM frozen, only the itemic rows trained
+    python train.py … --freeze_llm
+    # many GPUs, many nodes
+    torchrun --nnodes 2 --nproc_per_node 8 … train.py --model_dir … --dataset_config … --output_dir …
+
+Writes into ``--output_dir``: ``step<N>/global_step<N>/`` (checkpoints to resume from), ``hf/`` (the model for
+transformers, with tokenizer, chat template and sid_spec.json), ``train_log.jsonl``, ``tb_logs/``, ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onerec.errors import InputError, cli
+from onerec.run import Manifest, get_logger
+
+if TYPE_CHECKING:
+    from onerec.sid import SidSpec
+    from pretrain.dataset import PackedDataset
+    from pretrain.trainer import PackedTrainer
+
+log = get_logger("train")
+HF = "hf"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    # model and output
+    add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
+    add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
+    add("--overwrite", action="store_true", help="remove what an earlier run left in --output_dir")
+    add(
+        "--resume_from",
+        help="checkpoint to go on from: an output_dir, its step<N>, or auto (newest in --output_dir, if any)",
+    )
+    add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")
+    add(
+        "--resume_training_state",
+        action="store_true",
+        help="resume optimizer, schedule and place in the data too, not the weights alone",
+    )
+    # data
+    add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
+    add(
+        "--sources",
+        nargs="+",
+        help="replaces the config's sources: file_list.json, folders or Parquet patterns",
+    )
+    add("--max_length", type=int, help="replaces the config's max_length: tokens of a packed row")
+    add("--num_epochs", type=int, help="replaces the config's num_epochs")
+    add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
+    add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
+    # schedule
+    add("--learning_rate", type=float, default=2e-4, help="peak learning rate")
+    add("--min_lr", type=float, default=-1, help="learning rate at the last step; -1 is a tenth of the peak")
+    add(
+        "--lr_scheduler_type",
+        default="cosine",
+        choices=("cosine", "linear", "constant"),
+        help="how the rate falls after warm-up",
+    )
+    add(
+        "--num_warmup_steps",
+        type=int,
+        default=-1,
+        help="steps over which the rate rises; -1 is 3 %% of the run",
+    )
+    add(
+        "--num_training_steps",
+        type=int,
+        default=-1,
+        help="optimizer steps, taking as many epochs as they need; -1 trains the config's num_epochs",
+    )
+    add(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=1,
+        help="packed rows a process adds up for one optimizer step",
+    )
+    # optimizer
+    add(
+        "--weight_decay",
+        type=float,
+        default=0.1,
+        help="AdamW decay of matrices; norms, embedding and head have none",
+    )
+    add("--beta1", type=float, default=0.9, help="AdamW beta1")
+    add("--beta2", type=float, default=0.95, help="AdamW beta2")
+    add("--clip_range", type=float, default=1.0, help="gradient norm to clip at; 0 does not clip")
+    # stage 1
+    add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
+    add(
+        "--start_optimize_embedding_index",
+        type=int,
+        default=-1,
+        help="first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json",
+    )
+    # compute
+    add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    add(
+        "--enable_gradient_checkpointing",
+        action="store_true",
+        help="recompute activations in the backward pass: less memory, a third more time",
+    )
+    add("--seed", type=int, default=19260817, help="seed of data order and everything random")
+    # log and checkpoints
+    add("--logging_per_step", type=int, default=5, help="steps between two log lines")
+    add(
+        "--save_checkpoint_per_step",
+        type=int,
+        default=500,
+        help="steps between two checkpoints; the last step always has one",
+    )
+    add("--keep_checkpoints", type=int, default=2, help="newest checkpoints kept; -1 keeps all")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Check everything that can be wrong, then train, then write the model."""
+    args = parser().parse_args(argv)
+    check_args(args)
+    from pretrain.dataset_config import list_shards, load_config
+    from pretrain.model import read_config, read_sid_spec
+
+    # All that is cheap to check comes before torch is imported.
+    manifest = Manifest("pretrain", args)
+    config_path, model_dir, output_dir = (
+        Path(args.dataset_config),
+        Path(args.model_dir),
+        Path(args.output_dir),
+    )
+    overrides = {name: getattr(args, name) for name in ("max_length", "num_epochs", "num_workers")}
+    config = load_config(config_path, sources=tuple(args.sources) if args.sources else None, **overrides)
+    list_shards(config.sources)
+    model_config, spec = read_config(model_dir), read_sid_spec(model_dir)
+    rows = itemic_rows(args, spec, model_config)
+    resume = prepare_output(args, output_dir)
+
+    from pretrain.dataset import PackedDataset, load_samples
+
+    samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio)
+    longest, context = int(samples.lengths.max()), model_config.get("max_position_embeddings")
+    if context and longest > context:
+        raise InputError(
+            config_path,
+            f"has a sample of {longest} tokens, the model reads {context}",
+            f"set max_sample_length to {context}",
+        )
+    steps = args.num_training_steps if args.num_training_steps > 0 else None
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
+    manifest.extra["data"] = dataset.summary()
+    log.info(data_line(dataset))
+    trainer = make_trainer(args, dataset, spec, rows, config.itemic_id_range, resume)
+    train(trainer, resume if args.resume_training_state else None)
+    if trainer.is_world_process_zero():
+        write_outputs(trainer, manifest, model_dir, output_dir)
+    return None
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
+    for name in (
+        "gradient_accumulation_steps",
+        "minibatch_size",
+        "logging_per_step",
+        "save_checkpoint_per_step",
+    ):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"is {getattr(args, name)}", "it is at least 1")
+    if args.learning_rate <= 0:
+        raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
+    if args.resume_training_state and not args.resume_from:
+        raise InputError(
+            "--resume_training_state",
+            "is given without --resume_from",
+            "say which checkpoint, or --resume_from auto",
+        )
+    if args.start_optimize_embedding_index >= 0 and not args.freeze_llm:
+        raise InputError(
+            "--start_optimize_embedding_index",
+            "is given without --freeze_llm",
+            "it says which rows stage 1 trains",
+        )
+    if args.min_lr < 0:
+        args.min_lr = args.learning_rate / 10
+
+
+def itemic_rows(
+    args: argparse.Namespace, spec: SidSpec | None, model_config: dict[str, Any]
+) -> tuple[int, int] | None:
+    """(first, last) row that stage 1 trains; None where everything is trained."""
+    if not args.freeze_llm:
+        return None
+    if spec is None and args.start_optimize_embedding_index < 0:
+        raise InputError(
+            args.model_dir,
+            "has no itemic tokens to train (no sid_spec.json)",
+            "expand its vocabulary first (scripts/expand_qwen3_vocab.sh)",
+        )
+    first, last = spec.id_range if spec else (0, model_config["vocab_size"] - 1)
+    if args.start_optimize_embedding_index >= 0:
+        first = args.start_optimize_embedding_index
+    if not first <= last < model_config["vocab_size"]:
+        raise InputError(
+            "--start_optimize_embedding_index",
+            f"is {first}",
+            f"the last itemic row of {args.model_dir} is {last}",
+        )
+    return first, last
+
+
+def prepare_output(args: argparse.Namespace, output_dir: Path) -> Path | None:
+    """Look for a checkpoint to resume from; refuse or clear what another run left."""
+    from pretrain.checkpoint import find_checkpoint, whole_checkpoints
+
+    resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir) if args.resume_from else None
+    leftovers = [folder.parent for _, folder in whole_checkpoints(output_dir)]
+    goes_on = (
+        resume is not None and args.resume_training_state and output_dir.resolve() in resume.resolve().parents
+    )
+    if leftovers and not goes_on:
+        if not args.overwrite:
+            raise InputError(
+                output_dir,
+                "holds checkpoints of an earlier run",
+                "go on with --resume_from auto --resume_training_state, or start over with --overwrite",
+            )
+        for folder in (*leftovers, output_dir / HF, output_dir / "tb_logs"):
+            shutil.rmtree(folder, ignore_errors=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(output_dir, os.W_OK):
+        raise InputError(output_dir, "permission denied", "choose a folder that this user may write")
+    return resume
+
+
+def make_trainer(
+    args: argparse.Namespace,
+    dataset: PackedDataset,
+    spec: SidSpec | None,
+    rows: tuple[int, int] | None,
+    id_range: tuple[int, int] | None,
+    resume: Path | None,
+) -> PackedTrainer:
+    """Load the model and put it, the data and the settings into a trainer."""
+    import torch
+    import transformers
+    from transformers import TrainingArguments
+
+    from onerec.run import seed_everything
+    from pretrain.checkpoint import check_same_run, model_fingerprint, read_weights
+    from pretrain.model import PackedLM, load_lm
+    from pretrain.trainer import PackedTrainer, trim_log
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    seed_everything(args.seed)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    steps = -(-len(dataset) // (world * args.gradient_accumulation_steps))
+    if args.num_warmup_steps < 0:
+        args.num_warmup_steps = round(0.03 * steps)
+    names = (
+        "learning_rate",
+        "min_lr",
+        "lr_scheduler_type",
+        "num_warmup_steps",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "clip_range",
+        "gradient_accumulation_steps",
+        "seed",
+    )
+    run = {name: getattr(args, name) for name in names} | {
+        "world_size": world,
+        "steps": steps,
+        "trained_rows": None if rows is None else list(rows),
+        "dataset": dataset.fingerprint(),
+        "model": model_fingerprint(args.model_dir),
+    }
+    if resume is not None and args.resume_training_state:
+        check_same_run(resume, run)
+    lm = load_lm(args.model_dir)
+    model = PackedLM(lm, rows, args.minibatch_size)
+    if args.enable_gradient_checkpointing:
+        lm.gradient_checkpointing_enable()
+    if resume is not None and not args.resume_training_state:
+        model.load_weights(read_weights(resume))
+    cuda = torch.cuda.is_available()
+    training_args = TrainingArguments(
+        output_dir=args.output_dir,
+        use_cpu=not cuda,
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        ddp_backend="gloo" if world > 1 and not cuda else None,
+        ddp_find_unused_parameters=False,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_train_epochs=1,
+        max_steps=steps,
+        learning_rate=args.learning_rate,
+        max_grad_norm=args.clip_range,
+        seed=args.seed,
+        logging_steps=args.logging_per_step,
+        save_steps=args.save_checkpoint_per_step,
+        save_strategy="steps",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=cuda,
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.info(
+        f"model {args.model_dir}: {lm.num_parameters():,} parameters, {trained:,} trained, "
+        f"attention {lm.config._attn_implementation}, {training_args.device}"
+    )
+    trim_log(
+        Path(args.output_dir),
+        0
+        if resume is None or not args.resume_training_state
+        else int(resume.name.removeprefix("global_step")),
+    )
+    return PackedTrainer(model, dataset, training_args, args, (spec.id_range if spec else id_range), run)
+
+
+def train(trainer: PackedTrainer, resume: Path | None) -> None:
+    """Run to the last step; a run whose last checkpoint is its last step has nothing left to do."""
+    if resume is None:
+        trainer.train()
+        return
+    step = int(resume.name.removeprefix("global_step"))
+    log.info(f"resume from {resume}, step {step} of {trainer.args.max_steps}")
+    if step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(resume))
+    else:
+        trainer._load_from_checkpoint(str(resume))
+
+
+def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
+    """The final model for transformers, and the manifest."""
+    from pretrain.model import save_hf
+    from pretrain.trainer import disk_errors
+
+    lm = trainer.accelerator.unwrap_model(trainer.model).merge()
+    with disk_errors(output_dir / HF):
+        save_hf(lm, model_dir, output_dir / HF)
+    manifest.output(output_dir / HF)
+    manifest.extra["steps"] = trainer.args.max_steps
+    manifest.extra["tokens_trained"] = trainer.tokens_seen
+    manifest.write(output_dir)
+    log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
+
+
+def data_line(dataset: PackedDataset) -> str:
+    """What the data holds, in one line."""
+    s = dataset.summary()
+    return (
+        f"data: {s['samples']:,} samples, {s['tokens']:,} tokens, {s['learnt_tokens']:,} learnt; "
+        f"{s['packed_rows']:,} packed rows of up to {dataset.config.max_length:,} tokens over {s['epochs']} epoch(s)"
+    )
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,313 @@
+"""`transformers.Trainer` for packed rows: loss by learnt tokens, itemic and text apart, checkpoints whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from onerec.errors import InputError
+from onerec.run import get_logger, write_json
+from pretrain import checkpoint
+from pretrain.dataset import PackedDataset, collate
+from pretrain.model import PackedLM, weights_of
+
+LOG = "train_log.jsonl"
+LOSS_STATE = "loss_state.json"
+SCHEDULES = ("cosine", "linear", "constant")
+log = get_logger("train")
+
+
+def lr_factor(step: int, total: int, warmup: int, floor: float, kind: str) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) as a share of the peak.
+
+    Rises linearly over ``warmup`` steps, then falls to ``floor`` at the last step by a half cosine or a line, or stays.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
+    return floor + (1 - floor) * shape
+
+
+def weight_decay_groups(model: PackedLM, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; norms, biases, embedding and head rows do not."""
+    rows = {id(model.embedding), id(model.head), id(model.itemic_in), id(model.itemic_out)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2 and id(p) not in rows]
+    rest = [p for p in trained if p.ndim < 2 or id(p) in rows]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise on a full disk into `InputError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        full = "space left" in str(error) or "PytorchStreamWriter" in str(error) or "quota" in str(error)
+        if not full:
+            raise
+        raise _no_space(path) from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise _no_space(path) from None
+
+
+def _no_space(path: Path) -> InputError:
+    return InputError(path, "no space left on the device", "free some space or choose another output folder")
+
+
+class PackedTrainer(Trainer):
+    """Trains a `PackedLM` on a `PackedDataset`.
+
+    Args:
+        model, dataset: as named. args: transformers' arguments. options: the command line of ``train.py``.
+        itemic_range: (first, last) itemic id, for the two losses; None counts every token as text.
+        run: what identifies this run; written into checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: PackedLM,
+        dataset: PackedDataset,
+        args: TrainingArguments,
+        options: Any,
+        itemic_range: tuple[int, int] | None,
+        run: dict[str, Any],
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.model_accepts_loss_kwargs = (
+            True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
+        )
+        self.options, self.itemic_range, self.run = options, itemic_range, run
+        self.sums = torch.zeros(
+            5, dtype=torch.float64
+        )  # itemic loss, itemic tokens, text loss, text tokens, tokens
+        self.tokens_seen = 0
+        self._writer: Any = None
+        self._clock: float | None = None
+        self._started: tuple[float, int] | None = None
+
+    # Data: the dataset is the plan, so rows come in its order.
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    # Optimizer and schedule.
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW over `weight_decay_groups`."""
+        if self.optimizer is None:
+            groups = weight_decay_groups(self.accelerator.unwrap_model(self.model), self.options.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                groups, lr=self.args.learning_rate, betas=(self.options.beta1, self.options.beta2), fused=True
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Warm-up, then the schedule with its floor (`lr_factor`)."""
+        if self.lr_scheduler is None:
+            options = self.options
+            floor = options.min_lr / options.learning_rate if options.learning_rate else 0.0
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: lr_factor(
+                    step, num_training_steps, options.num_warmup_steps, floor, options.lr_scheduler_type
+                ),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Loss.
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the losses over the learnt tokens of the whole optimizer step, all processes together."""
+        outputs = model(**inputs)
+        self._count(outputs, inputs["input_ids"].numel())
+        # Gradients are averaged over the processes, so the share of each is scaled up by their number.
+        loss = outputs["loss_sum"] * self.accelerator.num_processes / max(1, int(num_items_in_batch))
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One row, forward and backward; stops the run where the loss is no number."""
+        if self._clock is None:
+            self._clock = time.perf_counter()
+            self._started = (self._clock, self.state.global_step)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._stop_at_nan()
+        return loss
+
+    def _stop_at_nan(self) -> None:
+        step = self.state.global_step + 1
+        first = self.state.global_step * self.args.gradient_accumulation_steps * self.args.world_size
+        rows = range(
+            first,
+            min(
+                len(self.train_dataset), first + self.args.gradient_accumulation_steps * self.args.world_size
+            ),
+        )
+        sources = sorted({name for row in rows for name in self.train_dataset.sources(row)})
+        good = checkpoint.whole_checkpoints(self.args.output_dir)
+        raise InputError(
+            self.args.output_dir,
+            f"the loss of step {step} is not a number (sources in the batch: {', '.join(sources)})",
+            "lower --learning_rate or raise --num_warmup_steps; "
+            + (f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"),
+        )
+
+    def _count(self, outputs: dict[str, torch.Tensor], tokens: int) -> None:
+        losses, targets = outputs["losses"], outputs["targets"]
+        low, high = self.itemic_range or (1, 0)
+        itemic = (targets >= low) & (targets <= high)
+        n_itemic = int(itemic.sum())
+        itemic_loss = float(losses[itemic].double().sum())
+        text_loss = float(losses[~itemic].double().sum())
+        self.sums += torch.tensor(
+            [itemic_loss, n_itemic, text_loss, len(targets) - n_itemic, tokens], dtype=torch.float64
+        )
+
+    def _reduced_sums(self) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return self.sums.tolist()
+        return self.accelerator.reduce(self.sums.to(self.args.device), "sum").tolist()
+
+    # Log: one line, one JSON object, TensorBoard.
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report the steps since the last report; transformers' own summaries at the end are left out."""
+        if "learning_rate" not in logs:
+            return
+        itemic_loss, itemic, text_loss, text, tokens = self._reduced_sums()
+        self.sums.zero_()
+        self.tokens_seen += int(tokens)
+        now = time.perf_counter()
+        started, first_step = self._started
+        step, total = self.state.global_step, self.state.max_steps
+        values = {
+            "step": step,
+            "loss": (itemic_loss + text_loss) / max(1, itemic + text),
+            "itemic_loss": itemic_loss / itemic if itemic else None,
+            "text_loss": text_loss / text if text else None,
+            "itemic_tokens": int(itemic),
+            "text_tokens": int(text),
+            "grad_norm": float(logs["grad_norm"]) if logs.get("grad_norm") is not None else None,
+            "learning_rate": logs["learning_rate"],
+            "tokens": self.tokens_seen,
+            "tokens_per_second": tokens / max(1e-9, now - self._clock),
+            "seconds": now - started,
+            "seconds_left": (now - started) / max(1, step - first_step) * (total - step),
+        }
+        self._clock = now
+        if self.is_world_process_zero():
+            log.info(log_line(values, total))
+            self._write_log(values)
+
+    def _write_log(self, values: dict[str, Any]) -> None:
+        with open(Path(self.args.output_dir) / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(Path(self.args.output_dir) / "tb_logs")
+        for name, value in values.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(f"train/{name}", value, values["step"])
+
+    # Checkpoints.
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        temporary, final = output_dir / f".step{step}.tmp", checkpoint.checkpoint_dir(output_dir, step)
+        inner = temporary / final.name
+        try:
+            with disk_errors(final):
+                self._fill_checkpoint(inner)
+            if self.is_world_process_zero():
+                shutil.rmtree(final.parent, ignore_errors=True)
+                os.replace(temporary, final.parent)
+                checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
+            self.accelerator.wait_for_everyone()
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _fill_checkpoint(self, folder: Path) -> None:
+        if self.is_world_process_zero():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        sums = self._reduced_sums()
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.is_world_process_zero():
+            lm = self.accelerator.unwrap_model(self.model).merge()
+            save_file(weights_of(lm), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            write_json(folder / LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
+            write_json(folder / checkpoint.RUN, self.run)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
+        state = json.loads((folder / LOSS_STATE).read_text())
+        self.tokens_seen = state["tokens_seen"]
+        if self.is_world_process_zero():
+            self.sums = torch.tensor(state["sums"], dtype=torch.float64)
+
+
+def log_line(values: dict[str, Any], total: int) -> str:
+    """``step 20/300 loss 2.3456 itemic 2.1 text 3.0 grad 1.23 lr 1.0e-03 12,345 tok/s 1:23 left``."""
+    parts = [f"step {values['step']}/{total}", f"loss {values['loss']:.4f}"]
+    for name in ("itemic", "text"):
+        if values[f"{name}_loss"] is not None:
+            parts.append(f"{name} {values[f'{name}_loss']:.4f}")
+    if values["grad_norm"] is not None:
+        parts.append(f"grad {values['grad_norm']:.2f}")
+    left = round(values["seconds_left"])
+    parts += [
+        f"lr {values['learning_rate']:.2e}",
+        f"{values['tokens_per_second']:,.0f} tok/s",
+        f"{left // 60}:{left % 60:02d} left",
+    ]
+    return "  ".join(parts)
+
+
+def trim_log(output_dir: Path, step: int) -> None:
+    """Drop the lines of ``train_log.jsonl`` behind ``step``: a resumed run writes them again."""
+    path = output_dir / LOG
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
