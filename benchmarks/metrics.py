@@ -55,7 +55,7 @@ def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
     positives, negatives = int((truth == 1).sum()), int((truth != 1).sum())
     if not positives or not negatives:
         return math.nan
-    unique, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
     mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((mean_rank[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 

@@ -77,8 +77,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented UTF-8 JSON, atomically."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """Write ``value`` as indented UTF-8 JSON, atomically; paths become strings."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

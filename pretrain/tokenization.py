@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -207,10 +208,11 @@ def tokenize_shards(
         )
         for shard in shards
     ]
-    if num_workers > 1 and len(jobs) > 1:
+    num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
+    if num_workers > 1:
         # Workers load neither torch nor transformers, so that starting them afresh is cheap (and safe beside threads).
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context) as pool:
+        with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
             parts = list(progress(pool.map(_tokenize_shard, jobs), "tokenize", len(jobs), "shard"))
     else:
         parts = [_tokenize_shard(job) for job in progress(jobs, "tokenize", unit="shard")]

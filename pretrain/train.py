@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         "--num_warmup_steps",
         type=int,
         default=-1,
-        help="steps over which the rate rises; -1 is 3 %% of the run",
+        help="steps over which the rate rises; -1 is a tenth of the run",
     )
     add(
         "--num_training_steps",
@@ -196,6 +196,12 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.min_lr < 0:
         args.min_lr = args.learning_rate / 10
+    if args.min_lr > args.learning_rate:
+        raise InputError(
+            "--min_lr",
+            f"is {args.min_lr}, above the peak {args.learning_rate}",
+            "it is the rate at the last step",
+        )
 
 
 def itemic_rows(
@@ -270,7 +276,7 @@ def make_trainer(
     world = int(os.environ.get("WORLD_SIZE", 1))
     steps = -(-len(dataset) // (world * args.gradient_accumulation_steps))
     if args.num_warmup_steps < 0:
-        args.num_warmup_steps = round(0.03 * steps)
+        args.num_warmup_steps = round(0.1 * steps)
     names = (
         "learning_rate",
         "min_lr",

@@ -29,7 +29,9 @@ for file in "${files[@]}"; do args+=(-r "$file"); done
 set -x
 "$VENV/bin/python" -m pip install --quiet --upgrade pip
 "$VENV/bin/python" -m pip install --quiet --progress-bar off "${args[@]}"
-"$VENV/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
 { set +x; } 2>/dev/null
+# The build backend's chatter goes to a file; it is shown where the step fails.
+"$VENV/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e . > "$VENV/editable.log" 2>&1 ||
+  { cat "$VENV/editable.log" >&2; exit 2; }
 echo "$wanted" >> "$stamp"
 echo "installed $(IFS=', '; echo "${files[*]}") into $VENV"

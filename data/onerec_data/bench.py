@@ -53,14 +53,16 @@ class Benchmark:
     def __init__(self, folder: Path, context: Context) -> None:
         # Counters of its own: what the tasks leave out is counted once, where the training records are made.
         self.folder, self.context = folder, dataclasses.replace(context, manifest=Manifest("benchmark"))
-        self.tasks = [TASKS[name] for name in SFT_TASK.values() if TASKS[name].over == "users"]
+        self._sft = {
+            name: TASKS[sft] for name, sft in SFT_TASK.items() if context.product or not TASKS[sft].product
+        }
+        self.tasks = [task for task in self._sft.values() if task.over == "users"]
         self._tests: dict[str, list[dict[str, str]]] = {task: [] for task in BENCH_TASKS}
         self._sequences: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
         """Add one user: test prompts where split is 1, training sequences where it is 0."""
-        for name, sft in SFT_TASK.items():
-            task = TASKS[sft]
+        for name, task in self._sft.items():
             if task.over != "users" or (row["split"] != TEST_SPLIT and name not in REC_TASKS):
                 continue
             for sample in task.build(row, self.context):
@@ -90,7 +92,8 @@ class Benchmark:
             manifest, "train_sequences.parquet", pa.Table.from_pylist(self._sequences, schema=SEQUENCE_SCHEMA)
         )
         for name, path in (("video_ad", args.pid2sid), ("product", args.product_pid2sid)):
-            self._copy(manifest, path, f"{name}_pid2sid.parquet")
+            if path is not None:
+                self._copy(manifest, path, f"{name}_pid2sid.parquet")
         self.context.video.spec.save(self.folder)
         heldout = getattr(args, "general_heldout", None)
         if heldout is not None:

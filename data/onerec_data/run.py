@@ -128,7 +128,7 @@ def run(tasks: Sequence[Task], args: argparse.Namespace, benchmark: bool = False
         raise InputError("--input", "is missing", "give the release table")
     if args.caption is None and any(task.over == "items" for task in tasks):
         raise InputError("--caption", "is missing", "give pid2caption.parquet")
-    if args.product_pid2sid is None and (benchmark or any(task.product for task in tasks)):
+    if args.product_pid2sid is None and any(task.product for task in tasks):
         raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
     context = load_context(args.pid2sid, args.product_pid2sid, args.caption, args.seed, manifest)
     with contextlib.ExitStack() as stack:

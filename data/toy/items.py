@@ -69,8 +69,10 @@ def make_items(
 ) -> Items:
     """Make ``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
     niches = len(SUBTOPICS) * len(STYLES)
-    niche = rng.permutation(np.arange(n) % niches)
-    subtopic, style = niche // len(STYLES), niche % len(STYLES)
+    # Subtopics fill first, so that even a small domain has items for every interest.
+    order = rng.permutation(np.arange(n) % niches)
+    subtopic, style = order % len(SUBTOPICS), order // len(SUBTOPICS)
+    niche = subtopic * len(STYLES) + style
     forms = VOCABULARY[f"{domain}_forms"]
     creator, form = rng.integers(len(VOCABULARY["creators"]), size=n), rng.integers(len(forms), size=n)
     topics = list(VOCABULARY["topics"])

@@ -1,0 +1,52 @@
+"""Small inline SVG charts for the report: no script, no font, colours from the page's CSS variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+_WIDTH, _BAR, _GAP, _LABEL = 460, 18, 7, 150
+_HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
+
+
+def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
+    """Horizontal bars of (label, value, kind); the kind (``stage`` or ``baseline``) picks the colour."""
+    top = max((value for _, value, _ in values), default=0) or 1
+    height = len(values) * (_BAR + _GAP)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">']
+    for i, (label, value, kind) in enumerate(values):
+        y, width = i * (_BAR + _GAP), (_WIDTH - _LABEL - 60) * value / top
+        parts.append(f'<text x="{_LABEL - 8}" y="{y + 13}" class="label end">{escape(label)}</text>')
+        parts.append(
+            f'<rect x="{_LABEL}" y="{y}" width="{max(width, 1):.1f}" height="{_BAR}" rx="3" class="{kind}"/>'
+        )
+        parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{y + 13}" class="label">{value:.4f}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    """Lines of (name, [(x, y), …]) over a common axis that begins at zero; series without points are left out."""
+    series = [(name, points) for name, points in series if points]
+    everything = [point for _, points in series for point in points]
+    if not everything:
+        return ""
+    x_max = max(x for x, _ in everything) or 1
+    y_max = max(y for _, y in everything) or 1
+
+    def place(x: float, y: float) -> str:
+        return f"{_LEFT + (_WIDTH - _LEFT - 10) * x / x_max:.1f},{10 + (_HEIGHT - 10 - _BOTTOM) * (1 - y / y_max):.1f}"
+
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for share in (0, 0.5, 1):
+        y = place(0, share * y_max).split(",")[1]
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y}" y2="{y}" class="grid"/>')
+        parts.append(
+            f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" class="label end">{share * y_max:.2f}</text>'
+        )
+    for i, (name, points) in enumerate(series):
+        parts.append(f'<polyline points="{" ".join(place(x, y) for x, y in points)}" class="line s{i}"/>')
+        parts.append(
+            f'<text x="{_WIDTH - 14}" y="{24 + 15 * i}" class="label end t{i}">{escape(name)}</text>'
+        )
+    parts.append(f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" class="label end">step {x_max:,.0f}</text>')
+    return "".join([*parts, "</svg>"])

@@ -1,0 +1,1 @@
+"""Adapters: public data sets in the RecIF release layout."""

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Stage 1, itemic-text alignment: the LLM frozen, itemic rows trained alone. The paper's settings for Qwen3-1.7B.
+# One node: bash examples/pretrain_stg1.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
+set -euo pipefail
+: "${MODEL_DIR:=models/Qwen3-1.7B_itemic}"
+: "${OUTPUT_DIR:=output/stg1}"
+: "${DATASET_CONFIG:=examples/dataset_config/pretrain.json}"
+: "${LEARNING_RATE:=2e-4}"
+: "${MIN_LR:=1e-4}"
+: "${WEIGHT_DECAY:=0.1}"
+: "${LR_SCHEDULER_TYPE:=cosine}"
+: "${NUM_WARMUP_STEPS:=-1}" # a tenth of the steps
+: "${NUM_TRAINING_STEPS:=2000}"
+: "${GRADIENT_ACCUMULATION_STEPS:=1}"
+: "${MINIBATCH_SIZE:=16384}"
+: "${LOGGING_PER_STEP:=5}"
+: "${SAVE_CHECKPOINT_PER_STEP:=50}"
+: "${SEED:=19260817}"
+
+cd "$(dirname "$0")/.."
+source scripts/common.sh
+train_flags
+launch train.py --freeze_llm "${FLAGS[@]}" "$@"

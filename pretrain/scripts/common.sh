@@ -1,0 +1,58 @@
+# Sourced by the shell scripts of this stage: the interpreter, and how a command is printed and started.
+#   PYTHON   the interpreter                                         (python)
+#   NPROC    processes on this node, one a GPU                       (1)
+#   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes, as torchrun names them   (1 0 127.0.0.1 29500)
+# More than one process in all: torchrun. Otherwise plain Python, which uses the one GPU or the CPU.
+: "${PYTHON:=python}"
+: "${NPROC:=1}"
+: "${NNODES:=1}"
+: "${NODE_RANK:=0}"
+: "${MASTER_ADDR:=127.0.0.1}"
+: "${MASTER_PORT:=29500}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+
+# run <command …>: print the command, then run it.
+run() {
+  printf '+ %s\n' "$(printf '%q ' "$@")"
+  "$@"
+}
+
+# launch <script> <flags …>: run a training script on every process.
+launch() {
+  if (( NPROC * NNODES > 1 )); then
+    run "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC" \
+      --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
+  else
+    run "$PYTHON" "$@"
+  fi
+}
+
+# train_flags: the variables that every training script shares, as flags of train.py, in the array FLAGS.
+#   SOURCES MAX_LENGTH NUM_EPOCHS   replace what the dataset config says (SOURCES with commas between paths)
+#   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)
+#   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one   (1)
+#   EXTRA_ARGS   further flags of train.py
+train_flags() {
+  FLAGS=(--model_dir "$MODEL_DIR" --output_dir "$OUTPUT_DIR" --dataset_config "$DATASET_CONFIG"
+    --learning_rate "$LEARNING_RATE" --min_lr "$MIN_LR" --weight_decay "$WEIGHT_DECAY"
+    --lr_scheduler_type "$LR_SCHEDULER_TYPE" --num_warmup_steps "$NUM_WARMUP_STEPS"
+    --num_training_steps "$NUM_TRAINING_STEPS" --gradient_accumulation_steps "$GRADIENT_ACCUMULATION_STEPS"
+    --minibatch_size "$MINIBATCH_SIZE" --logging_per_step "$LOGGING_PER_STEP"
+    --save_checkpoint_per_step "$SAVE_CHECKPOINT_PER_STEP" --seed "$SEED")
+  local list
+  if [[ -n "${SOURCES:-}" ]]; then
+    IFS=',' read -r -a list <<< "$SOURCES"
+    FLAGS+=(--sources "${list[@]}")
+  fi
+  if [[ -n "${MAX_LENGTH:-}" ]]; then FLAGS+=(--max_length "$MAX_LENGTH"); fi
+  if [[ -n "${NUM_EPOCHS:-}" ]]; then FLAGS+=(--num_epochs "$NUM_EPOCHS"); fi
+  if [[ -z "${ENABLE_GRADIENT_CHECKPOINTING:-}" ]]; then
+    ENABLE_GRADIENT_CHECKPOINTING="$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)"
+  fi
+  if [[ "$ENABLE_GRADIENT_CHECKPOINTING" == 1 ]]; then FLAGS+=(--enable_gradient_checkpointing); fi
+  if [[ "${RESUME:-1}" == 1 ]]; then FLAGS+=(--resume_from auto --resume_training_state); fi
+  if [[ -n "${EXTRA_ARGS:-}" ]]; then
+    read -r -a list <<< "$EXTRA_ARGS"
+    FLAGS+=("${list[@]}")
+  fi
+}

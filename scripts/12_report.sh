@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
+source "$(dirname "$0")/common.sh"
+: "${VERSION:=v1.0}"
+results="$BENCHMARK_BASE_DIR/results/$VERSION"
+folders=() labels=() logs=()
+for stage in base stage1 stage2 sft; do
+  [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
+  [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
+done
+run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
+  --baselines "$results/results_popularity" "$results/results_cooccurrence" --output_dir "$RUN_DIR/report" \
+  --title "OneRec factory: $(basename "$RUN_DIR"), seed ${SEED:-0}"

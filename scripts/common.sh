@@ -1,0 +1,34 @@
+# Sourced by the numbered scripts and the quickstart: where a run lives, its settings, and how a command is printed.
+#   RUN_DIR  the folder that everything of a run goes into   (runs/quickstart)
+#   PROFILE  the settings of scripts/profiles/<PROFILE>.env  (laptop); each of them can be set in the environment
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+: "${VENV:=$ROOT/.venv}"
+: "${PROFILE:=laptop}"
+: "${RUN_DIR:=$ROOT/runs/quickstart}"
+mkdir -p "$RUN_DIR"
+RUN_DIR="$(cd "$RUN_DIR" && pwd)"
+[[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"
+if [[ ! -f "$ROOT/scripts/profiles/$PROFILE.env" ]]; then
+  echo "error: scripts/profiles/$PROFILE.env: no such file; PROFILE is one of $(cd "$ROOT/scripts/profiles" && echo *.env | sed 's/\.env//g')" >&2
+  exit 2
+fi
+set -a
+source "$ROOT/scripts/profiles/$PROFILE.env"
+set +a
+export PROFILE RUN_DIR HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+
+# Where the stages of this run put their outputs; the numbered scripts and the report read them here only.
+RAW_DATA="$RUN_DIR/raw_data"
+TOKENIZER_DIR="$RUN_DIR/tokenizer"
+DATA_OUTPUT="$RUN_DIR/output"
+MODELS="$RUN_DIR/models"
+BENCHMARK_DATA_DIR="$DATA_OUTPUT/benchmark_data"
+BENCHMARK_BASE_DIR="$RUN_DIR/benchmarks"
+export BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
+
+# run <command …>: print the command, then run it.
+run() {
+  printf '+ %s\n' "$(printf '%q ' "$@")"
+  "$@"
+}

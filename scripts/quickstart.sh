@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The whole factory on a laptop, from raw logs to the results table and report: bash scripts/quickstart.sh
+#   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
+#   --fresh              start over; without it a run goes on after its last finished stage
+#   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
+#   --seed <n>           seed of the world and of every stage (0)
+#   --run_dir <folder>   where everything goes (runs/quickstart; runs/smoke, runs/movielens)
+# Settings: scripts/profiles/*.env, each of them overridable from the environment.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fresh=0
+: "${PROFILE:=laptop}"
+while (($#)); do
+  case "$1" in
+    --smoke) PROFILE=smoke; : "${RUN_DIR:=runs/smoke}" ;;
+    --fresh) fresh=1 ;;
+    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE=movielens; : "${RUN_DIR:=runs/movielens}"; shift ;;
+    --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
+    --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
+    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --seed or --run_dir" >&2; exit 2 ;;
+  esac
+  shift
+done
+export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
+
+bash scripts/install.sh
+((fresh)) && rm -rf "$RUN_DIR"
+source scripts/common.sh
+mkdir -p "$RUN_DIR/.done" "$RUN_DIR/logs"
+
+# A run keeps one set of settings: numbers from two would not belong in one table.
+settings="$(sed -n 's/^: "${\([A-Z0-9_]*\):=.*/\1/p' "scripts/profiles/$PROFILE.env" | sort | while read -r name; do printf '%s=%q\n' "$name" "${!name}"; done; printf 'SEED=%q\nMOVIELENS_DIR=%q\n' "$SEED" "$MOVIELENS_DIR")"
+if [[ -f "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
+  echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
+  exit 2
+fi
+echo "$settings" > "$RUN_DIR/.done/settings"
+trap 'echo "interrupted: run the same command again to go on after the last finished stage" >&2; exit 130' INT TERM
+
+# stage <name> <script> [arguments]: run a numbered script unless it has finished; its output also goes to logs/<name>.log.
+began=$SECONDS
+stage() {
+  local name="$1" start=$SECONDS
+  shift
+  if [[ -f "$RUN_DIR/.done/$name" ]]; then
+    echo "== $name: finished before"
+    return
+  fi
+  echo "== $name"
+  if ! bash "$@" 2>&1 | tee "$RUN_DIR/logs/$name.log"; then
+    echo "error: $name: failed (the message is above and in $RUN_DIR/logs/$name.log); mend it and run the same command again to go on from here" >&2
+    exit 2
+  fi
+  echo "$((SECONDS - start))" > "$RUN_DIR/.done/$name"
+  echo "== $name: $((SECONDS - start)) s, $((SECONDS - began)) s in all"
+}
+
+# Raw logs, captions and embeddings: the toy world, or MovieLens.
+stage 01_world scripts/01_world.sh
+# Item embeddings to SIDs by residual k-means.
+stage 02_tokenizer scripts/02_tokenizer.sh
+# Logs and SIDs to training records, RL data and the benchmark's test files.
+stage 03_data scripts/03_data.sh
+# A tiny Qwen3 that speaks: stands for the base LLM, which a cluster run downloads.
+stage 04_base_model scripts/04_base_model.sh
+stage 04_evaluate scripts/11_evaluate.sh base
+# Itemic tokens into the vocabulary.
+stage 05_expand_vocab scripts/05_expand_vocab.sh
+# Stage 1: only the itemic embeddings learn. Stage 2: everything learns, recommendation mixed with general text.
+stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
+stage 06_evaluate scripts/11_evaluate.sh stage1
+stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
+stage 07_evaluate scripts/11_evaluate.sh stage2
+# SFT on the eight tasks and general chat.
+stage 08_posttrain_sft scripts/08_posttrain_sft.sh
+stage 08_evaluate scripts/11_evaluate.sh sft
+# On-policy distillation (09) and GRPO (10) join the chain here.
+stage 11_baselines scripts/11_evaluate.sh baselines
+# The table, as text, Markdown, JSON and one HTML page.
+rm -f "$RUN_DIR/.done/12_report"
+stage 12_report scripts/12_report.sh
+echo "the whole factory: $((SECONDS - began)) s; report: $RUN_DIR/report/report.html"
