@@ -110,9 +110,10 @@ def generate(
         if not torch.isfinite(logits).all():
             return [f"{mode}: the logits are no numbers"]
         out = model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
-    answer = tokenizer.decode(out[0, ids.shape[1] :])
-    log.info(f"{mode}: {text!r} -> {answer!r}")
-    return [] if answer else [f"{mode}: nothing was generated"]
+    new = out[0, ids.shape[1] :]
+    log.info(f"{mode}: {text!r} -> {tokenizer.decode(new)!r}")
+    nameless = sorted({int(i) for i in new if i >= len(tokenizer)})
+    return [f"{mode}: generates the id {nameless[0]}, which no token has"] if nameless else []
 
 
 if __name__ == "__main__":

@@ -141,12 +141,13 @@ def add_tokens(tokenizer: Any, spec: SidSpec) -> int:
 def expand_rows(model: Any, spec: SidSpec, init: str) -> None:
     """Grow embedding and head to a multiple of 256 rows that holds every itemic id, and initialise the new rows.
 
-    Rows before the first itemic id keep their bits. Rows behind it that the model had as padding are new as well.
+    Rows before the first itemic id keep their bits. Padding rows behind the last one are the mean of the old rows, so
+    that their logits are middling and an id without a token is not generated before training has pushed them down.
     """
     import torch
 
-    first = spec.id_range[0]
-    rows = -(-max(spec.id_range[1] + 1, model.config.vocab_size) // ALIGN) * ALIGN
+    first, last = spec.id_range
+    rows = -(-max(last + 1, model.config.vocab_size) // ALIGN) * ALIGN
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     tied = head is embedding
@@ -156,7 +157,10 @@ def expand_rows(model: Any, spec: SidSpec, init: str) -> None:
     with torch.no_grad():
         for before, weight in zip(old, new, strict=True):
             weight[:first] = before
-            weight[first:] = new_rows(before, len(weight) - first, init, model.config.initializer_range)
+            weight[first : last + 1] = new_rows(
+                before, last + 1 - first, init, model.config.initializer_range
+            )
+            weight[last + 1 :] = before.float().mean(0)
 
 
 def new_rows(old: torch.Tensor, count: int, init: str, initializer_range: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ _STYLE_FIT, _STYLE_MISFIT = 5.0, 0.3  # weight of an item of the user's style, a
 _SEEN = 0.4  # factor on an item already watched: people come back, but less
 # P(label | how well the item fits): the user's interest and style, the interest alone, neither.
 _LABEL_PROBABILITY = {
-    "longview": (0.90, 0.40, 0.05),
+    "longview": (0.95, 0.15, 0.03),
     "like": (0.50, 0.15, 0.02),
     "follow": (0.20, 0.05, 0.01),
     "forward": (0.15, 0.05, 0.01),

@@ -31,7 +31,6 @@ launch() {
 #   SOURCES MAX_LENGTH NUM_EPOCHS   replace what the dataset config says (SOURCES with commas between paths)
 #   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one   (1)
-#   EXTRA_ARGS   further flags of train.py
 train_flags() {
   FLAGS=(--model_dir "$MODEL_DIR" --output_dir "$OUTPUT_DIR" --dataset_config "$DATASET_CONFIG"
     --learning_rate "$LEARNING_RATE" --min_lr "$MIN_LR" --weight_decay "$WEIGHT_DECAY"
@@ -51,8 +50,4 @@ train_flags() {
   fi
   if [[ "$ENABLE_GRADIENT_CHECKPOINTING" == 1 ]]; then FLAGS+=(--enable_gradient_checkpointing); fi
   if [[ "${RESUME:-1}" == 1 ]]; then FLAGS+=(--resume_from auto --resume_training_state); fi
-  if [[ -n "${EXTRA_ARGS:-}" ]]; then
-    read -r -a list <<< "$EXTRA_ARGS"
-    FLAGS+=("${list[@]}")
-  fi
 }

@@ -1,0 +1,235 @@
+"""The dataset config, the plan of rows, and what bad data gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onerec.chat import render
+from onerec.errors import InputError
+from onerec.records import chat_record, message, parse_messages, record_uuid, write_records
+from onerec.run import Manifest
+from onerec.sid import SidSpec
+from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
+from pretrain.dataset_config import load_config
+from pretrain.model import read_sid_spec
+
+
+def load(world: Path, path: Path, max_bad_ratio: float = 0.01, model: str = "base_itemic", **overrides):
+    config = load_config(path, **overrides)
+    manifest = Manifest("test")
+    samples = load_samples(config, path, world / model, read_sid_spec(world / model), manifest, max_bad_ratio)
+    return config, samples, manifest
+
+
+def decode(world: Path, ids) -> str:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(world / "base_itemic").decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"max_lenght": 3}, "unknown key max_lenght"),
+        ({"max_length": "long"}, "max_length is 'long'"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"cut_to_pad": 7}, "cut_to_pad is 7"),
+        ({"itemic_id_range": [1]}, "itemic_id_range is"),
+        ({"sources": []}, "sources is"),
+        ({"name": "webdataset"}, "names the loader webdataset"),
+        ({"model_class": "LlamaForCausalLM"}, "names the model class"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(config_file, keys, says):
+    path = config_file(**keys)
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert says in str(error.value) and str(path) in str(error.value)
+
+
+def test_missing_files_are_named(config_file, tmp_path, world):
+    with pytest.raises(InputError, match="no such file"):
+        load_config(tmp_path / "absent.json")
+    with pytest.raises(InputError, match=r"absent\.json"):
+        load(world, config_file(sources="absent.json"))
+    listing = world / "broken_list.json"
+    listing.write_text(json.dumps(["rec/part-0.parquet", "rec/part-9.parquet"]))
+    with pytest.raises(InputError, match=r"part-9\.parquet: is missing"):
+        load(world, config_file(sources="broken_list.json"))
+
+
+def test_a_shard_cut_short_is_refused(config_file, world, tmp_path):
+    cut = tmp_path / "part-0.parquet"
+    cut.write_bytes((world / "rec" / "part-0.parquet").read_bytes()[:-100])
+    with pytest.raises(InputError, match="not a whole Parquet file"):
+        load(world, config_file(sources=str(cut)))
+
+
+def test_a_sid_outside_the_checkpoints_vocabulary_is_refused(config_file, world, tmp_path):
+    foreign = SidSpec((9, 9, 9)).text((1, 8, 2))
+    turns = [message("user", "看过" + foreign), message("assistant", "好")]
+    write_records(tmp_path / "part-0.parquet", [chat_record(record_uuid("x"), "video_rec", {}, turns)])
+    with pytest.raises(InputError, match="does not hold"):
+        load(world, config_file(sources=str(tmp_path)))
+
+
+def test_sids_for_a_checkpoint_that_was_not_expanded_are_refused(config_file, world):
+    with pytest.raises(InputError, match="it has no SIDs"):
+        load(world, config_file(sources="rec"), model="base")
+
+
+def test_an_itemic_id_range_of_another_checkpoint_is_refused(config_file, world):
+    with pytest.raises(InputError, match="itemic_id_range"):
+        load(world, config_file(itemic_id_range=[151669, 176246]))
+
+
+def test_a_tokenizer_that_splits_sids_is_refused(config_file, world):
+    with pytest.raises(InputError, match="splits the itemic token"):
+        load(world, config_file(base_model_dir="base"))
+
+
+def test_bad_rows_are_counted_and_too_many_fail(config_file, world, tmp_path):
+    good = [
+        chat_record(record_uuid(i), "arithmetic", {}, [message("user", "1"), message("assistant", "2")])
+        for i in range(9)
+    ]
+    write_records(tmp_path / "part-0.parquet", [*good, good[0] | {"messages": "[{"}])
+    path = config_file(sources=str(tmp_path))
+    with pytest.raises(InputError, match="1 of 10 rows are bad"):
+        load(world, path)
+    _, samples, manifest = load(world, path, max_bad_ratio=0.2)
+    assert len(samples) == 9 and dict(manifest.dropped) == {"messages is not a list": 1}
+
+
+def test_long_samples_are_left_out_and_counted(config_file, world):
+    _, everything, _ = load(world, config_file())
+    limit = int(np.median(everything.lengths))
+    _, samples, manifest = load(world, config_file(max_sample_length=limit))
+    assert samples.lengths.max() <= limit
+    assert manifest.dropped["longer than max_sample_length"] == int((everything.lengths > limit).sum())
+    with pytest.raises(InputError, match="no sample to train on"):
+        load(world, config_file(max_sample_length=2))
+
+
+def test_loss_falls_on_the_answers_alone_unless_the_config_says_otherwise(config_file, world):
+    _, samples, _ = load(world, config_file(sources="rec"))
+    ids, learn = samples.ids[: samples.starts[1]], samples.learn[: samples.starts[1]]
+    learnt = decode(world, ids[learn])
+    assert learnt.startswith("<think>\n\n</think>\n\n<|sid_begin|>") and learnt.endswith(
+        "<|sid_end|><|im_end|>"
+    )
+    _, samples, _ = load(world, config_file(sources="rec", only_assistant_loss=False))
+    assert samples.learn.all()
+
+
+def test_the_think_switch_follows_the_answer(config_file, world):
+    def text(**keys) -> str:
+        _, samples, _ = load(world, config_file(sources="general", **keys))
+        return decode(world, samples.ids)
+
+    on, off = text(), text(add_think_pattern=False)
+    assert on.count("？/think") == 10 and on.count("？/no_think") == 20
+    assert "/think<" not in off and "/no_think" not in off
+
+
+def test_token_ids_are_those_of_the_chat_template(config_file, world):
+    from transformers import AutoTokenizer
+
+    from onerec.parquet import read_table
+
+    tokenizer = AutoTokenizer.from_pretrained(world / "base_itemic")
+    row = read_table(world / "rec" / "part-0.parquet").to_pylist()[0]
+    messages = parse_messages(row["messages"])
+    _, samples, _ = load(world, config_file(sources="rec", add_think_pattern=False))
+    wanted = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert samples.ids[: samples.starts[1]].tolist() == list(wanted)
+    assert "".join(piece.text for piece in render(messages, False)) == tokenizer.decode(wanted)
+
+
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(config_file, world):
+    config, samples, _ = load(world, config_file(num_epochs=2))
+    dataset = PackedDataset(samples, config, seed=3)
+    first, second = dataset.epoch_ends
+    epochs = [
+        np.concatenate([row.samples for row in dataset.rows[begin:end]]).tolist()
+        for begin, end in ((0, first), (first, second))
+    ]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(samples)))
+    assert epochs[0] != epochs[1]
+    again = PackedDataset(samples, config, seed=3)
+    assert all((a.samples == b.samples).all() for a, b in zip(dataset.rows, again.rows, strict=True))
+    assert PackedDataset(samples, config, seed=4).fingerprint() != dataset.fingerprint()
+
+
+def test_rows_hold_whole_samples_with_positions_that_restart(config_file, world):
+    config, samples, _ = load(world, config_file())
+    dataset = PackedDataset(samples, config, seed=0)
+    tokens = 0
+    for i in range(len(dataset)):
+        row = dataset[i]
+        tokens += len(row["input_ids"])
+        assert len(row["input_ids"]) <= 256
+        assert (row["position_ids"][row["cu_seq_lens"][:-1]] == 0).all()
+        assert (row["labels"][row["cu_seq_lens"][:-1]] == -100).all()
+        learnt = row["labels"] != -100
+        assert (row["labels"][learnt] == row["input_ids"][learnt]).all()
+    assert tokens == samples.lengths.sum()
+
+
+def test_cut_to_pad_fills_rows_to_the_last_token(config_file, world):
+    config, samples, _ = load(world, config_file(cut_to_pad=1))
+    dataset = PackedDataset(samples, config, seed=0)
+    lengths = [len(dataset[i]["input_ids"]) for i in range(len(dataset))]
+    assert set(lengths[:-1]) == {256}
+
+
+def test_full_attention_makes_one_sample_of_a_row(config_file, world):
+    config, samples, _ = load(world, config_file(full_attention=True))
+    row = PackedDataset(samples, config, seed=0)[0]
+    assert row["cu_seq_lens"].tolist() == [0, len(row["input_ids"])]
+    assert row["position_ids"].tolist() == list(range(len(row["input_ids"])))
+
+
+def test_every_process_gets_as_many_rows(config_file, world):
+    config, samples, _ = load(world, config_file())
+    alone = PackedDataset(samples, config, seed=0)
+    world_size = len(alone) - 1
+    shared = PackedDataset(samples, config, seed=0, world_size=world_size)
+    assert len(shared) == 2 * world_size
+    assert (shared[len(alone)]["labels"] == -100).all()  # filler: no loss, and no sample is seen twice
+    assert shared.sources(len(alone)) == []
+
+
+def test_steps_take_as_many_epochs_as_they_need(config_file, world):
+    config, samples, _ = load(world, config_file())
+    one = len(PackedDataset(samples, config, seed=0))
+    dataset = PackedDataset(samples, config, seed=0, world_size=2, accumulation=3, steps=one)
+    assert len(dataset) == 6 * one
+
+
+def test_workers_do_not_change_the_samples(config_file, world):
+    _, alone, _ = load(world, config_file())
+    _, many, _ = load(world, config_file(), num_workers=2)
+    assert (alone.ids == many.ids).all() and (alone.learn == many.learn).all()
+    assert (alone.starts == many.starts).all() and alone.source_names == many.source_names
+
+
+def test_a_small_shuffle_buffer_is_a_permutation_that_stays_near():
+    shard_of = np.repeat(np.arange(10), 100)
+    order = shuffled(shard_of, 50, seed=1, epoch=0)
+    assert sorted(order) == list(range(1000))
+    assert (np.diff(shard_of[order[:100]]) != 0).sum() < 100
+    first_shards = set(shard_of[order[:50]].tolist())
+    assert len(first_shards) <= 3  # a buffer of 50 cannot have read beyond the second shard
+
+
+def test_pack_by_hand():
+    lengths = np.array([4, 3, 5, 2])
+    whole = [row.samples.tolist() for row in pack(np.arange(4), lengths, 8, cut_to_pad=False)]
+    assert whole == [[0, 1], [2, 3]]
+    cut = [(row.samples.tolist(), row.last_length) for row in pack(np.arange(4), lengths, 6, cut_to_pad=True)]
+    assert cut == [([0, 1], 2), ([2], None), ([3], None)] or cut == [([0, 1], 2), ([2, 3], None)]

@@ -1,0 +1,46 @@
+"""The chunked loss equals PyTorch's on the whole logits, in value and in gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.loss import linear_cross_entropy
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_value_and_gradients_equal_the_plain_loss(chunk):
+    torch.manual_seed(0)
+    hidden = torch.randn(20, 8, requires_grad=True)
+    head = torch.randn(33, 8, requires_grad=True)
+    labels = torch.randint(0, 33, (20,))
+    F.cross_entropy(hidden @ head.T, labels, reduction="sum").div(5).backward()
+    expected = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    total, losses = linear_cross_entropy(hidden, labels, head, chunk=chunk)
+    (total / 5).backward()
+    torch.testing.assert_close(losses, F.cross_entropy(hidden @ head.T, labels, reduction="none"))
+    torch.testing.assert_close(hidden.grad, expected[0])
+    torch.testing.assert_close(head.grad, expected[1])
+
+
+def test_a_head_in_parts_is_one_head_and_frozen_parts_get_no_gradient():
+    torch.manual_seed(1)
+    hidden, head = torch.randn(11, 6, requires_grad=True), torch.randn(17, 6)
+    labels = torch.randint(0, 17, (11,))
+    whole = head.clone().requires_grad_()
+    linear_cross_entropy(hidden, labels, whole, chunk=4)[0].backward()
+    trained = head[5:9].clone().requires_grad_()
+    parts = (head[:5], trained, head[9:])
+    total, _ = linear_cross_entropy(hidden.detach(), labels, *parts, chunk=4)
+    total.backward()
+    torch.testing.assert_close(trained.grad, whole.grad[5:9])
+    assert all(part.grad is None for part in (parts[0], parts[2]))
+
+
+def test_no_gradient_is_computed_in_evaluation():
+    with torch.no_grad():
+        total, losses = linear_cross_entropy(torch.randn(3, 4), torch.tensor([0, 1, 2]), torch.randn(5, 4))
+    assert not total.requires_grad
+    torch.testing.assert_close(total, losses.sum())

@@ -1,0 +1,251 @@
+"""Runs of the trainer: stage 1 moves itemic rows alone, a killed run resumes to the same numbers, outputs load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from onerec.errors import InputError
+from onerec.sid import SidSpec
+from pretrain import convert_checkpoint_to_hf
+from pretrain.checkpoint import whole_checkpoints
+from pretrain.model import PackedLM, load_lm
+from pretrain.train import main
+from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
+
+
+def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> list[str]:
+    flags = {
+        "--model_dir": world / model,
+        "--dataset_config": world / "config.json",
+        "--output_dir": output,
+        "--learning_rate": 5e-3,
+        "--num_training_steps": 6,
+        "--num_warmup_steps": 1,
+        "--logging_per_step": 2,
+        "--save_checkpoint_per_step": 3,
+    }
+    return [str(item) for pair in flags.items() for item in pair] + list(extra)
+
+
+def curve(output: Path) -> list[tuple]:
+    keys = ("step", "loss", "itemic_loss", "text_loss", "grad_norm", "learning_rate", "tokens")
+    return [tuple(json.loads(line)[key] for key in keys) for line in (output / LOG).read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_lm(folder).state_dict())
+
+
+@pytest.fixture(scope="module")
+def full_run(world, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "out"
+    main(argv(world, output))
+    return output
+
+
+def test_a_run_learns_and_leaves_a_model_that_loads(world, full_run):
+    points = curve(full_run)
+    assert [point[0] for point in points] == [2, 4, 6]
+    assert points[-1][1] < points[0][1]
+    assert all(point[2] is not None and point[3] is not None for point in points)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert len(AutoTokenizer.from_pretrained(full_run / "hf")) == len(
+        AutoTokenizer.from_pretrained(world / "base_itemic")
+    )
+    assert AutoModelForCausalLM.from_pretrained(full_run / "hf").config.tie_word_embeddings
+    assert SidSpec.load(full_run / "hf") == SidSpec.load(world / "base_itemic")
+    for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (full_run / "hf" / file).read_bytes() == (world / "base_itemic" / file).read_bytes()
+    assert (full_run / "tb_logs").is_dir() and json.loads((full_run / "manifest.json").read_text())[
+        "steps"
+    ] == 6
+
+
+def test_the_same_seed_gives_the_same_bytes(world, full_run, tmp_path):
+    main(argv(world, tmp_path / "again"))
+    assert curve(tmp_path / "again") == curve(full_run)
+    assert (tmp_path / "again/hf/model.safetensors").read_bytes() == (
+        full_run / "hf/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("kill", ["during a step", "during a save"])
+def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monkeypatch, kill):
+    output = tmp_path / "killed"
+
+    class Killed(Exception):
+        pass
+
+    def step(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise Killed
+        return original_step(self, *args, **kwargs)
+
+    def save(self, folder):
+        if self.state.global_step == 6:
+            (folder / "half").mkdir(parents=True)
+            raise Killed
+        return original_save(self, folder)
+
+    original_step, original_save = PackedTrainer.training_step, PackedTrainer._fill_checkpoint
+    if kill == "during a step":
+        monkeypatch.setattr(PackedTrainer, "training_step", step)
+    else:
+        monkeypatch.setattr(PackedTrainer, "_fill_checkpoint", save)
+    with pytest.raises(Killed):
+        main(argv(world, output))
+    monkeypatch.undo()
+    assert [step for step, _ in whole_checkpoints(output)] == [3] and not (output / "hf").exists()
+    with pytest.raises(InputError, match="earlier run"):
+        main(argv(world, output))
+    with pytest.raises(InputError, match="another learning_rate"):
+        main(
+            [
+                *argv(world, output),
+                "--learning_rate",
+                "1e-3",
+                "--resume_from",
+                "auto",
+                "--resume_training_state",
+            ]
+        )
+    main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"])
+    assert curve(output) == curve(full_run)
+    assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+
+
+def test_a_finished_run_resumed_changes_nothing(world, full_run):
+    before, log = (full_run / "hf/model.safetensors").read_bytes(), curve(full_run)
+    main([*argv(world, full_run), "--resume_from", "auto", "--resume_training_state"])
+    assert (full_run / "hf/model.safetensors").read_bytes() == before and curve(full_run) == log
+
+
+@pytest.mark.parametrize("name", ["base", "untied"])
+def test_stage_1_moves_itemic_rows_and_nothing_else(world, tmp_path, name):
+    model = f"{name}_itemic"
+    main([*argv(world, tmp_path / "out", model=model), "--freeze_llm"])
+    first, last = SidSpec.load(world / model).id_range
+    before, after = weights(world / model), weights(tmp_path / "out/hf")
+    for key, old in before.items():
+        new = after[key]
+        if key in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(old[:first], new[:first]) and torch.equal(old[last + 1 :], new[last + 1 :])
+            assert (old[first : last + 1] != new[first : last + 1]).any(1).all()
+        else:
+            assert torch.equal(old, new), key
+
+
+def test_stage_1_has_no_optimizer_state_for_what_is_frozen(world):
+    spec = SidSpec.load(world / "base_itemic")
+    model = PackedLM(load_lm(world / "base_itemic"), spec.id_range)
+    groups = weight_decay_groups(model, 0.1)
+    assert sum(p.numel() for group in groups for p in group["params"]) == 14 * 32
+    assert [group["weight_decay"] for group in groups] == [0.0]
+
+
+def test_conversion_gives_the_model_of_that_step(world, full_run):
+    step = str(full_run / "step6")
+    convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", step])
+    converted = full_run / "step6/global_step6/converted"
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(load_lm(converted)(ids).logits, load_lm(full_run / "hf")(ids).logits)
+    assert SidSpec.load(converted) == SidSpec.load(world / "base_itemic")
+    with pytest.raises(InputError, match="does not fit"):
+        convert_checkpoint_to_hf.main(
+            ["--base_model_dir", str(world / "untied_itemic"), "--checkpoint_dir", step]
+        )
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        convert_checkpoint_to_hf.main(
+            ["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(world)]
+        )
+
+
+def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
+    with pytest.raises(InputError, match=r"not a number \(sources in the batch: .*\); lower --learning_rate"):
+        main([*argv(world, tmp_path / "out"), "--learning_rate", "1e30", "--clip_range", "0"])
+    assert not (tmp_path / "out/hf").exists()
+
+
+def test_accumulated_rows_weigh_by_their_learnt_tokens(world, tmp_path):
+    """Two rows of different size in one step give the gradient of all their learnt tokens together."""
+    norms = {}
+    for rows, length in ((1, 400), (2, 200)):
+        output = tmp_path / str(rows)
+        config = json.loads((world / "config.json").read_text()) | {
+            "sources": [str(world / "general")],
+            "num_epochs": 1,
+        }
+        (tmp_path / f"{rows}.json").write_text(
+            json.dumps(config | {"max_length": 100000 if rows == 1 else length})
+        )
+        samples_flags = ["--dataset_config", str(tmp_path / f"{rows}.json"), "--num_training_steps", "-1"]
+        steps = 1
+        accumulate = 1 if rows == 1 else 1000  # every row of the epoch in one step
+        main(
+            [
+                *argv(world, output),
+                *samples_flags,
+                "--gradient_accumulation_steps",
+                str(accumulate),
+                "--logging_per_step",
+                "1",
+            ]
+        )
+        points = curve(output)
+        assert len(points) == steps
+        norms[rows] = points[0][1], points[0][4]
+    assert norms[1] == pytest.approx(norms[2], rel=1e-3)
+
+
+def test_the_schedule_rises_falls_and_ends_at_the_floor():
+    factors = [lr_factor(step, 11, 2, 0.1, "cosine") for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.55) and factors[10] == pytest.approx(0.1)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert lr_factor(6, 11, 2, 0.1, "linear") == pytest.approx(0.55)
+    assert lr_factor(10, 11, 2, 0.1, "constant") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("extra", "model", "says"),
+    [
+        (["--freeze_llm"], "base", "no itemic tokens to train"),
+        (
+            ["--freeze_llm", "--start_optimize_embedding_index", "99999"],
+            "base_itemic",
+            "--start_optimize_embedding_index",
+        ),
+        (["--start_optimize_embedding_index", "3"], "base_itemic", "without --freeze_llm"),
+        (["--resume_training_state"], "base_itemic", "without --resume_from"),
+        (["--min_lr", "1"], "base_itemic", "above the peak"),
+        (["--resume_from", "nowhere"], "base_itemic", "no whole checkpoint"),
+        ([], "absent", "is not a Hugging Face checkpoint"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_refused_before_anything_is_written(
+    world, tmp_path, extra, model, says
+):
+    with pytest.raises(InputError, match=says):
+        main([*argv(world, tmp_path / "out", model=model), *extra])
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
+    main(
+        [
+            *argv(world, tmp_path / "out"),
+            "--save_checkpoint_per_step",
+            "1",
+            "--keep_checkpoints",
+            "2",
+            "--num_training_steps",
+            "4",
+        ]
+    )
+    assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [3, 4]
