@@ -1,0 +1,108 @@
+"""The whole factory by its one command, on a very small world: it ends with the report, and a cut run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+STAGES = [
+    "01_world",
+    "02_tokenizer",
+    "03_data",
+    "04_base_model",
+    "05_expand_vocab",
+    "06_pretrain_stg1",
+    "07_pretrain_stg2",
+    "08_posttrain_sft",
+]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("quickstart") / "run"
+
+
+def quickstart(run_dir: Path, *flags: str) -> list[str]:
+    return ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke", "--run_dir", str(run_dir), *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "2"}
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
+    first = subprocess.Popen(
+        quickstart(run_dir),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while (
+        not (run_dir / ".done" / "03_data").exists() and time.monotonic() < deadline and first.poll() is None
+    ):
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert (run_dir / ".done" / "03_data").exists() and not (run_dir / "report").exists()
+    second = subprocess.run(
+        quickstart(run_dir), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
+    assert "== 03_data: finished before" in second.stdout
+    report = run_dir / "report"
+    labels = [row["label"] for row in json.loads((report / "report.json").read_text())["rows"]]
+    assert labels == ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence"]
+    assert "video R@10" in second.stdout and (report / "report.html").stat().st_size > 5000
+    assert {path.name for path in (run_dir / ".done").iterdir()} >= set(STAGES)
+
+
+def test_a_finished_run_only_makes_the_report_again(run_dir):
+    start = time.monotonic()
+    again = subprocess.run(
+        quickstart(run_dir), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert again.returncode == 0 and all(f"== {name}: finished before" in again.stdout for name in STAGES)
+    assert time.monotonic() - start < 60
+
+
+def test_other_settings_in_the_same_folder_are_refused(run_dir):
+    other = subprocess.run(
+        quickstart(run_dir, "--seed", "5"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert other.returncode == 2 and "was begun with other settings" in other.stderr
+
+
+def test_checkpoints_of_the_chain_load_in_transformers(run_dir):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for stage in ("base", "stage2", "sft"):
+        folder = run_dir / "models" / stage / "hf"
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer) and tokenizer.chat_template
+
+
+def test_a_wrong_flag_is_one_line():
+    wrong = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--fast"], capture_output=True, text=True
+    )
+    assert (
+        wrong.returncode == 2
+        and wrong.stderr.startswith("error: --fast: is not a flag")
+        and wrong.stderr.count("\n") == 1
+    )
