@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _BAR, _GAP, _LABEL = 460, 18, 7, 150
+_WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
 
 

@@ -52,6 +52,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_answer_tokens", type=int, default=24, help="tokens of a general answer at most"
     )
+    parser.add_argument(
+        "--exclude_seen", action="store_true", help="never recommend the items of the history"
+    )
     parser.add_argument("--token_budget", type=int, default=16384, help="tokens of a padded batch")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     return parser.parse_args(argv)
@@ -115,10 +118,12 @@ class Evaluation:
         self.manifest.input(task.name, len(examples))
         index = self.index(task)
         prompts = self._prompts(task.name, [e.messages for e in examples], spec.n_layers + 1)
-        ranked = self.model.rank_items(prompts, index, self.args.num_beams, task.name)
+        seen = [set(e.history) if self.args.exclude_seen else set() for e in examples]
+        banned = [index.sids_within(pids) for pids in seen] if self.args.exclude_seen else None
+        ranked = self.model.rank_items(prompts, index, self.args.num_beams, task.name, banned)
         rows, lines = [], []
-        for example, hypotheses in zip(examples, ranked, strict=True):
-            ids = [pid for h in hypotheses for pid in index.pids_of(h.codes)]
+        for example, hypotheses, skip in zip(examples, ranked, seen, strict=True):
+            ids = [pid for h in hypotheses for pid in index.pids_of(h.codes) if pid not in skip]
             by_item = ranking_metrics(ids, example.answer_ids)
             answer_sids = list(dict.fromkeys(spec.parse(example.answer)))
             by_sid = ranking_metrics([h.codes for h in hypotheses], answer_sids) if answer_sids else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,22 @@ class BenchModel:
         return ids[-limit:]
 
     def rank_items(
-        self, prompts: Sequence[list[int]], index: ItemIndex, num_beams: int, label: str
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        num_beams: int,
+        label: str,
+        exclude: Sequence[Collection[tuple[int, ...]]] | None = None,
     ) -> list[list[Hypothesis]]:
-        """The best ``num_beams`` SIDs of the catalogue for every prompt."""
+        """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
         results: list[list[Hypothesis]] = [[] for _ in prompts]
         assert self.spec is not None
         lengths = [len(prompt) + num_beams * (self.spec.n_layers - 1) for prompt in prompts]
         batches = list(batches_by_length(lengths, self.token_budget))
         for batch in progress(batches, label, len(prompts), "sample", size=len):
             chosen = [prompts[i] for i in batch]
-            decoded = decode_items(self.model, chosen, index, self.spec, num_beams, token_budget=1 << 60)
+            banned = None if exclude is None else [exclude[i] for i in batch]
+            decoded = decode_items(self.model, chosen, index, self.spec, num_beams, 1 << 60, banned)
             for i, hypotheses in zip(batch, decoded, strict=True):
                 results[i] = hypotheses
         return results

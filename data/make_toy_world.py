@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data.toy.general_text import make_chats, make_facts, make_texts
+from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
 from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
@@ -55,6 +55,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             raise InputError(
                 f"--{name}", f"{getattr(args, name)} is too small for a world", f"at least {least}"
             )
+    if args.n_facts > most_facts():
+        raise InputError(
+            "--n_facts", f"{args.n_facts} is more than there are names", f"at most {most_facts()}"
+        )
+    if args.seed < 0:
+        raise InputError("--seed", f"{args.seed} is negative", "0 or more")
     return args
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +101,16 @@ class ItemIndex:
         row = self.row_of(codes)
         return [] if row is None else self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
 
-    def sid_by_pid(self) -> dict[int, tuple[int, ...]]:
-        """pid to its codes, for every item."""
+    def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
+        """The SIDs that name items of ``pids`` and no others, in catalogue order."""
+        rows = sorted({self._row_of_pid[pid] for pid in pids if pid in self._row_of_pid})
+        sids = [tuple(map(int, self.sids[row])) for row in rows]
+        return [sid for sid in sids if all(pid in pids for pid in self.pids_of(sid))]
+
+    @functools.cached_property
+    def _row_of_pid(self) -> dict[int, int]:
         rows = np.repeat(np.arange(len(self.sids)), np.diff(self._bounds))
-        tuples = list(self._row)
-        return {int(pid): tuples[row] for pid, row in zip(self._pids, rows, strict=True)}
+        return dict(zip(self._pids.tolist(), rows.tolist(), strict=True))
 
 
 def _build_trie(sids: np.ndarray) -> list[TrieLevel]:

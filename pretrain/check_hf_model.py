@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     folder = Path(args.hf_model_dir)
     if not folder.is_dir():
         raise InputError(folder, "no such folder", "give a Hugging Face checkpoint")
-    from pretrain.model import load_lm, read_sid_spec
+    from pretrain.checkpoint import read_sid_spec
+    from pretrain.model import load_lm
     from pretrain.tokenization import FastTokenizer, check_itemic_tokens
 
     spec = read_sid_spec(folder)

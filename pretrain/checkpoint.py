@@ -1,19 +1,60 @@
-"""Training checkpoints: ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept."""
+"""Checkpoint directories: those of transformers, as far as they can be read without torch, and those of a training run.
+
+A run's checkpoints are ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from onerec.errors import InputError
+from onerec.files import SID_SPEC
 from onerec.run import read_json
+from onerec.sid import SidSpec
 
 WEIGHTS = "model.safetensors"
 RUN = "run.json"
+# How torch, safetensors and tokenizers say that a disk is full.
+_FULL = ("space left", "quota", "PytorchStreamWriter", "inline_container", "iostream")
 _STEP = re.compile(r"step(\d+)$")
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn what torch, safetensors and tokenizers raise on a full disk (each its own type) into `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not any(text in str(error) for text in _FULL):
+            raise
+        what = "no space left on the device"
+        raise InputError(path, what, "free some space or choose another output folder") from None
+
+
+def read_config(model_dir: str | Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory; raises `InputError` where it is none."""
+    path = Path(model_dir) / "config.json"
+    if not path.is_file():
+        raise InputError(
+            model_dir,
+            "is not a Hugging Face checkpoint (no config.json)",
+            "give a folder that transformers can load",
+        )
+    return read_json(path)
+
+
+def read_sid_spec(model_dir: str | Path) -> SidSpec | None:
+    """The SIDs that a checkpoint's vocabulary holds; None for a checkpoint that was not expanded."""
+    path = Path(model_dir) / SID_SPEC
+    return SidSpec.load(path) if path.is_file() else None
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:

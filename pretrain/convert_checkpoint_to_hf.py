@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Read the weights, put them into the base model's shape, write the directory."""
     args = parser().parse_args(argv)
-    from pretrain.checkpoint import find_checkpoint, read_weights
-    from pretrain.model import read_config, write_hf
+    from pretrain.checkpoint import disk_errors, find_checkpoint, read_config, read_weights
+    from pretrain.model import write_hf
 
     base = Path(args.base_model_dir)
     read_config(base)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     lm.tie_weights()
     if (base / "generation_config.json").is_file():
         lm.generation_config = transformers.GenerationConfig.from_pretrained(base)
-    with atomic_path(output) as folder:
+    with disk_errors(output), atomic_path(output) as folder:
         folder.mkdir(parents=True)
         write_hf(lm, base, folder)
         manifest.input(found)

@@ -20,6 +20,7 @@ from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
 from onerec.sid import LAYER_LETTERS, SidSpec
+from pretrain.checkpoint import disk_errors
 from pretrain.tokenization import FastTokenizer, check_itemic_tokens
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             "give a checkpoint without them",
         )
     expand_rows(model, spec, args.init)
-    with atomic_path(output) as folder:
+    with disk_errors(output), atomic_path(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         spec.save(folder)

@@ -20,6 +20,7 @@ from onerec.errors import InputError, cli
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
+from pretrain.checkpoint import disk_errors
 
 log = get_logger("make_tiny_qwen3")
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     manifest = Manifest("make_tiny_qwen3", args)
     tokenizer = train_bpe(corpus_texts(args.corpus, manifest), args.vocab_size)
-    with atomic_path(args.output_dir) as folder:
+    with disk_errors(args.output_dir), atomic_path(args.output_dir) as folder:
         vocabulary = save_tokenizer(tokenizer, folder, args.max_position_embeddings)
         parameters = save_model(args, vocabulary, folder)
         manifest.output(args.output_dir)

@@ -16,9 +16,9 @@ from torch import nn
 
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.run import atomic_path, read_json
-from onerec.sid import SidSpec
+from onerec.run import atomic_path
 from pretrain import attention
+from pretrain.checkpoint import read_config
 from pretrain.loss import linear_cross_entropy
 
 IGNORE = -100
@@ -34,24 +34,6 @@ CARRIED = (
     "generation_config.json",
     SID_SPEC,
 )
-
-
-def read_config(model_dir: str | Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint directory; raises `InputError` where it is none."""
-    path = Path(model_dir) / "config.json"
-    if not path.is_file():
-        raise InputError(
-            model_dir,
-            "is not a Hugging Face checkpoint (no config.json)",
-            "give a folder that transformers can load",
-        )
-    return read_json(path)
-
-
-def read_sid_spec(model_dir: str | Path) -> SidSpec | None:
-    """The SIDs that a checkpoint's vocabulary holds; None for a checkpoint that was not expanded."""
-    path = Path(model_dir) / SID_SPEC
-    return SidSpec.load(path) if path.is_file() else None
 
 
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:

@@ -40,7 +40,11 @@ def parser() -> argparse.ArgumentParser:
     # model and output
     add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
     add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
-    add("--overwrite", action="store_true", help="remove what an earlier run left in --output_dir")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start over: remove what an earlier run left in --output_dir, --resume_from auto or not",
+    )
     add(
         "--resume_from",
         help="checkpoint to go on from: an output_dir, its step<N>, or auto (newest in --output_dir, if any)",
@@ -134,10 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    log.setLevel("INFO" if first_process() else "WARNING")
+    from pretrain.checkpoint import read_config, read_sid_spec
+    from pretrain.dataset import PackedDataset, load_samples
     from pretrain.dataset_config import list_shards, load_config
-    from pretrain.model import read_config, read_sid_spec
 
-    # All that is cheap to check comes before torch is imported.
+    # All that can be checked without it comes before torch is imported and anything is written.
     manifest = Manifest("pretrain", args)
     config_path, model_dir, output_dir = (
         Path(args.dataset_config),
@@ -149,10 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     list_shards(config.sources)
     model_config, spec = read_config(model_dir), read_sid_spec(model_dir)
     rows = itemic_rows(args, spec, model_config)
-    resume = prepare_output(args, output_dir)
-
-    from pretrain.dataset import PackedDataset, load_samples
-
+    resume = find_resume(args, output_dir)
     samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio)
     longest, context = int(samples.lengths.max()), model_config.get("max_position_embeddings")
     if context and longest > context:
@@ -166,11 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
+    open_output(output_dir, resume is not None and args.resume_training_state)
     trainer = make_trainer(args, dataset, spec, rows, config.itemic_id_range, resume)
     train(trainer, resume if args.resume_training_state else None)
-    if trainer.is_world_process_zero():
+    if first_process():
         write_outputs(trainer, manifest, model_dir, output_dir)
+    leave_together(trainer)
     return None
+
+
+def first_process() -> bool:
+    """Whether this is the process of a run that reports and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -231,28 +241,35 @@ def itemic_rows(
     return first, last
 
 
-def prepare_output(args: argparse.Namespace, output_dir: Path) -> Path | None:
-    """Look for a checkpoint to resume from; refuse or clear what another run left."""
+def find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
+    """The checkpoint to go on from; raises `InputError` where another run's checkpoints are in the way."""
     from pretrain.checkpoint import find_checkpoint, whole_checkpoints
 
-    resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir) if args.resume_from else None
-    leftovers = [folder.parent for _, folder in whole_checkpoints(output_dir)]
-    goes_on = (
-        resume is not None and args.resume_training_state and output_dir.resolve() in resume.resolve().parents
-    )
-    if leftovers and not goes_on:
-        if not args.overwrite:
-            raise InputError(
-                output_dir,
-                "holds checkpoints of an earlier run",
-                "go on with --resume_from auto --resume_training_state, or start over with --overwrite",
-            )
-        for folder in (*leftovers, output_dir / HF, output_dir / "tb_logs"):
-            shutil.rmtree(folder, ignore_errors=True)
+    begin_anew = args.overwrite and args.resume_from == "auto"
+    resume = None
+    if args.resume_from and not begin_anew:
+        resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
+    goes_on = resume is not None and args.resume_training_state
+    if whole_checkpoints(output_dir) and not goes_on and not args.overwrite:
+        raise InputError(
+            output_dir,
+            "holds checkpoints of an earlier run",
+            "go on with --resume_from auto --resume_training_state, or start over with --overwrite",
+        )
+    return resume
+
+
+def open_output(output_dir: Path, goes_on: bool) -> None:
+    """Make the output folder and, for a run that begins anew, clear what an earlier one left in it."""
+    from pretrain.checkpoint import whole_checkpoints
+
     output_dir.mkdir(parents=True, exist_ok=True)
     if not os.access(output_dir, os.W_OK):
         raise InputError(output_dir, "permission denied", "choose a folder that this user may write")
-    return resume
+    if not goes_on and first_process():
+        leftovers = [folder.parent for _, folder in whole_checkpoints(output_dir)]
+        for folder in (*leftovers, output_dir / HF, output_dir / "tb_logs"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_trainer(
@@ -335,12 +352,9 @@ def make_trainer(
         f"model {args.model_dir}: {lm.num_parameters():,} parameters, {trained:,} trained, "
         f"attention {lm.config._attn_implementation}, {training_args.device}"
     )
-    trim_log(
-        Path(args.output_dir),
-        0
-        if resume is None or not args.resume_training_state
-        else int(resume.name.removeprefix("global_step")),
-    )
+    if first_process():
+        resumed = resume is not None and args.resume_training_state
+        trim_log(Path(args.output_dir), int(resume.name.removeprefix("global_step")) if resumed else 0)
     return PackedTrainer(model, dataset, training_args, args, (spec.id_range if spec else id_range), run)
 
 
@@ -359,17 +373,26 @@ def train(trainer: PackedTrainer, resume: Path | None) -> None:
 
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
+    from pretrain.checkpoint import disk_errors
     from pretrain.model import save_hf
-    from pretrain.trainer import disk_errors
 
     lm = trainer.accelerator.unwrap_model(trainer.model).merge()
-    with disk_errors(output_dir / HF):
-        save_hf(lm, model_dir, output_dir / HF)
     manifest.output(output_dir / HF)
     manifest.extra["steps"] = trainer.args.max_steps
     manifest.extra["tokens_trained"] = trainer.tokens_seen
-    manifest.write(output_dir)
+    with disk_errors(output_dir / HF):
+        save_hf(lm, model_dir, output_dir / HF)
+        manifest.write(output_dir)
     log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
+
+
+def leave_together(trainer: PackedTrainer) -> None:
+    """End the processes of a distributed run in order: one that leaves early takes its connections from the others."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        trainer.accelerator.wait_for_everyone()
+        dist.destroy_process_group()
 
 
 def data_line(dataset: PackedDataset) -> str:

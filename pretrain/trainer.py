@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from onerec.errors import InputError
 from onerec.run import get_logger, write_json
 from pretrain import checkpoint
+from pretrain.checkpoint import disk_errors
 from pretrain.dataset import PackedDataset, collate
 from pretrain.model import PackedLM, weights_of
 
@@ -51,26 +51,6 @@ def weight_decay_groups(model: PackedLM, weight_decay: float) -> list[dict[str, 
     rest = [p for p in trained if p.ndim < 2 or id(p) in rows]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise on a full disk into `InputError`."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        full = "space left" in str(error) or "PytorchStreamWriter" in str(error) or "quota" in str(error)
-        if not full:
-            raise
-        raise _no_space(path) from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise _no_space(path) from None
-
-
-def _no_space(path: Path) -> InputError:
-    return InputError(path, "no space left on the device", "free some space or choose another output folder")
 
 
 class PackedTrainer(Trainer):
@@ -227,7 +207,8 @@ class PackedTrainer(Trainer):
         self._clock = now
         if self.is_world_process_zero():
             log.info(log_line(values, total))
-            self._write_log(values)
+            with disk_errors(Path(self.args.output_dir)):
+                self._write_log(values)
 
     def _write_log(self, values: dict[str, Any]) -> None:
         with open(Path(self.args.output_dir) / LOG, "a", encoding="utf-8") as file:

@@ -7,13 +7,16 @@ ordered by time, ties by item id. Every user gives two rows with the same uid: t
 as its target and everything before it as history; the training row (split 0) sees nothing of the last item: its targets
 are the latest ten items before it, its history what came before those. Masks come from ratings: longview is a rating of
 3 or more, like 4 or more, follow 5, not_interested 2 or less; forward has no counterpart and is 0. Ads and products
-have none either and are empty. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
+have none either and are empty. A film that a user rated twice counts once, by the later rating, so that a test item is
+never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,7 +38,10 @@ _MASKS = {
     "forward": lambda rating: False,
     "not_interested": lambda rating: rating <= 2,
 }
+RATINGS = (0.5, 5.0)  # the scale's ends
 Event = tuple[int, int, float]  # timestamp, item, rating
+Film = tuple[str, str, list[str]]  # title, year or empty, genres
+_YEAR = re.compile(r"\s*\((\d{4})\)")
 
 
 def find(folder: Path, *names: str) -> Path | None:
@@ -43,86 +49,136 @@ def find(folder: Path, *names: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
+def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
+    """The lines of a text file that are not blank; a byte that is not ``encoding`` becomes U+FFFD."""
+    text = path.read_text(encoding=encoding, errors="replace")
+    return [line for line in text.split("\n") if line.strip()]
+
+
 def tab_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     """Fields of a RecBole file in the order of ``columns``; raises `InputError` where a column is missing."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = text_lines(path)
     header = [name.partition(":")[0] for name in lines[0].split("\t")] if lines else []
     if missing := [name for name in columns if name not in header]:
         raise InputError(
             path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}"
         )
     places = [header.index(name) for name in columns]
-    for line in lines[1:]:
-        fields = line.split("\t")
-        yield [fields[place] if place < len(fields) else "" for place in places]
+    rows = (line.split("\t") for line in lines[1:])
+    return ([fields[place] if place < len(fields) else "" for place in places] for fields in rows)
 
 
-def read_events(folder: Path, manifest: Manifest) -> dict[int, list[Event]]:
-    """Every user's ratings in time order."""
+def parse_event(fields: Sequence[str]) -> tuple[int, Event]:
+    """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
+    if len(fields) < 4:
+        raise ValueError("fields are missing")
+    user, item, rating, time = int(fields[0]), int(fields[1]), float(fields[2]), float(fields[3])
+    if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
+        raise ValueError("outside the scale")
+    return user, (int(time), item, rating)
+
+
+def read_events(
+    folder: Path, films: dict[int, Film], manifest: Manifest, max_bad_ratio: float
+) -> dict[int, list[Event]]:
+    """Every user's ratings of known films in time order, ties by item id; one a film.
+
+    Raises `InputError` where the file is missing, holds no rating, or more than ``max_bad_ratio`` of it is bad.
+    """
     path = find(folder, "ml-100k.inter", "u.data")
     if path is None:
         raise InputError(folder, "holds neither ml-100k.inter nor u.data", "give the MovieLens 100k folder")
     if path.name == "u.data":
-        raw: Iterator[list[str]] = (
-            line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()
-        )
+        raw: Iterator[list[str]] = (line.split("\t") for line in text_lines(path))
     else:
         raw = tab_rows(path, ("user_id", "item_id", "rating", "timestamp"))
-    events: dict[int, list[Event]] = {}
-    total = 0
+    events: dict[int, dict[int, Event]] = {}
+    bad, total = Counter[str](), 0
     for fields in raw:
         total += 1
         try:
-            user, item, rating, time = int(fields[0]), int(fields[1]), float(fields[2]), int(float(fields[3]))
-        except (ValueError, IndexError):
-            manifest.drop("rating row does not parse")
+            user, event = parse_event(fields)
+        except ValueError:
+            bad["rating row does not parse"] += 1
             continue
-        events.setdefault(user, []).append((time, item, rating))
+        if event[1] not in films:
+            bad["rating of a film without a title"] += 1
+            continue
+        seen = events.setdefault(user, {})
+        if event[1] in seen:
+            bad["film rated twice by a user: the earlier rating"] += 1
+        seen[event[1]] = max(event, seen.get(event[1], event))
     manifest.input(path, total)
-    if not events:
+    if total == bad["rating row does not parse"]:
         raise InputError(path, "holds no rating", "user, item, rating and timestamp separated by tabs")
-    return {user: sorted(items) for user, items in sorted(events.items())}
+    note_bad(manifest, path, bad, total, max_bad_ratio)
+    return {user: sorted(seen.values()) for user, seen in sorted(events.items())}
 
 
-def read_films(folder: Path, manifest: Manifest) -> dict[int, tuple[str, str, list[str]]]:
-    """item to (title, year or empty, genres)."""
+def note_bad(manifest: Manifest, path: Path, bad: Counter[str], total: int, max_bad_ratio: float) -> None:
+    """Count the bad rows of one file in the manifest; raises `InputError` where they are too many for it."""
+    for reason, count in bad.items():
+        manifest.drop(reason, count)
+    manifest.check_bad_ratio(path, sum(bad.values()), total, max_bad_ratio)
+
+
+def title_and_year(title: str, year: str = "") -> tuple[str, str]:
+    """Title and year, the year taken out of the title where it stands there (``Name (1995) (V)`` too)."""
+    found = _YEAR.search(title)
+    if found and not re.fullmatch(r"\d{4}", year):
+        return title[: found.start()], found[1]
+    return title, year if re.fullmatch(r"\d{4}", year) else ""
+
+
+def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, Film]:
+    """item to (title, year or empty, genres); raises `InputError` as `read_events`."""
     path = find(folder, "ml-100k.item", "u.item")
     if path is None:
         raise InputError(folder, "holds neither ml-100k.item nor u.item", "give the MovieLens 100k folder")
-    films: dict[int, tuple[str, str, list[str]]] = {}
     if path.name == "u.item":
-        for line in path.read_text(encoding="latin-1").splitlines():
-            fields = line.split("|")
-            if len(fields) < 5 + len(TEXTS["genres"]) or not fields[0].isdigit():
-                manifest.drop("film row does not parse")
-                continue
-            genres = [name for name, flag in zip(TEXTS["genres"], fields[5:], strict=False) if flag == "1"]
-            title, _, year = fields[1].rpartition(" (")
-            films[int(fields[0])] = (title or fields[1], year.rstrip(")") if title else "", genres)
+        rows = [original_film(line.split("|")) for line in text_lines(path, "latin-1")]
     else:
-        for item, title, year, genres in tab_rows(path, ("item_id", "movie_title", "release_year", "class")):
-            if not item.isdigit():
-                manifest.drop("film row does not parse")
-                continue
-            films[int(item)] = (title, year if year.isdigit() else "", genres.split())
-    manifest.input(path, len(films))
+        columns = ("item_id", "movie_title", "release_year", "class")
+        rows = [(item, title, year, genres.split()) for item, title, year, genres in tab_rows(path, columns)]
+    films = {
+        int(item): (*title_and_year(title, year), genres)
+        for item, title, year, genres in rows
+        if item.isdecimal() and title
+    }
+    manifest.input(path, len(rows))
+    if not films:
+        raise InputError(path, "holds no film", "item id, title and genres, as MovieLens 100k has them")
+    bad = Counter({"film row does not parse": len(rows) - len(films)})
+    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
     return films
 
 
-def read_people(folder: Path) -> dict[int, tuple[str, str]]:
-    """user to (age, occupation), where the file is there."""
+def original_film(fields: Sequence[str]) -> tuple[str, str, str, list[str]]:
+    """(item, title, year, genres) of a u.item row; the item is empty where the row is not one."""
+    if len(fields) < 5 + len(TEXTS["genres"]):
+        return "", "", "", []
+    genres = [name for name, flag in zip(TEXTS["genres"], fields[5:], strict=False) if flag == "1"]
+    return fields[0], fields[1], "", genres
+
+
+def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, tuple[str, str]]:
+    """user to (age, occupation), where the file is there; raises `InputError` as `read_events`."""
     path = find(folder, "ml-100k.user", "u.user")
     if path is None:
         return {}
     if path.name == "u.user":
-        rows = (line.split("|") for line in path.read_text(encoding="utf-8").splitlines())
-        return {int(f[0]): (f[1], f[3]) for f in rows if len(f) > 3 and f[0].isdigit()}
-    return {
-        int(u): (age, job) for u, age, job in tab_rows(path, ("user_id", "age", "occupation")) if u.isdigit()
-    }
+        lines = (line.split("|") for line in text_lines(path))
+        rows = [(f[0], f[1], f[3]) if len(f) > 3 else ("", "", "") for f in lines]
+    else:
+        rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
+    people = {int(user): (age, job) for user, age, job in rows if user.isdecimal()}
+    manifest.input(path, len(rows))
+    bad = Counter({"user row does not parse": len(rows) - len(people)})
+    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
+    return people
 
 
-def caption(film: tuple[str, str, list[str]]) -> str:
+def caption(film: Film) -> str:
     """A film's caption from title, year and genres."""
     title, year, genres = film
     template = TEXTS["caption"] if year else TEXTS["caption_no_year"]
@@ -189,26 +245,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     manifest = Manifest("movielens", args)
-    events, films, people = (
-        read_events(args.input, manifest),
-        read_films(args.input, manifest),
-        read_people(args.input),
-    )
-    rows, total = [], sum(map(len, events.values()))
+    films = read_films(args.input, manifest, args.max_bad_ratio)
+    events = read_events(args.input, films, manifest, args.max_bad_ratio)
+    people = read_people(args.input, manifest, args.max_bad_ratio)
+    rows = []
     for uid, items in events.items():
-        known = [event for event in items if event[1] in films]
-        manifest.drop("rating of a film without a title", len(items) - len(known))
-        if len(known) < MIN_ITEMS:
+        if len(items) < MIN_ITEMS:  # nothing wrong with such a user, so this does not go into the bad ratio
             manifest.drop(f"user with fewer than {MIN_ITEMS} ratings")
             continue
-        before, last = known[:-1], known[-1:]
+        before, last = items[:-1], items[-1:]
         cut = max(1, len(before) - N_TARGETS)
         rows.append(user_row(uid, 0, before[:cut], before[cut:], films, people))
         rows.append(user_row(uid, 1, before, last, films, people))
-    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), total, args.max_bad_ratio)
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
-    out, lists = args.output_dir / "onerec_data", pa.list_(pa.int64())
+    total, out, lists = sum(map(len, events.values())), args.output_dir / "onerec_data", pa.list_(pa.int64())
     fields = [
         (name, lists if isinstance(value, list) else pa.string() if isinstance(value, str) else pa.int64())
         for name, value in rows[0].items()

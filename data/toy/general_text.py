@@ -23,8 +23,18 @@ _HELD_OUT_SUMS = 0.15  # share of the sums that training never shows
 _THINKING = 0.5  # share of the taught sums whose chat thinks aloud
 
 
+def most_facts() -> int:
+    """How many facts the syllables suffice for."""
+    return min(
+        len(TABLE[f"syllables_{lang}"]) * (len(TABLE[f"syllables_{lang}"]) - 1) for lang in ("zh", "en")
+    )
+
+
 def make_facts(rng: np.random.Generator, n: int) -> list[dict[str, str]]:
-    """``n`` invented capitals: language, country, name (of the city) and good (its product), half in each language."""
+    """``n`` invented capitals, half in each language: lang, country, name (of the city) and good (its product).
+
+    No country and no city comes twice; ``n`` is at most `most_facts`.
+    """
     facts = []
     for lang, suffix, joiner in (("zh", "国", ""), ("en", "ia", "")):
         pairs = list(itertools.permutations(TABLE[f"syllables_{lang}"], 2))
@@ -69,11 +79,6 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
                 )
                 train.append(_chat(template.format(a=a, b=b), str(a + b), "sum", lang, thought))
     return train, held_out
-
-
-def shown_sums(chats: list[Record]) -> set[tuple[int, int]]:
-    """The (a, b) whose sum the chats ask for."""
-    return {tuple(m["addends"]) for chat in chats if "addends" in (m := json.loads(chat["metadata"]))}
 
 
 def _chat(question: str, answer: str, kind: str, lang: str, thought: str = "") -> Record:

@@ -27,8 +27,8 @@ _SCALE = {
 class Items:
     """The items of one domain; every array has one entry an item.
 
-    ``pid`` int64; ``subtopic`` (index into `SUBTOPICS`), ``style``, ``creator``, ``form`` int64; ``popularity``
-    float64, positive; ``embedding`` float32 [n, 64]; ``caption`` list of str.
+    ``pid`` int64; ``subtopic`` (index into `SUBTOPICS`) and ``style`` (into `STYLES`) int64; ``popularity`` float64,
+    positive; ``embedding`` float32 [n, 64]; ``caption`` list of str, which also names the creator and the form.
     """
 
     domain: str

@@ -116,6 +116,14 @@ def test_the_same_checkpoint_gives_the_same_metrics_at_any_batch_size(checkpoint
     assert run(checkpoint, data)[0] == run(checkpoint, data, "--token_budget", "64")[0]
 
 
+def test_seen_items_are_left_out_on_request(checkpoint, data):
+    _, folder = run(checkpoint, data, "--tasks", "video", "--exclude_seen")
+    lines = [json.loads(line) for line in (folder / "predictions_video.jsonl").read_text().splitlines()]
+    assert [sorted(line["items"]) for line in lines] == [
+        sorted(set(range(16)) - {i, i + 1, i + 2}) for i in range(6)
+    ]
+
+
 def test_thinking_ends_before_the_items(checkpoint, data):
     tasks, _ = run(checkpoint, data, "--enable_thinking", "true", "--tasks", "video")
     assert tasks["video"]["recall@32"] == 1

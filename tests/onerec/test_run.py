@@ -92,6 +92,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_an_output_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; the output folder must be a folder"):
+        write_json(tmp_path / "file" / "x.json", {})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_read_only_output_folder_is_one_line(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", disk], capture_output=True).returncode:
+        pytest.skip("this machine does not let the test mount a tmpfs")
+    try:
+        with pytest.raises(InputError, match="permission denied; choose a path"):
+            write_table(disk / "x.parquet", pa.table({"x": [1]}))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_progress_passes_everything_through_and_names_rate_and_time_left(capsys):
     assert list(progress(range(3), "rows", every=0)) == [0, 1, 2]
     assert "rows: 3/3 rows" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from onerec.errors import InputError
 from onerec.records import chat_record, message, parse_messages, record_uuid, write_records
 from onerec.run import Manifest
 from onerec.sid import SidSpec
+from pretrain.checkpoint import read_sid_spec
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
-from pretrain.model import read_sid_spec
 
 
 def load(world: Path, path: Path, max_bad_ratio: float = 0.01, model: str = "base_itemic", **overrides):

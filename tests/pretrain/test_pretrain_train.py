@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,3 +252,52 @@ def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
         ]
     )
     assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [3, 4]
+
+
+def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(world, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*args, **kwargs):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("pretrain.trainer.save_file", full)
+    with pytest.raises(InputError, match="step3: no space left on the device"):
+        main(argv(world, tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tb_logs", LOG]
+
+
+def test_overwrite_starts_over_even_where_the_scripts_would_resume(world, tmp_path):
+    main([*argv(world, tmp_path / "out"), "--num_training_steps", "3"])
+    resume = ["--resume_from", "auto", "--resume_training_state"]
+    main([*argv(world, tmp_path / "out"), *resume, "--overwrite", "--num_training_steps", "2", "--seed", "5"])
+    assert [point[0] for point in curve(tmp_path / "out")] == [2]
+    assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [2]
+
+
+def test_weights_of_another_run_are_a_beginning_without_its_state(world, full_run, tmp_path):
+    main([*argv(world, tmp_path / "out"), "--resume_from", str(full_run), "--num_training_steps", "2"])
+    points = curve(tmp_path / "out")
+    assert [point[0] for point in points] == [2]
+    assert points[0][1] < curve(full_run)[0][1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_that_accumulates(world, tmp_path):
+    """torchrun with two gloo processes gives the numbers of one process with two rows a step."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*argv(world, one), "--gradient_accumulation_steps", "2"])
+    script = Path(__file__).resolve().parents[2] / "pretrain" / "train.py"
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *argv(world, two)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(curve(one), curve(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
