@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     state = read_weights(found)
     config = transformers.AutoConfig.from_pretrained(base)
     with torch.device("meta"):

@@ -18,6 +18,9 @@ source "$ROOT/scripts/profiles/$PROFILE.env"
 set +a
 export PROFILE RUN_DIR HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 
+# Idle OpenMP threads sleep instead of spinning: on shared cores spinning costs several times the work itself.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 # Where the stages of this run put their outputs; the numbered scripts and the report read them here only.
 RAW_DATA="$RUN_DIR/raw_data"
 TOKENIZER_DIR="$RUN_DIR/tokenizer"
