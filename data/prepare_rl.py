@@ -95,14 +95,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet"
     )
+    parser.add_argument(
+        "--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take"
+    )
     parser.add_argument("--test_size", type=int, default=1000, help="test rows a task")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of test users")
     args = parser.parse_args(argv)
     if args.test_size < 1:
         raise InputError("--test_size", f"{args.test_size} is not a positive number", "at least 1")
     manifest, rows = Manifest("prepare_rl", args), {}
-    for task, name in RL_TASKS.items():
-        path, rows[task] = args.input_dir / f"{name}.parquet", []
+    for task in args.tasks:
+        path, rows[task] = args.input_dir / f"{RL_TASKS[task]}.parquet", []
         for index, row in enumerate(rows_of(path)):
             try:
                 rows[task].append(to_rl_row(task, index, row))
