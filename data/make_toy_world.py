@@ -83,9 +83,12 @@ def embedding_table(parts: Sequence[Items]) -> pa.Table:
 
 
 def caption_table(parts: Sequence[Items]) -> pa.Table:
-    """``pid`` int64, ``dense_caption`` string."""
+    """``pid`` int64, ``dense_caption`` string, ``tags`` list of strings."""
     captions = [caption for items in parts for caption in items.caption]
-    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions})
+    tags = [words for items in parts for words in items.tags]
+    return pa.table(
+        {"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags}
+    )
 
 
 def release_table(rows: list[dict]) -> pa.Table:

@@ -14,17 +14,19 @@ from onerec.parquet import open_parquet, read_table
 from onerec.sid import SidSpec
 
 
-def read_pid2sid(path: str | Path, spec: SidSpec) -> tuple[np.ndarray, np.ndarray]:
+def read_pid2sid(
+    path: str | Path, spec: SidSpec, pid: str = "pid", column: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
 
-    The column is ``codes``, or ``sid`` as in the published release. Raises `InputError` where a row has another
+    ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a row has another
     depth than ``spec`` or a code outside its codebook, or where a pid stands twice.
     """
-    names = open_parquet(path, ["pid"]).schema_arrow.names
-    column = "codes" if "codes" in names else "sid"
-    table = read_table(path, ["pid", column])
+    names = open_parquet(path, [pid]).schema_arrow.names
+    column = column or ("codes" if "codes" in names else "sid")
+    table = read_table(path, [pid, column])
     try:
-        pids = table["pid"].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
+        pids = table[pid].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
         lists = table[column].combine_chunks()
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
         flat = lists.flatten().to_numpy(zero_copy_only=False)

@@ -7,12 +7,14 @@ One Parquet row each, in the published RecIF format: ``uuid``, ``source``, ``met
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid as uuidlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from onerec.errors import InputError
@@ -38,7 +40,10 @@ Message = dict[str, Any]
 
 def record_uuid(*parts: object) -> str:
     """UUIDv5 of what a row is (its task, its user, its item, …): the same parts give the same uuid."""
-    return str(uuidlib.uuid5(_NAMESPACE, json.dumps([str(part) for part in parts], ensure_ascii=False)))
+    name = orjson.dumps([str(part) for part in parts])
+    # What uuid.uuid5 does, at a third of its time: a run makes millions of these.
+    h = hashlib.sha1(_NAMESPACE.bytes + name, usedforsecurity=False).hexdigest()
+    return f"{h[:8]}-{h[8:12]}-5{h[13:16]}-{'89ab'[int(h[16], 16) & 3]}{h[17:20]}-{h[20:32]}"
 
 
 def message(role: str, text: str) -> Message:

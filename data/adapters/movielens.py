@@ -29,6 +29,9 @@ from onerec.parquet import write_table
 from onerec.run import Manifest
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+CAPTION_SCHEMA = pa.schema(
+    [("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]
+)
 N_TARGETS = 10
 MIN_ITEMS = 4  # a user with fewer has no training history beside the test item and a target
 _MASKS = {
@@ -266,9 +269,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     write_table(out / "onerec_bench_release.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
     captions = {"pid": list(films), "dense_caption": [caption(film) for film in films.values()]}
+    captions["tags"] = [genres for _, _, genres in films.values()]
     write_table(
         out / "pid2caption.parquet",
-        pa.table(captions, schema=pa.schema([("pid", pa.int64()), ("dense_caption", pa.string())])),
+        pa.table(captions, schema=CAPTION_SCHEMA),
     )
     manifest.output(out / "onerec_bench_release.parquet", len(rows))
     manifest.output(out / "pid2caption.parquet", len(films))

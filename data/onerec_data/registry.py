@@ -1,4 +1,4 @@
-"""The list of tasks: the files in ``pretrain/`` and ``sft/`` each define one, and this is where they are gathered."""
+"""The list of tasks, the eleven of the release and one for data without a chain of thought: the files in ``pretrain/`` and ``sft/`` each define one, and this is where they are gathered."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from data.onerec_data.sft import (
     label_pred,
     product_rec,
     rec_reason,
+    reco_reason,
     video_rec,
 )
 from data.onerec_data.tasks import Task
@@ -31,5 +32,6 @@ TASKS: dict[str, Task] = {
         product_rec,
         item_understand,
         rec_reason,
+        reco_reason,
     )
 }

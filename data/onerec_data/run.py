@@ -5,158 +5,174 @@
         --caption raw_data/onerec_data/pid2caption.parquet --output_dir output
 
 Writes <output_dir>/<task>.parquet for each task (pretrain_video_rec, sft_video_rec, …) in the record format, the
-benchmark's test files from the split=1 rows into <output_dir>/benchmark_data, and manifest.json.
+benchmark's test files from the split=1 rows into <output_dir>/benchmark_data, and manifest.json. Users pass in batches,
+so memory does not grow with the input. Logs of your own: --layout my_layout.json (see layouts/).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data.onerec_data.context import Context, load_context
-from data.onerec_data.tasks import Task
+from data.onerec_data import bench
+from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items
+from data.onerec_data.context import load_context
+from data.onerec_data.layout import Layout, load_layout
+from data.onerec_data.outputs import Outputs
+from data.onerec_data.registry import TASKS
+from data.onerec_data.tasks import VIDEO_COLUMNS, Task
+from data.onerec_data.users import Captions, Users, available_parts, value_problem
+from data.onerec_data.workers import build_all, make_plan
 from onerec.errors import InputError, cli
-from onerec.parquet import count_rows, iter_batches, open_parquet
-from onerec.records import SCHEMA, Record
-from onerec.run import Manifest, atomic_path, progress
-
-_ROWS_PER_GROUP = 4096
-TRAIN_SPLIT = 0
+from onerec.records import SCHEMA
+from onerec.run import Manifest, progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that every task's script and the whole run share."""
     parser.add_argument(
-        "--input", type=Path, help="release table: one row a user (onerec_bench_release.parquet)"
+        "--input", type=Path, help="users: a Parquet file, a folder of them or a pattern (one row a user)"
     )
     parser.add_argument("--pid2sid", type=Path, required=True, help="pid to SID of videos and ads")
     parser.add_argument("--product_pid2sid", type=Path, help="pid to SID of products")
-    parser.add_argument("--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption)")
+    parser.add_argument(
+        "--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for <task>.parquet")
+    parser.add_argument(
+        "--layout", default="release", help="release, simple, or a JSON file: which column plays which part"
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of every draw")
+    parser.add_argument("--workers", type=int, default=1, help="processes that build records")
     parser.add_argument("--all_splits", action="store_true", help="training records from the test users too")
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
 
 
-class TaskFiles:
-    """One open Parquet file a task, all renamed to their names together when the run ends well."""
+class Run:
+    """One run over the inputs: what is made, and the counters that end in the manifest."""
 
-    def __init__(self, stack: contextlib.ExitStack, output_dir: Path, names: Sequence[str]) -> None:
-        self.paths = {name: output_dir / f"{name}.parquet" for name in names}
-        self._buffers: dict[str, list[Record]] = {name: [] for name in names}
-        self.rows = dict.fromkeys(names, 0)
-        self._writers = {}
-        for name, path in self.paths.items():
-            temporary = stack.enter_context(atomic_path(path))
-            self._writers[name] = stack.enter_context(pq.ParquetWriter(temporary, SCHEMA, compression="zstd"))
+    def __init__(self, tasks: Sequence[Task], args: argparse.Namespace, benchmark: bool = False) -> None:
+        self.args, self.tasks = args, list(tasks)
+        self.manifest = Manifest("onerec_data", args)
+        self.layout: Layout = load_layout(args.layout)
+        self.bench_folder = args.output_dir / "benchmark_data"
+        user_tasks = [task.name for task in tasks if task.over == "users"]
+        if (benchmark or user_tasks) and args.input is None:
+            raise InputError("--input", "is missing", "give the users' table")
+        names = (
+            bench.user_tasks(available_parts(args.input, self.layout), bool(args.product_pid2sid))
+            if benchmark
+            else []
+        )
+        self.plan = make_plan(user_tasks, names, args.all_splits)
+        self.benchmark = benchmark
+        self._check_arguments()
+        tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
+        self._tables, self.context = tables, load_context(*tables)
+        if self.context.tags is None and any(task.tags for task in tasks):
+            raise InputError(
+                args.caption or "--caption", "has no column tags", "give items tags (data/README.md)"
+            )
 
-    def add(self, name: str, record: Record) -> None:
-        """Add a record to a task's file."""
-        buffer = self._buffers[name]
-        buffer.append(record)
-        self.rows[name] += 1
-        if len(buffer) == _ROWS_PER_GROUP:
-            self._flush(name)
+    def _check_arguments(self) -> None:
+        args, tasks = self.args, [*self.tasks, *self.plan.bench.values()]
+        if args.caption is None and any(task.over == "items" for task in tasks):
+            raise InputError("--caption", "is missing", "give pid2caption.parquet")
+        if args.product_pid2sid is None and any(task.product for task in tasks):
+            raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
+        if args.workers < 1:
+            raise InputError("--workers", f"{args.workers} is not a positive number", "1 or more")
 
-    def finish(self) -> None:
-        """Write what is still buffered."""
-        for name in self._buffers:
-            self._flush(name)
+    def record_path(self, name: str) -> Path:
+        """Where the table of a task goes, or that of a benchmark task (``bench/<name>``)."""
+        if name.startswith("bench/"):
+            return bench.output_path(self.bench_folder, name.removeprefix("bench/"))
+        return self.args.output_dir / f"{name}.parquet"
 
-    def _flush(self, name: str) -> None:
-        if self._buffers[name]:
-            self._writers[name].write_table(pa.Table.from_pylist(self._buffers[name], schema=SCHEMA))
-            self._buffers[name] = []
+    def __call__(self) -> Manifest:
+        """Make every file in one pass over the users and one over the items."""
+        records = {self.record_path(task.name): SCHEMA for task in self.tasks}
+        tests = bench.schemas(self.bench_folder, list(self.plan.bench)) if self.benchmark else {}
+        threads = min(4, self.args.workers)
+        self._note_tables()
+        with (
+            Outputs(records, threads=threads) as files,
+            Outputs(tests, empty=False, threads=threads) as bench_files,
+        ):
+            if self.plan.builders:
+                self._users(files, bench_files)
+            if self.args.caption and (self.benchmark or any(task.over == "items" for task in self.tasks)):
+                self._items(files, bench_files)
+        for outputs in (files, bench_files):
+            for path, rows in outputs.rows.items():
+                if path.exists() and (rows or outputs is files):
+                    self.manifest.output(path, rows)
+        if self.benchmark:
+            args = self.args
+            bench.write_catalogues(
+                self.bench_folder,
+                self.context,
+                args.pid2sid,
+                args.product_pid2sid,
+                args.general_heldout,
+                self.manifest,
+            )
+        return self.manifest
 
+    def _note_tables(self) -> None:
+        self.manifest.input(self.args.pid2sid, self.context.video.n_items)
+        if self.context.product:
+            self.manifest.input(self.args.product_pid2sid, self.context.product.n_items)
 
-def user_rows(path: Path, tasks: Sequence[Task], context: Context) -> Iterator[dict[str, Any]]:
-    """Users as dicts with the columns that ``tasks`` need; uid and split checked, bad rows counted, doubles dropped."""
-    required = ["uid", *dict.fromkeys(column for task in tasks for column in task.required)]
-    optional = [
-        "split",
-        *dict.fromkeys(column for task in tasks for column in task.optional if column not in required),
-    ]
-    _check_types(path, required, optional)
-    seen: set[tuple[int, int]] = set()
-    batches = iter_batches(path, required, optional, batch_size=1024)
-    total = count_rows(path)
-    if total == 0:
-        raise InputError(path, "is an empty table", "give at least one user")
-    for batch in progress(batches, "users", total, "user", size=lambda b: b.num_rows):
-        for row in batch.to_pylist():
-            if row["uid"] is None:
-                context.bad("users", "uid is null")
-                continue
-            row["split"] = row.get("split") or 0
-            if (row["uid"], row["split"]) in seen:
-                context.bad("users", "uid stands twice in a split")
-                continue
-            seen.add((row["uid"], row["split"]))
-            yield row
-    context.manifest.input(path, total)
+    def _users(self, files: Outputs, bench_files: Outputs) -> None:
+        builders = self.plan.builders
+        required = dict.fromkeys(part for task in builders for part in task.required)
+        optional = dict.fromkeys(part for task in builders for part in task.optional)
+        users = Users(self.args.input, [*required], [*optional], self.layout)
+        total = Built()
+        batches = progress(users, "users", users.rows, "user", size=lambda data: data.num_rows)
+        for built in build_all(batches, self.plan, self.context, self._tables, self.args.workers):
+            for name, table in built.tables.items():
+                (bench_files if name.startswith("bench/") else files).add(self.record_path(name), table)
+            total.counts += built.counts
+            total.bad_rows += built.bad_rows
+            total.values_read += built.values_read
+            total.values_bad += built.values_bad
+        for reason, count in sorted((users.counts + total.counts).items()):
+            self.manifest.drop(reason, count)
+        for file, rows in users.rows_by_file.items():
+            self.manifest.input(file, rows)
+        bad = users.counts.total() + total.bad_rows
+        self.manifest.check_bad_ratio(self.args.input, bad, users.rows, self.args.max_bad_ratio)
+        value_problem(total.values_read, total.values_bad, self.args.input, self.args.max_bad_ratio)
 
+    def _items(self, files: Outputs, bench_files: Outputs) -> None:
+        tasks = [task for task in self.tasks if task.over == "items"]
+        captions = Captions(self.args.caption, self.layout)
+        every, seen = max(1, captions.rows // bench.N_ITEM_TEST), 0
+        batches = progress(captions, "captions", captions.rows, "item", size=lambda pair: len(pair[0]))
+        for pids, texts in batches:
+            built = build_items(pids, texts, tasks, self.context)
+            for name, table in built.tables.items():
+                files.add(self.record_path(name), table)
+            for reason, count in built.counts.items():
+                self.manifest.drop(reason, count)
+            if self.benchmark:
+                chosen = slice(-seen % every, None, every)
+                bench_files.add(
+                    self.record_path("bench/item_understand"), self._item_tests(pids[chosen], texts[chosen])
+                )
+            seen += len(pids)
+        for reason, count in captions.counts.items():
+            self.manifest.drop(reason, count)
+        self.manifest.input(self.args.caption, captions.rows)
 
-def _check_types(path: Path, required: Sequence[str], optional: Sequence[str]) -> None:
-    schema = open_parquet(path, required).schema_arrow
-    for name in [*required, *optional]:
-        if name in schema.names and name.startswith(("hist_", "target_video", "target_ad", "target_goods")):
-            kind = schema.field(name).type
-            inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
-            if inner is kind or not (
-                pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_null(inner)
-            ):
-                raise InputError(path, f"column {name} is {kind}", "a list of integers is wanted")
-        if name == "uid" and not pa.types.is_integer(schema.field(name).type):
-            raise InputError(path, f"column uid is {schema.field(name).type}", "integers are wanted")
-
-
-def run(tasks: Sequence[Task], args: argparse.Namespace, benchmark: bool = False) -> Manifest:
-    """Build every task's file (and the benchmark's) in one pass over the users and one over the items."""
-    from data.onerec_data.bench import Benchmark
-
-    manifest = Manifest("onerec_data", args)
-    needs_users = benchmark or any(task.over == "users" for task in tasks)
-    if needs_users and args.input is None:
-        raise InputError("--input", "is missing", "give the release table")
-    if args.caption is None and any(task.over == "items" for task in tasks):
-        raise InputError("--caption", "is missing", "give pid2caption.parquet")
-    if args.product_pid2sid is None and any(task.product for task in tasks):
-        raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
-    context = load_context(args.pid2sid, args.product_pid2sid, args.caption, args.seed, manifest)
-    with contextlib.ExitStack() as stack:
-        files = TaskFiles(stack, args.output_dir, [task.name for task in tasks])
-        bench = Benchmark(args.output_dir / "benchmark_data", context) if benchmark else None
-        user_tasks = [task for task in tasks if task.over == "users"]
-        users = 0
-        if needs_users:
-            wanted = [*user_tasks, *(bench.tasks if bench else [])]
-            for row in user_rows(args.input, wanted, context):
-                users += 1
-                if row["split"] == TRAIN_SPLIT or args.all_splits:
-                    for task in user_tasks:
-                        for record in task.records(row, context):
-                            files.add(task.name, record)
-                if bench:
-                    bench.add(row)
-        for task in (task for task in tasks if task.over == "items"):
-            for pid, caption in sorted(context.captions.items()):
-                for record in task.records({"pid": pid, "caption": caption}, context):
-                    files.add(task.name, record)
-        manifest.check_bad_ratio(args.input or args.caption, context.bad_rows, users, args.max_bad_ratio)
-        files.finish()
-        if bench:
-            bench.write(manifest, args)
-    for name, path in files.paths.items():
-        manifest.output(path, files.rows[name])
-    return manifest
+    def _item_tests(self, pids: Sequence[int], texts: Sequence[str]):
+        task = TASKS[SFT_TASK["item_understand"]]
+        return bench_table("item_understand", task, list(task.build(pids, texts, self.context)))
 
 
 def report(manifest: Manifest, output_dir: Path) -> None:
@@ -176,21 +192,43 @@ def run_task(task: Task, argv: Sequence[str] | None = None) -> None:
         parser = argparse.ArgumentParser(description=f"Make {task.name}.parquet ({task.source}).")
         add_arguments(parser)
         args = parser.parse_args(argv)
-        report(run([task], args), args.output_dir)
+        report(Run([TASKS[task.name]], args)(), args.output_dir)
 
     cli(main)()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    from data.onerec_data.registry import TASKS
+def default_tasks(args: argparse.Namespace) -> list[Task]:
+    """Every task that the input has what it takes for; says on the way which have to be left out."""
+    if args.input is None:
+        raise InputError("--input", "is missing", "give the users' table")
+    layout = load_layout(args.layout)
+    parts, chosen = available_parts(args.input, layout) | set(VIDEO_COLUMNS), []
+    for task in TASKS.values():
+        lacking = [layout.column(part) for part in task.required if part not in parts]
+        lacking += ["--product_pid2sid"] if task.product and args.product_pid2sid is None else []
+        lacking += ["--caption"] if task.over == "items" and args.caption is None else []
+        if not task.default or task.name in args.skip:
+            continue
+        if lacking:
+            print(f"left out: {task.name} (the input has no {', '.join(lacking)})")
+        else:
+            chosen.append(task)
+    return chosen
 
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
     parser.add_argument(
-        "--tasks", nargs="*", default=list(TASKS), metavar="TASK", help=f"of {', '.join(TASKS)}"
+        "--tasks",
+        nargs="*",
+        metavar="TASK",
+        help=f"exactly these, of {', '.join(TASKS)}; default: all that the input allows",
     )
+    parser.add_argument("--also", nargs="*", default=[], metavar="TASK", help="these beside the default ones")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="TASK", help="these not")
     parser.add_argument(
         "--benchmark", type=int, default=1, help="1: also the benchmark's files from the split=1 rows"
     )
@@ -198,10 +236,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks"
     )
     args = parser.parse_args(argv)
-    for name in args.tasks:
+    for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:
             raise InputError("--tasks", f"{name} is not a task", f"one of {', '.join(TASKS)}")
-    report(run([TASKS[name] for name in args.tasks], args, bool(args.benchmark)), args.output_dir)
+    chosen = default_tasks(args) if args.tasks is None else [TASKS[name] for name in args.tasks]
+    chosen = list(dict.fromkeys([*chosen, *(TASKS[name] for name in args.also)]))
+    report(Run(chosen, args, bool(args.benchmark))(), args.output_dir)
 
 
 if __name__ == "__main__":

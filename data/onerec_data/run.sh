@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All RecIF tasks, in one pass: cd data/onerec_data && bash run.sh
-# Every variable can be set in the environment; RUN_<TASK>=0 switches a task off.
+# Every variable can be set in the environment. RUN_<TASK>=0 switches a task off; a task whose columns the input lacks is
+# left out by itself. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs without a chain of thought.
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
@@ -11,15 +12,20 @@ cd "$(dirname "$0")"
 : "${CAPTION_INPUT:=../raw_data/onerec_data/pid2caption.parquet}"
 : "${GENERAL_HELDOUT:=../raw_data/general_text/heldout}"
 : "${OUTPUT_BASE_DIR:=../output}"
+# release, simple, or a JSON file of your own: which column plays which part.
+: "${LAYOUT:=release}"
 : "${SEED:=42}"
+: "${WORKERS:=1}"
 : "${RUN_BENCHMARK:=1}"
 
-tasks=()
+skip=() also=()
 for task in pretrain_video_rec pretrain_user_profile pretrain_item_understand sft_video_rec sft_interactive_rec \
-  sft_label_cond_rec sft_label_pred sft_ad_rec sft_product_rec sft_item_understand sft_rec_reason; do
+  sft_label_cond_rec sft_label_pred sft_ad_rec sft_product_rec sft_item_understand sft_rec_reason sft_reco_reason; do
   switch="RUN_${task^^}"
-  if [[ "$task" == sft_product_rec && -z "$PRODUCT_PID2SID_MAPPING" ]]; then continue; fi
-  if [[ "${!switch:-1}" == 1 ]]; then tasks+=("$task"); fi
+  case "${!switch:-}" in
+    0) skip+=("$task") ;;
+    1) also+=("$task") ;;
+  esac
 done
 product=()
 [[ -n "$PRODUCT_PID2SID_MAPPING" ]] && product=(--product_pid2sid "$PRODUCT_PID2SID_MAPPING")
@@ -27,5 +33,5 @@ heldout=()
 [[ -d "$GENERAL_HELDOUT" ]] && heldout=(--general_heldout "$GENERAL_HELDOUT")
 set -x
 "$PYTHON" run.py --input "$INPUT_METADATA" --pid2sid "$PID2SID_MAPPING" "${product[@]}" \
-  --caption "$CAPTION_INPUT" --output_dir "$OUTPUT_BASE_DIR" --seed "$SEED" --benchmark "$RUN_BENCHMARK" \
-  "${heldout[@]}" --tasks "${tasks[@]}"
+  --caption "$CAPTION_INPUT" --output_dir "$OUTPUT_BASE_DIR" --layout "$LAYOUT" --seed "$SEED" --workers "$WORKERS" \
+  --benchmark "$RUN_BENCHMARK" "${heldout[@]}" ${skip[@]+--skip "${skip[@]}"} ${also[@]+--also "${also[@]}"}

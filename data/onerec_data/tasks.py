@@ -1,301 +1,454 @@
-"""The tasks as builders: a user's row (or an item) to samples; training and benchmark use the same ones.
+"""The tasks as builders: a batch of users (or of items) to samples; training and benchmark use the same ones.
 
 Semantics are those of the OpenOneRec reference scripts (github.com/Kuaishou-OneRec/OpenOneRec, data/onerec_data):
-histories cut to the latest 512 videos (100 long-viewed ones and 200 ads or products across domains), targets to the
-first 10, at most 10 items an interaction kind, pids without SID skipped, one label-prediction sample a candidate, one
-interactive sample a keyword.
+histories cut to the latest 512 videos (across domains 100 long-viewed videos, 200 ads, 100 products), targets to the
+first 10, the latest 10 items of an interaction kind, pids without SID skipped, one label-prediction sample a candidate,
+one interactive sample a keyword. One departure: the reference's pretraining sequences keep the first 512 videos of a
+longer history, these the latest.
+
+Where the input has one interaction kind a row (`interaction_type`) or a search (`query`) instead of the release's masks
+and keyword table, the same tasks read those: see ``layouts/simple.json``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from data.onerec_data.context import Context, SidTable, int_list, prompts
-from onerec.records import Message, Record, chat_record, message, record_uuid, text_record
+import numpy as np
+import orjson
 
-VIDEO_HISTORY, LONGVIEW_HISTORY, CROSS_HISTORY = 512, 100, 200
+from data.onerec_data.batch import Batch, SidLists, to_sids
+from data.onerec_data.context import Context
+from data.onerec_data.layout import LABELS
+from data.onerec_data.tables import SidTable
+from data.onerec_data.text import Draws, Template, Turn, escaped, prompts
+
+VIDEO_HISTORY, LONGVIEW_HISTORY = 512, 100
+CROSS_HISTORY = {"ad": 200, "goods": 100}
 MAX_TARGETS = MAX_INTERACTIONS = 10
-LABELS = ("longview", "like", "follow", "forward", "not_interested")
-YES, NO = "是", "否"
-VIDEO_COLUMNS = ("hist_video_pid", "target_video_pid")
+YES, NO = escaped("是"), escaped("否")
+HISTORY, TARGET = "hist_video_pid", "target_video_pid"
+VIDEO_COLUMNS = (HISTORY, TARGET)
 MASK_COLUMNS = tuple(f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS)
+CROSS_COLUMNS = (HISTORY, "hist_video_longview", "hist_longview_video_list")
 PROFILE_COLUMNS = ("inter_user_profile", "inter_user_profile_with_sid")
+NO_SID = "no item with a SID"
+_NO_PIDS = np.empty(0, np.int64)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Sample:
-    """One sample of a task: what it is (``key``), the prompt, the answer, and facts for the metadata.
+    """One sample: the row of its batch, what it is (``key``), prompt and answer (escaped), facts for the metadata.
 
-    ``texts`` instead of a prompt makes it plain text. ``answer_pid`` are the items of the answer, in order, and
+    ``text`` instead of a prompt makes it plain text. ``answer_pid`` are the items of the answer, in order, and
     ``history_pid`` those that baselines may see, oldest first.
     """
 
+    row: int
     key: tuple[object, ...]
-    prompt: list[Message] = dataclasses.field(default_factory=list)
-    answer: str = ""
-    texts: tuple[str, ...] = ()
-    answer_pid: tuple[int, ...] = ()
-    history_pid: tuple[int, ...] = ()
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any]
+    prompt: Sequence[Turn] = ()
+    answer: bytes = b""
+    text: bytes = b""
+    answer_pid: np.ndarray = dataclasses.field(default_factory=lambda: _NO_PIDS)
+    history_pid: np.ndarray = dataclasses.field(default_factory=lambda: _NO_PIDS)
 
 
-Builder = Callable[[dict[str, Any], Context], Iterator[Sample]]
+Rows = Sequence[int]
+Builder = Callable[[Batch, Rows, Context], Iterator[Sample]]
+ItemBuilder = Callable[[Sequence[int], Sequence[str], Context], Iterator[Sample]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task: its output name, its source tag, what it walks over (users or items) and its builder.
 
-    ``required`` columns must be in the users' table; ``optional`` ones are read where they exist.
+    ``required`` parts must have a column in the users' table; ``optional`` ones are read where they exist.
+    ``default`` says whether it is made when no task is named.
     """
 
     name: str
     source: str
     over: str
-    build: Builder
+    build: Builder | ItemBuilder
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     product: bool = False
-
-    def records(self, row: dict[str, Any], context: Context) -> Iterator[Record]:
-        """Training records of one row."""
-        for sample in self.build(row, context):
-            uuid = record_uuid(self.name, *sample.key)
-            if sample.texts:
-                yield text_record(uuid, self.source, sample.facts, sample.texts)
-            else:
-                yield chat_record(
-                    uuid, self.source, sample.facts, [*sample.prompt, message("assistant", sample.answer)]
-                )
+    tags: bool = False
+    default: bool = True
 
 
-def ask(context: Context, task: str, uid: object, body: str, question: str) -> list[Message]:
-    """The usual prompt: a system turn drawn for the task, then the body and the question in one user turn."""
-    system = context.draw(prompts("recommend")["system"][task], task, "system", uid)
-    return [message("system", system), message("user", f"{body}\n{question}" if body else question)]
-
-
-def line(context: Context, kind: str, task: str, uid: object, sids: str) -> str:
+def line(draws: Draws, kind: str, sids: bytes) -> bytes:
     """A history line: what the items are, then their SIDs."""
-    return context.draw(prompts("recommend")["history"][kind], task, kind, uid) + sids
+    return draws.pick(prompts("recommend")["history"][kind]).fill() + sids
 
 
-def question(context: Context, task: str, *what: object) -> str:
-    """A question drawn for the task."""
-    return context.draw(prompts("recommend")["question"][task], task, "question", *what)
+def ask(draws: Draws, task: str, body: bytes, options: Sequence[Template], **fields: bytes) -> list[Turn]:
+    """The usual prompt: a system turn drawn for the task, then the body and a drawn question in one user turn."""
+    system = draws.pick(prompts("recommend")["system"][task]).fill()
+    question = draws.pick(options).fill(**fields)
+    return [("system", system), ("user", body + rb"\n" + question if body else question)]
 
 
-def watched(row: dict[str, Any], context: Context, task: str) -> tuple[str, list[int], str, list[int]] | None:
-    """(history SIDs, history pids, target SIDs, target pids) of the videos; None, counted, where one is empty."""
-    history = int_list(row["hist_video_pid"])[-VIDEO_HISTORY:]
-    target = int_list(row["target_video_pid"])[:MAX_TARGETS]
-    if not history:
-        return context.skip(task, "empty history")
-    if not target:
-        return context.skip(task, "no target")
-    (history_sids, history), (target_sids, target) = (
-        context.sids(p, context.video, task) for p in (history, target)
-    )
-    if not history or not target:
-        return context.skip(task, "no item with a SID")
-    return history_sids, history, target_sids, target
+def questions(task: str) -> list[Template]:
+    """The questions of a task."""
+    return prompts("recommend")["question"][task]
 
 
-def video_rec(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+class Watched:
+    """Watched videos and targets of a batch, for the tasks that need both."""
+
+    def __init__(self, batch: Batch, context: Context, task: str) -> None:
+        self._batch, self._task = batch, task
+        self.history: SidLists = batch.sids(HISTORY, context.video, last=VIDEO_HISTORY)
+        self.target: SidLists = batch.sids(TARGET, context.video, first=MAX_TARGETS)
+        self._n_history, self._n_target = (batch.lists(part).lengths.tolist() for part in VIDEO_COLUMNS)
+
+    def usable(self, row: int) -> bool:
+        """Whether history and targets both hold an item with a SID; what is left out is counted."""
+        batch, task = self._batch, self._task
+        if not self._n_history[row] or not self._n_target[row]:
+            batch.skip(row, task, "no target" if self._n_history[row] else "empty history")
+            return False
+        missing = self.history.missing[row] + self.target.missing[row]
+        batch.skip(row, task, "pid without SID skipped", missing)
+        if not self.history.text[row] or not self.target.text[row]:
+            batch.skip(row, task, NO_SID)
+            return False
+        return True
+
+
+def video_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """Watch history to the next videos."""
-    if (found := watched(row, context, "sft_video_rec")) is None:
-        return
-    history_sids, history, target_sids, target = found
-    uid = row["uid"]
-    body = line(context, "video", "video_rec", uid, history_sids)
-    prompt = ask(context, "video_rec", uid, body, question(context, "video_rec", uid))
-    yield Sample((uid, row["split"]), prompt, target_sids, (), tuple(target), tuple(history), {"uid": uid})
+    task, watched = "sft_video_rec", Watched(batch, context, "sft_video_rec")
+    for row in rows:
+        if not watched.usable(row):
+            continue
+        draws = context.draws(task, *batch.keys[row])
+        body = line(draws, "video", watched.history.text[row])
+        yield Sample(
+            row,
+            batch.keys[row],
+            {"uid": batch.uid[row]},
+            ask(draws, "video_rec", body, questions("video_rec")),
+            watched.target.text[row],
+            answer_pid=watched.target.pids(row),
+            history_pid=watched.history.pids(row),
+        )
 
 
-def watch_sequence(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def watch_sequence(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """The whole watch sequence as plain text."""
-    if (found := watched(row, context, "pretrain_video_rec")) is None:
-        return
-    history_sids, _, target_sids, _ = found
-    template = context.draw(prompts("understand")["sequence_text"], "video_rec_text", row["uid"])
-    text = template.format(history=history_sids, target=target_sids)
-    yield Sample((row["uid"], row["split"]), texts=(text,), facts={"uid": row["uid"]})
+    task, watched = "pretrain_video_rec", Watched(batch, context, "pretrain_video_rec")
+    options = prompts("understand")["sequence_text"]
+    for row in rows:
+        if watched.usable(row):
+            template = context.draws(task, *batch.keys[row]).pick(options)
+            text = template.fill(history=watched.history.text[row], target=watched.target.text[row])
+            yield Sample(row, batch.keys[row], {"uid": batch.uid[row]}, text=text)
 
 
-def user_profile(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def user_profile(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """The user's profile, with SIDs, as plain text."""
-    if (profile := context.profile(row, "pretrain_user_profile")) is None:
-        return context.skip("pretrain_user_profile", "no profile")
-    template = context.draw(prompts("understand")["profile_text"], "user_profile", row["uid"])
-    yield Sample(
-        (row["uid"], row["split"]), texts=(template.format(profile=profile),), facts={"uid": row["uid"]}
-    )
-
-
-def interactions(row: dict[str, Any], context: Context, task: str) -> str | None:
-    """The user's items by interaction kind, a line each, at most the latest ten; None, counted, where there are none."""
-    history = int_list(row["hist_video_pid"])
-    lines = []
-    for label in LABELS:
-        mask = row.get(f"hist_video_{label}")
-        if mask is None:
+    task, profiles = "pretrain_user_profile", context.profiles(batch, "pretrain_user_profile")
+    options = prompts("understand")["profile_text"]
+    for row in rows:
+        if profiles[row] is None:
+            batch.skip(row, task, "no profile")
             continue
-        if len(mask) != len(row["hist_video_pid"] or []):
-            return context.bad(f"sft_{task}", f"hist_video_{label} has another length than its history")
-        chosen = [
-            pid
-            for pid, value in zip(row["hist_video_pid"], mask, strict=True)
-            if value == 1 and pid is not None
-        ]
-        sids, known = context.sids(chosen[-MAX_INTERACTIONS:], context.video, f"sft_{task}")
-        if known:
-            lines.append(line(context, label, task, row["uid"], sids))
-    if not lines:
-        return context.skip(f"sft_{task}", "empty history" if not history else "no interaction")
-    return "\n".join(lines)
+        text = context.draws(task, *batch.keys[row]).pick(options).fill(profile=profiles[row])
+        yield Sample(row, batch.keys[row], {"uid": batch.uid[row]}, text=text)
 
 
-def target_with(row: dict[str, Any], context: Context, task: str, label: str) -> list[int] | None:
-    """Targets whose mask for ``label`` is set; None, counted, where the mask has another length."""
-    mask, target = row.get(f"target_video_{label}"), row["target_video_pid"] or []
-    if mask is None:
-        return []
-    if len(mask) != len(target):
-        return context.bad(f"sft_{task}", f"target_video_{label} has another length than its targets")
-    return [int(pid) for pid, value in zip(target, mask, strict=True) if value == 1 and pid is not None]
+class Interactions:
+    """The user's items by interaction kind, the latest ten of each, a line a kind.
+
+    A mask of another length than the history is counted as bad and its kind left out. Where the input has no mask at
+    all, the watched videos take the lines' place.
+    """
+
+    def __init__(self, batch: Batch, context: Context, task: str) -> None:
+        self._batch, self._task = batch, task
+        self._kinds = {
+            label: batch.chosen(HISTORY, f"hist_video_{label}", context.video, last=MAX_INTERACTIONS)
+            for label in LABELS
+            if batch.has(f"hist_video_{label}")
+        }
+        self.history = batch.sids(HISTORY, context.video, last=VIDEO_HISTORY)
+        self._lengths = batch.lists(HISTORY).lengths.tolist()
+
+    def body(self, row: int, draws: Draws) -> bytes | None:
+        """The lines of a row; None, counted, where there are none."""
+        batch, task = self._batch, self._task
+        lines = [] if self._kinds else self._watched(row, draws)
+        for label, (sids, _, wrong) in self._kinds.items():
+            if wrong[row]:
+                batch.bad(row, task, f"hist_video_{label} has another length than its history")
+                continue
+            batch.skip(row, task, "pid without SID skipped", sids.missing[row])
+            if sids.text[row]:
+                lines.append(line(draws, label, sids.text[row]))
+        if not lines:
+            batch.skip(row, task, "no interaction" if self._lengths[row] else "empty history")
+            return None
+        return rb"\n".join(lines)
+
+    def _watched(self, row: int, draws: Draws) -> list[bytes]:
+        self._batch.skip(row, self._task, "pid without SID skipped", self.history.missing[row])
+        text = self.history.text[row]
+        return [line(draws, "video", text)] if text else []
 
 
-def label_cond_rec(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+class Targets:
+    """Targets of a batch by interaction kind, from the masks or from one kind a row."""
+
+    def __init__(self, batch: Batch, context: Context, task: str) -> None:
+        self._batch, self._task = batch, task
+        self.all: SidLists = batch.sids(TARGET, context.video, first=MAX_TARGETS)
+        self._masks = {
+            label: batch.chosen(TARGET, f"target_video_{label}", context.video, first=MAX_TARGETS)
+            for label in LABELS
+            if batch.has(f"target_video_{label}")
+        }
+        self._kind = None if self._masks else batch.texts("interaction_type")
+
+    def by_label(self, row: int) -> dict[str, SidLists]:
+        """The kinds that a row's targets have; a mask of another length than the targets is counted as bad."""
+        if self._kind is not None:
+            return {self._kind[row]: self.all} if self._kind[row] in LABELS else {}
+        found = {}
+        for label, (sids, present, wrong) in self._masks.items():
+            if wrong[row]:
+                self._batch.bad(row, self._task, f"target_video_{label} has another length than its targets")
+            elif present[row]:
+                found[label] = sids
+        return found
+
+
+def label_cond_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """Interactions to the items of one interaction kind, drawn among those present in the targets."""
-    task, uid = "label_cond_rec", row["uid"]
-    if (body := interactions(row, context, task)) is None:
-        return
-    by_label = {label: target_with(row, context, task, label) for label in LABELS}
-    if None in by_label.values():
-        return
-    present = [label for label, pids in by_label.items() if pids]
-    if not present:
-        return context.skip(f"sft_{task}", "no target")
-    label = context.draw(present, task, "label", uid)
-    sids, target = context.sids(by_label[label][:MAX_TARGETS], context.video, f"sft_{task}")
-    if not target:
-        return context.skip(f"sft_{task}", "no item with a SID")
-    asked = context.draw(prompts("recommend")["label_question"][label], task, "question", uid)
-    history = tuple(int_list(row["hist_video_pid"])[-VIDEO_HISTORY:])
-    facts = {"uid": uid, "target_interaction": label}
-    yield Sample(
-        (uid, row["split"]), ask(context, task, uid, body, asked), sids, (), tuple(target), history, facts
-    )
-
-
-def label_pred(row: dict[str, Any], context: Context) -> Iterator[Sample]:
-    """Interactions and a candidate to yes or no: will the user watch it for long? One sample a candidate."""
-    task, uid = "label_pred", row["uid"]
-    if (body := interactions(row, context, task)) is None:
-        return
-    mask, target = row.get("target_video_longview"), row["target_video_pid"] or []
-    if mask is None or not len(target):
-        return context.skip(f"sft_{task}", "no target")
-    if len(mask) != len(target):
-        return context.bad(f"sft_{task}", "target_video_longview has another length than its targets")
-    for place, (pid, value) in enumerate(zip(target[:MAX_TARGETS], mask[:MAX_TARGETS], strict=True)):
-        candidate, known = context.sids([] if pid is None else [int(pid)], context.video, f"sft_{task}")
-        if not known:
+    task = "sft_label_cond_rec"
+    past, targets = Interactions(batch, context, task), Targets(batch, context, task)
+    for row in rows:
+        draws = context.draws(task, *batch.keys[row])
+        if (body := past.body(row, draws)) is None:
             continue
-        asked = question(context, task, uid, place).format(candidate=candidate)
-        answer = YES if value == 1 else NO
-        facts = {"uid": uid, "label": int(value == 1), "candidate_pid": known[0]}
-        key = (uid, row["split"], place, known[0])
-        yield Sample(key, ask(context, task, f"{uid}/{place}", body, asked), answer, facts=facts)
+        by_label = targets.by_label(row)
+        if not by_label:
+            batch.skip(row, task, "no target")
+            continue
+        label = draws.pick(list(by_label))
+        target = by_label[label]
+        batch.skip(row, task, "pid without SID skipped", target.missing[row])
+        if not target.text[row]:
+            batch.skip(row, task, NO_SID)
+            continue
+        yield Sample(
+            row,
+            batch.keys[row],
+            {"uid": batch.uid[row], "target_interaction": label},
+            ask(draws, "label_cond_rec", body, prompts("recommend")["label_question"][label]),
+            target.text[row],
+            answer_pid=target.pids(row),
+            history_pid=past.history.pids(row),
+        )
+
+
+def label_pred(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
+    """Interactions and a candidate to yes or no: will the user watch it for long? One sample a candidate."""
+    task, past, target = "sft_label_pred", Interactions(batch, context, "sft_label_pred"), batch.lists(TARGET)
+    mask, kinds = batch.lists("target_video_longview"), batch.texts("interaction_type")
+    places, bounds, kept = _first(target.offsets, MAX_TARGETS)
+    candidates = to_sids(context.video, target.values[places], np.arange(len(places) + 1))
+    for row in rows:
+        draws = context.draws(task, *batch.keys[row])
+        if (body := past.body(row, draws)) is None:
+            continue
+        labels = _longview(batch, row, task, target, mask, kinds)
+        if labels is None or not kept[row]:
+            batch.skip(row, task, "no target")
+            continue
+        for place in range(kept[row]):
+            at = bounds[row] + place
+            if not candidates.text[at]:
+                batch.skip(row, task, "pid without SID skipped")
+                continue
+            pid = int(candidates.pids(at)[0])
+            choice = context.draws(task, *batch.keys[row], place)
+            prompt = ask(choice, "label_pred", body, questions("label_pred"), candidate=candidates.text[at])
+            facts = {"uid": batch.uid[row], "label": labels[place], "candidate_pid": pid}
+            yield Sample(row, (*batch.keys[row], place, pid), facts, prompt, YES if labels[place] else NO)
+
+
+def _first(offsets: np.ndarray, n: int) -> tuple[np.ndarray, list[int], list[int]]:
+    """The first ``n`` places of every row: (flat places, where each row's begin, how many it has)."""
+    kept = np.minimum(np.diff(offsets), n)
+    bounds = np.concatenate([[0], np.cumsum(kept)])
+    places = np.repeat(offsets[:-1] - bounds[:-1], kept) + np.arange(bounds[-1])
+    return places, bounds.tolist(), kept.tolist()
+
+
+def _longview(batch, row, task, target, mask, kinds) -> list[int] | None:
+    """0 or 1 a target; None where there is no label or the mask has another length (counted)."""
+    length = int(target.offsets[row + 1] - target.offsets[row])
+    if mask is None:
+        return None if kinds[row] is None else [int(kinds[row] == "longview")] * length
+    if mask.null[row]:
+        return None
+    flags = mask.values[mask.offsets[row] : mask.offsets[row + 1]].tolist()
+    if len(flags) != length:
+        batch.bad(row, task, "target_video_longview has another length than its targets")
+        return None
+    return flags
 
 
 def cross_domain(domain: str, table: Callable[[Context], SidTable]) -> Builder:
     """A builder for ads or products: long-viewed videos and earlier clicks to the next clicks."""
     task = {"ad": "ad_rec", "goods": "product_rec"}[domain]
+    name = f"sft_{task}"
 
-    def build(row: dict[str, Any], context: Context) -> Iterator[Sample]:
-        uid, name = row["uid"], f"sft_{task}"
-        target_sids, target = context.sids(
-            int_list(row[f"target_{domain}_pid"])[:MAX_TARGETS], table(context), name
-        )
-        if not target:
-            return context.skip(name, "no target")
-        longview = int_list(row.get("hist_longview_video_list"))[-LONGVIEW_HISTORY:]
-        clicks = int_list(row[f"hist_{domain}_pid"])[-CROSS_HISTORY:]
-        (video_sids, longview), (click_sids, clicks) = (
-            context.sids(longview, context.video, name),
-            context.sids(clicks, table(context), name),
-        )
-        lines = [line(context, "longview", task, uid, video_sids)] if longview else []
-        lines += [line(context, domain, task, uid, click_sids)] if clicks else []
-        if not lines:
-            return context.skip(name, "empty history")
-        prompt = ask(context, task, uid, "\n".join(lines), question(context, task, uid))
-        yield Sample((uid, row["split"]), prompt, target_sids, (), tuple(target), tuple(clicks), {"uid": uid})
+    def build(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
+        targets = batch.sids(f"target_{domain}_pid", table(context), first=MAX_TARGETS)
+        clicks = batch.sids(f"hist_{domain}_pid", table(context), last=CROSS_HISTORY[domain])
+        longview = _long_viewed(batch, context)
+        for row in rows:
+            sources = [("longview", longview), (domain, clicks)]
+            missing = targets.missing[row] + sum(s.missing[row] for _, s in sources if s)
+            if not targets.text[row]:
+                batch.skip(row, name, NO_SID if targets.missing[row] else "no target")
+                continue
+            draws = context.draws(name, *batch.keys[row])
+            lines = [line(draws, kind, s.text[row]) for kind, s in sources if s and s.text[row]]
+            batch.skip(row, name, "pid without SID skipped", missing)
+            if not lines:
+                batch.skip(row, name, "empty history")
+                continue
+            prompt = ask(draws, task, rb"\n".join(lines), questions(task))
+            history = clicks.pids(row) if clicks else _NO_PIDS
+            yield Sample(
+                row, batch.keys[row], {"uid": batch.uid[row]}, prompt, targets.text[row],
+                answer_pid=targets.pids(row), history_pid=history,
+            )  # fmt: skip
 
     return build
 
 
-def interactive_rec(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def _long_viewed(batch: Batch, context: Context) -> SidLists | None:
+    """The latest long-viewed videos: by the mask, or from their own list where there is no mask."""
+    found = batch.chosen(
+        HISTORY, "hist_video_longview", context.video, last=LONGVIEW_HISTORY, to_shorter=True
+    )
+    if found is not None:
+        return found[0]
+    return batch.sids("hist_longview_video_list", context.video, last=LONGVIEW_HISTORY)
+
+
+def interactive_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """Profile and keyword to items; one sample a keyword."""
-    task, uid = "interactive_rec", row["uid"]
-    if (profile := context.profile(row, f"sft_{task}")) is None:
-        return context.skip(f"sft_{task}", "no profile")
-    value = row.get("inter_keyword_to_items")
-    if not isinstance(value, str) or not value.strip():
-        return context.skip(f"sft_{task}", "no keyword")
-    try:
-        keywords = json.loads(value)
-        items = {str(k): [int(pid) for pid in pids] for k, pids in keywords.items() if k and pids}
-    except (ValueError, AttributeError, TypeError):
-        return context.bad(f"sft_{task}", "inter_keyword_to_items is not a JSON object of pid lists")
-    history = tuple(int_list(row.get("hist_video_pid"))[-VIDEO_HISTORY:])
-    for keyword, pids in items.items():
-        sids, target = context.sids(pids[:MAX_TARGETS], context.video, f"sft_{task}")
-        if not target:
-            context.skip(f"sft_{task}", "no item with a SID")
+    task, profiles = "sft_interactive_rec", context.profiles(batch, "sft_interactive_rec")
+    history = batch.sids(HISTORY, context.video, last=VIDEO_HISTORY)
+    wanted = _keywords(batch, rows, task)
+    pids = np.array([pid for _, _, found in wanted for pid in found], np.int64)
+    ends = np.cumsum([0, *(len(found) for _, _, found in wanted)])
+    items = to_sids(context.video, pids, ends)
+    for at, (row, keyword, _) in enumerate(wanted):
+        draws = context.draws(task, *batch.keys[row], keyword)
+        profile = profiles[row]
+        if profile is None and history and history.text[row] and not any(map(batch.has, PROFILE_COLUMNS)):
+            profile = line(draws, "video", history.text[row])  # logs without profiles: what was watched
+        if profile is None:
+            batch.skip(row, task, "no profile")
             continue
-        asked = question(context, task, uid, keyword).format(profile=profile, keyword=keyword)
-        key, facts = (uid, row["split"], keyword), {"uid": uid, "keyword": keyword}
+        batch.skip(row, task, "pid without SID skipped", items.missing[at])
+        if not items.text[at]:
+            batch.skip(row, task, NO_SID)
+            continue
         yield Sample(
-            key, ask(context, task, f"{uid}/{keyword}", "", asked), sids, (), tuple(target), history, facts
-        )
+            row,
+            (*batch.keys[row], keyword),
+            {"uid": batch.uid[row], "keyword": keyword},
+            ask(draws, "interactive_rec", b"", questions("interactive_rec"), profile=profile, keyword=escaped(keyword)),
+            items.text[at],
+            answer_pid=items.pids(at),
+            history_pid=history.pids(row) if history else _NO_PIDS,
+        )  # fmt: skip
 
 
-def rec_reason(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def _keywords(batch: Batch, rows: Rows, task: str) -> list[tuple[int, str, list[int]]]:
+    """(row, keyword, its first ten pids) of every row: the keyword table, or the row's query and its targets."""
+    found: list[tuple[int, str, list[int]]] = []
+    tables, queries = batch.texts("inter_keyword_to_items"), batch.texts("query")
+    targets = batch.lists(TARGET)
+    for row in rows:
+        if tables[row] is None:
+            if queries[row] is None or targets is None:
+                batch.skip(row, task, "no keyword")
+                continue
+            pids = targets.values[targets.offsets[row] : targets.offsets[row + 1]]
+            found.append((row, queries[row], pids[:MAX_TARGETS].tolist()))
+            continue
+        try:
+            pairs = orjson.loads(tables[row])
+            keywords = [
+                (k, [_pid(pid) for pid in pids[:MAX_TARGETS]]) for k, pids in pairs.items() if k and pids
+            ]
+        except (ValueError, AttributeError, TypeError, OverflowError):
+            batch.bad(row, task, "inter_keyword_to_items is not a JSON object of pid lists")
+            continue
+        if not keywords:
+            batch.skip(row, task, "no keyword")
+        found += [(row, keyword, pids) for keyword, pids in keywords]
+    return found
+
+
+def _pid(value: Any) -> int:
+    pid = int(value)
+    if abs(pid) >= 1 << 63:
+        raise OverflowError("not a pid")
+    return pid
+
+
+def rec_reason(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """Profile, watched captions and the next video's caption to the reasoning that leads there."""
-    name, uid = "sft_rec_reason", row["uid"]
-    texts = {key: row.get(key) for key in ("reco_gsu_caption", "reco_target_caption", "reco_cot")}
-    profile = context.profile(row, name)
-    if profile is None or not all(
-        isinstance(t, str) and t.strip() for t in (texts["reco_target_caption"], texts["reco_cot"])
-    ):
-        return context.skip(name, "no reasoning")
-    template = context.draw(prompts("understand")["reason_question"], name, uid)
-    asked = template.format(
-        profile=profile, history=texts["reco_gsu_caption"] or "", target=texts["reco_target_caption"]
+    task, profiles = "sft_rec_reason", context.profiles(batch, "sft_rec_reason")
+    watched, targets, thoughts = (
+        batch.texts(part) for part in ("reco_gsu_caption", "reco_target_caption", "reco_cot")
     )
-    facts = {"uid": uid, "target_pid": row.get("target_pid")}
-    yield Sample((uid, row["split"]), [message("user", asked)], texts["reco_cot"], facts=facts)
+    target_pids = batch.ints("target_pid")
+    for row in rows:
+        if profiles[row] is None or targets[row] is None or thoughts[row] is None:
+            batch.skip(row, task, "no reasoning")
+            continue
+        template = context.draws(task, *batch.keys[row]).pick(prompts("understand")["reason_question"])
+        asked = template.fill(
+            profile=profiles[row], history=escaped(watched[row] or ""), target=escaped(targets[row])
+        )
+        facts = {"uid": batch.uid[row], "target_pid": target_pids[row]}
+        yield Sample(row, batch.keys[row], facts, [("user", asked)], escaped(thoughts[row]))
 
 
-def item_caption(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def item_caption(pids: Sequence[int], captions: Sequence[str], context: Context) -> Iterator[Sample]:
     """An item's SID to its caption, as a conversation."""
-    if (sid := context.video.text.get(row["pid"])) is None:
-        return context.skip("sft_item_understand", "pid without SID skipped")
-    asked = context.draw(prompts("understand")["item_question"], "item_understand", row["pid"]).format(
-        sid=sid
-    )
-    yield Sample((row["pid"],), [message("user", asked)], row["caption"], facts={"pid": row["pid"]})
+    yield from _items(pids, captions, context, "sft_item_understand", "item_question", as_text=False)
 
 
-def item_text(row: dict[str, Any], context: Context) -> Iterator[Sample]:
+def item_text(pids: Sequence[int], captions: Sequence[str], context: Context) -> Iterator[Sample]:
     """An item's SID and caption as plain text."""
-    if (sid := context.video.text.get(row["pid"])) is None:
-        return context.skip("pretrain_item_understand", "pid without SID skipped")
-    template = context.draw(prompts("understand")["item_text"], "item_text", row["pid"])
-    text = template.format(sid=sid, caption=row["caption"])
-    yield Sample((row["pid"],), texts=(text,), facts={"pid": row["pid"]})
+    yield from _items(pids, captions, context, "pretrain_item_understand", "item_text", as_text=True)
+
+
+def _items(pids, captions, context: Context, task: str, options: str, as_text: bool) -> Iterator[Sample]:
+    templates = prompts("understand")[options]
+    sids = to_sids(context.video, np.asarray(pids, np.int64), np.arange(len(pids) + 1))
+    for row, (pid, caption) in enumerate(zip(pids, captions, strict=True)):
+        sid = sids.text[row]
+        if not sid:
+            continue
+        template, text = context.draws(task, pid).pick(templates), escaped(caption)
+        facts = {"pid": pid, "sid": sid.decode()}
+        if as_text:
+            yield Sample(row, (pid,), facts, text=template.fill(sid=sid, caption=text))
+        else:
+            yield Sample(row, (pid,), facts, [("user", template.fill(sid=sid))], text)

@@ -39,6 +39,11 @@ class Items:
     embedding: np.ndarray
     caption: list[str]
 
+    @property
+    def tags(self) -> list[list[str]]:
+        """Subtopic and style of every item, as words."""
+        return [[SUBTOPICS[t][1], STYLES[s]] for t, s in zip(self.subtopic, self.style, strict=True)]
+
     def __len__(self) -> int:
         return len(self.pid)
 

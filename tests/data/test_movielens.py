@@ -103,7 +103,11 @@ def test_texts_come_from_the_files(films):
     assert "岁" not in rows[3, 1]["inter_user_profile"]
     assert json.loads(rows[1, 0]["inter_keyword_to_items"]) == {"Comedy": [13, 12], "Drama": [13, 12]}
     captions = pq.read_table(films / "out" / "onerec_data" / "pid2caption.parquet").to_pylist()
-    assert captions[2] == {"pid": 12, "dense_caption": "1982年上映的电影《Film 12》，类型：Comedy、Drama。"}
+    assert captions[2] == {
+        "pid": 12,
+        "dense_caption": "1982年上映的电影《Film 12》，类型：Comedy、Drama。",
+        "tags": ["Comedy", "Drama"],
+    }
     assert len(captions) == len(ITEMS)
 
 

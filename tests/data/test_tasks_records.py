@@ -1,6 +1,7 @@
 """The eleven tasks: what each sample says, what is left out and counted, and what bad input gets."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -148,7 +149,10 @@ def test_masks_of_another_length_are_bad_and_past_the_ratio_the_run_fails(releas
         main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0"))
     assert not list(release.output.glob("*.parquet")), "a failed run leaves nothing"
     main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0", "--max_bad_ratio", "0.5"))
-    assert len(rows(release, "sft_label_cond_rec")) == 1
+    of_user = rows(release, "sft_label_cond_rec")[1]
+    assert len(re.findall("s_a_", of_user["messages"])) == 2, (
+        "only the broken kind is left out: one like, one target"
+    )
 
 
 def test_broken_keyword_json_and_double_users_are_counted(release):

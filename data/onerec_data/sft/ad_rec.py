@@ -3,7 +3,7 @@
 python data/onerec_data/sft/ad_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
 """
 
-from data.onerec_data.tasks import Task, cross_domain
+from data.onerec_data.tasks import CROSS_COLUMNS, Task, cross_domain
 
 TASK = Task(
     name="sft_ad_rec",
@@ -11,7 +11,7 @@ TASK = Task(
     over="users",
     build=cross_domain("ad", lambda context: context.video),
     required=("hist_ad_pid", "target_ad_pid"),
-    optional=("hist_longview_video_list",),
+    optional=CROSS_COLUMNS,
 )
 
 if __name__ == "__main__":

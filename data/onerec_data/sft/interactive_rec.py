@@ -3,15 +3,15 @@
 python data/onerec_data/sft/interactive_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
 """
 
-from data.onerec_data.tasks import PROFILE_COLUMNS, Task, interactive_rec
+from data.onerec_data.tasks import PROFILE_COLUMNS, VIDEO_COLUMNS, Task, interactive_rec
 
 TASK = Task(
     name="sft_interactive_rec",
     source="RecIF_InteractiveRec",
     over="users",
     build=interactive_rec,
-    required=("inter_keyword_to_items",),
-    optional=(*PROFILE_COLUMNS, "hist_video_pid"),
+    required=VIDEO_COLUMNS,
+    optional=(*PROFILE_COLUMNS, "inter_keyword_to_items", "query"),
 )
 
 if __name__ == "__main__":

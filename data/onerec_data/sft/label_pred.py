@@ -11,7 +11,7 @@ TASK = Task(
     over="users",
     build=label_pred,
     required=VIDEO_COLUMNS,
-    optional=MASK_COLUMNS,
+    optional=(*MASK_COLUMNS, "interaction_type"),
 )
 
 if __name__ == "__main__":

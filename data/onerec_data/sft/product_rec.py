@@ -3,7 +3,7 @@
 python data/onerec_data/sft/product_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --product_pid2sid product_pid2sid.parquet --output_dir output
 """
 
-from data.onerec_data.tasks import Task, cross_domain
+from data.onerec_data.tasks import CROSS_COLUMNS, Task, cross_domain
 
 TASK = Task(
     name="sft_product_rec",
@@ -11,7 +11,7 @@ TASK = Task(
     over="users",
     build=cross_domain("goods", lambda context: context.product),
     required=("hist_goods_pid", "target_goods_pid"),
-    optional=("hist_longview_video_list",),
+    optional=CROSS_COLUMNS,
     product=True,
 )
 

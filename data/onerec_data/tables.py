@@ -1,0 +1,158 @@
+"""Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.onerec_data.layout import Layout
+from onerec.catalog import read_pid2sid
+from onerec.errors import InputError
+from onerec.files import SID_SPEC
+from onerec.parquet import open_parquet, read_table
+from onerec.sid import BEGIN, END, SidSpec
+
+# The release comes without a specification beside its mapping: three layers of 8,192 codes.
+RELEASE_SPEC = SidSpec((8192, 8192, 8192))
+# A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
+_DIRECT_ENTRIES_PER_ITEM = 16
+
+
+class PidIndex:
+    """pid to row number, for arrays of pids at once."""
+
+    def __init__(self, pids: np.ndarray) -> None:
+        low, high = (int(pids.min()), int(pids.max())) if len(pids) else (0, 0)
+        self._direct = None
+        if low >= 0 and high < _DIRECT_ENTRIES_PER_ITEM * max(len(pids), 1 << 12):
+            self._direct = np.full(high + 2, -1, np.int32)
+            self._direct[pids] = np.arange(len(pids), dtype=np.int32)
+        else:
+            self._order = np.argsort(pids, kind="stable").astype(np.int32)
+            self._sorted = pids[self._order]
+
+    def find(self, pids: np.ndarray) -> np.ndarray:
+        """Rows int64 of the shape of ``pids``; -1 where a pid is not there."""
+        if self._direct is not None:
+            last = len(self._direct) - 1  # an entry that no pid has
+            inside = np.where((pids >= 0) & (pids < last), pids, last)
+            return self._direct[inside].astype(np.int64)
+        # Sorted queries keep the binary search in the cache.
+        unique, inverse = np.unique(pids, return_inverse=True)
+        place = np.minimum(np.searchsorted(self._sorted, unique), len(self._sorted) - 1)
+        rows = np.where(self._sorted[place] == unique, self._order[place], -1)
+        return rows[inverse].astype(np.int64)
+
+
+class SidTable:
+    """pid to SID text of one pid space (video and ad, or product)."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path = path
+        beside = path.parent / SID_SPEC
+        self.spec = SidSpec.load(beside) if beside.exists() else RELEASE_SPEC
+        names = open_parquet(path).schema_arrow.names
+        columns = {part: layout.item_column("sids", part, names) for part in ("pid", "codes")}
+        for part, column in columns.items():
+            if column is None:
+                wanted = " or ".join(layout.sids.get(part, (part,)))
+                raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
+        pids, codes = read_pid2sid(path, self.spec, columns["pid"], columns["codes"])
+        self._codes = codes.astype(np.int16 if max(self.spec.codebook_sizes) < 1 << 15 else np.int32)
+        self._index = PidIndex(pids)
+        self.n_items = len(pids)
+        self._tokens = self._layer_tokens()
+
+    def _layer_tokens(self) -> list[pa.Array]:
+        layers = []
+        for layer, size in enumerate(self.spec.codebook_sizes):
+            head = BEGIN if layer == 0 else ""
+            tail = END if layer == self.spec.n_layers - 1 else ""
+            layers.append(pa.array([head + self.spec.token(layer, code) + tail for code in range(size)]))
+        return layers
+
+    def find(self, pids: np.ndarray) -> np.ndarray:
+        """Rows of the table int64 of the shape of ``pids``; -1 where a pid has no SID."""
+        return self._index.find(pids)
+
+    def texts(self, rows: np.ndarray) -> pa.StringArray:
+        """SID texts of table rows."""
+        codes = self._codes[rows]
+        parts = [tokens.take(pa.array(codes[:, layer])) for layer, tokens in enumerate(self._tokens)]
+        return pc.binary_join_element_wise(*parts, "") if len(parts) > 1 else parts[0]
+
+    def joined(self, rows: np.ndarray, offsets: np.ndarray) -> list[bytes]:
+        """SID texts of ``rows`` joined group by group; group i is ``rows[offsets[i]:offsets[i + 1]]``."""
+        if not len(rows):
+            return [b""] * (len(offsets) - 1)
+        texts = self.texts(rows)
+        _, starts, data = texts.buffers()
+        starts = np.frombuffer(starts, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+        bounds = starts[offsets].tolist()
+        view = memoryview(data)
+        return [bytes(view[a:b]) for a, b in itertools.pairwise(bounds)]
+
+    def text(self, pid: int) -> bytes | None:
+        """The SID text of one item; None where it has none."""
+        row = self.find(np.array([pid]))[0]
+        return None if row < 0 else self.spec.format(self._codes[row].tolist()).encode()
+
+
+@dataclasses.dataclass(frozen=True)
+class TagTable:
+    """pid to tags, from the captions' table: a list of strings, or one string with separators."""
+
+    index: PidIndex
+    offsets: np.ndarray
+    ids: np.ndarray
+    names: list[str]
+
+    def of(self, pids: np.ndarray) -> list[str]:
+        """The tags of items, in the items' order, as often as they come."""
+        rows = self.index.find(pids)
+        rows = rows[rows >= 0]
+        return [
+            self.names[i]
+            for row in rows
+            for i in self.ids[self.offsets[row] : self.offsets[row + 1]].tolist()
+        ]
+
+
+_SEPARATORS = r"[,，、;；|/]"
+
+
+def read_tags(path: Path, layout: Layout) -> TagTable | None:
+    """The tags column of the captions' table; None where there is none."""
+    names = open_parquet(path).schema_arrow.names
+    column = layout.item_column("captions", "tags", names)
+    pid = layout.item_column("captions", "pid", names)
+    if column is None or pid is None:
+        return None
+    table = read_table(path, [pid, column])
+    values = table[column].combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # an empty table
+        values = pa.concat_arrays(values.chunks)
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.split_pattern_regex(values, _SEPARATORS)
+    elif not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        raise InputError(path, f"column {column} is {values.type}", "a list of strings, or text, is wanted")
+    values = values.fill_null([])
+    flat = pc.utf8_trim_whitespace(values.flatten().cast(pa.string())).dictionary_encode()
+    pids = table[pid].combine_chunks()
+    keep = pids.is_valid().to_numpy(zero_copy_only=False)
+    lengths = values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    if not keep.all():
+        flat = flat.filter(pa.array(np.repeat(keep, lengths)))
+        pids, lengths = pids.drop_null(), lengths[keep]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return TagTable(
+        PidIndex(pids.to_numpy().astype(np.int64)),
+        offsets,
+        flat.indices.to_numpy(zero_copy_only=False),
+        flat.dictionary.to_pylist(),
+    )
