@@ -1,4 +1,4 @@
-"""Mixing sources of records into shuffled shards: which files, how many rows of each, in which order."""
+"""Mixing sources of records: which files, how many rows of each; checked and streamed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from data.sampling import StreamSample, batch_rows
 from onerec.errors import InputError
-from onerec.files import FILE_LIST, shard_name
-from onerec.parquet import list_parquet, open_parquet
-from onerec.records import SCHEMA, check_record
-from onerec.run import Manifest, atomic_path, read_json, write_json
+from onerec.parquet import iter_batches, list_parquet, open_parquet
+from onerec.records import SCHEMA, check_columns
+from onerec.run import Manifest, read_json
 
 CONFIG_KEYS = {"sources", "rows_per_file", "comment"}
 SOURCE_KEYS = {"name", "path", "weight", "max_rows"}
-_KEY_COLUMNS = ("uuid", "source", "metadata")
+KEY_COLUMNS = ("uuid", "source", "metadata")
+_TEXT_COLUMNS = ("segments", "messages")
+_STRINGS = pa.schema([(name, pa.string()) for name in SCHEMA.names])
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordFile:
+    """A file of records: rows, and bytes of its columns before compression."""
+
+    path: Path
+    rows: int
+    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +37,28 @@ class Source:
     """Files that belong to the mix and how much of them: ``weight`` a share of the rows (0 to 1), ``max_rows`` a cap."""
 
     name: str
-    files: list[Path]
-    weight: float
-    max_rows: int
+    files: list[RecordFile]
+    weight: float = 1.0
+    max_rows: int = -1
+
+    @property
+    def total(self) -> int:
+        """Rows of the files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def wanted(self) -> int:
+        """Rows that the mix takes."""
+        rows = round(self.total * self.weight)
+        return rows if self.max_rows == -1 else min(rows, self.max_rows)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of record text that the mix takes, estimated."""
+        return sum(file.bytes for file in self.files) * self.wanted / max(self.total, 1)
 
 
-def read_config(path: Path, base: Path) -> tuple[list[Source], int]:
+def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source], int]:
     """The sources of a JSON config (paths relative to ``base``) and the rows of a file; checks every key."""
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get("sources"), list) or not value["sources"]:
@@ -53,8 +79,12 @@ def read_config(path: Path, base: Path) -> tuple[list[Source], int]:
             raise InputError(
                 path, f"source {item['name']} has max_rows {cap}", "a positive number, or -1 for all"
             )
-        sources.append(Source(item["name"], list_parquet(base / item["path"]), float(weight), cap))
-    return sources, int(value.get("rows_per_file", 1000))
+        files = record_files(base / item["path"], manifest)
+        sources.append(Source(item["name"], files, float(weight), cap))
+    rows_per_file = value.get("rows_per_file", 1000)
+    if not isinstance(rows_per_file, int) or rows_per_file < 1:
+        raise InputError(path, f"rows_per_file is {rows_per_file}", "a positive number")
+    return sources, rows_per_file
 
 
 def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
@@ -63,66 +93,68 @@ def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
             raise InputError(path, f"has an unknown key {key}", f"one of {', '.join(sorted(known))}")
 
 
-def load_source(source: Source, seed: int, manifest: Manifest) -> pa.Table:
-    """The chosen rows of a source in the record schema; bad ones and doubles dropped and counted."""
-    tables = []
-    for file in source.files:
-        reader = open_parquet(file, _KEY_COLUMNS)
+def record_files(path: str | Path, manifest: Manifest) -> list[RecordFile]:
+    """The record files that a file, a folder or a pattern names.
+
+    Files of other columns in a folder or under a pattern do not belong: they are left out, and the manifest and the
+    output name them. Named alone, such a file is an error.
+    """
+    paths, found = list_parquet(path), []
+    for file in paths:
+        reader = open_parquet(file, KEY_COLUMNS if len(paths) == 1 else ())
         names = reader.schema_arrow.names
-        if "segments" not in names and "messages" not in names:
+        if all(key in names for key in KEY_COLUMNS) and any(text in names for text in _TEXT_COLUMNS):
+            groups = (reader.metadata.row_group(i) for i in range(reader.metadata.num_row_groups))
+            found.append(RecordFile(file, reader.metadata.num_rows, sum(g.total_byte_size for g in groups)))
+        elif len(paths) == 1:
             raise InputError(file, "holds no records", "a file with segments or messages belongs to the mix")
-        table = reader.read(columns=[name for name in SCHEMA.names if name in names])
-        for name in SCHEMA.names:
-            if name not in names:
-                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-        tables.append(table.select(SCHEMA.names).cast(pa.schema([(n, pa.string()) for n in SCHEMA.names])))
-        manifest.input(file, table.num_rows)
-    table = pa.concat_tables(tables)
-    rows = round(table.num_rows * source.weight)
-    rows = min(rows, source.max_rows) if source.max_rows != -1 else rows
-    if rows < table.num_rows:
-        rng = np.random.default_rng([seed, *source.name.encode()])
-        table = table.take(pa.array(np.sort(rng.choice(table.num_rows, rows, replace=False))))
-    reasons = [check_record(row) for row in table.to_pylist()]
+        else:
+            manifest.extra.setdefault("not_records", []).append(str(file))
+            print(f"left out: {file} (not a file of records)")
+    if not found:
+        raise InputError(
+            path, "holds no records", "files with uuid, source, metadata, and segments or messages"
+        )
+    return found
+
+
+def source_batches(source: Source, rng: np.random.Generator, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+    """The chosen rows of a source in the record schema, in batches; bad ones dropped and counted."""
+    sample = StreamSample(source.total, source.wanted, rng)
+    for file in source.files:
+        manifest.input(file.path, file.rows)
+        size = batch_rows(file.bytes / max(file.rows, 1))
+        for batch in iter_batches(file.path, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=size):
+            places = sample.take(batch.num_rows)
+            chosen = as_records(batch)
+            yield checked(
+                chosen if len(places) == chosen.num_rows else chosen.take(pa.array(places)), manifest
+            )
+
+
+def as_records(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch in the columns of a record, all strings; an absent text column becomes null."""
+    names = batch.schema.names
+    columns = [
+        batch.column(name).cast(pa.string()) if name in names else pa.nulls(batch.num_rows, pa.string())
+        for name in SCHEMA.names
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_STRINGS)
+
+
+def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
+    """The rows that keep the rules of the format; the others counted by reason."""
+    reasons = check_columns(batch)
+    if not any(reasons):
+        return batch
     for reason in reasons:
         if reason:
             manifest.drop(reason)
-    return table.filter(pa.array([reason is None for reason in reasons]))
+    return batch.filter(pa.array([reason is None for reason in reasons]))
 
 
-def mix(sources: list[Source], seed: int, manifest: Manifest, max_bad_ratio: float) -> pa.Table:
-    """All sources' rows, globally shuffled; a uuid that comes again is dropped and counted."""
-    tables = []
-    for source in sources:
-        table = load_source(source, seed, manifest)
-        manifest.extra.setdefault("rows_by_source", {})[source.name] = table.num_rows
-        tables.append(table)
-    bad = sum(manifest.dropped.values())
-    table = pa.concat_tables(tables)
-    manifest.check_bad_ratio(sources[0].files[0], bad, table.num_rows + bad, max_bad_ratio)
-    first = ~table["uuid"].to_pandas().duplicated().to_numpy()
-    manifest.drop("uuid stands twice", int((~first).sum()))
-    table = table.filter(pa.array(first))
-    if not table.num_rows:
-        raise InputError(sources[0].files[0], "and the other sources give no row", "at least one good record")
-    return table.take(pa.array(np.random.default_rng(seed).permutation(table.num_rows))).cast(SCHEMA)
-
-
-def write_shards(table: pa.Table, folder: Path, rows_per_file: int, manifest: Manifest) -> None:
-    """``part-00000-of-000NN.parquet`` and ``file_list.json``, the whole folder replaced at once."""
-    count = -(-table.num_rows // rows_per_file)
-    with atomic_path(folder) as temporary:
-        temporary.mkdir(parents=True)
-        names = [shard_name(i, count) for i in range(count)]
-        for i, name in enumerate(names):
-            shard = table.slice(i * rows_per_file, rows_per_file)
-            pq.write_table(shard, temporary / name, compression="zstd")
-            manifest.output(folder / name, shard.num_rows)
-        write_json(temporary / FILE_LIST, names)
-        manifest.write(temporary)
-
-
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The record rows of the Parquet files that ``path`` names."""
+def rows_of(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The record rows of the Parquet files that ``path`` names, one at a time."""
     for file in list_parquet(path):
-        yield from open_parquet(file, _KEY_COLUMNS).read().to_pylist()
+        for batch in iter_batches(file, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=256):
+            yield from as_records(batch).to_pylist()

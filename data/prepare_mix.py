@@ -3,18 +3,34 @@
     python prepare_mix.py --config configs/sft.json --base_dir . --output_dir output/split_data_sft --seed 42
 
 The config names the sources: {"sources": [{"name", "path" (file, folder or pattern, relative to --base_dir), "weight"
-(share of the rows) and "max_rows"}], "rows_per_file"}. Writes part-00000-of-000NN.parquet and file_list.json.
+(share of the rows) and "max_rows"}], "rows_per_file"}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
+bounded by --buffer_mb whatever the input's size, and the result does not depend on it.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data.mix import mix, read_config, write_shards
-from onerec.errors import cli
-from onerec.run import Manifest
+import numpy as np
+import pyarrow as pa
+
+from data.mix import Source, read_config, source_batches
+from data.shuffle import shuffle_to_shards
+from onerec.errors import InputError, cli
+from onerec.run import Manifest, atomic_path, progress
+
+
+def read_sources(
+    sources: Sequence[Source], seed: int, manifest: Manifest
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """(name, chosen and checked rows) of every source; a source's sample depends on the seed and its name."""
+    for source in sources:
+        rng = np.random.default_rng([seed, *source.name.encode()])
+        for batch in source_batches(source, rng, manifest):
+            yield source.name, batch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,19 +43,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--seed", type=int, default=42, help="seed of the samples and of the shuffle")
+    parser.add_argument("--buffer_mb", type=int, default=1024, help="record text in memory at a time")
+    parser.add_argument(
+        "--threads", type=int, default=min(8, os.cpu_count() or 1), help="threads that compress shards"
+    )
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
+    for name in ("buffer_mb", "threads"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
     manifest = Manifest("prepare_mix", args)
-    sources, rows_per_file = read_config(args.config, args.base_dir)
-    table = mix(sources, args.seed, manifest, args.max_bad_ratio)
-    write_shards(table, args.output_dir, rows_per_file, manifest)
-    for name, rows in manifest.extra["rows_by_source"].items():
-        print(f"{rows:>9,} rows  {name}")
-    print(
-        f"{table.num_rows:,} rows in {len(manifest.outputs)} shards in {args.output_dir}; {manifest.dropped_text()}"
+    sources, rows_per_file = read_config(args.config, args.base_dir, manifest)
+    wanted = sum(source.wanted for source in sources)
+    batches = progress(
+        read_sources(sources, args.seed, manifest), "records", wanted, size=lambda pair: pair[1].num_rows
     )
+    with atomic_path(args.output_dir) as folder:
+        folder.mkdir(parents=True)
+        rows = shuffle_to_shards(
+            batches,
+            folder,
+            rows_per_file,
+            args.seed,
+            sum(source.bytes for source in sources),
+            args.buffer_mb << 20,
+            manifest,
+            args.threads,
+        )
+        doubles = manifest.dropped.get("uuid stands twice", 0)
+        bad = sum(manifest.dropped.values()) - doubles
+        manifest.check_bad_ratio(args.config, bad, sum(rows) + bad + doubles, args.max_bad_ratio)
+        if not rows:
+            raise InputError(args.config, "names sources that give no row", "at least one good record")
+        manifest.output(args.output_dir, sum(rows))
+        manifest.write(folder)
+    for name, count in manifest.extra["rows_by_source"].items():
+        print(f"{count:>9,} rows  {name}")
+    print(f"{sum(rows):,} rows in {len(rows)} shards in {args.output_dir}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

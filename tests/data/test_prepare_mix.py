@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +11,7 @@ from data.prepare_distillation import main as distill
 from data.prepare_distillation import repair
 from data.prepare_mix import main as mix
 from data.prepare_rl import main as prepare_rl
+from data.sampling import StreamSample, uuid_keys
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, read_file_list, record_uuid, text_record, write_records
@@ -92,12 +94,65 @@ def test_a_config_with_a_mistake_is_named(world, source, more, match):
     assert not (folder / "mixed").exists()
 
 
-def test_other_parquet_files_do_not_leak_into_the_mix(world):
+def test_other_parquet_files_do_not_leak_into_the_mix(world, capsys):
     folder, config = world
     write_table(folder / "other.parquet", pa.table({"pid": [1]}))
     config({"name": "all", "path": "*.parquet"})
+    assert len(run(folder)) == 35
+    assert f"left out: {folder / 'other.parquet'} (not a file of records)" in capsys.readouterr().out
+    config({"name": "other", "path": "other.parquet"})
     with pytest.raises(InputError, match=r"other.parquet: has no column uuid"):
         run(folder)
+
+
+def test_the_result_does_not_depend_on_buffers_threads_or_the_order_of_the_sources(world):
+    folder, config = world
+    big = [text_record(record_uuid("big", i), "big", {}, [f"{i}" * 3000]) for i in range(1200)]
+    write_records(folder / "big.parquet", big)
+    sources = [{"name": "chat", "path": "chat.parquet"}, {"name": "big", "path": "big.parquet"}]
+    config(*sources)
+    assert len(run(folder)) == 1225
+    whole = [p.read_bytes() for p in read_file_list(folder / "mixed")]
+    config(*reversed(sources))
+    run(folder, "--buffer_mb", "1", "--threads", "3")
+    assert json.loads((folder / "mixed" / "manifest.json").read_text())["buckets"] > 5
+    assert [p.read_bytes() for p in read_file_list(folder / "mixed")] == whole
+    assert not [p for p in (folder / "mixed").iterdir() if p.suffix == ".arrow" or p.is_dir()]
+
+
+def test_a_double_in_another_source_is_dropped_with_spill_files_too(world):
+    folder, config = world
+    big = [text_record(record_uuid("big", i), "big", {}, ["x" * 9000]) for i in range(400)]
+    write_records(folder / "big.parquet", big)
+    write_records(folder / "again.parquet", [*big[:5], *[chat(i) for i in range(3)]])
+    config(*({"name": name, "path": f"{name}.parquet"} for name in ("chat", "big", "again")))
+    assert len(run(folder, "--buffer_mb", "1")) == 425
+    dropped = json.loads((folder / "mixed" / "manifest.json").read_text())["dropped"]
+    assert dropped == {"uuid stands twice": 8}
+
+
+def test_a_sample_of_a_stream_is_uniform_and_exact():
+    counts = np.zeros(20)
+    for seed in range(4000):
+        sample = StreamSample(20, 5, np.random.default_rng(seed))
+        start, chosen = 0, []
+        for n in (3, 7, 1, 9):
+            chosen += (start + sample.take(n)).tolist()
+            start += n
+        assert len(chosen) == 5
+        counts[chosen] += 1
+    assert abs(counts / 4000 - 0.25).max() < 0.03
+
+
+def test_keys_follow_the_uuid_and_the_seed_and_nothing_else():
+    uuids = [record_uuid(i) for i in range(1000)]
+    keys, valid = uuid_keys(pa.array([*uuids, "no uuid", None]), 3)
+    assert valid.tolist() == [True] * 1000 + [False, False] and len(np.unique(keys[:1000])) == 1000
+    backwards, _ = uuid_keys(pa.array([u.upper() for u in reversed(uuids)]), 3)
+    assert (backwards[::-1] == keys[:1000]).all()
+    other, _ = uuid_keys(pa.array(uuids), 4)
+    assert not (other == keys[:1000]).any()
+    assert abs(np.argsort(np.argsort(keys[:1000]))[:100].mean() / 1000 - 0.5) < 0.1, "spread over the range"
 
 
 def test_doubles_and_bad_rows_are_counted(world, capsys):
