@@ -153,8 +153,8 @@ def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
     return batch.filter(pa.array([reason is None for reason in reasons]))
 
 
-def rows_of(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The record rows of the Parquet files that ``path`` names, one at a time."""
-    for file in list_parquet(path):
-        for batch in iter_batches(file, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=256):
-            yield from as_records(batch).to_pylist()
+def record_batches(file: RecordFile) -> Iterator[pa.RecordBatch]:
+    """A file's rows as records, in batches of about 8 MB."""
+    size = batch_rows(file.bytes / max(file.rows, 1))
+    for batch in iter_batches(file.path, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=size):
+        yield as_records(batch)

@@ -3,27 +3,37 @@
     python prepare_distillation.py --input raw_data/general_text/sft/*.parquet --output output/onpolicy_distillation.parquet
 
 Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a record
-and ``prompt`` (list of {role, content}), which verl reads.
+and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches, so its size does not matter.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from data.mix import rows_of
+from data.mix import record_batches, record_files
+from data.sampling import uuid_keys
 from onerec.errors import InputError, cli
-from onerec.parquet import write_table
-from onerec.records import SCHEMA, check_record, dumps, message, parse_messages, parse_segments
+from onerec.parquet import write_batches
+from onerec.records import (
+    SCHEMA,
+    check_columns,
+    check_record,
+    dumps,
+    message,
+    parse_messages,
+    parse_segments,
+)
 from onerec.run import Manifest
 
 PROMPT_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+OUTPUT_SCHEMA = SCHEMA.append(pa.field("prompt", PROMPT_TYPE))
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 CONTINUE = "请接着写下去：\n{text}"
 MAX_TEXT = 200  # characters of a plain text that the request to go on shows
@@ -48,6 +58,51 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": CONTINUE.format(text=text[:MAX_TEXT])}] if text else []
 
 
+def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float) -> np.ndarray:
+    """First pass: the sampling keys (uint64, by seed and uuid) of every row that gives a prompt, once each."""
+    keys, bad, total = [], 0, 0
+    for path in paths:
+        for file in record_files(path, manifest):
+            manifest.input(file.path, file.rows)
+            for batch in record_batches(file):
+                reasons = check_columns(batch)
+                for reason in filter(None, reasons):
+                    manifest.drop(reason)
+                good = batch.filter(pa.array([reason is None for reason in reasons]))
+                total, bad = total + batch.num_rows, bad + batch.num_rows - good.num_rows
+                has = [bool(to_prompt(row)) for row in good.to_pylist()]
+                manifest.drop("no prompt", len(has) - sum(has))
+                keys.append(uuid_keys(good.column("uuid"), seed)[0][np.array(has, bool)])
+    manifest.check_bad_ratio(paths[0], bad, total, max_bad_ratio)
+    found = np.concatenate(keys) if keys else np.empty(0, np.uint64)
+    unique = np.unique(found)
+    manifest.drop("uuid stands twice", len(found) - len(unique))
+    if not len(unique):
+        raise InputError(paths[0], "gives no prompt", "at least one chat or text")
+    return unique
+
+
+def chosen_rows(
+    paths: Sequence[str], seed: int, last: np.uint64, manifest: Manifest
+) -> Iterator[pa.RecordBatch]:
+    """Second pass: the prompts whose key is at most ``last``, in the order of the input; the first of doubles."""
+    seen: set[int] = set()
+    for path in paths:
+        for file in record_files(path, manifest):
+            for batch in record_batches(file):
+                keys, valid = uuid_keys(batch.column("uuid"), seed)
+                places = np.flatnonzero(valid & (keys <= last))
+                rows = []
+                for place, row in zip(places, batch.take(pa.array(places)).to_pylist(), strict=True):
+                    if int(keys[place]) in seen or check_record(row) or not (prompt := to_prompt(row)):
+                        continue
+                    seen.add(int(keys[place]))
+                    turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
+                    rows.append({**row, "segments": None, "messages": turns, "prompt": prompt})
+                if rows:
+                    yield pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,34 +119,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.num_samples < 1:
         raise InputError("--num_samples", f"{args.num_samples} is not a positive number", "at least 1")
-    manifest, rows, bad, total = Manifest("prepare_distillation", args), [], 0, 0
-    for path in args.input:
-        before = total
-        for row in rows_of(path):
-            total += 1
-            if reason := check_record(row):
-                bad += 1
-                manifest.drop(reason)
-                continue
-            if prompt := to_prompt(row):
-                turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
-                base = {name: row.get(name) for name in ("uuid", "source", "metadata")}
-                rows.append({**base, "segments": None, "messages": turns, "prompt": prompt})
-            else:
-                manifest.drop("no prompt")
-        manifest.input(path, total - before)
-    manifest.check_bad_ratio(args.input[0], bad, total, args.max_bad_ratio)
-    if not rows:
-        raise InputError(args.input[0], "gives no prompt", "at least one chat or text")
-    found = len(rows)
-    if found > args.num_samples:
-        chosen = np.random.default_rng(args.seed).choice(found, args.num_samples, replace=False)
-        rows = [rows[i] for i in np.sort(chosen)]
-    schema = SCHEMA.append(pa.field("prompt", PROMPT_TYPE))
-    write_table(args.output, pa.Table.from_pylist(rows, schema=schema))
-    manifest.output(args.output, len(rows))
+    manifest = Manifest("prepare_distillation", args)
+    keys = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
+    # The smallest keys of a hash of seed and uuid: a uniform sample that neither order nor batches can change.
+    last = (
+        np.partition(keys, args.num_samples - 1)[args.num_samples - 1]
+        if len(keys) > args.num_samples
+        else keys.max()
+    )
+    rows = write_batches(
+        args.output, OUTPUT_SCHEMA, chosen_rows(args.input, args.seed, last, Manifest("again"))
+    )
+    manifest.output(args.output, rows)
     manifest.write(args.output.parent, f"{args.output.stem}.manifest.json")
-    print(f"{len(rows):,} of {found:,} prompts in {args.output}; {manifest.dropped_text()}")
+    print(f"{rows:,} of {len(keys):,} prompts in {args.output}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
-from data.mix import rows_of
+from data.mix import KEY_COLUMNS
+from data.outputs import Outputs
 from onerec.errors import InputError, cli
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.parquet import write_table
+from onerec.parquet import count_rows, iter_batches
 from onerec.records import parse_messages
 from onerec.run import Manifest
 
@@ -49,10 +51,18 @@ SCHEMA = pa.schema(
 )
 
 
+def uid_of(metadata: str | None) -> int | None:
+    """The user that a record's metadata names; None where it names none."""
+    try:
+        uid = orjson.loads(metadata or "").get("uid")
+    except (ValueError, AttributeError):
+        return None
+    return uid if isinstance(uid, int) else None
+
+
 def to_rl_row(task: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
     """One record as a row of verl's format; raises ValueError where it has no answer or no uid."""
-    turns = parse_messages(row["messages"])
-    uid = json.loads(row["metadata"]).get("uid")
+    turns, uid = parse_messages(row["messages"]), uid_of(row["metadata"])
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or uid is None:
         raise ValueError("no prompt and answer of a user")
     return {
@@ -69,20 +79,56 @@ def rank_of(seed: int, uid: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{uid}".encode(), digest_size=8).digest()
 
 
-def split_users(rows: dict[str, list[dict[str, Any]]], test_size: int, seed: int) -> set[int]:
-    """Users of the test file: in hash order, as many as give every task ``test_size`` rows."""
-    counts = {task: 0 for task in rows}
-    by_user: dict[int, list[str]] = {}
-    for task, items in rows.items():
-        for item in items:
-            by_user.setdefault(item["extra_info"]["uid"], []).append(task)
+def split_users(counts: dict[int, Counter[str]], test_size: int, seed: int) -> set[int]:
+    """Users of the test file, given each user's rows by task: in hash order, until every task has ``test_size`` rows."""
+    taken: Counter[str] = Counter()
     chosen: set[int] = set()
-    for uid in sorted(by_user, key=lambda uid: (rank_of(seed, uid), uid)):
-        if any(counts[task] < test_size for task in by_user[uid]):
+    for uid in sorted(counts, key=lambda uid: (rank_of(seed, uid), uid)):
+        if any(taken[task] < test_size for task in counts[uid]):
             chosen.add(uid)
-            for task in by_user[uid]:
-                counts[task] += 1
+            taken += counts[uid]
     return chosen
+
+
+def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter[str]]:
+    """First pass, over the metadata alone: user to rows by task."""
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for task, path in files.items():
+        for batch in iter_batches(path, KEY_COLUMNS, batch_size=8192):
+            for uid in map(uid_of, batch.column("metadata").to_pylist()):
+                if uid is not None:
+                    counts[uid][task] += 1
+        manifest.input(path, count_rows(path))
+    return counts
+
+
+class Writer:
+    """Second pass: each task's rows to the training or the test file."""
+
+    def __init__(self, folder: Path, test_users: set[int], test_size: int, manifest: Manifest) -> None:
+        self.train, self.test = folder / RL_TRAIN, folder / RL_TEST
+        self.outputs = Outputs({self.train: SCHEMA, self.test: SCHEMA})
+        self._test_users, self._test_size, self._manifest = test_users, test_size, manifest
+        self._taken: Counter[str] = Counter()
+
+    def add(self, task: str, first: int, rows: list[dict[str, Any]]) -> None:
+        """Sort a batch's rows, the first of which is row ``first`` of its task."""
+        parts: dict[Path, list[dict[str, Any]]] = {self.train: [], self.test: []}
+        for index, row in enumerate(rows, first):
+            try:
+                made = to_rl_row(task, index, row)
+            except (ValueError, TypeError, KeyError):
+                self._manifest.drop("no prompt and answer of a user")
+                continue
+            if made["extra_info"]["uid"] not in self._test_users:
+                parts[self.train].append(made)
+            elif self._taken[task] < self._test_size:
+                self._taken[task] += 1
+                parts[self.test].append(made)
+            else:
+                self._manifest.drop(f"{task}: past the test size, its user is in the test file")
+        for path, made_rows in parts.items():
+            self.outputs.add(path, pa.Table.from_pylist(made_rows, schema=SCHEMA))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,38 +149,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.test_size < 1:
         raise InputError("--test_size", f"{args.test_size} is not a positive number", "at least 1")
-    manifest, rows = Manifest("prepare_rl", args), {}
-    for task in args.tasks:
-        path, rows[task] = args.input_dir / f"{RL_TASKS[task]}.parquet", []
-        for index, row in enumerate(rows_of(path)):
-            try:
-                rows[task].append(to_rl_row(task, index, row))
-            except (ValueError, TypeError, KeyError):
-                manifest.drop("no prompt and answer of a user")
-        manifest.input(path, len(rows[task]))
-    test_users = split_users(rows, args.test_size, args.seed)
-    parts: dict[str, list[dict[str, Any]]] = {RL_TRAIN: [], RL_TEST: []}
-    for task, items in rows.items():
-        taken = 0
-        for item in items:
-            if item["extra_info"]["uid"] not in test_users:
-                parts[RL_TRAIN].append(item)
-            elif taken < args.test_size:
-                taken += 1
-                parts[RL_TEST].append(item)
-            else:
-                manifest.drop(f"{task}: past the test size, its user is in the test file")
-    if not parts[RL_TRAIN]:
-        raise InputError(
-            args.input_dir, f"leaves no training user at --test_size {args.test_size}", "a smaller test size"
-        )
-    for name, items in parts.items():
-        write_table(args.output_dir / name, pa.Table.from_pylist(items, schema=SCHEMA))
-        manifest.output(args.output_dir / name, len(items))
+    manifest = Manifest("prepare_rl", args)
+    files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
+    test_users = split_users(count_users(files, manifest), args.test_size, args.seed)
+    writer = Writer(args.output_dir, test_users, args.test_size, manifest)
+    with writer.outputs as outputs:
+        for task, path in files.items():
+            first = 0
+            for batch in iter_batches(path, KEY_COLUMNS, ("messages",), batch_size=512):
+                writer.add(task, first, batch.to_pylist())
+                first += batch.num_rows
+        if not outputs.rows[writer.train]:
+            raise InputError(
+                args.input_dir,
+                f"leaves no training user at --test_size {args.test_size}",
+                "a smaller test size",
+            )
+    for path, rows in outputs.rows.items():
+        manifest.output(path, rows)
     manifest.write(args.output_dir)
-    print(
-        f"{len(parts[RL_TRAIN]):,} training and {len(parts[RL_TEST]):,} test prompts in {args.output_dir}; {manifest.dropped_text()}"
-    )
+    train, test = (outputs.rows[path] for path in (writer.train, writer.test))
+    print(f"{train:,} training and {test:,} test prompts in {args.output_dir}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

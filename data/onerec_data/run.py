@@ -19,7 +19,7 @@ from data.onerec_data import bench
 from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items
 from data.onerec_data.context import load_context
 from data.onerec_data.layout import Layout, load_layout
-from data.onerec_data.outputs import Outputs
+from data.outputs import Outputs
 from data.onerec_data.registry import TASKS
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 from data.onerec_data.users import Captions, Users, available_parts, value_problem
