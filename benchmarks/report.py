@@ -178,7 +178,7 @@ def html_page(title: str, rows: Sequence[dict[str, Any]], curves: Sequence[dict[
     """The self-contained page."""
     from jinja2 import Environment, FileSystemLoader
 
-    from benchmarks.charts import bar_chart, line_chart
+    from onerec.charts import PAGE_CSS, bar_chart, line_chart
 
     columns = used_columns(rows)
     best = [best_value(rows, column) for column in columns]
@@ -221,7 +221,7 @@ def html_page(title: str, rows: Sequence[dict[str, Any]], curves: Sequence[dict[
     ]
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
     return environment.get_template(TEMPLATE.name).render(
-        title=title, headings=[heading for *_, heading, _ in columns], table=table, bars=bars, lines=lines,
+        title=title, style=PAGE_CSS.read_text(encoding="utf-8"), headings=[heading for *_, heading, _ in columns], table=table, bars=bars, lines=lines,
         changes=change_lines(rows), ratios=ratio_lines(rows),
     )  # fmt: skip
 

@@ -104,8 +104,7 @@ def record_files(path: str | Path, manifest: Manifest) -> list[RecordFile]:
         reader = open_parquet(file, KEY_COLUMNS if len(paths) == 1 else ())
         names = reader.schema_arrow.names
         if all(key in names for key in KEY_COLUMNS) and any(text in names for text in _TEXT_COLUMNS):
-            groups = (reader.metadata.row_group(i) for i in range(reader.metadata.num_row_groups))
-            found.append(RecordFile(file, reader.metadata.num_rows, sum(g.total_byte_size for g in groups)))
+            found.append(file_of(file))
         elif len(paths) == 1:
             raise InputError(file, "holds no records", "a file with segments or messages belongs to the mix")
         else:
@@ -116,6 +115,13 @@ def record_files(path: str | Path, manifest: Manifest) -> list[RecordFile]:
             path, "holds no records", "files with uuid, source, metadata, and segments or messages"
         )
     return found
+
+
+def file_of(path: Path) -> RecordFile:
+    """A Parquet file with its size, from its footer."""
+    metadata = open_parquet(path).metadata
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    return RecordFile(path, metadata.num_rows, sum(group.total_byte_size for group in groups))
 
 
 def source_batches(source: Source, rng: np.random.Generator, manifest: Manifest) -> Iterator[pa.RecordBatch]:

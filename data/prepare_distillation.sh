@@ -10,3 +10,4 @@ cd "$(dirname "$0")"
 : "${SEED:=42}"
 set -x
 "$PYTHON" prepare_distillation.py --input "$INPUT" --output "$OUTPUT_FILE" --num_samples "$NUM_SAMPLES" --seed "$SEED"
+"$PYTHON" validate.py "$OUTPUT_FILE"

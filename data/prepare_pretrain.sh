@@ -7,5 +7,11 @@ cd "$(dirname "$0")"
 : "${BASE_DIR:=.}"
 : "${OUTPUT_DIR:=$BASE_DIR/output/split_data_pretrain}"
 : "${SEED:=42}"
+: "${BUFFER_MB:=1024}"
+# Every rule of the format, SIDs inside their codebooks included where the specification is at hand.
+: "${SID_SPEC:=$BASE_DIR/output/benchmark_data/sid_spec.json}"
+spec=()
+[[ -f "$SID_SPEC" ]] && spec=(--sid_spec "$SID_SPEC")
 set -x
-"$PYTHON" prepare_mix.py --config "$CONFIG" --base_dir "$BASE_DIR" --output_dir "$OUTPUT_DIR" --seed "$SEED"
+"$PYTHON" prepare_mix.py --config "$CONFIG" --base_dir "$BASE_DIR" --output_dir "$OUTPUT_DIR" --seed "$SEED" --buffer_mb "$BUFFER_MB"
+"$PYTHON" validate.py "$OUTPUT_DIR" "${spec[@]}"

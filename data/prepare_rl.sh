@@ -10,5 +10,10 @@ cd "$(dirname "$0")"
 : "${SEED:=42}"
 # Fewer where the logs lack a domain, as TASKS="video label_cond interactive".
 : "${TASKS:=video ad product label_cond interactive}"
+# The format, SIDs inside their codebooks where the specification is at hand, and no user on both sides.
+: "${SID_SPEC:=$INPUT_DIR/benchmark_data/sid_spec.json}"
+spec=()
+[[ -f "$SID_SPEC" ]] && spec=(--sid_spec "$SID_SPEC")
 set -x
 "$PYTHON" prepare_rl.py --input_dir "$INPUT_DIR" --output_dir "$OUTPUT_DIR" --test_size "$TEST_SIZE" --seed "$SEED" --tasks $TASKS
+"$PYTHON" validate.py "$OUTPUT_DIR/train.parquet" "$OUTPUT_DIR/test.parquet" "${spec[@]}"

@@ -19,11 +19,11 @@ from data.onerec_data import bench
 from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items
 from data.onerec_data.context import load_context
 from data.onerec_data.layout import Layout, load_layout
-from data.outputs import Outputs
 from data.onerec_data.registry import TASKS
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 from data.onerec_data.users import Captions, Users, available_parts, value_problem
 from data.onerec_data.workers import build_all, make_plan
+from data.outputs import Outputs
 from onerec.errors import InputError, cli
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress

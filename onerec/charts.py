@@ -1,9 +1,13 @@
-"""Small inline SVG charts for the report: no script, no font, colours from the page's CSS variables."""
+"""Small inline SVG charts for HTML pages: no script, no font, colours from the page's CSS variables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
+
+# The look of every page; its variables carry the colours of both themes.
+PAGE_CSS = Path(__file__).with_name("page.css")
 
 _WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
@@ -49,4 +53,25 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> s
             f'<text x="{_WIDTH - 14}" y="{24 + 15 * i}" class="label end t{i}">{escape(name)}</text>'
         )
     parts.append(f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" class="label end">step {x_max:,.0f}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def histogram(bounds: Sequence[float], counts: Sequence[int]) -> str:
+    """Vertical bars of ``counts`` between consecutive ``bounds`` (one more than the counts)."""
+    top, n = max(counts, default=0) or 1, max(len(counts), 1)
+    width = (_WIDTH - _LEFT - 10) / n
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    for i, count in enumerate(counts):
+        height = (_HEIGHT - 10 - _BOTTOM) * count / top
+        x, y = _LEFT + i * width, _HEIGHT - _BOTTOM - height
+        title = f"<title>{bounds[i]:,.0f} to {bounds[i + 1]:,.0f}: {count:,}</title>"
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{height:.1f}" class="stage">{title}</rect>'
+        )
+    parts.append(f'<text x="{_LEFT - 6}" y="18" class="label end">{top:,}</text>')
+    for place, bound in ((0, bounds[0]), (len(bounds) // 2, bounds[len(bounds) // 2]), (n, bounds[-1])):
+        x = _LEFT + place * width
+        parts.append(
+            f'<text x="{x:.1f}" y="{_HEIGHT - 8}" class="label {"end" if place == n else ""}">{bound:,.0f}</text>'
+        )
     return "".join([*parts, "</svg>"])

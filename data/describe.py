@@ -1,0 +1,297 @@
+"""What is in files of records: rows, tokens, history lengths and SID coverage by source, before a GPU is rented.
+
+    python describe.py output/split_data_sft --tokenizer ../pretrain/models/Qwen3-1.7B_itemic --pid2sid output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/describe
+
+Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens, where
+a tokenizer is given, in a systematic sample of at most --sample rows a source (every k-th row), from which the
+totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json beside the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.mix import record_batches, record_files
+from data.onerec_data.tables import RELEASE_SPEC
+from onerec.catalog import read_pid2sid
+from onerec.chat import THINK_CLOSE, render
+from onerec.errors import InputError, cli
+from onerec.files import SID_SPEC
+from onerec.records import parse_messages, parse_segments
+from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
+from onerec.sid import BEGIN, END, SidSpec
+
+_SID = re.compile(re.escape(BEGIN.encode()) + rb"[^|]*" + re.escape(END.encode()))
+_ANSWER = b'{"role":"assistant"'
+_BINS = 24
+HEADINGS = ("source", "rows", "MB", "SIDs a row", "most", "distinct SIDs", "coverage", "with thought", "tokens", "tokens a row", "p95", "most")  # fmt: skip
+
+
+class Histogram:
+    """Counts of non-negative whole numbers, exact, in memory that grows with the largest."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(64, np.int64)
+
+    def add(self, values: Sequence[int] | np.ndarray) -> None:
+        """Count values."""
+        found = np.bincount(np.asarray(values, np.int64), minlength=len(self._counts))
+        found[: len(self._counts)] += self._counts
+        self._counts = found
+
+    @property
+    def n(self) -> int:
+        """Values counted."""
+        return int(self._counts.sum())
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return int((self._counts * np.arange(len(self._counts))).sum())
+
+    def quantile(self, q: float) -> int:
+        """The smallest value that at least a share ``q`` of the values does not exceed; 0 where there is none."""
+        return int(np.searchsorted(np.cumsum(self._counts), q * self.n)) if self.n else 0
+
+    def most(self) -> int:
+        """The largest value."""
+        return int(np.flatnonzero(self._counts)[-1]) if self.n else 0
+
+    def bins(self, n: int = _BINS) -> tuple[list[float], list[int]]:
+        """(bounds, counts) of ``n`` bins, or fewer where there are fewer values."""
+        width = max(1, -(-(self.most() + 1) // n))
+        counts = [int(self._counts[i : i + width].sum()) for i in range(0, self.most() + 1, width)]
+        return [float(i * width) for i in range(len(counts) + 1)], counts
+
+
+class EveryKth:
+    """A systematic sample of a stream of unknown length: every k-th item, k doubling so that at most 2n are kept."""
+
+    def __init__(self, n: int) -> None:
+        self._n, self._step, self._seen, self.kept = n, 1, 0, []
+
+    def offer(self, item: Any) -> None:
+        """See the next item."""
+        if self._seen % self._step == 0:
+            self.kept.append(item)
+            if len(self.kept) >= 2 * self._n:
+                self.kept, self._step = self.kept[::2], self._step * 2
+        self._seen += 1
+
+
+@dataclasses.dataclass
+class SourceFacts:
+    """What is known of one source."""
+
+    sample: EveryKth
+    rows: int = 0
+    bytes: int = 0
+    thoughts: int = 0
+    sids: Histogram = dataclasses.field(default_factory=Histogram)
+    tokens: Histogram = dataclasses.field(default_factory=Histogram)
+    distinct: set[bytes] = dataclasses.field(default_factory=set)
+
+    def see(self, text: bytes, is_chat: bool) -> None:
+        """Count one row; a chat's history is what stands before its last answer."""
+        prompt = text[: text.rfind(_ANSWER)] if is_chat and _ANSWER in text else text
+        self.sids.add([prompt.count(BEGIN.encode())])
+        self.distinct.update(_SID.findall(text))
+        self.rows += 1
+        self.bytes += len(text)
+        self.thoughts += THINK_CLOSE.encode() in text
+        self.sample.offer((text, is_chat))
+
+
+def texts(row: tuple[bytes, bool]) -> str:
+    """What a tokenizer sees of a row: the rendered conversation, or the plain text."""
+    text, is_chat = row
+    if not is_chat:
+        return parse_segments(text)
+    return "".join(piece.text for piece in render(parse_messages(text)))
+
+
+def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[str, SourceFacts]:
+    """Facts by source of every record file that ``paths`` name."""
+    files = list({f.path: f for path in paths for f in record_files(path, manifest)}.values())
+    facts: dict[str, SourceFacts] = {}
+    batches = (batch for file in files for batch in record_batches(file))
+    total = sum(file.rows for file in files)
+    for batch in progress(batches, "describe", total, size=lambda b: b.num_rows):
+        for source, text, is_chat in _rows(batch):
+            if source not in facts:
+                facts[source] = SourceFacts(EveryKth(sample))
+            facts[source].see(text, is_chat)
+    for file in files:
+        manifest.input(file.path, file.rows)
+    return dict(sorted(facts.items()))
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
+    segments, messages = (
+        batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages")
+    )
+    for source, segment, turns in zip(batch.column("source").to_pylist(), segments, messages, strict=True):
+        if turns is not None or segment is not None:
+            yield source or "", segment if turns is None else turns, turns is not None
+
+
+def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
+    """Tokenize the samples with ``tokenizer.json`` of a checkpoint's folder."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json" if folder.is_dir() else folder
+    if not file.is_file():
+        raise InputError(file, "no such file", "the folder of a checkpoint, or its tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(file))
+    for fact in progress(facts.values(), "tokenize", unit="source"):
+        for i in range(0, len(fact.sample.kept), 256):
+            encoded = tokenizer.encode_batch_fast([texts(row) for row in fact.sample.kept[i : i + 256]])
+            fact.tokens.add([len(encoding.ids) for encoding in encoded])
+
+
+def summary(name: str, fact: SourceFacts, catalogue: set[bytes] | None) -> dict[str, Any]:
+    """One source as numbers."""
+    value: dict[str, Any] = {
+        "source": name,
+        "rows": fact.rows,
+        "bytes": fact.bytes,
+        "sids_per_row": fact.sids.total / max(fact.rows, 1),
+        "sids_most": fact.sids.most(),
+        "distinct_sids": len(fact.distinct),
+        "coverage": None if catalogue is None else len(fact.distinct & catalogue) / max(len(catalogue), 1),
+        "thought_share": fact.thoughts / max(fact.rows, 1),
+    }
+    if fact.tokens.n:
+        mean = fact.tokens.total / fact.tokens.n
+        value |= {
+            "tokens": round(mean * fact.rows),
+            "tokens_extrapolated": fact.tokens.n < fact.rows,
+            "tokens_per_row": mean,
+            "tokens_p95": fact.tokens.quantile(0.95),
+            "tokens_most": fact.tokens.most(),
+        }
+    return value
+
+
+def cells(value: dict[str, Any]) -> list[str]:
+    """A summary as the cells of the table."""
+    has = "tokens" in value
+    about = "~" if value.get("tokens_extrapolated") else ""
+    return [
+        value["source"],
+        f"{value['rows']:,}",
+        f"{value['bytes'] / 1e6:,.1f}",
+        f"{value['sids_per_row']:.1f}",
+        f"{value['sids_most']:,}",
+        f"{value['distinct_sids']:,}",
+        "–" if value["coverage"] is None else f"{value['coverage']:.1%}",
+        f"{value['thought_share']:.1%}",
+        f"{about}{value['tokens']:,}" if has else "–",
+        f"{value['tokens_per_row']:,.0f}" if has else "–",
+        f"{value['tokens_p95']:,}" if has else "–",
+        f"{value['tokens_most']:,}" if has else "–",
+    ]
+
+
+def dropped_rows(paths: Iterable[str]) -> dict[str, int]:
+    """What the data stage left out, from the manifests beside the files."""
+    folders = {Path(path) if Path(path).is_dir() else Path(path).parent for path in paths}
+    found: dict[str, int] = {}
+    for folder in sorted(folders):
+        if (folder / MANIFEST).is_file():
+            found |= read_json(folder / MANIFEST).get("dropped", {})
+    return found
+
+
+def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropped: dict[str, int]) -> str:
+    """The self-contained HTML page."""
+    from jinja2 import Environment, FileSystemLoader
+
+    from onerec.charts import PAGE_CSS, histogram
+
+    groups = []
+    for name, fact in facts.items():
+        charts = (
+            [{"heading": "SIDs a row (history)", "svg": histogram(*fact.sids.bins())}]
+            if fact.sids.total
+            else []
+        )
+        if fact.tokens.n:
+            charts.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
+        groups.append((name, charts))
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("describe.html.j2").render(
+        title=title,
+        style=PAGE_CSS.read_text(encoding="utf-8"),
+        note="SIDs a row are those before the answer. ~: extrapolated from a sample.",
+        headings=HEADINGS,
+        table=rows,
+        groups=[group for group in groups if group[1]],
+        dropped=sorted(dropped.items(), key=lambda pair: -pair[1]),
+    )
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """The table, columns as wide as they need."""
+    widths = [max(len(row[i]) for row in [list(HEADINGS), *rows]) for i in range(len(HEADINGS))]
+    for row in [list(HEADINGS), *rows]:
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", help="record files, folders of them or patterns")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a checkpoint (or a tokenizer.json) to count tokens with"
+    )
+    parser.add_argument(
+        "--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs"
+    )
+    parser.add_argument("--sample", type=int, default=1000, help="rows a source that are tokenized, at least")
+    parser.add_argument("--output_dir", type=Path, help="folder for describe.json and describe.html")
+    args = parser.parse_args(argv)
+    manifest = Manifest("describe", args)
+    facts = read_facts(args.paths, args.sample, manifest)
+    if args.tokenizer:
+        count_tokens(facts, args.tokenizer)
+    catalogue = read_catalogue(args.pid2sid)
+    values = [summary(name, fact, catalogue) for name, fact in facts.items()]
+    rows, dropped = [cells(value) for value in values], dropped_rows(args.paths)
+    print_table(rows)
+    if args.output_dir:
+        write_json(args.output_dir / "describe.json", {"sources": values, "dropped": dropped})
+        write_text(args.output_dir / "describe.html", page("Training data", rows, facts, dropped))
+    tokens = sum(value.get("tokens", 0) for value in values)
+    print(
+        f"{sum(value['rows'] for value in values):,} rows" + (f", about {tokens:,} tokens" if tokens else "")
+    )
+
+
+def read_catalogue(paths: Sequence[Path]) -> set[bytes] | None:
+    """The SIDs of item tables; None where there is no table."""
+    if not paths:
+        return None
+    found: set[bytes] = set()
+    for path in paths:
+        spec = SidSpec.load(path.parent) if (path.parent / SID_SPEC).exists() else RELEASE_SPEC
+        found.update(spec.format(row).encode() for row in read_pid2sid(path, spec)[1].tolist())
+    return found
+
+
+if __name__ == "__main__":
+    cli(main)()
