@@ -3,7 +3,8 @@
 python data/onerec_data/sft/label_cond_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
 """
 
-from data.onerec_data.tasks import MASK_COLUMNS, VIDEO_COLUMNS, Task, label_cond_rec
+from data.onerec_data.interactions import MASK_COLUMNS, label_cond_rec
+from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 
 TASK = Task(
     name="sft_label_cond_rec",
