@@ -45,6 +45,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto: last for decoders, mean else",
     )
+    parser.add_argument(
+        "--concat",
+        nargs="*",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="other embeddings of the same items to put beside the text's, each scaled to length WEIGHT (1)",
+    )
     parser.add_argument("--instruction", default="", help="prefix of every text")
     parser.add_argument(
         "--dim", type=int, default=-1, help="dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)"
@@ -117,6 +124,23 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
 
 
+def concatenated(pids: Sequence[int], vectors: np.ndarray, others: Sequence[str]) -> np.ndarray:
+    """``vectors`` with the embeddings of other files beside them, unit length; an item that a file lacks gets zeros there."""
+    parts = [vectors]
+    for other in others:
+        name, _, weight = other.partition(":")
+        try:
+            scale = float(weight or 1)
+        except ValueError:
+            raise InputError("--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT") from None
+        table = read_table(name, ["pid", "embedding"])
+        rows = {pid: row for row, pid in enumerate(table["pid"].to_pylist())}
+        found = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+        places = np.array([rows.get(pid, -1) for pid in pids])
+        parts.append(scale * np.where(places[:, None] >= 0, unit(found)[places], 0))
+    return unit(np.concatenate(parts, axis=1))
+
+
 def load_encoder(name: str) -> tuple[Any, Any]:
     """(tokenizer, model) by local path or hub name; raises `InputError` where it cannot be had."""
     from transformers import AutoModel, AutoTokenizer
@@ -179,6 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         vectors = tfidf_svd(texts, args.dim if args.dim > 0 else 64, args.seed)
     else:
         vectors = hf_encode(texts, args)
+    if args.concat:
+        vectors = concatenated(pids, vectors, args.concat)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     write_table(args.output_path, pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists}))
     manifest.output(args.output_path, len(pids))

@@ -3,9 +3,10 @@
     python data/adapters/movielens.py --input ml-100k --output_dir data/raw_data
 
 Reads RecBole's tab-separated files (ml-100k.inter, .item, .user) or the original u.data, u.item, u.user. Ratings are
-ordered by time, ties by item id. Every user gives two rows with the same uid: the test row (split 1) has the last item
-as its target and everything before it as history; the training row (split 0) sees nothing of the last item: its targets
-are the latest ten items before it, its history what came before those. Masks come from ratings: longview is a rating of
+ordered by time, ties by item id. Every user gives a test row (split 1), with the last item
+as its target and everything before it as history, and training rows (split 0) that see nothing of the last item: the
+first has the latest ten items before it as targets and what came before those as history (--windows adds rows with
+earlier targets; leave_one_out.py). Masks come from ratings: longview is a rating of
 3 or more, like 4 or more, follow 5, not_interested 2 or less; forward has no counterpart and is 0. Ads and products
 have none either and are empty. A film that a user rated twice counts once, by the later rating, so that a test item is
 never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
@@ -24,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
 from onerec.errors import InputError, cli
 from onerec.parquet import write_table
 from onerec.run import Manifest
@@ -33,7 +35,7 @@ CAPTION_SCHEMA = pa.schema(
     [("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]
 )
 N_TARGETS = 10
-MIN_ITEMS = 4  # a user with fewer has no training history beside the test item and a target
+MIN_ITEMS = 4  # a user with fewer has next to nothing before the test item
 _MASKS = {
     "longview": lambda rating: rating >= 3,
     "like": lambda rating: rating >= 4,
@@ -189,10 +191,10 @@ def caption(film: Film) -> str:
 
 
 def user_row(
-    uid: int, split: int, history: list[Event], target: list[Event], films: dict, people: dict
+    uid: int, split: int, window: int, history: list[Event], target: list[Event], films: dict, people: dict
 ) -> dict[str, Any]:
     """One row of the release: ``target`` follows ``history``."""
-    row: dict[str, Any] = {"uid": uid, "split": split}
+    row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
     for side, events in (("hist", history), ("target", target)):
         row[f"{side}_video_pid"] = [item for _, item, _ in events]
         for name, rule in _MASKS.items():
@@ -246,7 +248,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
+    add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
+    check_arguments(args)
     manifest = Manifest("movielens", args)
     films = read_films(args.input, manifest, args.max_bad_ratio)
     events = read_events(args.input, films, manifest, args.max_bad_ratio)
@@ -256,10 +260,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if len(items) < MIN_ITEMS:  # nothing wrong with such a user, so this does not go into the bad ratio
             manifest.drop(f"user with fewer than {MIN_ITEMS} ratings")
             continue
-        before, last = items[:-1], items[-1:]
-        cut = max(1, len(before) - N_TARGETS)
-        rows.append(user_row(uid, 0, before[:cut], before[cut:], films, people))
-        rows.append(user_row(uid, 1, before, last, films, people))
+        parts = split_rows(items, args.n_targets, args.windows, bool(args.validation))
+        rows += [user_row(uid, *part, films, people) for part in parts]
+    users = len({row["uid"] for row in rows})
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
     total, out, lists = sum(map(len, events.values())), args.output_dir / "onerec_data", pa.list_(pa.int64())
@@ -278,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.output(out / "pid2caption.parquet", len(films))
     manifest.write(args.output_dir)
     print(
-        f"MovieLens: {len(rows) // 2} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}"
+        f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}"
     )
 
 

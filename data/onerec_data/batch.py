@@ -82,7 +82,8 @@ class Batch:
         self._found: dict[tuple[str, int], np.ndarray] = {}
         self._sids: dict[tuple[object, ...], SidLists] = {}
         self.uid = self.ints("uid")
-        self.split = [0 if value is None else value for value in self.ints("split")]
+        self.split = [value or 0 for value in self.ints("split")]
+        self.windows = [value or 0 for value in self.ints("window")]
 
     # Counting what is left out.
 
@@ -106,7 +107,7 @@ class Batch:
                 bounds = lists.offsets.tolist()
                 columns.append([tuple(lists.values[a:b].tolist()) for a, b in itertools.pairwise(bounds)])
             else:
-                known = {"uid": self.uid, "split": self.split}
+                known = {"uid": self.uid, "split": self.split, "window": self.windows}
                 columns.append(
                     known.get(part) or (self.texts(part) if PARTS[part] == "text" else self.ints(part))
                 )

@@ -26,11 +26,7 @@ N_ITEM_TEST = 200
 def user_tasks(parts: Collection[str], product: bool) -> list[str]:
     """Benchmark tasks over users whose required parts the input has."""
     tasks = {name: TASKS[sft] for name, sft in SFT_TASK.items() if TASKS[sft].over == "users"}
-    return [
-        name
-        for name, task in tasks.items()
-        if (product or not task.product) and all(part in parts for part in task.required)
-    ]
+    return [name for name, task in tasks.items() if (product or not task.product) and not task.lacking(parts)]
 
 
 def schemas(folder: Path, names: list[str]) -> dict[Path, pa.Schema]:

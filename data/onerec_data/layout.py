@@ -20,10 +20,12 @@ FOLDER = Path(__file__).parent / "layouts"
 LABELS = ("longview", "like", "follow", "forward", "not_interested")
 _SIDES = ("hist", "target")
 
-# Part to its kind: pids (a list of item ids, or one), mask (0 or 1 a list item), int, text.
+# Part to its kind: pids (a list of item ids, or one), mask (0 or 1 a list item), int, text. ``window`` numbers the rows of
+# a user where a log gives several (data/adapters/leave_one_out.py).
 PARTS: dict[str, str] = {
     "uid": "int",
     "split": "int",
+    "window": "int",
     **{f"{side}_{domain}_pid": "pids" for side in _SIDES for domain in ("video", "ad", "goods")},
     **{f"{side}_video_{label}": "mask" for side in _SIDES for label in LABELS},
     "hist_longview_video_list": "pids",
@@ -68,7 +70,7 @@ def load_layout(name: str | Path) -> Layout:
     if not isinstance(value, dict):
         raise InputError(path, "is not a JSON object", f"an object with {', '.join(sorted(_KEYS))}")
     _known(path, value, _KEYS, "key")
-    columns, key = value.get("columns", {}), value.get("key", ["uid", "split"])
+    columns, key = value.get("columns", {}), value.get("key", ["uid", "split", "window"])
     _known(path, columns, set(PARTS), "part")
     _known(path, dict.fromkeys(key), set(PARTS), "part")
     _known(path, value.get("values", {}), set(PARTS), "part")

@@ -204,7 +204,7 @@ def default_tasks(args: argparse.Namespace) -> list[Task]:
     layout = load_layout(args.layout)
     parts, chosen = available_parts(args.input, layout) | set(VIDEO_COLUMNS), []
     for task in TASKS.values():
-        lacking = [layout.column(part) for part in task.required if part not in parts]
+        lacking = task.lacking(parts)
         lacking += ["--product_pid2sid"] if task.product and args.product_pid2sid is None else []
         lacking += ["--caption"] if task.over == "items" and args.caption is None else []
         if not task.default or task.name in args.skip:

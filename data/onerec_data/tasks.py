@@ -13,7 +13,7 @@ and keyword table, the same tasks read those: see ``layouts/simple.json``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,8 @@ ItemBuilder = Callable[[Sequence[int], Sequence[str], Context], Iterator[Sample]
 class Task:
     """A task: its output name, its source tag, what it walks over (users or items) and its builder.
 
-    ``required`` parts must have a column in the users' table; ``optional`` ones are read where they exist.
+    ``required`` parts must have a column in the users' table, and so must one of ``any_of``; ``optional`` parts are read
+    where they exist.
     ``default`` says whether it is made when no task is named.
     """
 
@@ -72,9 +73,17 @@ class Task:
     build: Builder | ItemBuilder
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
     product: bool = False
     tags: bool = False
     default: bool = True
+
+    def lacking(self, parts: Collection[str]) -> list[str]:
+        """What the task needs and ``parts`` do not hold."""
+        missing = [part for part in self.required if part not in parts]
+        if self.any_of and not any(part in parts for part in self.any_of):
+            missing.append(" or ".join(self.any_of))
+        return missing
 
 
 def line(draws: Draws, kind: str, sids: bytes) -> bytes:

@@ -32,7 +32,7 @@ class Users:
         self.rows = sum(self.rows_by_file.values())
         if self.rows == 0:
             raise InputError(path, "is an empty table", "give at least one user")
-        parts = dict.fromkeys(["uid", *required, "split", *layout.key, *optional])
+        parts = dict.fromkeys(["uid", *required, "split", "window", *layout.key, *optional])
         self._required = [layout.column(part) for part in dict.fromkeys(["uid", *required])]
         others = dict.fromkeys(layout.column(part) for part in parts)
         self._optional = [column for column in others if column not in self._required]
@@ -55,7 +55,7 @@ class Users:
         if uid is None or hash(key) in seen:
             double = (
                 "stands twice in a split"
-                if self._layout.key == ("uid", "split")
+                if self._layout.key[:2] == ("uid", "split") and len(self._layout.key) < 4
                 else "and the row stand twice"
             )
             self.counts["users: uid is null" if uid is None else f"users: uid {double}"] += 1

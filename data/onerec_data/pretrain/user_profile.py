@@ -10,7 +10,8 @@ TASK = Task(
     source="RecIF_UserProfile_Pretrain",
     over="users",
     build=user_profile,
-    optional=(*PROFILE_COLUMNS,),
+    optional=PROFILE_COLUMNS,
+    any_of=PROFILE_COLUMNS,
 )
 
 if __name__ == "__main__":

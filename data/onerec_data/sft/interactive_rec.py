@@ -12,6 +12,7 @@ TASK = Task(
     build=interactive_rec,
     required=VIDEO_COLUMNS,
     optional=(*PROFILE_COLUMNS, "inter_keyword_to_items", "query"),
+    any_of=("inter_keyword_to_items", "query"),
 )
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python data/onerec_data/sft/label_cond_rec.py --input onerec_bench_release.parqu
 """
 
 from data.onerec_data.interactions import MASK_COLUMNS, label_cond_rec
+from data.onerec_data.layout import LABELS
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 
 TASK = Task(
@@ -13,6 +14,7 @@ TASK = Task(
     build=label_cond_rec,
     required=VIDEO_COLUMNS,
     optional=(*MASK_COLUMNS, "interaction_type"),
+    any_of=(*(f"target_video_{label}" for label in LABELS), "interaction_type"),
 )
 
 if __name__ == "__main__":

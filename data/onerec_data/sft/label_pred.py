@@ -13,6 +13,7 @@ TASK = Task(
     build=label_pred,
     required=VIDEO_COLUMNS,
     optional=(*MASK_COLUMNS, "interaction_type"),
+    any_of=("target_video_longview", "interaction_type"),
 )
 
 if __name__ == "__main__":

@@ -1,0 +1,270 @@
+"""Amazon reviews 2014 in the RecIF release layout, leave-one-out with a validation item.
+
+    python data/adapters/amazon2014.py --reviews reviews_Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir data/raw_data
+    python data/adapters/amazon2014.py --sequences Beauty.txt --attributes Beauty_item2attributes.json --output_dir data/raw_data
+
+Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata (asin,
+title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a user a line:
+user id, then item ids in time order; item to attribute ids). From raw reviews, items and users are numbered by their
+sorted names (item_ids.parquet, user_ids.parquet), masks come from stars (longview 3 or more, like 4 or more, follow 5,
+not_interested 2 or less; forward has no counterpart), an item that a user reviewed twice counts once, at its first
+review, and ties of time go by item number. Sequence files carry no stars, so there are no masks. The last item of a user is the test target, the
+one before it the validation target, and training rows see neither. McAuley et al., SIGIR 2015; the split is that of
+SASRec (Kang and McAuley, ICDM 2018).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gzip
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from data.adapters.leave_one_out import add_arguments, check_arguments, least_items, split_rows
+from onerec.errors import InputError, cli
+from onerec.parquet import write_table
+from onerec.run import Manifest, progress, read_json
+
+TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+MASKS = {
+    "longview": lambda stars: stars >= 3,
+    "like": lambda stars: stars >= 4,
+    "follow": lambda stars: stars >= 5,
+    "forward": lambda stars: False,
+    "not_interested": lambda stars: stars <= 2,
+}
+PIDS = pa.list_(pa.int64())
+Event = tuple[int, float]  # item, stars (NaN where the file has none)
+
+
+class Catalogue:
+    """Items by number: captions and tags."""
+
+    def __init__(self) -> None:
+        self.captions: dict[int, str] = {}
+        self.tags: dict[int, list[str]] = {}
+
+    def add(self, pid: int, title: str, brand: str, tags: list[str]) -> None:
+        """Describe an item; what is not known is left out of its caption."""
+        parts = [TEXTS["title"].format(title=title)] if title else []
+        parts += [TEXTS["brand"].format(brand=brand)] if brand else []
+        parts += [TEXTS["tags"].format(tags="、".join(tags))] if tags else []
+        self.captions[pid] = "，".join(parts) + "。" if parts else TEXTS["unknown"].format(pid=pid)
+        self.tags[pid] = tags
+
+
+def json_lines(path: Path, manifest: Manifest, max_bad_ratio: float) -> Iterator[dict[str, Any]]:
+    """Objects of a file of JSON (or Python literal) lines, gz or not; lines that are none are counted."""
+    if not path.is_file():
+        raise InputError(path, "no such file", "a file of JSON lines, gz or not")
+    total = bad = 0
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            for line in file:
+                if not line.strip():
+                    continue
+                total += 1
+                if (value := parse_line(line)) is None:
+                    bad += 1
+                else:
+                    yield value
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise InputError(path, f"is not a whole gzip file ({error})", "download it again") from None
+    manifest.input(path, total)
+    manifest.drop("line does not parse", bad)
+    manifest.check_bad_ratio(path, bad, total, max_bad_ratio)
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """A line as an object; the published metadata are Python literals, not JSON."""
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        try:
+            value = ast.literal_eval(line.decode("utf-8"))
+        except (ValueError, SyntaxError, UnicodeDecodeError, MemoryError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def read_reviews(
+    path: Path, manifest: Manifest, max_bad_ratio: float
+) -> dict[str, list[tuple[int, str, float]]]:
+    """User to (time, item, stars) of each item's first review."""
+    users: dict[str, dict[str, tuple[int, str, float]]] = {}
+    total, bad = 0, Counter[str]()
+    for row in progress(json_lines(path, manifest, max_bad_ratio), "reviews", unit="review"):
+        total += 1
+        try:
+            user, item, time = str(row["reviewerID"]), str(row["asin"]), int(row["unixReviewTime"])
+            stars = float(row.get("overall", math.nan))
+        except (KeyError, TypeError, ValueError):
+            bad["review without user, item or time"] += 1
+            continue
+        seen = users.setdefault(user, {})
+        if item in seen:
+            manifest.drop("item reviewed twice by a user: the later review")
+        seen[item] = min((time, item, stars), seen.get(item, (time, item, stars)))
+    for reason, count in bad.items():
+        manifest.drop(reason, count)
+    manifest.check_bad_ratio(path, bad.total(), total, max_bad_ratio)
+    if not users:
+        raise InputError(path, "holds no review", "reviewerID, asin, overall, unixReviewTime")
+    return {user: sorted(seen.values()) for user, seen in sorted(users.items())}
+
+
+def from_reviews(
+    args: argparse.Namespace, manifest: Manifest
+) -> tuple[dict[int, list[Event]], Catalogue, dict[str, list[str]]]:
+    """(user to events, catalogue, names of users and items in the order of their numbers) of the raw files."""
+    reviews = read_reviews(args.reviews, manifest, args.max_bad_ratio)
+    asins = sorted({item for events in reviews.values() for _, item, _ in events})
+    number = {asin: i for i, asin in enumerate(asins, 1)}
+    catalogue = Catalogue()
+    for asin in asins:
+        catalogue.add(number[asin], "", "", [])
+    for row in json_lines(args.metadata, manifest, args.max_bad_ratio) if args.metadata else ():
+        if (pid := number.get(str(row.get("asin")))) is not None:
+            paths = row.get("categories") or []
+            tags = list(
+                dict.fromkeys(str(tag) for path in paths if isinstance(path, list) for tag in path[1:])
+            )
+            catalogue.add(pid, str(row.get("title") or "").strip(), str(row.get("brand") or "").strip(), tags)
+    users = {
+        uid: [(number[item], stars) for _, item, stars in events]
+        for uid, events in enumerate(reviews.values(), 1)
+    }
+    return users, catalogue, {"user": list(reviews), "item": asins}
+
+
+def from_sequences(
+    args: argparse.Namespace, manifest: Manifest
+) -> tuple[dict[int, list[Event]], Catalogue, dict[str, list[str]]]:
+    """The same of the sequence files; numbers are the files' own."""
+    users: dict[int, list[Event]] = {}
+    bad = total = 0
+    for line in read_lines(args.sequences):
+        total += 1
+        try:
+            uid, *items = map(int, line.split())
+        except ValueError:
+            bad += 1
+            continue
+        if uid in users:
+            bad += 1
+            continue
+        users[uid] = [(item, math.nan) for item in items]
+    manifest.input(args.sequences, total)
+    manifest.drop("line is not a user of its own and items", bad)
+    manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
+    attributes = read_json(args.attributes) if args.attributes else {}
+    catalogue = Catalogue()
+    for pid in sorted({item for events in users.values() for item, _ in events}):
+        catalogue.add(pid, "", "", [TEXTS["attribute"].format(id=a) for a in attributes.get(str(pid), [])])
+    return users, catalogue, {}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    if not path.is_file():
+        raise InputError(path, "no such file", "a sequence file: user id, then item ids, a user a line")
+    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+
+
+def release_row(
+    uid: int, split: int, window: int, history: Sequence[Event], target: Sequence[Event]
+) -> dict[str, Any]:
+    """One row of the release; masks where there are stars."""
+    row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
+    for side, events in (("hist", history), ("target", target)):
+        row[f"{side}_video_pid"] = [item for item, _ in events]
+        if not any(math.isnan(stars) for _, stars in [*history, *target]):
+            for name, rule in MASKS.items():
+                row[f"{side}_video_{name}"] = [int(rule(stars)) for _, stars in events]
+    return row
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--reviews", type=Path, help="raw 5-core reviews, JSON lines, gz or not")
+    parser.add_argument("--metadata", type=Path, help="raw metadata, gz or not (titles, brands, categories)")
+    parser.add_argument("--sequences", type=Path, help="sequence file: user id, then item ids, a user a line")
+    parser.add_argument("--attributes", type=Path, help="JSON of item id to attribute ids")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+    )
+    add_arguments(parser, n_targets=10, validation=True)
+    args = parser.parse_args(argv)
+    check_arguments(args)
+    if (args.reviews is None) == (args.sequences is None):
+        raise InputError("--reviews, --sequences", "are both given or both missing", "one of the two")
+    manifest = Manifest("amazon2014", args)
+    users, catalogue, names = (from_sequences if args.reviews is None else from_reviews)(args, manifest)
+    rows: list[dict[str, Any]] = []
+    least, kept = least_items(bool(args.validation)), 0
+    for uid, events in users.items():
+        if len(events) < least:
+            manifest.drop(f"user with fewer than {least} items")
+            continue
+        kept += 1
+        rows += [
+            release_row(uid, *part)
+            for part in split_rows(events, args.n_targets, args.windows, bool(args.validation))
+        ]
+    if not rows:
+        raise InputError(
+            args.reviews or args.sequences, "leaves no user", f"users with at least {least} items"
+        )
+    write(args.output_dir, rows, catalogue, names, manifest)
+    total = sum(len(events) for events in users.values())
+    print(
+        f"Amazon: {kept:,} users, {len(catalogue.captions):,} items, {total:,} interactions in {args.output_dir / 'onerec_data'}; {manifest.dropped_text()}"
+    )
+
+
+def write(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    catalogue: Catalogue,
+    names: dict[str, list[str]],
+    manifest: Manifest,
+) -> None:
+    """The release, the captions with tags, and the names behind the numbers."""
+    out = folder / "onerec_data"
+    fields = [(name, PIDS if isinstance(value, list) else pa.int64()) for name, value in rows[0].items()]
+    captions = {
+        "pid": list(catalogue.captions),
+        "dense_caption": list(catalogue.captions.values()),
+        "tags": [catalogue.tags[pid] for pid in catalogue.captions],
+    }
+    tables = {
+        "onerec_bench_release": pa.Table.from_pylist(rows, schema=pa.schema(fields)),
+        "pid2caption": pa.table(
+            captions,
+            schema=pa.schema(
+                [("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]
+            ),
+        ),
+    }
+    for kind, values in names.items():
+        tables[f"{kind}_ids"] = pa.table({"id": list(range(1, len(values) + 1)), "name": values})
+    for name, table in tables.items():
+        write_table(out / f"{name}.parquet", table)
+        manifest.output(out / f"{name}.parquet", table.num_rows)
+    manifest.write(folder)
+
+
+if __name__ == "__main__":
+    cli(main)()

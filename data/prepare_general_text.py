@@ -1,0 +1,251 @@
+"""Turn a Hugging Face data set of the usual shapes into records: general text for pretraining, SFT and distillation.
+
+    python prepare_general_text.py --dataset openai/gsm8k --config_name main --source gsm8k --output_dir raw_data/general_text
+    python prepare_general_text.py --dataset my_corpus/*.jsonl --source mine --output_dir raw_data/general_text
+    python prepare_general_text.py --list general_text/sft.csv --output_dir raw_data/general_text --max_rows 100000
+
+A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or named by
+--format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an input column
+is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column goes into a think
+block before the answer; a <think> part that stands there already is kept. Plain text goes to <output_dir>/pretrain,
+conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import glob
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.mix import KEY_COLUMNS
+from onerec.chat import THINK_CLOSE, THINK_OPEN
+from onerec.errors import InputError, cli
+from onerec.records import Record, chat_record, message, record_uuid, text_record, write_records
+from onerec.run import Manifest, progress
+
+TEXT = ("text", "content", "raw_content")
+PROMPT = ("prompt", "instruction", "question", "problem", "query", "input")
+RESPONSE = ("response", "output", "answer", "completion", "solution", "chosen")
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "rationale", "chain_of_thought")
+MESSAGES = ("messages", "conversations", "conversation", "dialogue")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
+         "system": "system", "tool": "tool", "function": "tool", "observation": "tool"}  # fmt: skip
+FORMATS = ("auto", "text", "prompt", "messages", "sharegpt", "records")
+_LOADERS = {"parquet": "parquet", "json": "json", "jsonl": "json", "csv": "csv", "txt": "text"}
+LIST_COLUMNS = ("name", "dataset", "config", "split", "format")
+
+
+def first_of(names: Sequence[str], row: dict[str, Any]) -> str | None:
+    """The first of ``names`` that is a column with a value in ``row``."""
+    return next((name for name in names if row.get(name) not in (None, "", [])), None)
+
+
+def shape_of(columns: Sequence[str]) -> str:
+    """The format that column names speak for; raises ValueError where none does."""
+    if all(key in columns for key in KEY_COLUMNS) and ("messages" in columns or "segments" in columns):
+        return "records"
+    if any(name in columns for name in MESSAGES):
+        return "messages"
+    if any(name in columns for name in PROMPT) and any(name in columns for name in RESPONSE):
+        return "prompt"
+    if any(name in columns for name in TEXT):
+        return "text"
+    raise ValueError(", ".join(columns))
+
+
+def with_thought(answer: str, thought: str | None) -> str:
+    """An answer behind its thought in a think block; as it is where it has one already, or there is no thought."""
+    if not thought or THINK_CLOSE in answer:
+        return answer
+    return f"{THINK_OPEN}\n{thought.strip()}\n{THINK_CLOSE}\n\n{answer.lstrip()}"
+
+
+def turns_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of a row with a list of messages, {role, content} or {from, value}; raises ValueError where it is not one."""
+    name = first_of(MESSAGES, row)
+    if name is None:
+        raise ValueError("no messages")
+    turns = []
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        turns.append(("system", system))
+    for item in row[name]:
+        role = ROLES.get(str(item.get("role") or item.get("from") or "").lower())
+        text = item.get("content") if item.get("content") is not None else item.get("value")
+        if isinstance(text, list):
+            text = "".join(part.get("text") or "" for part in text if part.get("type") == "text")
+        if role is None or not isinstance(text, str):
+            raise ValueError("a turn without role or text")
+        thought = item.get(first_of(REASONING, item) or "") if role == "assistant" else None
+        turns.append((role, with_thought(text, thought)))
+    last = first_of(REASONING, row)
+    if last and turns and turns[-1][0] == "assistant":
+        turns[-1] = ("assistant", with_thought(turns[-1][1], str(row[last])))
+    return turns
+
+
+def prompt_turns(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of a row with a prompt and a response; raises ValueError where one is missing."""
+    asked, answer = first_of(PROMPT, row), first_of(RESPONSE, row)
+    if asked is None or answer is None or not isinstance(row[asked], str) or not isinstance(row[answer], str):
+        raise ValueError("no prompt and response")
+    question = row[asked]
+    if asked != "input" and isinstance(row.get("input"), str) and row["input"].strip():
+        question = f"{question}\n{row['input']}"
+    thought = first_of(REASONING, row)
+    system = row.get("system")
+    turns = [("system", system)] if isinstance(system, str) and system.strip() else []
+    return [
+        *turns,
+        ("user", question),
+        ("assistant", with_thought(row[answer], str(row[thought]) if thought else None)),
+    ]
+
+
+def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
+    """A row as a record; raises ValueError, with the reason, where it cannot be one."""
+    if shape == "records":
+        return {name: row.get(name) for name in (*KEY_COLUMNS, "segments", "messages")}
+    if shape == "text":
+        name = first_of(TEXT, row)
+        if name is None or not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError("no text")
+        return text_record(record_uuid(source, row[name]), source, {}, [row[name]])
+    turns = prompt_turns(row) if shape == "prompt" else turns_of(row)
+    if not any(role == "assistant" and text.strip() for role, text in turns):
+        raise ValueError("no answer")
+    if not any(role == "user" for role, _ in turns):
+        raise ValueError("no question")
+    uuid = record_uuid(source, *itertools.chain.from_iterable(turns))
+    return chat_record(uuid, source, {}, [message(role, text) for role, text in turns])
+
+
+def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]:
+    """A streaming data set by hub name, or of local files; raises `InputError` where it cannot be had."""
+    import datasets
+
+    files = sorted(glob.glob(dataset, recursive=True))
+    if len(files) == 1 and Path(files[0]).is_dir():
+        files = sorted(str(path) for path in Path(files[0]).rglob("*") if _loader(path))
+    if files:
+        kinds = {_loader(Path(file)) for file in files}
+        if len(kinds) != 1 or None in kinds:
+            raise InputError(
+                dataset, "names files of other or of several kinds", f"one of {', '.join(_LOADERS)}"
+            )
+        return datasets.load_dataset(kinds.pop(), data_files=files, split="train", streaming=True)
+    try:
+        return datasets.load_dataset(dataset, config or None, split=split, streaming=True)
+    except Exception as error:  # the hub's errors share no base class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        right = "a hub name with network (HF_ENDPOINT names a mirror), or local files"
+        raise InputError(dataset, f"cannot be loaded ({reason})", right) from None
+
+
+def _loader(path: Path) -> str | None:
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    return _LOADERS.get(name.rpartition(".")[2])
+
+
+def records(rows: Iterable[dict[str, Any]], args: argparse.Namespace, state: Manifest) -> Iterator[Record]:
+    """Records of a data set's rows; bad ones and doubles counted."""
+    shape, seen = None if args.format == "auto" else args.format, set()
+    for row in progress(rows, args.source, args.max_rows if args.max_rows > 0 else None):
+        if shape is None:
+            try:
+                shape = shape_of(list(row))
+            except ValueError as error:
+                raise InputError(
+                    args.dataset, f"has the columns {error}", f"say --format, one of {', '.join(FORMATS[1:])}"
+                ) from None
+        state.extra["rows_read"] = state.extra.get("rows_read", 0) + 1
+        try:
+            record = to_record(row, "messages" if shape == "sharegpt" else shape, args.source)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            state.drop(str(error) if type(error) is ValueError else "row of another shape")
+            continue
+        if record["uuid"] in seen:
+            state.drop("stands twice")
+            continue
+        seen.add(record["uuid"])
+        yield record
+
+
+def convert(args: argparse.Namespace) -> None:
+    """One data set to one file of records."""
+    manifest = Manifest("prepare_general_text", args)
+    rows = load_rows(args.dataset, args.config_name, args.split)
+    if args.max_rows > 0:
+        rows = itertools.islice(rows, args.max_rows)
+    made = records(rows, args, manifest)
+    first = next(made, None)
+    if first is None:
+        raise InputError(
+            args.dataset, f"gives no record ({manifest.dropped_text()})", "rows of one of the shapes (--help)"
+        )
+    kind = "sft" if first["messages"] is not None else "pretrain"
+    path = args.output_dir / kind / f"{args.source}.parquet"
+    count = write_records(path, itertools.chain([first], made))
+    bad = sum(n for reason, n in manifest.dropped.items() if reason != "stands twice")
+    try:
+        manifest.check_bad_ratio(args.dataset, bad, manifest.extra["rows_read"], args.max_bad_ratio)
+    except InputError:
+        path.unlink()
+        raise
+    manifest.output(path, count)
+    manifest.write(path.parent, f"{args.source}.manifest.json")
+    print(f"{count:,} records in {path}; {manifest.dropped_text()}")
+
+
+def read_list(path: Path) -> list[dict[str, str]]:
+    """The data sets that a CSV names; raises `InputError` where it lacks a column."""
+    if not path.is_file():
+        raise InputError(path, "no such file", f"a CSV with {', '.join(LIST_COLUMNS)}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or any(name not in rows[0] for name in LIST_COLUMNS):
+        raise InputError(path, "lacks a column or every row", f"a CSV with {', '.join(LIST_COLUMNS)}")
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", help="hub name, or local files (a folder, a file or a pattern)")
+    parser.add_argument("--config_name", default="", help="configuration of a hub data set")
+    parser.add_argument("--split", default="train", help="split of a hub data set")
+    parser.add_argument(
+        "--list", type=Path, help="CSV of data sets instead of --dataset (general_text/*.csv)"
+    )
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="of the list, these alone")
+    parser.add_argument("--source", default="", help="name of the source, and of the file")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="shape of the rows")
+    parser.add_argument("--max_rows", type=int, default=-1, help="rows read, at most (-1: all)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for pretrain/ and sft/")
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which a data set fails"
+    )
+    args = parser.parse_args(argv)
+    if (args.dataset is None) == (args.list is None):
+        raise InputError("--dataset, --list", "are both given or both missing", "one of the two")
+    if args.dataset:
+        args.source = args.source or Path(args.dataset.rstrip("/*")).name.partition(".")[0]
+        return convert(args)
+    for row in read_list(args.list):
+        if not args.only or row["name"] in args.only:
+            of_row = {
+                "dataset": row["dataset"],
+                "config_name": row["config"],
+                "split": row["split"],
+                "format": row["format"],
+            }
+            convert(argparse.Namespace(**{**vars(args), **of_row, "source": row["name"]}))
+
+
+if __name__ == "__main__":
+    cli(main)()
