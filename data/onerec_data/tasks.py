@@ -146,21 +146,23 @@ def video_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
 
 
 def watch_sequence(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
-    """The whole watch sequence as plain text."""
+    """The whole watch sequence as plain text; once a user, for later windows repeat parts of the first."""
     task, watched = "pretrain_video_rec", Watched(batch, context, "pretrain_video_rec")
     options = prompts("understand")["sequence_text"]
     for row in rows:
-        if watched.usable(row):
+        if not batch.windows[row] and watched.usable(row):
             template = context.draws(task, *batch.keys[row]).pick(options)
             text = template.fill(history=watched.history.text[row], target=watched.target.text[row])
             yield Sample(row, batch.keys[row], {"uid": batch.uid[row]}, text=text)
 
 
 def user_profile(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
-    """The user's profile, with SIDs, as plain text."""
+    """The user's profile, with SIDs, as plain text; once a user."""
     task, profiles = "pretrain_user_profile", context.profiles(batch, "pretrain_user_profile")
     options = prompts("understand")["profile_text"]
     for row in rows:
+        if batch.windows[row]:
+            continue
         if profiles[row] is None:
             batch.skip(row, task, "no profile")
             continue
