@@ -8,7 +8,7 @@ world=(python "$ROOT/data/make_toy_world.py" --seed "$SEED" --n_users "$N_USERS"
 if [[ -z "${MOVIELENS_DIR:-}" ]]; then
   run "${world[@]}" --output_dir "$RAW_DATA"
 else
-  run python "$ROOT/data/adapters/movielens.py" --input "$MOVIELENS_DIR" --output_dir "$RAW_DATA" --windows "$MOVIELENS_WINDOWS"
+  run python "$ROOT/data/adapters/movielens.py" --input "$MOVIELENS_DIR" --output_dir "$RAW_DATA" --windows "${MOVIELENS_WINDOWS:-1}"
   run python "$ROOT/data/cooccurrence.py" --input "$RAW_DATA/onerec_data/onerec_bench_release.parquet" \
     --output_path "$RAW_DATA/onerec_data/item_cooccurrence.parquet" --dim "$EMBEDDING_DIM" --seed "$SEED"
   run "${world[@]}" --output_dir "$RUN_DIR/toy_raw_data"

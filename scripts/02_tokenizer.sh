@@ -9,7 +9,7 @@ dim="$EMBEDDING_DIM"
 if [[ ! -f "$items/item_embedding.parquet" ]]; then
   concat=()
   if [[ -f "$items/item_cooccurrence.parquet" ]]; then
-    concat=(--concat "$items/item_cooccurrence.parquet:$COOCCURRENCE_WEIGHT")
+    concat=(--concat "$items/item_cooccurrence.parquet:${COOCCURRENCE_WEIGHT:-1}")
   fi
   run python "$ROOT/tokenizer/embed_items.py" --input "$items/pid2caption.parquet" --output_path "$items/item_embedding.parquet" \
     --encoder "$ENCODER" --dim "$EMBEDDING_DIM" --seed "$SEED" "${concat[@]}"
