@@ -3,10 +3,11 @@
     python data/adapters/movielens.py --input ml-100k --output_dir data/raw_data
 
 Reads RecBole's tab-separated files (ml-100k.inter, .item, .user) or the original u.data, u.item, u.user. Ratings are
-ordered by time, ties by item id. Every user gives a test row (split 1), with the last item
-as its target and everything before it as history, and training rows (split 0) that see nothing of the last item: the
-first has the latest ten items before it as targets and what came before those as history (--windows adds rows with
-earlier targets; leave_one_out.py). Masks come from ratings: longview is a rating of
+ordered by time, ties (a page of films rated within one second) as they stand in the file, which is RecBole's order;
+by item id the last item would be the tie's highest id, an unpopular film. Every user gives a test row (split 1), with
+the last item as its target and everything before it as history, and training rows (split 0) that see nothing of the
+last item: the first has the latest ten items before it as targets and what came before those as history (--windows adds
+rows with earlier targets; leave_one_out.py). Masks come from ratings: longview is a rating of
 3 or more, like 4 or more, follow 5, not_interested 2 or less; forward has no counterpart and is 0. Ads and products
 have none either and are empty. A film that a user rated twice counts once, by the later rating, so that a test item is
 never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
@@ -21,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -44,8 +45,18 @@ _MASKS = {
     "not_interested": lambda rating: rating <= 2,
 }
 RATINGS = (0.5, 5.0)  # the scale's ends
-Event = tuple[int, int, float]  # timestamp, item, rating
 Film = tuple[str, str, list[str]]  # title, year or empty, genres
+
+
+class Event(NamedTuple):
+    """One rating; events sort by time, then by their row in the file."""
+
+    time: int
+    row: int
+    item: int
+    rating: float
+
+
 _YEAR = re.compile(r"\s*\((\d{4})\)")
 
 
@@ -73,20 +84,20 @@ def tab_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     return ([fields[place] if place < len(fields) else "" for place in places] for fields in rows)
 
 
-def parse_event(fields: Sequence[str]) -> tuple[int, Event]:
+def parse_event(fields: Sequence[str], row: int) -> tuple[int, Event]:
     """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
     if len(fields) < 4:
         raise ValueError("fields are missing")
     user, item, rating, time = int(fields[0]), int(fields[1]), float(fields[2]), float(fields[3])
     if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
         raise ValueError("outside the scale")
-    return user, (int(time), item, rating)
+    return user, Event(int(time), row, item, rating)
 
 
 def read_events(
     folder: Path, films: dict[int, Film], manifest: Manifest, max_bad_ratio: float
 ) -> dict[int, list[Event]]:
-    """Every user's ratings of known films in time order, ties by item id; one a film.
+    """Every user's ratings of known films in time order, ties as in the file; one a film.
 
     Raises `InputError` where the file is missing, holds no rating, or more than ``max_bad_ratio`` of it is bad.
     """
@@ -102,17 +113,17 @@ def read_events(
     for fields in raw:
         total += 1
         try:
-            user, event = parse_event(fields)
+            user, event = parse_event(fields, total)
         except ValueError:
             bad["rating row does not parse"] += 1
             continue
-        if event[1] not in films:
+        if event.item not in films:
             bad["rating of a film without a title"] += 1
             continue
         seen = events.setdefault(user, {})
-        if event[1] in seen:
+        if event.item in seen:
             bad["film rated twice by a user: the earlier rating"] += 1
-        seen[event[1]] = max(event, seen.get(event[1], event))
+        seen[event.item] = max(event, seen.get(event.item, event))
     manifest.input(path, total)
     if total == bad["rating row does not parse"]:
         raise InputError(path, "holds no rating", "user, item, rating and timestamp separated by tabs")
@@ -196,10 +207,10 @@ def user_row(
     """One row of the release: ``target`` follows ``history``."""
     row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
     for side, events in (("hist", history), ("target", target)):
-        row[f"{side}_video_pid"] = [item for _, item, _ in events]
+        row[f"{side}_video_pid"] = [event.item for event in events]
         for name, rule in _MASKS.items():
-            row[f"{side}_video_{name}"] = [int(rule(rating)) for _, _, rating in events]
-    row["hist_longview_video_list"] = [item for _, item, rating in history if rating >= 3]
+            row[f"{side}_video_{name}"] = [int(rule(event.rating)) for event in events]
+    row["hist_longview_video_list"] = [event.item for event in history if event.rating >= 3]
     for name in ("hist_ad_pid", "target_ad_pid", "hist_goods_pid", "target_goods_pid"):
         row[name] = []
     return row | user_texts(uid, history, target, films, people)
@@ -209,26 +220,26 @@ def user_texts(
     uid: int, history: list[Event], target: list[Event], films: dict, people: dict
 ) -> dict[str, Any]:
     """Profile, keywords (genres to the targets of that genre) and a templated reasoning, from the history."""
-    counts = Counter(genre for _, item, _ in history for genre in films[item][2])
+    counts = Counter(genre for event in history for genre in films[event.item][2])
     genres = [genre for genre, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]] or [
         "unknown"
     ]
     recent = (
-        "、".join(f"<pid:{item}>" for _, item, rating in [e for e in history if e[2] >= 4][-5:])
+        "、".join(f"<pid:{event.item}>" for event in [e for e in history if e.rating >= 4][-5:])
         or "一些热门电影"
     )
     names = "、".join(genres)
     age, job = people.get(uid, ("", ""))
     profile = TEXTS["profile" if age and job else "profile_short"]
     keywords: dict[str, list[int]] = {}
-    for _, item, rating in target:
-        for genre in films[item][2] if rating >= 3 else []:
-            keywords.setdefault(genre, []).append(item)
-    first_target = target[0][1]
+    for event in target:
+        for genre in films[event.item][2] if event.rating >= 3 else []:
+            keywords.setdefault(genre, []).append(event.item)
+    first_target = target[0].item
     return {
         "inter_user_profile": profile.format(age=age, occupation=job, genres=names, recent=recent),
         "inter_keyword_to_items": json.dumps(dict(sorted(keywords.items())[:2]), ensure_ascii=False),
-        "reco_gsu_caption": "\n".join(caption(films[item]) for _, item, _ in history[-5:]),
+        "reco_gsu_caption": "\n".join(caption(films[event.item]) for event in history[-5:]),
         "reco_target_caption": caption(films[first_target]),
         "reco_cot": TEXTS["cot"].format(
             genres=names, first=genres[0], target="、".join(films[first_target][2]) or "unknown"
