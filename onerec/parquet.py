@@ -14,15 +14,25 @@ from onerec.errors import InputError, from_os_error
 from onerec.run import atomic_path
 
 
-def open_parquet(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open one Parquet file; raises `InputError` where it is missing, cut short, or lacks one of ``columns``."""
+# What a stream reads at a time of a column; without it all that a row group has of the column, which may be gigabytes.
+_STREAM_BYTES = 4 << 20
+
+
+def open_parquet(
+    path: str | os.PathLike[str], columns: Sequence[str] = (), stream: bool = False
+) -> pq.ParquetFile:
+    """Open one Parquet file; raises `InputError` where it is missing, cut short, or lacks one of ``columns``.
+
+    ``stream``: read with a small buffer, so that memory does not grow with the row groups.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(path, "no such file", "give the path of a Parquet file")
     if path.is_dir():
         raise InputError(path, "is a folder", "give the path of a Parquet file")
     try:
-        file = pq.ParquetFile(path)
+        options = {"buffer_size": _STREAM_BYTES, "pre_buffer": False} if stream else {}
+        file = pq.ParquetFile(path, **options)
     except pa.ArrowInvalid as error:
         raise InputError(
             path,
@@ -64,7 +74,7 @@ def iter_batches(
     path: str | os.PathLike[str], columns: Sequence[str], optional: Sequence[str] = (), batch_size: int = 4096
 ) -> Iterator[pa.RecordBatch]:
     """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows."""
-    file = open_parquet(path, columns)
+    file = open_parquet(path, columns, stream=True)
     names = file.schema_arrow.names
     wanted = [*columns, *(name for name in optional if name in names)]
     try:

@@ -1,18 +1,25 @@
-"""Reading item embeddings from Parquet: any float type, fixed-size or plain lists, streamed, bad rows counted."""
+"""Reading item embeddings from Parquet: any float type, fixed-size or plain lists, streamed, bad rows counted and listed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from onerec.errors import InputError
-from onerec.parquet import iter_batches, list_parquet
+from onerec.parquet import count_rows, iter_batches, list_parquet
 from onerec.run import Manifest
 
-BAD_REASONS = ("embedding is null", "embedding is not finite", "embedding is all zero")
+NULL, RAGGED, NOT_FINITE, ALL_ZERO, NO_PID = (
+    "embedding is null",
+    "embedding has another dimension",
+    "embedding is not finite",
+    "embedding is all zero",
+    "pid is null",
+)
+_LISTED = 1000  # bad rows that the manifest names; all are counted
 
 
 def iter_embeddings(
@@ -20,52 +27,52 @@ def iter_embeddings(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stream (pids int64 [b], vectors float32 [b, dim]) of a file or folder with columns ``pid`` and ``embedding``.
 
-    A longer embedding is cut to its first ``dim`` values (Matryoshka). Rows that are null, not finite or all zero are
-    dropped and counted in ``manifest``. Raises `InputError` where a row is shorter than ``dim`` or rows differ.
+    A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null, of another
+    dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed in its
+    ``bad_rows``. Raises `InputError` where a file's embeddings are shorter than ``dim`` or no lists of floats.
     """
     for file in list_parquet(path):
-        rows = 0
+        rows, width = 0, None
         for batch in iter_batches(file, ["pid", "embedding"], batch_size=batch_size):
+            _check_types(file, batch)
+            pids, vectors, width = _arrays(file, rows, batch, dim, width, manifest)
             rows += batch.num_rows
-            pids, vectors = _arrays(file, batch, dim, manifest)
             yield pids, vectors
         manifest.input(file, rows)
         if rows == 0:
             raise InputError(file, "is an empty table", "give at least one item")
 
 
-def _arrays(file: Path, batch: pa.RecordBatch, dim: int, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
-    column = batch.column("embedding")
-    if not (
-        pa.types.is_list(column.type)
-        or pa.types.is_fixed_size_list(column.type)
-        or pa.types.is_large_list(column.type)
-    ):
-        raise InputError(file, f"column embedding is {column.type}", "a list of floats is wanted")
-    if not pa.types.is_floating(column.type.value_type):
-        raise InputError(
-            file, f"column embedding holds {column.type.value_type}", "a list of floats is wanted"
-        )
-    null = column.is_null().to_numpy(zero_copy_only=False)
-    manifest.drop(BAD_REASONS[0], int(null.sum()))
-    kept = column.drop_null()
-    pids = np.asarray(batch.column("pid").to_numpy(zero_copy_only=False))[~null].astype(np.int64)
-    lengths = np.unique(kept.value_lengths().to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise InputError(
-            file, f"has embeddings of {lengths.min()} to {lengths.max()} dimensions", "all of one dimension"
-        )
-    if not len(kept):
-        return pids, np.zeros((0, dim), np.float32)
-    if lengths[0] < dim:
-        raise InputError(file, f"has embeddings of {lengths[0]} dimensions", f"at least --dim {dim}")
-    values = kept.flatten().to_numpy(zero_copy_only=False)
-    vectors = values.reshape(len(kept), -1)[:, :dim].astype(np.float32)
-    finite, zero = np.isfinite(vectors).all(1), ~vectors.any(1)
-    manifest.drop(BAD_REASONS[1], int((~finite).sum()))
-    manifest.drop(BAD_REASONS[2], int(zero.sum()))
-    good = finite & ~zero
-    return pids[good], vectors[good]
+def sample_vectors(
+    paths: Sequence[str | Path],
+    dim: int,
+    limit: int,
+    seed: int,
+    manifest: Manifest,
+    max_bad_ratio: float,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[np.ndarray, int]:
+    """(a uniform sample of at most ``limit`` rows, float32 [n, dim]; rows in all), with one batch of the rest in memory at a time.
+
+    ``share`` (rank, processes): only every ``processes``-th row of the sample, from the ``rank``-th. Raises `InputError` where more than ``max_bad_ratio`` of
+    the rows are bad.
+    """
+    total = sum(count_rows(file) for path in paths for file in list_parquet(path))
+    rank, processes = share
+    if total > limit:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))[rank::processes]
+    else:
+        chosen = np.arange(rank, total, processes)
+    sample = np.empty((len(chosen), dim), np.float32)
+    taken = position = 0
+    for path in paths:
+        for _, vectors in iter_embeddings(path, dim, manifest):
+            # Bad rows are gone by now, so the chosen places count good rows; the sample stays uniform.
+            last = int(np.searchsorted(chosen, position + len(vectors)))
+            sample[taken:last] = vectors[chosen[taken:last] - position]
+            taken, position = last, position + len(vectors)
+    manifest.check_bad_ratio(paths[0], sum(manifest.dropped.values()), total, max_bad_ratio)
+    return sample[:taken], total
 
 
 def embedding_dim(path: str | Path) -> int:
@@ -75,3 +82,56 @@ def embedding_dim(path: str | Path) -> int:
         if value:
             return len(value)
     raise InputError(path, "has no embedding in its first rows", "give at least one item")
+
+
+def _check_types(file: Path, batch: pa.RecordBatch) -> None:
+    kind = batch.column("embedding").type
+    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)):
+        raise InputError(file, f"column embedding is {kind}", "a list of floats is wanted")
+    if not pa.types.is_floating(kind.value_type):
+        raise InputError(file, f"column embedding holds {kind.value_type}", "a list of floats is wanted")
+    if not pa.types.is_integer(batch.column("pid").type):
+        raise InputError(file, f"column pid is {batch.column('pid').type}", "an integer is wanted")
+
+
+def _arrays(
+    file: Path, first_row: int, batch: pa.RecordBatch, dim: int, width: int | None, manifest: Manifest
+) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """(pids, vectors, dimension of the file's embeddings) of a batch that begins at ``first_row``; ``width`` is None at first."""
+    column, pid_column = batch.column("embedding"), batch.column("pid")
+    pids = pid_column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    # Every row gets the first reason that applies to it; 0 is none.
+    reasons = [NO_PID, NULL, RAGGED, NOT_FINITE, ALL_ZERO]
+    wrong = np.where(pid_column.is_null().to_numpy(zero_copy_only=False), 1, 0)
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    wrong[null & (wrong == 0)] = 2
+    lengths = np.zeros(len(column), np.int64)
+    lengths[~null] = column.drop_null().value_lengths().to_numpy(zero_copy_only=False)
+    if width is None and not null.all():
+        width = int(lengths[~null][0])
+        if width < dim:
+            raise InputError(file, f"has embeddings of {width} dimensions", f"at least --dim {dim}")
+    wrong[(lengths != (width or 0)) & (wrong == 0)] = 3
+    usable = np.flatnonzero(wrong == 0)
+    if len(usable) < len(column):
+        column = column.take(pa.array(usable))
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    vectors = (
+        values.reshape(len(usable), -1)[:, :dim].astype(np.float32)
+        if len(usable)
+        else np.zeros((0, dim), np.float32)
+    )
+    finite, zero = np.isfinite(vectors).all(1), ~vectors.any(1)
+    wrong[usable[~finite]] = 4
+    wrong[usable[zero]] = 5
+    if wrong.any():
+        listed = manifest.extra.setdefault("bad_rows", [])
+        for row in np.flatnonzero(wrong).tolist():
+            reason = reasons[wrong[row] - 1]
+            manifest.drop(reason)
+            if len(listed) < _LISTED:
+                pid = None if reason == NO_PID else int(pids[row])
+                listed.append({"file": str(file), "row": first_row + row, "pid": pid, "reason": reason})
+        good = finite & ~zero
+        vectors, usable = vectors[good], usable[good]
+    return pids[usable], vectors, width

@@ -1,6 +1,7 @@
 """Encode item embeddings to SIDs with trained codebooks, as a stream.
 
     python infer_res_kmeans.py --model_path out/model.pt --emb_path item_embedding.parquet --output_path pid2sid.parquet
+    python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8   # the best of 8 residual paths
 
 Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.json and a manifest beside it.
 """
@@ -8,20 +9,24 @@ Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.jso
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from onerec.errors import InputError, cli
 from onerec.files import PID2SID
-from onerec.parquet import write_batches
+from onerec.parquet import count_rows, iter_batches, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
 from tokenizer.embeddings import iter_embeddings
-from tokenizer.res_kmeans import MODEL_FILE, ResKmeans
+from tokenizer.quantizer import Quantizer, load_quantizer
 
+T = TypeVar("T")
 SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])
 
 
@@ -36,75 +41,110 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
     )
-    parser.add_argument("--batch_size", type=int, default=8192, help="rows encoded at a time")
+    parser.add_argument("--batch_size", type=int, default=8192, help="rows read and encoded at a time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
     parser.add_argument("--n_layers", type=int, default=-1, help="use only the first layers (-1: all)")
+    parser.add_argument(
+        "--beam",
+        type=int,
+        default=1,
+        help="residual paths searched; the best reconstruction is kept (1: greedy)",
+    )
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
     return parser.parse_args(argv)
 
 
-def encoder(model: ResKmeans, n_layers: int, device: str):
-    """A function from vectors float32 [b, dim] to codes int32 [b, n_layers] on ``device`` (cuda: torch, cpu: faiss)."""
-    import torch
+def doubled_pids(path: str) -> np.ndarray:
+    """The pids int64 that stand more than once, sorted; reads the pid column alone (8 bytes a row in memory)."""
+    pids = [
+        batch.column("pid").drop_null().to_numpy(zero_copy_only=False)
+        for file in list_parquet(path)
+        for batch in iter_batches(file, ["pid"], batch_size=1 << 20)
+        if pa.types.is_integer(batch.column("pid").type)
+    ]
+    ordered = np.sort(np.concatenate(pids)) if pids else np.zeros(0, np.int64)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
-    if device == "cpu" or not torch.cuda.is_available():
-        return lambda vectors: model.encode(vectors, n_layers)
-    centroids = [torch.from_numpy(layer).cuda() for layer in model.centroids[:n_layers]]
 
-    def on_gpu(vectors: np.ndarray) -> np.ndarray:
-        residual, codes = torch.from_numpy(vectors).cuda(), []
-        for layer in centroids:
-            # |x - c|^2 without |x|^2, which is the same for every centroid.
-            codes.append(torch.argmin((layer**2).sum(1) - 2 * residual @ layer.T, dim=1))
-            residual = residual - layer[codes[-1]]
-        return torch.stack(codes, 1).int().cpu().numpy()
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Pass ``items`` through, the next being made in a thread while this one is used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "read") as pool:
+        waiting = pool.submit(next, iterator, end)
+        while (item := waiting.result()) is not end:
+            waiting = pool.submit(next, iterator, end)
+            yield item
 
-    return on_gpu
+
+def sid_keys(codes: np.ndarray, spec: SidSpec) -> np.ndarray:
+    """One value a SID, [n], equal where the SIDs are: int64 while the codebooks allow that many, otherwise bytes."""
+    if np.prod([float(size) for size in spec.codebook_sizes]) < 2**63:
+        return np.ravel_multi_index(tuple(codes.T), spec.codebook_sizes).astype(np.int64)
+    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").ravel()
 
 
 def encode_stream(
-    args: argparse.Namespace, model: ResKmeans, n_layers: int, manifest: Manifest, sids: list[np.ndarray]
+    args: argparse.Namespace, model: Quantizer, spec: SidSpec, manifest: Manifest, keys: list[np.ndarray]
 ) -> Iterator[pa.RecordBatch]:
-    """Encoded batches; a pid that comes again is dropped and counted. Collects the codes in ``sids``."""
-    encode, seen = encoder(model, n_layers, args.device), set()
-    stream = iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size)
-    for pids, vectors in progress(stream, "encode", size=lambda batch: len(batch[0])):
-        first = np.array([pid not in seen and not seen.add(pid) for pid in pids.tolist()], dtype=bool)
-        manifest.drop("pid stands twice", int((~first).sum()))
-        codes = encode(vectors[first]) if first.any() else np.zeros((0, n_layers), np.int32)
-        sids.append(codes)
-        offsets = np.arange(len(codes) + 1, dtype=np.int32) * n_layers
+    """Encoded batches; a pid that comes again is dropped and counted. Collects the SIDs in ``keys``."""
+    manifest.extra["encode_seconds"] = 0.0
+    doubled, seen = doubled_pids(args.emb_path), set()
+    total = sum(count_rows(file) for file in list_parquet(args.emb_path))
+    stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size))
+    for pids, vectors in progress(stream, "encode", total, size=lambda batch: len(batch[0])):
+        if len(doubled):
+            again = np.isin(pids, doubled)
+            for row in np.flatnonzero(again).tolist():
+                again[row] = pids[row] in seen
+                seen.add(pids[row])
+            manifest.drop("pid stands twice", int(again.sum()))
+            pids, vectors = pids[~again], vectors[~again]
+        if not len(pids):
+            continue
+        began = time.perf_counter()
+        codes = model.encode(vectors, spec.n_layers, args.beam)
+        manifest.extra["encode_seconds"] += time.perf_counter() - began
+        keys.append(sid_keys(codes, spec))
+        offsets = np.arange(len(codes) + 1, dtype=np.int32) * spec.n_layers
         lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes.ravel()))
-        yield pa.RecordBatch.from_arrays([pa.array(pids[first]), lists], schema=SCHEMA)
-    bad, total = sum(manifest.dropped.values()), sum(manifest.inputs.values())
+        yield pa.RecordBatch.from_arrays([pa.array(pids), lists], schema=SCHEMA)
+    bad = sum(manifest.dropped.values())
     manifest.check_bad_ratio(args.emb_path, bad, total, args.max_bad_ratio)
+    if bad == total:
+        raise InputError(args.emb_path, f"has no usable row ({manifest.dropped_text()})", "at least one item")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    import torch
+
     args = parse_args(argv)
-    model_file = args.model_path / MODEL_FILE if args.model_path.is_dir() else args.model_path
-    model = ResKmeans.load(model_file)
+    for name in ("batch_size", "beam"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
+    model = load_quantizer(args.model_path)
     n_layers = model.n_layers if args.n_layers == -1 else args.n_layers
     if not 1 <= n_layers <= model.n_layers:
         raise InputError(
-            model_file, f"has {model.n_layers} layers, not {n_layers}", f"--n_layers 1 to {model.n_layers}"
+            args.model_path,
+            f"has {model.n_layers} layers, not {n_layers}",
+            f"--n_layers 1 to {model.n_layers}",
         )
-    if args.batch_size < 1:
-        raise InputError("--batch_size", f"{args.batch_size} is not a positive number", "at least 1")
-    output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
-    manifest, sids = Manifest("infer_res_kmeans", args), []
-    rows = write_batches(output, SCHEMA, encode_stream(args, model, n_layers, manifest, sids))
+    if args.beam > 1 and model.kind != "res_kmeans":
+        raise InputError(
+            "--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1"
+        )
+    model.to("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     spec = SidSpec(model.spec.codebook_sizes[:n_layers])
+    output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
+    manifest, keys = Manifest("infer_res_kmeans", args), []
+    rows = write_batches(output, SCHEMA, encode_stream(args, model, spec, manifest, keys))
     spec.save(output.parent)
-    distinct = len(np.unique(np.concatenate(sids), axis=0))
-    manifest.extra |= {
-        "distinct_sids": distinct,
-        "collision_rate": round(1 - distinct / rows, 6) if rows else 0.0,
-    }
+    distinct = len(np.unique(np.concatenate(keys)))
+    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / rows, 6)}
     manifest.output(output, rows)
     manifest.write(output.parent, f"{output.stem}.manifest.json")
     print(

@@ -1,54 +1,47 @@
 """Residual k-means: every layer clusters what the layers before it left over (OpenOneRec, arXiv 2512.24762).
 
 Codes of a vector x: c_1 is the nearest centroid of layer 1, c_2 the nearest of layer 2 to x minus the first centroid,
-and so on; the reconstruction is the sum of the chosen centroids.
+and so on; the reconstruction is the sum of the chosen centroids. Balanced layers add a price to a centroid's squared distance.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from onerec.errors import InputError
-from onerec.run import atomic_path
-from onerec.sid import SidSpec
-
-MODEL_FILE = "model.pt"
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """How one layer fits: reconstruction error after it, and how evenly its codes are used.
-
-    ``mse``: mean squared length of the residual per vector; ``relative``: the same over the mean squared length of the
-    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: k-means loss by iteration.
-    """
-
-    layer: int
-    mse: float
-    relative: float
-    codes_used: int
-    entropy: float
-    perplexity: float
-    objective: list[float]
-
-    def line(self, codebook_size: int) -> str:
-        """One line for the log."""
-        return (
-            f"layer {self.layer}: error {self.mse:.6f}, relative {self.relative:.4f}, codes used "
-            f"{self.codes_used}/{codebook_size}, entropy {self.entropy:.2f} bits, perplexity {self.perplexity:.1f}"
-        )
+from tokenizer.kmeans import Clusters, Kmeans, KmeansConfig, all_reduce, squared_norms
+from tokenizer.quantizer import LayerReport, Quantizer, layer_report
+from tokenizer.tiles import Codebook, beam_codes, residual_codes
 
 
-class ResKmeans:
-    """Centroids of every layer, float32 [codebook_size, dim] each."""
+class ResKmeans(Quantizer):
+    """Centroids of every layer, float32 [codebook_size, dim] each; prices [codebook_size] where a layer is balanced, else None."""
 
-    def __init__(self, centroids: list[np.ndarray]) -> None:
+    kind = "res_kmeans"
+
+    def __init__(
+        self,
+        centroids: Sequence[np.ndarray],
+        prices: Sequence[np.ndarray | None] | None = None,
+        normalize: bool = False,
+    ) -> None:
         self.centroids = [np.ascontiguousarray(layer, dtype=np.float32) for layer in centroids]
+        self.prices = list(prices) if prices is not None else [None] * len(self.centroids)
+        self.normalize = normalize
+        self.to("cpu")
+
+    def to(self, device: str | torch.device) -> ResKmeans:
+        """Encode on ``device`` from now on."""
+        self._device = torch.device(device)
+        self._codebooks = [
+            _codebook(layer, price, self._device)
+            for layer, price in zip(self.centroids, self.prices, strict=True)
+        ]
+        return self
 
     @property
     def dim(self) -> int:
@@ -56,14 +49,9 @@ class ResKmeans:
         return self.centroids[0].shape[1]
 
     @property
-    def n_layers(self) -> int:
-        """Number of layers."""
-        return len(self.centroids)
-
-    @property
-    def spec(self) -> SidSpec:
-        """The SID specification that these codebooks imply."""
-        return SidSpec(tuple(len(layer) for layer in self.centroids))
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of every layer."""
+        return tuple(len(layer) for layer in self.centroids)
 
     @classmethod
     def fit(
@@ -71,107 +59,116 @@ class ResKmeans:
         vectors: np.ndarray,
         n_layers: int,
         codebook_size: int,
-        niter: int = 20,
-        nredo: int = 1,
-        seed: int = 0,
+        config: KmeansConfig | None = None,
+        *,
+        backend: str = "faiss",
+        normalize: bool = False,
+        device: str | torch.device = "cpu",
+        overwrite: bool = False,
         on_layer: Callable[[LayerReport], None] | None = None,
     ) -> ResKmeans:
-        """Train on ``vectors`` float32 [n, dim], layer by layer, with faiss (on GPU where faiss-gpu is installed).
+        """Train on ``vectors`` float32 [n, dim], layer by layer; layer l draws from ``config.seed`` + l.
 
-        Empty clusters are re-seeded by faiss, which splits a large one. Raises ValueError with fewer vectors than codes.
+        ``backend`` faiss (on a GPU where faiss-gpu is installed) or torch (on ``device``; under torchrun every process brings
+        its share of the vectors and gets the same model). ``overwrite``: ``vectors`` are working memory, instead of a copy.
+        Empty clusters are re-seeded beside large ones. Raises ValueError with fewer vectors than codes.
         """
-        import faiss
-
-        if len(vectors) < codebook_size:
-            raise ValueError(f"{len(vectors)} vectors cannot fill {codebook_size} codes")
-        gpu = getattr(faiss, "get_num_gpus", lambda: 0)() > 0
-        residual = np.array(vectors, dtype=np.float32, order="C")
-        total = float((residual**2).sum(1).mean())
-        centroids = []
+        config = config or KmeansConfig()
+        model = cls([np.zeros((1, vectors.shape[1]))], normalize=normalize)
+        prepared = model.prepare(vectors)
+        if prepared is vectors and not overwrite:
+            prepared = prepared.copy()
+        points = torch.from_numpy(prepared).to(device)
+        count = float(all_reduce(torch.tensor(float(len(points)), dtype=torch.float64, device=points.device)))
+        total = _mean(squared_norms(points), count)
+        centroids, prices = [], []
+        cluster = _cluster_faiss if backend == "faiss" else _cluster_torch
         for layer in range(n_layers):
-            kmeans = faiss.Kmeans(
-                residual.shape[1],
-                codebook_size,
-                niter=niter,
-                nredo=nredo,
-                seed=seed + layer + 1,
-                gpu=gpu,
-                min_points_per_centroid=1,
-                max_points_per_centroid=1 << 30,
+            clusters = cluster(
+                points, codebook_size, dataclasses.replace(config, seed=config.seed + layer + 1)
             )
-            kmeans.train(residual)
-            centroids.append(kmeans.centroids.copy())
-            codes = nearest(residual, centroids[-1])
-            residual -= centroids[-1][codes]
+            codebook = Codebook(clusters.centroids, clusters.price)
+            codes = residual_codes(points, [codebook], residuals=True)
+            used = all_reduce(torch.bincount(codes[:, 0].long(), minlength=codebook_size).float())
+            centroids.append(clusters.centroids.cpu().numpy())
+            prices.append(None if clusters.price is None else clusters.price.cpu().numpy())
             if on_layer:
-                on_layer(
-                    _report(layer + 1, residual, total, codes, codebook_size, [float(x) for x in kmeans.obj])
-                )
-        return cls(centroids)
+                error = _mean(squared_norms(points), count)
+                on_layer(layer_report(layer + 1, error, total, used.cpu().numpy(), clusters.objective))
+        return cls(centroids, prices, normalize)
 
-    def encode(self, vectors: np.ndarray, n_layers: int | None = None) -> np.ndarray:
-        """Codes int32 [n, n_layers] of ``vectors`` [n, dim], greedy, layer by layer."""
-        residual = np.array(vectors, dtype=np.float32, order="C")
-        codes = np.empty((len(residual), n_layers or self.n_layers), dtype=np.int32)
-        for layer in range(codes.shape[1]):
-            codes[:, layer] = nearest(residual, self.centroids[layer])
-            residual -= self.centroids[layer][codes[:, layer]]
-        return codes
+    def encode(self, vectors: np.ndarray, n_layers: int | None = None, beam: int = 1) -> np.ndarray:
+        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]: greedy, or the best of ``beam`` paths (`tokenizer.tiles`)."""
+        points = torch.from_numpy(self.prepare(vectors)).to(self._device)
+        codebooks = self._codebooks[: n_layers or self.n_layers]
+        codes = residual_codes(points, codebooks) if beam == 1 else beam_codes(points, codebooks, beam)
+        return codes.cpu().numpy()
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Reconstructions float32 [n, dim] of ``codes`` [n, layers]; fewer layers than trained give the prefix's."""
         return sum(self.centroids[layer][codes[:, layer]] for layer in range(codes.shape[1]))
 
-    def save(self, path: Path) -> None:
-        """Write ``model.pt`` (state dict ``centroids.N`` and the specification), atomically."""
-        import torch
-
-        state: dict[str, Any] = {
-            f"centroids.{i}": torch.from_numpy(layer) for i, layer in enumerate(self.centroids)
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """``centroids.N`` as the original saves them, and ``prices.N`` of balanced layers."""
+        tensors = {f"centroids.{i}": torch.from_numpy(layer) for i, layer in enumerate(self.centroids)}
+        tensors |= {
+            f"prices.{i}": torch.from_numpy(price) for i, price in enumerate(self.prices) if price is not None
         }
-        with atomic_path(path) as temporary:
-            torch.save({"state_dict": state, "sid_spec": self.spec.as_dict()}, temporary)
+        return tensors, {"normalize": self.normalize}
 
     @classmethod
-    def load(cls, path: Path) -> ResKmeans:
-        """Read ``model.pt``, ours or a plain ``centroids.N`` state dict as the original saves; weights only."""
-        import torch
-
-        try:
-            value = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise InputError(path, "no such file", "give the model.pt of train_res_kmeans.py") from None
-        except (
-            Exception
-        ) as error:  # torch raises a different type for every way in which a file is not a checkpoint
-            raise InputError(
-                path, f"is not a checkpoint ({type(error).__name__})", "train it again"
-            ) from None
-        state = value.get("state_dict", value) if isinstance(value, dict) else {}
-        layers = sorted(
-            (int(key.rpartition(".")[2]), t) for key, t in state.items() if key.rpartition(".")[2].isdigit()
+    def from_state(cls, tensors: dict[str, Any], config: dict[str, Any]) -> ResKmeans:
+        """From `state`, or from a plain ``centroids.N`` state dict; raises ValueError where it holds none."""
+        layers = {}
+        for key, tensor in tensors.items():
+            name, _, number = str(key).rpartition(".")
+            if name.rpartition(".")[2] == "centroids" and number.isdigit():
+                layers[int(number)] = tensor.float().numpy()
+        if not layers or sorted(layers) != list(range(len(layers))):
+            raise ValueError("it holds no centroids.0, centroids.1, …")
+        if len({layer.shape[1:] for layer in layers.values()}) > 1 or layers[0].ndim != 2:
+            raise ValueError("its layers are of different dimensions")
+        prices = [tensors.get(f"prices.{number}") for number in sorted(layers)]
+        return cls(
+            [layers[number] for number in sorted(layers)],
+            [None if price is None else price.numpy() for price in prices],
+            bool(config.get("normalize", False)),
         )
-        if not layers or [number for number, _ in layers] != list(range(len(layers))):
-            raise InputError(
-                path, "holds no centroids.0, centroids.1, …", "give the model.pt of train_res_kmeans.py"
-            )
-        return cls([tensor.float().numpy() for _, tensor in layers])
 
 
-def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Index int64 [n] of the centroid nearest to each vector; the smaller index where two are equally near."""
+def _codebook(centroids: np.ndarray, price: np.ndarray | None, device: torch.device) -> Codebook:
+    tensor = torch.from_numpy(centroids).to(device)
+    return Codebook(tensor, None if price is None else torch.from_numpy(price).to(device))
+
+
+def _mean(values: torch.Tensor, count: float) -> float:
+    """Mean over all processes' ``values`` [n], of which there are ``count``."""
+    return float(all_reduce(values.double().sum())) / count
+
+
+def _cluster_torch(points: torch.Tensor, size: int, config: KmeansConfig) -> Clusters:
+    return Kmeans(size, config).fit(points)
+
+
+def _cluster_faiss(points: torch.Tensor, size: int, config: KmeansConfig) -> Clusters:
+    """k-means by faiss, which re-seeds an empty cluster by splitting a large one."""
     import faiss
 
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
-    return index.search(vectors, 1)[1][:, 0]
-
-
-def _report(
-    layer: int, residual: np.ndarray, total: float, codes: np.ndarray, size: int, objective: list[float]
-) -> LayerReport:
-    mse = float((residual**2).sum(1).mean())
-    counts = np.bincount(codes, minlength=size)
-    share = counts[counts > 0] / counts.sum()
-    entropy = float(-(share * np.log2(share)).sum())
-    return LayerReport(layer, mse, mse / total, int((counts > 0).sum()), entropy, 2.0**entropy, objective)
+    if len(points) < size:
+        raise ValueError(f"{len(points)} vectors cannot fill {size} codes")
+    kmeans = faiss.Kmeans(
+        points.shape[1],
+        size,
+        niter=config.niter,
+        nredo=config.nredo,
+        seed=config.seed,
+        gpu=getattr(faiss, "get_num_gpus", lambda: 0)() > 0,
+        min_points_per_centroid=1,
+        max_points_per_centroid=1 << 30,
+    )
+    if config.init == "kmeans++":
+        kmeans.cp.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    kmeans.train(points.numpy())
+    # faiss gives the sum over the points.
+    objective = [float(value) / len(points) for value in kmeans.obj]
+    return Clusters(torch.from_numpy(kmeans.centroids.copy()), None, objective)

@@ -2,30 +2,60 @@
 
     python train_res_kmeans.py --data_path item_embedding.parquet --model_path out --n_layers 3 --codebook_size 8192 --dim 4096
     python train_res_kmeans.py --data_path a.parquet b.parquet --model_path out --codebook_size 32 --dim 64   # the toy world
+    torchrun --nproc_per_node 8 train_res_kmeans.py --data_path embeddings/ --model_path out                  # eight GPUs
 
-Reads Parquet files or folders (columns pid, embedding); writes model.pt, sid_spec.json, manifest.json and a TensorBoard
-log into --model_path.
+Reads Parquet files or folders (columns pid, embedding), of which only a sample stays in memory; writes model.pt, sid_spec.json,
+manifest.json and a TensorBoard log into --model_path.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from onerec.errors import InputError, cli
-from onerec.parquet import count_rows, list_parquet
 from onerec.run import Manifest, get_logger
-from tokenizer.embeddings import iter_embeddings
-from tokenizer.res_kmeans import MODEL_FILE, LayerReport, ResKmeans
+from tokenizer.embeddings import sample_vectors
+from tokenizer.kmeans import KmeansConfig
+from tokenizer.quantizer import MODEL_FILE, LayerReport, Quantizer
+from tokenizer.res_kmeans import ResKmeans
+
+POINTS_PER_CODE = 256  # what faiss takes too; more does not lower the error by much
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_arguments(parser)
+    parser.add_argument("--niter", type=int, default=20, help="k-means iterations a layer")
+    parser.add_argument("--nredo", type=int, default=1, help="k-means restarts a layer; the best is kept")
+    parser.add_argument(
+        "--init",
+        choices=("random", "kmeans++"),
+        default="random",
+        help="first centroids: random points, or spread ones",
+    )
+    parser.add_argument(
+        "--balanced", action="store_true", help="use the codes of a layer evenly (torch backend)"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "faiss", "torch"),
+        default="auto",
+        help="auto: torch where there is CUDA, under torchrun and with --balanced, faiss otherwise",
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend"
+    )
+    return parser.parse_args(argv)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that the training of every quantiser has."""
     parser.add_argument(
         "--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding"
     )
@@ -37,36 +67,63 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dim", type=int, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
     )
-    parser.add_argument("--niter", type=int, default=20, help="k-means iterations a layer")
-    parser.add_argument("--nredo", type=int, default=1, help="k-means restarts a layer; the best is kept")
     parser.add_argument(
-        "--max_points", type=int, default=-1, help="train on a uniform sample of rows (-1: 256 a code)"
+        "--normalize", action="store_true", help="scale embeddings to length one, in encoding too"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of k-means")
+    parser.add_argument(
+        "--max_points",
+        type=int,
+        default=-1,
+        help=f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of training")
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
-    return parser.parse_args(argv)
 
 
-def sample_vectors(args: argparse.Namespace, manifest: Manifest) -> np.ndarray:
-    """A uniform sample of at most ``--max_points`` rows, float32 [n, dim], without loading the rest at once."""
-    total = sum(count_rows(file) for path in args.data_path for file in list_parquet(path))
-    limit = args.max_points if args.max_points > 0 else 256 * args.codebook_size
-    chosen = np.ones(total, dtype=bool)
-    if total > limit:
-        chosen[:] = False
-        chosen[np.random.default_rng(args.seed).choice(total, limit, replace=False)] = True
-    parts, position = [], 0
-    for path in args.data_path:
-        for _, vectors in iter_embeddings(path, args.dim, manifest):
-            # Bad rows are dropped before this point, so the mask runs over good rows; the sample stays uniform.
-            parts.append(vectors[chosen[position : position + len(vectors)]])
-            position += len(vectors)
-    manifest.check_bad_ratio(args.data_path[0], sum(manifest.dropped.values()), total, args.max_bad_ratio)
-    sample = np.concatenate(parts)
-    manifest.extra["points"] = len(sample)
-    return sample
+def check_positive(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Raise `InputError` where one of the flags is below 1."""
+    for name in names:
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
+
+
+def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
+    """The sample to train on, float32 [n, dim]: at most --max_points rows, this process's ``share`` of them; logged and checked."""
+    limit = args.max_points if args.max_points > 0 else POINTS_PER_CODE * args.codebook_size
+    vectors, total = sample_vectors(
+        args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share
+    )
+    points = min(total - sum(manifest.dropped.values()), limit)
+    manifest.extra["points"] = points
+    whose = f", {len(vectors):,} of them here" if share[1] > 1 else ""
+    get_logger("tokenizer").info(
+        f"training on {points:,} of {total:,} points (--max_points {limit:,}){whose}, {args.dim} dimensions"
+    )
+    if points < args.codebook_size:
+        raise InputError(
+            args.data_path[0],
+            f"has {points} points for {args.codebook_size} codes",
+            "fewer codes or more items",
+        )
+    return vectors
+
+
+def write_model(
+    model: Quantizer, args: argparse.Namespace, reports: Sequence[LayerReport], manifest: Manifest
+) -> Path:
+    """Write model.pt, sid_spec.json, the TensorBoard log and the manifest; returns the path of model.pt."""
+    file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
+    model.save(file)
+    model.spec.save(file.parent)
+    log_layers(file.parent, reports)
+    manifest.extra["layers"] = [
+        {key: value for key, value in vars(report).items() if key != "objective"} for report in reports
+    ]
+    manifest.output(file)
+    manifest.write(file.parent)
+    return file
 
 
 def log_layers(folder: Path, reports: Sequence[LayerReport]) -> None:
@@ -76,52 +133,76 @@ def log_layers(folder: Path, reports: Sequence[LayerReport]) -> None:
     with SummaryWriter(str(folder / "tb_logs")) as writer:
         for report in reports:
             for step, loss in enumerate(report.objective):
-                writer.add_scalar(f"layer{report.layer}/kmeans_loss", loss, step)
+                writer.add_scalar(f"layer{report.layer}/loss", loss, step)
             for name in ("mse", "relative", "codes_used", "entropy", "perplexity"):
                 writer.add_scalar(f"quality/{name}", getattr(report, name), report.layer)
 
 
+def choose_backend(args: argparse.Namespace) -> tuple[str, str]:
+    """(backend, device) of the arguments and the machine; raises `InputError` where they do not go together."""
+    import torch
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    if args.device == "cuda" and not cuda:
+        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
+    device = "cuda" if cuda and args.device != "cpu" else "cpu"
+    backend = args.backend
+    if backend == "auto":
+        backend = "torch" if device == "cuda" or processes > 1 or args.balanced else "faiss"
+    if backend == "faiss" and args.balanced:
+        raise InputError("--balanced", "faiss has no balanced k-means", "--backend torch")
+    if backend == "faiss" and processes > 1:
+        raise InputError("--backend", "faiss trains in one process", "--backend torch under torchrun")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        torch.cuda.set_device(device)
+    if processes > 1:
+        torch.distributed.init_process_group("nccl" if device != "cpu" else "gloo")
+    return backend, device if backend == "torch" else "cpu"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    log = get_logger("train_res_kmeans")
-    for name in ("n_layers", "codebook_size", "dim", "niter", "nredo"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
-    file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
+    check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "nredo"))
+    backend, device = choose_backend(args)
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    log = get_logger("tokenizer")
+    if rank:
+        log.setLevel("WARNING")
     manifest = Manifest("train_res_kmeans", args)
-    vectors = sample_vectors(args, manifest)
-    log.info(
-        "training on %s of %s points, %s dimensions",
-        f"{len(vectors):,}",
-        f"{sum(manifest.inputs.values()):,}",
-        args.dim,
-    )
-    if len(vectors) < args.codebook_size:
-        raise InputError(
-            args.data_path[0],
-            f"has {len(vectors)} points for {args.codebook_size} codes",
-            "fewer codes or more items",
-        )
+    vectors = training_points(args, manifest, (rank, processes))
+    manifest.extra |= {"backend": backend, "device": device, "processes": processes}
     reports: list[LayerReport] = []
+
+    seconds, began = [], time.perf_counter()
 
     def on_layer(report: LayerReport) -> None:
         reports.append(report)
-        log.info(report.line(args.codebook_size))
+        seconds.append(time.perf_counter() - began - sum(seconds))
+        log.info(f"{report.line(args.codebook_size)}, {seconds[-1]:.1f} s")
 
     model = ResKmeans.fit(
-        vectors, args.n_layers, args.codebook_size, args.niter, args.nredo, args.seed, on_layer
+        vectors,
+        args.n_layers,
+        args.codebook_size,
+        KmeansConfig(args.niter, args.nredo, args.init, args.balanced, args.seed),
+        backend=backend,
+        normalize=args.normalize,
+        device=device,
+        overwrite=True,
+        on_layer=on_layer,
     )
-    model.save(file)
-    model.spec.save(file.parent)
-    log_layers(file.parent, reports)
-    manifest.extra["layers"] = [
-        {key: value for key, value in vars(report).items() if key != "objective"} for report in reports
-    ]
-    manifest.output(file)
-    manifest.write(file.parent)
-    print(
-        f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}"
-    )
+    if rank == 0:
+        manifest.extra["layer_seconds"] = [round(value, 3) for value in seconds]
+        file = write_model(model, args, reports, manifest)
+        print(
+            f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}"
+        )
+    if processes > 1:
+        import torch
+
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

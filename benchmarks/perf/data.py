@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import ROOT, measured
+
 LABELS = {"longview": 0.3, "like": 0.05, "follow": 0.01, "forward": 0.01, "not_interested": 0.01}
 TASKS = (
     "pretrain_video_rec", "pretrain_user_profile", "pretrain_item_understand", "sft_video_rec", "sft_interactive_rec",
@@ -96,20 +96,6 @@ def make_release(folder: Path, n_users: int, n_items: int, n_captions: int, seed
         writer = writer or pq.ParquetWriter(folder / "release.parquet", block.schema)
         writer.write_table(block)
     writer.close()
-
-
-def measured(command: list[str]) -> tuple[float, float]:
-    """(seconds, GiB of the largest resident size) of a command; its output is shown where it fails."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        if status:
-            log.seek(0)
-            sys.exit(f"{' '.join(command)}\n{log.read()}")
-    return seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "linux" else 1 << 30)
 
 
 YARDSTICK_HISTORY, YARDSTICK_TARGETS = 512, 10

@@ -12,6 +12,8 @@ from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
 from tokenizer.infer_res_kmeans import main as infer
+from tokenizer.kmeans import KmeansConfig
+from tokenizer.quantizer import load_quantizer
 from tokenizer.res_kmeans import ResKmeans
 from tokenizer.train_res_kmeans import main as train
 
@@ -54,7 +56,7 @@ def train_on(tmp_path, vectors, *more, kind=None, size=4, dim=8):
 
 def test_layers_recover_hand_made_clusters():
     vectors, far, near = hand_made()
-    model = ResKmeans.fit(vectors, n_layers=2, codebook_size=4, seed=1, nredo=60)
+    model = ResKmeans.fit(vectors, 2, 4, KmeansConfig(nredo=60, seed=1))
     codes = model.encode(vectors)
     for layer, truth in enumerate((far, near)):
         pairs = {(int(c), int(t)) for c, t in zip(codes[:, layer], truth, strict=True)}
@@ -140,7 +142,7 @@ def test_the_originals_plain_state_dict_loads(tmp_path):
     torch.save(
         {f"centroids.{i}": torch.from_numpy(c) for i, c in enumerate(centroids)}, tmp_path / "model.pt"
     )
-    model = ResKmeans.load(tmp_path / "model.pt")
+    model = load_quantizer(tmp_path / "model.pt")
     assert model.n_layers == 2 and np.array_equal(model.centroids[1], centroids[1])
 
 
@@ -179,7 +181,11 @@ def test_a_pid_that_stands_twice_is_dropped_and_counted(tmp_path):
     [
         (np.ones((3, 8)), {}, "has 3 points for 4 codes"),
         (np.ones((9, 4)), {}, "has embeddings of 4 dimensions; at least --dim 8"),
-        ([[1.0] * 8, [1.0] * 7] * 5, {}, "has embeddings of 7 to 8 dimensions"),
+        (
+            [[1.0] * 8, [1.0] * 7] * 5,
+            {},
+            r"5 of 10 rows are bad \(dropped 5 \(embedding has another dimension",
+        ),
         (np.ones((9, 8), np.int64), {"kind": pa.list_(pa.int64())}, "holds int64; a list of floats"),
     ],
 )

@@ -1,0 +1,181 @@
+"""What every quantiser of item embeddings is to the rest of the house: encode, decode, one file, one quality report.
+
+``model.pt`` holds ``kind``, ``state_dict`` (tensors), ``config`` (plain values) and ``sid_spec``, and loads with
+``weights_only=True``. A plain ``centroids.N`` state dict, as the original saves, loads as residual k-means.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onerec.errors import InputError
+from onerec.run import atomic_path
+from onerec.sid import SidSpec
+
+MODEL_FILE = "model.pt"
+# kind in model.pt: the class that reads it. Imported when it is needed, as some need torch and some faiss.
+KINDS = {
+    "res_kmeans": "tokenizer.res_kmeans:ResKmeans",
+    "pq": "tokenizer.product:ProductQuantizer",
+    "opq": "tokenizer.product:ProductQuantizer",
+    "rq_vae": "tokenizer.rq_vae:RqVae",
+}
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, float32; rows of zeros stay zeros."""
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
+
+
+class Quantizer(abc.ABC):
+    """Vectors float32 [n, dim] to codes int32 [n, n_layers] and back.
+
+    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding.
+    """
+
+    kind: ClassVar[str] | str
+    dim: int
+    normalize: bool = False
+
+    @property
+    @abc.abstractmethod
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes of every layer."""
+
+    @abc.abstractmethod
+    def encode(self, vectors: np.ndarray, n_layers: int | None = None, beam: int = 1) -> np.ndarray:
+        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]; ``beam`` paths are searched where layers depend on another."""
+
+    @abc.abstractmethod
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Reconstructions float32 [n, dim] of ``codes`` [n, layers]; fewer layers than trained give the prefix's.
+
+        With ``normalize`` they are of the vectors scaled to length one.
+        """
+
+    @abc.abstractmethod
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(tensors, plain values) that `from_state` rebuilds the quantiser from."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_state(cls, tensors: dict[str, Any], config: dict[str, Any]) -> Quantizer:
+        """The quantiser of `state`; raises KeyError or ValueError where they are not one's."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return len(self.codebook_sizes)
+
+    @property
+    def spec(self) -> SidSpec:
+        """The SID specification that these codebooks imply."""
+        return SidSpec(self.codebook_sizes)
+
+    def to(self, device: Any) -> Quantizer:
+        """Encode on ``device`` (a torch device or its name) from now on, where the kind can; returns itself."""
+        return self
+
+    def prepare(self, vectors: np.ndarray) -> np.ndarray:
+        """``vectors`` as they are quantised: float32, scaled to length one with ``normalize``."""
+        return unit(vectors) if self.normalize else np.ascontiguousarray(vectors, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write ``model.pt``, atomically."""
+        import torch
+
+        tensors, config = self.state()
+        value = {"kind": self.kind, "state_dict": tensors, "config": config, "sid_spec": self.spec.as_dict()}
+        with atomic_path(path) as temporary:
+            torch.save(value, temporary)
+
+
+def load_quantizer(path: str | Path) -> Quantizer:
+    """Read ``model.pt`` (the file, or the folder that holds it), whatever kind it is of; weights only.
+
+    Raises `InputError` where it is not one.
+    """
+    import torch
+
+    path = Path(path)
+    path = path / MODEL_FILE if path.is_dir() else path
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(path, "no such file", f"give the {MODEL_FILE} of train_res_kmeans.py") from None
+    except Exception as error:  # torch raises a different type for every way in which a file is no checkpoint
+        raise InputError(path, f"is not a checkpoint ({type(error).__name__})", "train it again") from None
+    value = value if isinstance(value, dict) else {}
+    kind = value.get("kind", "res_kmeans")
+    if kind not in KINDS:
+        raise InputError(path, f"holds a quantiser of kind {kind}", f"one of {', '.join(KINDS)}")
+    module, _, name = KINDS[kind].partition(":")
+    try:
+        model = getattr(importlib.import_module(module), name).from_state(
+            value.get("state_dict", value), value.get("config", {})
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            path, f"is not a quantiser ({error})", f"give the {MODEL_FILE} of train_res_kmeans.py"
+        ) from None
+    spec = value.get("sid_spec")
+    if spec is not None and tuple(spec.get("codebook_sizes", ())) != model.codebook_sizes:
+        raise InputError(path, "has codebooks of other sizes than its sid_spec says", "train it again")
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """How the first ``layer`` layers fit, and how evenly the codes of the last of them are used.
+
+    ``mse``: mean squared length of the residual per vector; ``relative``: the same over the mean squared length of the
+    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: training loss by iteration.
+    """
+
+    layer: int
+    mse: float
+    relative: float
+    codes_used: int
+    entropy: float
+    perplexity: float
+    objective: list[float]
+
+    def line(self, codebook_size: int) -> str:
+        """One line for the log."""
+        return (
+            f"layer {self.layer}: error {self.mse:.6f}, relative {self.relative:.4f}, codes used "
+            f"{self.codes_used}/{codebook_size}, entropy {self.entropy:.2f} bits, perplexity {self.perplexity:.1f}"
+        )
+
+
+def layer_report(
+    layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]
+) -> LayerReport:
+    """The report of a layer with the mean squared residual ``error``, vectors of mean square ``total`` and code ``counts`` [k]."""
+    share = counts[counts > 0] / counts.sum()
+    entropy = float(-(share * np.log2(share)).sum())
+    relative = error / total if total else 0.0
+    return LayerReport(
+        layer, error, relative, int((counts > 0).sum()), entropy, float(2.0**entropy), objective
+    )
+
+
+def layer_reports(model: Quantizer, vectors: np.ndarray, objective: list[float] = ()) -> list[LayerReport]:
+    """A report for every layer of ``model`` over ``vectors`` [n, dim]; the training ``objective`` goes to the last."""
+    vectors = model.prepare(vectors)
+    total = float((vectors.astype(np.float64) ** 2).sum(1).mean())
+    codes = model.encode(vectors)
+    reports = []
+    for layer in range(model.n_layers):
+        error = float(((vectors - model.decode(codes[:, : layer + 1])) ** 2).sum(1, dtype=np.float64).mean())
+        counts = np.bincount(codes[:, layer], minlength=model.codebook_sizes[layer])
+        last = list(objective) if layer == model.n_layers - 1 else []
+        reports.append(layer_report(layer + 1, error, total, counts, last))
+    return reports
