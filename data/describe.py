@@ -213,9 +213,7 @@ def dropped_rows(paths: Iterable[str]) -> dict[str, int]:
 
 def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropped: dict[str, int]) -> str:
     """The self-contained HTML page."""
-    from jinja2 import Environment, FileSystemLoader
-
-    from onerec.charts import PAGE_CSS, histogram
+    from onerec.charts import histogram, html_page
 
     groups = []
     for name, fact in facts.items():
@@ -227,15 +225,13 @@ def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropp
         if fact.tokens.n:
             charts.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
         groups.append((name, charts))
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template("describe.html.j2").render(
-        title=title,
-        style=PAGE_CSS.read_text(encoding="utf-8"),
-        note="SIDs a row are those before the answer. ~: extrapolated from a sample.",
-        headings=HEADINGS,
-        table=rows,
-        groups=[group for group in groups if group[1]],
-        dropped=sorted(dropped.items(), key=lambda pair: -pair[1]),
+    left_out = [f"{count}: {reason}" for reason, count in sorted(dropped.items(), key=lambda pair: -pair[1])]
+    return html_page(
+        title,
+        "SIDs a row are those before the answer. ~: extrapolated from a sample.",
+        tables=[("", HEADINGS, rows)],
+        groups=groups,
+        lists=[("Left out by the data stage", left_out)],
     )
 
 

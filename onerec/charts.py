@@ -1,4 +1,4 @@
-"""Small inline SVG charts for HTML pages: no script, no font, colours from the page's CSS variables."""
+"""Self-contained HTML pages with small inline SVG charts: no script, no font, colours from the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,31 @@ from pathlib import Path
 # The look of every page; its variables carry the colours of both themes.
 PAGE_CSS = Path(__file__).with_name("page.css")
 
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
 _WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
+
+
+def html_page(
+    title: str,
+    note: str,
+    tables: Sequence[Table] = (),
+    groups: Sequence[tuple[str, Sequence[dict[str, str]]]] = (),
+    lists: Sequence[tuple[str, Sequence[str]]] = (),
+) -> str:
+    """One HTML page: tables (heading, column headings, rows), groups of charts (heading, ``{heading, svg}``), lists of lines."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        note=note,
+        style=PAGE_CSS.read_text(encoding="utf-8"),
+        tables=[{"heading": heading, "headings": names, "rows": rows} for heading, names, rows in tables],
+        groups=[group for group in groups if group[1]],
+        lists=[pair for pair in lists if pair[1]],
+    )
 
 
 def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:

@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"has {model.n_layers} layers, not {n_layers}",
             f"--n_layers 1 to {model.n_layers}",
         )
-    if args.beam > 1 and model.kind != "res_kmeans":
+    if args.beam > 1 and not model.residual:
         raise InputError(
             "--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1"
         )

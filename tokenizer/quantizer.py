@@ -37,10 +37,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 class Quantizer(abc.ABC):
     """Vectors float32 [n, dim] to codes int32 [n, n_layers] and back.
 
-    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding.
+    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding. ``residual``: a layer
+    refines what the layers before it left, so that there are paths for a beam to search.
     """
 
     kind: ClassVar[str] | str
+    residual: ClassVar[bool] = True
     dim: int
     normalize: bool = False
 
@@ -159,12 +161,15 @@ def layer_report(
     layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]
 ) -> LayerReport:
     """The report of a layer with the mean squared residual ``error``, vectors of mean square ``total`` and code ``counts`` [k]."""
+    relative = error / total if total else 0.0
+    return LayerReport(layer, error, relative, *code_usage(counts), objective)
+
+
+def code_usage(counts: np.ndarray) -> tuple[int, float, float]:
+    """(codes used, entropy in bits, perplexity) of the items a code ``counts`` [k]."""
     share = counts[counts > 0] / counts.sum()
     entropy = float(-(share * np.log2(share)).sum())
-    relative = error / total if total else 0.0
-    return LayerReport(
-        layer, error, relative, int((counts > 0).sum()), entropy, float(2.0**entropy), objective
-    )
+    return len(share), entropy, float(2.0**entropy)
 
 
 def layer_reports(model: Quantizer, vectors: np.ndarray, objective: list[float] = ()) -> list[LayerReport]:

@@ -1,0 +1,269 @@
+"""What happens where several items have one SID: nothing, another last code, or one more code.
+
+    python resolve_collisions.py --method reassign --pid2sid in.parquet --emb_path item_embedding.parquet --model_path out --output_path sids/pid2sid.parquet
+    python resolve_collisions.py --method extra_layer --pid2sid video.parquet product.parquet --output_path a.parquet b.parquet
+
+none         as in OpenOneRec: a SID may name several items; whoever resolves it orders them by popularity
+reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every other moves to the
+             nearest last code that is free behind the same codes. What finds no free one stays and is counted
+extra_layer  every item gets one more code, which numbers the items of a bucket (as the fourth code of TIGER, arXiv 2305.05065)
+
+Several tables (video and product) are resolved each for itself, their items being of different pid spaces, and get one
+specification. The choice is in sid_spec.json beside every output; the vocabulary is to be expanded by that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from onerec.catalog import read_pid2sid
+from onerec.errors import InputError, cli
+from onerec.files import SID_SPEC
+from onerec.parquet import read_table, write_table
+from onerec.run import Manifest
+from onerec.sid import LAYER_LETTERS, SidSpec
+from tokenizer.embeddings import iter_embeddings
+from tokenizer.quantizer import Quantizer, load_quantizer
+
+METHODS = ("none", "reassign", "extra_layer")
+_CELLS = 1 << 24  # of a table of distances at a time
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument(
+        "--pid2sid",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="tables of pid and codes, sid_spec.json beside them",
+    )
+    parser.add_argument(
+        "--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same"
+    )
+    parser.add_argument(
+        "--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items"
+    )
+    parser.add_argument("--model_path", type=Path, help="reassign: model.pt or its folder")
+    parser.add_argument(
+        "--popularity",
+        type=Path,
+        help="Parquet file with pid and count: who comes first in a bucket (for one table)",
+    )
+    parser.add_argument(
+        "--extra_codes",
+        type=int,
+        default=-1,
+        help="extra_layer: size of the new layer (-1: the largest bucket's)",
+    )
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+    )
+    return parser.parse_args(argv)
+
+
+def buckets(codes: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(order, place): items sorted by SID and within it by ``rank``, and each sorted item's place in its bucket."""
+    order = np.lexsort((rank, *codes.T[::-1]))
+    ordered = codes[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    starts = np.flatnonzero(new)
+    return order, np.arange(len(order)) - starts[np.cumsum(new) - 1]
+
+
+def rank_items(pids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+    """Rank int64 [n]: by ``first`` [n] (smaller before larger), then by pid."""
+    order = np.lexsort((pids, first if first is not None else np.zeros(len(pids))))
+    rank = np.empty(len(pids), np.int64)
+    rank[order] = np.arange(len(pids))
+    return rank
+
+
+def read_popularity(path: Path, pids: np.ndarray) -> np.ndarray:
+    """Counts of ``pids``, negated, so that the most popular comes first; 0 for a pid that the file lacks."""
+    table = read_table(path, ["pid", "count"])
+    counts = dict(zip(table["pid"].to_pylist(), table["count"].to_pylist(), strict=True))
+    return np.array([-(counts.get(pid) or 0) for pid in pids.tolist()], dtype=np.float64)
+
+
+def add_layer(codes: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """``codes`` [n, L] with the place in the bucket as one more code."""
+    order, place = buckets(codes, rank)
+    extra = np.empty(len(codes), codes.dtype)
+    extra[order] = place
+    return np.column_stack([codes, extra])
+
+
+def bucket_vectors(
+    path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest
+) -> np.ndarray:
+    """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them; only they stay in memory."""
+    order = np.argsort(pids[wanted])
+    ordered = pids[wanted][order]
+    vectors, found = np.zeros((len(wanted), model.dim), np.float32), np.zeros(len(wanted), bool)
+    for some, batch in iter_embeddings(path, model.dim, manifest):
+        place = np.searchsorted(ordered, some).clip(max=len(ordered) - 1)
+        known = ordered[place] == some
+        vectors[order[place[known]]] = model.prepare(batch[known])
+        found[order[place[known]]] = True
+    if not found.all():
+        missing = pids[wanted][~found]
+        raise InputError(
+            path, f"has no embedding of {len(missing)} items, pid {missing[0]} the first", "embeddings of every item of --pid2sid"
+        )  # fmt: skip
+    return vectors
+
+
+def reassign(
+    pids: np.ndarray,
+    codes: np.ndarray,
+    path: str,
+    model: Quantizer,
+    popular: np.ndarray | None,
+    manifest: Manifest,
+) -> tuple[np.ndarray, int, int]:
+    """(codes with a free last code for whoever could have one, items moved, items that share a SID still)."""
+    order, place = buckets(codes, pids)
+    sizes = np.diff(np.append(np.flatnonzero(place == 0), len(place)))
+    shared = order[np.repeat(sizes, sizes) > 1]  # rows of items that share their SID
+    if not len(shared):
+        return codes, 0, 0
+    codes = codes.copy()
+    vectors = bucket_vectors(path, pids, shared, model, manifest)
+    distance = ((vectors - model.decode(codes[shared])) ** 2).sum(1)
+    # Who keeps the SID: the first of its bucket by popularity, or by distance from what the SID stands for.
+    rank = rank_items(pids[shared], popular[shared] if popular is not None else distance)
+    by_sid, turn = buckets(codes[shared], rank)
+    movers = np.sort(by_sid[turn > 0])
+    size, moved = model.codebook_sizes[-1], 0
+    prefixes, group = np.unique(codes[:, :-1], axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    by_group = np.argsort(group, kind="stable")
+    bounds = np.searchsorted(group[by_group], np.arange(len(prefixes) + 1))
+    mover_group = group[shared[movers]]
+    for number in np.unique(mover_group).tolist():
+        mine = movers[mover_group == number]
+        taken = np.unique(codes[by_group[bounds[number] : bounds[number + 1]], -1])
+        free = np.setdiff1d(np.arange(size), taken)
+        if not len(free):
+            continue
+        candidates = np.column_stack([np.repeat(prefixes[number][None], len(free), 0), free])
+        pairs = nearest_pairs(vectors[mine], model.decode(candidates), pids[shared[mine]])
+        for item, code in pairs:
+            codes[shared[mine[item]], -1] = free[code]
+        moved += len(pairs)
+    return codes, moved, len(movers) - moved
+
+
+def nearest_pairs(vectors: np.ndarray, points: np.ndarray, pids: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (vector, point), each at most once, taken in order of their distance; equal ones by pid, then by point."""
+    pairs: list[tuple[int, int]] = []
+    # Where the table would be too large, the vectors come in turns by pid.
+    rows = max(1, _CELLS // len(points))
+    free = np.arange(len(points))
+    by_pid = np.argsort(pids)
+    for start in range(0, len(vectors), rows):
+        some = by_pid[start : start + rows]
+        if not len(free):
+            break
+        here = points[free]
+        distance = (here**2).sum(1) - 2 * vectors[some] @ here.T + (vectors[some] ** 2).sum(1)[:, None]
+        waiting, open_ = np.ones(len(some), bool), np.ones(len(free), bool)
+        for flat in np.argsort(distance, axis=None, kind="stable").tolist():
+            i, j = divmod(flat, len(free))
+            if waiting[i] and open_[j]:
+                waiting[i] = open_[j] = False
+                pairs.append((int(some[i]), int(free[j])))
+                if not waiting.any() or not open_.any():
+                    break
+        free = free[open_]
+    return pairs
+
+
+def check(args: argparse.Namespace) -> SidSpec:
+    """The specification of the inputs; raises `InputError` where arguments do not go together."""
+    if len(args.output_path) != len(args.pid2sid):
+        raise InputError(
+            "--output_path", f"names {len(args.output_path)} files for {len(args.pid2sid)} tables", "one for every --pid2sid"
+        )  # fmt: skip
+    if args.popularity and len(args.pid2sid) > 1:
+        raise InputError("--popularity", "is of one pid space", "one --pid2sid at a time, or none")
+    specs = [SidSpec.load(path.parent / SID_SPEC) for path in args.pid2sid]
+    for path, spec in zip(args.pid2sid, specs, strict=True):
+        if not spec.same_codebooks(specs[0]):
+            raise InputError(path, f"has codebooks {spec.codebook_sizes}", f"those of {args.pid2sid[0]}: {specs[0].codebook_sizes}")  # fmt: skip
+        if spec.collision != "none":
+            raise InputError(
+                path, f"was resolved before ({spec.collision})", "the table of infer_res_kmeans.py"
+            )
+    if args.method == "reassign":
+        if not args.model_path or len(args.emb_path) != len(args.pid2sid):
+            raise InputError("--method", "reassign measures distances", "--model_path, and an --emb_path for every --pid2sid")  # fmt: skip
+    elif args.model_path or args.emb_path:
+        raise InputError("--emb_path, --model_path", f"are not used by {args.method}", "leave them out")
+    if args.method == "extra_layer" and specs[0].n_layers == len(LAYER_LETTERS):
+        raise InputError(args.pid2sid[0], f"has {specs[0].n_layers} layers", f"fewer than {len(LAYER_LETTERS)}, to add one")  # fmt: skip
+    return specs[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    spec = check(args)
+    manifest = Manifest("resolve_collisions", args)
+    tables = [read_pid2sid(path, spec) for path in args.pid2sid]
+    model = load_quantizer(args.model_path) if args.method == "reassign" else None
+    if model and model.codebook_sizes != spec.codebook_sizes:
+        raise InputError(args.model_path, f"has codebooks {model.codebook_sizes}", f"those of {args.pid2sid[0]}: {spec.codebook_sizes}")  # fmt: skip
+    results, lines = [], []
+    for number, (path, (pids, codes)) in enumerate(zip(args.pid2sid, tables, strict=True)):
+        manifest.input(path, len(pids))
+        popular = read_popularity(args.popularity, pids) if args.popularity else None
+        note = ""
+        if args.method == "reassign":
+            new, moved, left = reassign(pids, codes, args.emb_path[number], model, popular, manifest)
+            manifest.extra.setdefault("moved", []).append(moved)
+            manifest.extra.setdefault("left_in_collision", []).append(left)
+            note = f", {moved:,} moved, {left:,} found no free code"
+        elif args.method == "extra_layer":
+            new = add_layer(codes, rank_items(pids, popular))
+        else:
+            new = codes
+        distinct = [len(np.unique(some, axis=0)) for some in (codes, new)]
+        lines.append(
+            f"{path.name}: {len(pids):,} items, {distinct[0]:,} distinct SIDs before, {distinct[1]:,} after{note}"
+        )
+        results.append((pids, new))
+    bad = sum(manifest.dropped.values())
+    manifest.check_bad_ratio(
+        args.pid2sid[0], bad, sum(n or 0 for n in manifest.inputs.values()), args.max_bad_ratio
+    )
+    sizes = spec.codebook_sizes
+    if args.method == "extra_layer":
+        largest = max(int(codes[:, -1].max()) + 1 for _, codes in results)
+        if 0 < args.extra_codes < largest:
+            raise InputError("--extra_codes", f"{args.extra_codes} are fewer than the largest bucket has items", f"at least {largest}")  # fmt: skip
+        sizes = (*sizes, args.extra_codes if args.extra_codes > 0 else largest)
+    for output, (pids, codes) in zip(args.output_path, results, strict=True):
+        lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
+            pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
+        )  # fmt: skip
+        write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
+        SidSpec(sizes, collision=args.method).save(output.parent)
+        manifest.output(output, len(pids))
+    for output in args.output_path:
+        manifest.write(output.parent, f"{output.stem}.collisions.manifest.json")
+    print("\n".join(lines))
+    print(f"collisions: {args.method}, codebooks {' x '.join(map(str, sizes))}; {manifest.dropped_text()}")
+
+
+if __name__ == "__main__":
+    cli(main)()
