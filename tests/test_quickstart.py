@@ -35,7 +35,8 @@ def quickstart(run_dir: Path, *flags: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "2"}
+    # Four layers all the way also show that no stage takes SIDs for three codes.
+    return {**os.environ, "OMP_NUM_THREADS": "2", "COLLISIONS": "extra_layer"}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):

@@ -2,16 +2,22 @@
 
     python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder /models/Qwen3-Embedding-0.6B --dim 1024
     python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder tfidf_svd --dim 64
+    torchrun --nproc_per_node 8 embed_items.py --input captions/ --output_path embeddings --encoder Qwen/Qwen3-Embedding-8B
 
-The text of an item is a column, or several put into --template ("{title}. {genre}"). Qwen3-Embedding: left padding, the
-last token's hidden state, L2-normalised (arXiv 2506.05176, section 2); --pooling mean for sentence-transformers models.
+The text of an item is a column, or several put into --template ("{title}. {genre}"). The input is read as a stream, in shards of
+--shard_rows rows; a shard is written when it is whole, and the same command goes on with those that are missing. Output: one file,
+or a folder of shards where --output_path has no .parquet ending. Qwen3-Embedding wants no instruction for items (documents);
+for queries it is "Instruct: <task>\\nQuery:". TF-IDF and SVD need all texts at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import os
+import shutil
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +25,25 @@ import numpy as np
 import pyarrow as pa
 
 from onerec.errors import InputError, cli
-from onerec.parquet import list_parquet, open_parquet, read_table, write_table
-from onerec.run import Manifest, progress
+from onerec.files import shard_name
+from onerec.parquet import (
+    count_rows,
+    iter_batches,
+    list_parquet,
+    open_parquet,
+    read_table,
+    write_batches,
+    write_table,
+)
+from onerec.run import Manifest, read_json, write_json
+from tokenizer.embeddings import FirstOfPid
+from tokenizer.quantizer import unit
 
 TFIDF_SVD = "tfidf_svd"
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
+SETTINGS = "embed_settings.json"
+# What makes two runs give the same shards.
+_SAME = ("text_column", "template", "encoder", "pooling", "concat", "instruction", "dim", "max_tokens", "dtype", "embedding_dtype", "shard_rows")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -31,7 +51,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--input", required=True, help="Parquet file or folder with pid and text columns")
-    parser.add_argument("--output_path", type=Path, required=True, help="Parquet file with pid and embedding")
+    parser.add_argument(
+        "--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards"
+    )
     parser.add_argument(
         "--text_column", default="", help=f"text column (default: the first of {', '.join(TEXT_COLUMNS)})"
     )
@@ -41,9 +63,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--pooling",
-        choices=("auto", "last", "mean"),
+        choices=("auto", "last", "mean", "cls", "max"),
         default="auto",
-        help="auto: last for decoders, mean else",
+        help="auto: as the model folder says; without a word last for decoders, mean else",
     )
     parser.add_argument(
         "--concat",
@@ -56,9 +78,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dim", type=int, default=-1, help="dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)"
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="texts encoded at a time")
+    parser.add_argument("--batch_size", type=int, default=256, help="texts encoded at a time, at most")
+    parser.add_argument(
+        "--max_batch_tokens", type=int, default=16384, help="padded tokens encoded at a time, at most"
+    )
     parser.add_argument("--max_tokens", type=int, default=512, help="longer texts are cut")
+    parser.add_argument("--shard_rows", type=int, default=100_000, help="rows of a shard")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU"
+    )
+    parser.add_argument(
+        "--embedding_dtype", choices=("float32", "float16"), default="float32", help="of the output column"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start over where other shards are there")
     parser.add_argument("--seed", type=int, default=0, help="seed of the SVD")
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
@@ -66,35 +99,67 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_texts(args: argparse.Namespace, manifest: Manifest) -> tuple[list[int], list[str]]:
-    """(pids, texts); rows without text and pids that come again are dropped and counted."""
-    pids, texts, seen, total = [], [], set(), 0
-    for file in list_parquet(args.input):
+class Texts:
+    """The input's rows as (pid, text), without doubled pids and rows that have no text."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._files = list_parquet(args.input)
+        self.rows = sum(count_rows(file) for file in self._files)
+        for file in self._files:
+            self._template(file)  # raises where a column is missing, before anything is encoded
+        self._first = FirstOfPid(args.input)
+
+    def _template(self, file: Path) -> tuple[str, list[str]]:
+        """(template, its columns) for a file."""
         names = open_parquet(file, ["pid"]).schema_arrow.names
-        template = (
-            args.template
-            or "{"
-            + (args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0]))
-            + "}"
-        )
+        column = self._args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0])
+        template = self._args.template or "{" + column + "}"
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
-        table = read_table(file, ["pid", *dict.fromkeys(fields)])
-        manifest.input(file, table.num_rows)
-        total += table.num_rows
-        for row in table.to_pylist():
-            values = {field: "" if row[field] is None else str(row[field]) for field in fields}
-            if not any(value.strip() for value in values.values()):
-                manifest.drop("text is empty")
-            elif row["pid"] is None or row["pid"] in seen:
-                manifest.drop("pid is null or stands twice")
-            else:
-                seen.add(row["pid"])
-                pids.append(int(row["pid"]))
-                texts.append(args.instruction + template.format(**values))
-    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), total, args.max_bad_ratio)
-    if not texts:
-        raise InputError(args.input, "holds no text", "at least one item with text")
-    return pids, texts
+        if not fields:
+            raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
+        open_parquet(file, fields)
+        return template, list(dict.fromkeys(fields))
+
+    def note_inputs(self, manifest: Manifest) -> None:
+        """Note the input files."""
+        for file in self._files:
+            manifest.input(file, count_rows(file))
+
+    def shards(self, size: int) -> Iterator[tuple[int, list[tuple[str, list[str], int, pa.RecordBatch]]]]:
+        """(shard, its pieces of batches with their template, its columns and their first row), ``size`` rows each."""
+        number, held, pieces, row = 0, 0, [], 0
+        for file in self._files:
+            template, fields = self._template(file)
+            for whole in iter_batches(file, ["pid", *fields]):
+                batch = whole
+                while batch.num_rows:
+                    piece = batch.slice(0, size - held)
+                    pieces.append((template, fields, row, piece))
+                    held, row = held + piece.num_rows, row + piece.num_rows
+                    batch = batch.slice(piece.num_rows)
+                    if held == size:
+                        yield number, pieces
+                        number, held, pieces = number + 1, 0, []
+        if pieces:
+            yield number, pieces
+
+    def texts(
+        self, pieces: list[tuple[str, list[str], int, pa.RecordBatch]], manifest: Manifest
+    ) -> tuple[list[int], list[str]]:
+        """(pids, texts) of a shard; rows that are dropped are counted."""
+        pids, texts = [], []
+        for template, fields, row, batch in pieces:
+            for place, values in enumerate(batch.to_pylist(), row):
+                parts = {field: "" if values[field] is None else str(values[field]) for field in fields}
+                if not any(value.strip() for value in parts.values()):
+                    manifest.drop("text is empty")
+                elif values["pid"] is None or not self._first(values["pid"], place):
+                    manifest.drop("pid is null or stands twice")
+                else:
+                    pids.append(int(values["pid"]))
+                    texts.append(self._args.instruction + template.format(**parts))
+        return pids, texts
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -118,100 +183,188 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
     return unit(np.pad(vectors, ((0, 0), (0, dim - rank))))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one, float32; rows of zeros stay zeros."""
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
+class Beside:
+    """Embeddings of other files (``FILE`` or ``FILE:WEIGHT``), to put beside the text's."""
+
+    def __init__(self, others: Sequence[str]) -> None:
+        self._others = []
+        for other in others:
+            name, _, weight = other.partition(":")
+            try:
+                scale = float(weight or 1)
+            except ValueError:
+                raise InputError(
+                    "--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT"
+                ) from None
+            table = read_table(name, ["pid", "embedding"])
+            rows = {pid: row for row, pid in enumerate(table["pid"].to_pylist())}
+            found = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+            self._others.append((rows, scale, unit(found)))
+
+    def join(self, pids: Sequence[int], vectors: np.ndarray) -> np.ndarray:
+        """``vectors`` with the others beside them, unit length; an item that a file lacks gets zeros there."""
+        if not self._others:
+            return vectors
+        parts = [vectors]
+        for rows, scale, found in self._others:
+            places = np.array([rows.get(pid, -1) for pid in pids])
+            parts.append(scale * np.where(places[:, None] >= 0, found[places], 0))
+        return unit(np.concatenate(parts, axis=1))
 
 
-def concatenated(pids: Sequence[int], vectors: np.ndarray, others: Sequence[str]) -> np.ndarray:
-    """``vectors`` with the embeddings of other files beside them, unit length; an item that a file lacks gets zeros there."""
-    parts = [vectors]
-    for other in others:
-        name, _, weight = other.partition(":")
-        try:
-            scale = float(weight or 1)
-        except ValueError:
-            raise InputError("--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT") from None
-        table = read_table(name, ["pid", "embedding"])
-        rows = {pid: row for row, pid in enumerate(table["pid"].to_pylist())}
-        found = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-        places = np.array([rows.get(pid, -1) for pid in pids])
-        parts.append(scale * np.where(places[:, None] >= 0, unit(found)[places], 0))
-    return unit(np.concatenate(parts, axis=1))
+def as_table(
+    pids: Sequence[int], vectors: np.ndarray, args: argparse.Namespace, dropped: Any = None
+) -> pa.Table:
+    """The output's rows; ``dropped`` goes into the schema's metadata."""
+    values = pa.array(vectors.astype(args.embedding_dtype).ravel())
+    lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
+    table = pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists})
+    return table if dropped is None else table.replace_schema_metadata({"dropped": repr(dropped)})
 
 
-def load_encoder(name: str) -> tuple[Any, Any]:
-    """(tokenizer, model) by local path or hub name; raises `InputError` where it cannot be had."""
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, padding_side="left"), AutoModel.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            "--encoder",
-            f"{name} cannot be loaded ({reason})",
-            f"a local folder, a hub name with network, or {TFIDF_SVD}",
-        ) from None
+def processes() -> tuple[int, int]:
+    """(rank, processes) under torchrun; (0, 1) without."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def hf_encode(texts: Sequence[str], args: argparse.Namespace) -> np.ndarray:
-    """Embeddings float32 [n, dim], unit length, by an HF encoder; texts are batched by length."""
+def make_encoder(args: argparse.Namespace):
+    """The HF encoder on this process's device."""
     import torch
 
-    tokenizer, model = load_encoder(args.encoder)
+    from tokenizer.text_encoder import TextEncoder
+
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    model = model.to(device, torch.bfloat16 if device.startswith("cuda") else torch.float32).eval()
-    decoder = "Causal" in (model.config.architectures or [""])[0] or getattr(
-        model.config, "model_type", ""
-    ).startswith("qwen")
-    pooling = ("last" if decoder else "mean") if args.pooling == "auto" else args.pooling
-    if args.dim > model.config.hidden_size:
-        raise InputError(
-            "--dim", f"{args.dim} is more than the encoder gives", f"at most {model.config.hidden_size}"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    name = ("bfloat16" if device.startswith("cuda") else "float32") if args.dtype == "auto" else args.dtype
+    return TextEncoder(
+        args.encoder, args.pooling, args.dim, args.max_tokens, args.batch_size, args.max_batch_tokens, device, getattr(torch, name)
+    )  # fmt: skip
+
+
+def begin(args: argparse.Namespace, folder: Path, rows: int) -> None:
+    """Make the folder of shards, or go on with it; raises `InputError` where it holds those of other settings."""
+    settings = {name: getattr(args, name) for name in _SAME} | {"input": args.input, "rows": rows}
+    file = folder / SETTINGS
+    if folder.exists() and args.overwrite:
+        shutil.rmtree(folder)
+    if file.exists() and read_json(file) != settings:
+        raise InputError(folder, "holds shards of other settings or another input", "--overwrite starts over")
+    if not file.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(folder, "holds other files", "an empty folder, or --overwrite")
+        write_json(file, settings)
+
+
+def encode_shards(args: argparse.Namespace, texts: Texts, folder: Path, names: list[Path]) -> None:
+    """Write this process's shards that are not there yet."""
+    rank, world = processes()
+    encoder = beside = None
+    for number, pieces in texts.shards(args.shard_rows):
+        if number % world != rank or names[number].exists():
+            continue
+        if encoder is None:
+            encoder, beside = make_encoder(args), Beside(args.concat)
+        counts = Manifest("embed_items", {})
+        pids, wanted = texts.texts(pieces, counts)
+        label = f"embed {number + 1}/{len(names)}" if len(names) > 1 else "embed"
+        width = encoder.dim
+        vectors = encoder.encode(wanted, label) if wanted else np.zeros((0, width), np.float32)
+        good = np.isfinite(vectors).all(1)
+        counts.drop("encoder gave no number", int((~good).sum()))
+        pids = [pid for pid, fine in zip(pids, good.tolist(), strict=True) if fine]
+        write_table(
+            names[number], as_table(pids, beside.join(pids, vectors[good]), args, dict(counts.dropped))
         )
-    order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    batches = [order[i : i + args.batch_size] for i in range(0, len(order), args.batch_size)]
-    out = np.zeros((len(texts), args.dim if args.dim > 0 else model.config.hidden_size), np.float32)
-    for batch in progress(batches, "embed", len(texts), "text", size=len):
-        coded = tokenizer(
-            [texts[i] for i in batch],
-            padding=True,
-            truncation=True,
-            max_length=args.max_tokens,
-            return_tensors="pt",
-        ).to(device)
-        with torch.inference_mode():
-            hidden = model(**coded).last_hidden_state.float()
-        mask = coded["attention_mask"].unsqueeze(-1)
-        # Left padding puts every text's last token in the last column.
-        pooled = hidden[:, -1] if pooling == "last" else (hidden * mask).sum(1) / mask.sum(1)
-        out[batch] = pooled[:, : out.shape[1]].cpu().numpy()
-    return unit(out)
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if processes()[1] > 1:
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+        dist.barrier()
+
+
+def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
+    """Encode shard by shard; returns (items, dimensions) on the first process, zeros on the others."""
+    single = args.output_path.suffix == ".parquet"
+    folder = args.output_path.with_name(f".{args.output_path.stem}.shards") if single else args.output_path
+    count = -(-texts.rows // args.shard_rows)
+    names = [folder / shard_name(i, count) for i in range(count)]
+    rank = processes()[0]
+    if rank == 0:
+        begin(args, folder, texts.rows)
+    wait_for_all()
+    encode_shards(args, texts, folder, names)
+    wait_for_all()
+    if rank:
+        return 0, 0
+    import ast
+
+    for name in names:
+        for reason, number in ast.literal_eval(
+            open_parquet(name).schema_arrow.metadata[b"dropped"].decode()
+        ).items():
+            manifest.drop(reason, number)
+    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
+    items = sum(count_rows(name) for name in names)
+    if not items:
+        raise InputError(args.input, "holds no text", "at least one item with text")
+    schema = open_parquet(names[0]).schema_arrow.remove_metadata()
+    if single:
+        batches = (
+            batch.replace_schema_metadata()
+            for name in names
+            for batch in iter_batches(name, ["pid", "embedding"])
+        )
+        write_batches(args.output_path, schema, batches)
+        shutil.rmtree(folder)
+    return items, schema.field("embedding").type.list_size
+
+
+def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
+    """Embed all texts at once; returns (items, dimensions)."""
+    if processes()[1] > 1:
+        raise InputError(
+            "--encoder", f"{TFIDF_SVD} needs all texts in one process", "run it without torchrun"
+        )
+    pieces = [piece for _, some in texts.shards(max(texts.rows, 1)) for piece in some]
+    pids, wanted = texts.texts(pieces, manifest)
+    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
+    if not wanted:
+        raise InputError(args.input, "holds no text", "at least one item with text")
+    vectors = Beside(args.concat).join(pids, tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed))
+    output = (
+        args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
+    )
+    write_table(output, as_table(pids, vectors, args))
+    return len(pids), vectors.shape[1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.batch_size < 1 or args.max_tokens < 1 or args.dim == 0 or args.dim < -1:
+    if (
+        min(args.batch_size, args.max_tokens, args.max_batch_tokens, args.shard_rows) < 1
+        or args.dim == 0
+        or args.dim < -1
+    ):
         raise InputError(
-            "--batch_size, --max_tokens, --dim", "are not positive numbers", "at least 1 (--dim -1: all)"
-        )
+            "--batch_size, --max_tokens, --max_batch_tokens, --shard_rows, --dim", "are not positive numbers", "at least 1 (--dim -1: all)"
+        )  # fmt: skip
     manifest = Manifest("embed_items", args)
-    pids, texts = read_texts(args, manifest)
-    if args.encoder == TFIDF_SVD:
-        vectors = tfidf_svd(texts, args.dim if args.dim > 0 else 64, args.seed)
-    else:
-        vectors = hf_encode(texts, args)
-    if args.concat:
-        vectors = concatenated(pids, vectors, args.concat)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    write_table(args.output_path, pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists}))
-    manifest.output(args.output_path, len(pids))
+    texts = Texts(args)
+    texts.note_inputs(manifest)
+    items, dim = (by_tfidf if args.encoder == TFIDF_SVD else by_encoder)(args, texts, manifest)
+    if processes()[0]:
+        return
+    manifest.output(args.output_path, items)
     manifest.write(args.output_path.parent, f"{args.output_path.stem}.manifest.json")
-    print(
-        f"embedded {len(pids):,} items, {vectors.shape[1]} dimensions, in {args.output_path}; {manifest.dropped_text()}"
-    )
+    print(f"embedded {items:,} items, {dim} dimensions, in {args.output_path}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from onerec.errors import InputError
 from onerec.parquet import count_rows, iter_batches, list_parquet
 from onerec.run import Manifest
 
+TWICE = "pid stands twice"
 NULL, RAGGED, NOT_FINITE, ALL_ZERO, NO_PID = (
     "embedding is null",
     "embedding has another dimension",
@@ -23,24 +24,60 @@ _LISTED = 1000  # bad rows that the manifest names; all are counted
 
 
 def iter_embeddings(
-    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192
+    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192, first: FirstOfPid | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stream (pids int64 [b], vectors float32 [b, dim]) of a file or folder with columns ``pid`` and ``embedding``.
 
     A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null, of another
     dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed in its
-    ``bad_rows``. Raises `InputError` where a file's embeddings are shorter than ``dim`` or no lists of floats.
+    ``bad_rows``; with ``first`` also a row whose pid stood before. Raises `InputError` where a file's embeddings are shorter than ``dim`` or no lists of floats.
     """
+    before = 0  # rows of the files before this one
     for file in list_parquet(path):
         rows, width = 0, None
         for batch in iter_batches(file, ["pid", "embedding"], batch_size=batch_size):
             _check_types(file, batch)
-            pids, vectors, width = _arrays(file, rows, batch, dim, width, manifest)
+            pids, vectors, places, width = _arrays(file, rows, batch, dim, width, manifest)
+            if first:
+                places = (places + before).tolist()
+                kept = np.fromiter(map(first, pids.tolist(), places), bool, len(pids))
+                manifest.drop(TWICE, int((~kept).sum()))
+                pids, vectors = pids[kept], vectors[kept]
             rows += batch.num_rows
             yield pids, vectors
+        before += rows
         manifest.input(file, rows)
         if rows == 0:
             raise InputError(file, "is an empty table", "give at least one item")
+
+
+class FirstOfPid:
+    """Which row of a file or folder is the first of its pid; reads the pid column alone (16 bytes a row while it does)."""
+
+    def __init__(self, path: str | Path) -> None:
+        pids = []
+        for file in list_parquet(path):
+            for batch in iter_batches(file, ["pid"], batch_size=1 << 20):
+                column = batch.column("pid")
+                if not pa.types.is_integer(column.type):
+                    raise InputError(file, f"column pid is {column.type}", "an integer is wanted")
+                pids.append(column.fill_null(-(1 << 62)).to_numpy(zero_copy_only=False).astype(np.int64))
+        every = np.concatenate(pids) if pids else np.zeros(0, np.int64)
+        ordered = np.sort(every)
+        doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        rows = np.flatnonzero(np.isin(every, doubled))
+        # Only doubled pids are kept: usually none.
+        self._first: dict[int, int] = {}
+        for row, pid in zip(rows.tolist(), every[rows].tolist(), strict=True):
+            self._first.setdefault(pid, row)
+
+    def __bool__(self) -> bool:
+        """Whether any pid stands twice."""
+        return bool(self._first)
+
+    def __call__(self, pid: int, row: int) -> bool:
+        """Whether ``row`` is the first that has ``pid``."""
+        return self._first.get(pid, row) == row
 
 
 def sample_vectors(
@@ -96,8 +133,8 @@ def _check_types(file: Path, batch: pa.RecordBatch) -> None:
 
 def _arrays(
     file: Path, first_row: int, batch: pa.RecordBatch, dim: int, width: int | None, manifest: Manifest
-) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """(pids, vectors, dimension of the file's embeddings) of a batch that begins at ``first_row``; ``width`` is None at first."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:
+    """(pids, vectors, their rows in the file, dimension of its embeddings) of a batch that begins at ``first_row``; ``width`` is None at first."""
     column, pid_column = batch.column("embedding"), batch.column("pid")
     pids = pid_column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     # Every row gets the first reason that applies to it; 0 is none.
@@ -134,4 +171,4 @@ def _arrays(
                 listed.append({"file": str(file), "row": first_row + row, "pid": pid, "reason": reason})
         good = finite & ~zero
         vectors, usable = vectors[good], usable[good]
-    return pids[usable], vectors, width
+    return pids[usable], vectors, first_row + usable, width

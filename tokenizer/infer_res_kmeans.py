@@ -20,10 +20,10 @@ import pyarrow as pa
 
 from onerec.errors import InputError, cli
 from onerec.files import PID2SID
-from onerec.parquet import count_rows, iter_batches, list_parquet, write_batches
+from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
-from tokenizer.embeddings import iter_embeddings
+from tokenizer.embeddings import FirstOfPid, iter_embeddings
 from tokenizer.quantizer import Quantizer, load_quantizer
 
 T = TypeVar("T")
@@ -56,18 +56,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def doubled_pids(path: str) -> np.ndarray:
-    """The pids int64 that stand more than once, sorted; reads the pid column alone (8 bytes a row in memory)."""
-    pids = [
-        batch.column("pid").drop_null().to_numpy(zero_copy_only=False)
-        for file in list_parquet(path)
-        for batch in iter_batches(file, ["pid"], batch_size=1 << 20)
-        if pa.types.is_integer(batch.column("pid").type)
-    ]
-    ordered = np.sort(np.concatenate(pids)) if pids else np.zeros(0, np.int64)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-
-
 def ahead(items: Iterable[T]) -> Iterator[T]:
     """Pass ``items`` through, the next being made in a thread while this one is used."""
     iterator, end = iter(items), object()
@@ -90,17 +78,10 @@ def encode_stream(
 ) -> Iterator[pa.RecordBatch]:
     """Encoded batches; a pid that comes again is dropped and counted. Collects the SIDs in ``keys``."""
     manifest.extra["encode_seconds"] = 0.0
-    doubled, seen = doubled_pids(args.emb_path), set()
+    first = FirstOfPid(args.emb_path)
     total = sum(count_rows(file) for file in list_parquet(args.emb_path))
-    stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size))
+    stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size, first))
     for pids, vectors in progress(stream, "encode", total, size=lambda batch: len(batch[0])):
-        if len(doubled):
-            again = np.isin(pids, doubled)
-            for row in np.flatnonzero(again).tolist():
-                again[row] = pids[row] in seen
-                seen.add(pids[row])
-            manifest.drop("pid stands twice", int(again.sum()))
-            pids, vectors = pids[~again], vectors[~again]
         if not len(pids):
             continue
         began = time.perf_counter()
