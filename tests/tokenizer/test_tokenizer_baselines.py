@@ -9,6 +9,7 @@ import torch
 
 from onerec.errors import InputError
 from tests.tokenizer.test_tokenizer_kmeans import hand_made, save
+from tokenizer.compare_quantizers import main as compare
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.product import ProductQuantizer
 from tokenizer.quantizer import layer_reports, load_quantizer
@@ -123,3 +124,15 @@ def test_what_cannot_be_trained_is_one_line(tmp_path):
     train([*flags, "--kind", "pq", "--codebook_size", "8"])
     with pytest.raises(InputError, match="has no residual paths to search"):
         infer(["--model_path", str(tmp_path / "m"), "--emb_path", path, "--output_path", str(tmp_path), "--beam", "2"])  # fmt: skip
+
+
+def test_the_quantisers_are_compared_in_one_table(tmp_path, capsys):
+    path = save(tmp_path / "emb.parquet", correlated(300))
+    names = ["residual k-means", "residual k-means, beam 8", "PQ"]
+    flags = ["--codebook_size", "8", "--dim", "12", "--quantizers", *names]
+    compare(["--emb_path", path, "--output_dir", str(tmp_path / "out"), *flags])
+    rows = [line.split(" | ") for line in (tmp_path / "out" / "compare.md").read_text().splitlines()[2:]]
+    assert [row[0].removeprefix("| ") for row in rows] == names
+    errors = [float(row[1]) for row in rows]
+    assert errors[1] < errors[0] < errors[2], "a beam is better than greedy, residuals better than sub-spaces"
+    assert capsys.readouterr().out == (tmp_path / "out" / "compare.md").read_text()
