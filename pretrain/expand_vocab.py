@@ -46,10 +46,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--init",
-        choices=("mean", "normal"),
+        choices=("mean", "normal", "codebook"),
         default="mean",
-        help="new rows: mean of the old rows plus noise at their scale, or normal with the model's initializer_range",
+        help="new rows: mean of the old rows plus noise at their scale, normal with the model's initializer_range, or "
+        "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin near",
     )
+    add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
     add("--seed", type=int, default=0, help="seed of the noise")
     return p
 
@@ -64,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if source.resolve() == output.resolve():
         raise InputError(output, "is the folder of the old checkpoint", "write the new one beside it")
     refuse_twice(source, spec)
+    codebooks = read_codebooks(args, spec)
     manifest = Manifest("expand_vocab", args)
     manifest.input(source)
 
@@ -83,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             f"took only {added} of {len(spec.tokens)} itemic tokens as new",
             "give a checkpoint without them",
         )
-    expand_rows(model, spec, args.init)
+    expand_rows(model, spec, args.init, codebooks)
     with disk_errors(output), atomic_path(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -139,7 +142,7 @@ def add_tokens(tokenizer: Any, spec: SidSpec) -> int:
     return 0 if added == len(spec.tokens) else added
 
 
-def expand_rows(model: Any, spec: SidSpec, init: str) -> None:
+def expand_rows(model: Any, spec: SidSpec, init: str, codebooks: Sequence[torch.Tensor] = ()) -> None:
     """Grow embedding and head to a multiple of 256 rows that holds every itemic id, and initialise the new rows.
 
     Rows before the first itemic id keep their bits. Padding rows behind the last one are the mean of the old rows, so
@@ -161,6 +164,8 @@ def expand_rows(model: Any, spec: SidSpec, init: str) -> None:
             weight[first : last + 1] = new_rows(
                 before, last + 1 - first, init, model.config.initializer_range
             )
+            for (start, end), book in zip(spec.layer_ranges, codebooks, strict=False):
+                weight[start : end + 1] = projected_rows(before, book)
             weight[last + 1 :] = before.float().mean(0)
 
 
@@ -174,6 +179,50 @@ def new_rows(old: torch.Tensor, count: int, init: str, initializer_range: float)
     if init == "normal":
         return (noise * initializer_range).to(old.dtype)
     return (values.mean(0) + noise * values.std(0)).to(old.dtype)
+
+
+def projected_rows(old: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+    """A layer's rows [k, H] from its centroids ``book`` [k, d]: through one random projection, then moved and scaled in every
+    dimension to the mean and standard deviation of the ``old`` rows [n, H]. Distances keep their order, about
+    (Johnson and Lindenstrauss)."""
+    import torch
+
+    values, centred = old.float(), book.float() - book.float().mean(0)
+    projected = centred @ torch.randn(book.shape[1], old.shape[1])
+    scale = projected.square().mean().sqrt().clamp(min=1e-12)
+    return (values.mean(0) + projected / scale * values.std(0)).to(old.dtype)
+
+
+def read_codebooks(args: argparse.Namespace, spec: SidSpec) -> list[torch.Tensor]:
+    """The tokenizer's codebooks [k, d], layer by layer; none without ``--init codebook``.
+
+    A layer that the tokenizer has not (the one that resolves collisions) begins like ``mean``. Raises `InputError` where the file
+    holds none, or others than ``spec``.
+    """
+    if (args.init == "codebook") != (args.codebook is not None):
+        raise InputError("--codebook", "goes with --init codebook, and that with it", "give both or none")
+    if args.codebook is None:
+        return []
+    import torch
+
+    path = args.codebook / "model.pt" if args.codebook.is_dir() else args.codebook
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        state = value.get("state_dict", value)
+        books = list(state["centroids"]) if "centroids" in state else []
+        for name in ("centroids", "codebooks"):
+            while f"{name}.{len(books)}" in state:
+                books.append(state[f"{name}.{len(books)}"])
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "the model.pt of train_res_kmeans.py") from None
+    except Exception as error:  # torch raises a different type for every way in which a file is no checkpoint
+        raise InputError(
+            path, f"is not a checkpoint ({type(error).__name__})", "the model.pt of train_res_kmeans.py"
+        ) from None
+    sizes = tuple(len(book) for book in books)
+    if not books or sizes != spec.codebook_sizes[: len(sizes)]:
+        raise InputError(path, f"has codebooks {sizes}", f"those of the specification: {spec.codebook_sizes}")
+    return books
 
 
 if __name__ == "__main__":

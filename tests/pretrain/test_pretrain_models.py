@@ -131,6 +131,61 @@ def test_new_rows_begin_at_the_old_rows_mean_and_scale():
     assert new_rows(old, 4000, "normal", 0.02).std() == pytest.approx(0.02, rel=0.05)
 
 
+@pytest.mark.parametrize("name", ["base", "untied"])
+def test_rows_from_the_codebook_keep_its_distances_and_the_old_rows_scale(world, tmp_path, name):
+    torch.manual_seed(0)
+    books = [
+        torch.cat([torch.zeros(2, 64), 5 * torch.ones(2, 64)]) + 0.1 * torch.randn(4, 64) for _ in range(2)
+    ]
+    torch.save(
+        {"state_dict": {f"centroids.{i}": book for i, book in enumerate(books)}}, tmp_path / "model.pt"
+    )
+    argv = [
+        "--hf_model_dir",
+        str(world / name),
+        "--output_model_dir",
+        str(tmp_path / "m"),
+        "--sid_spec",
+        str(world),
+    ]
+    expand_vocab.main([*argv, "--init", "codebook", "--codebook", str(tmp_path)])
+    old, new = load_lm(world / name), load_lm(tmp_path / "m")
+    spec = SidSpec.load(tmp_path / "m")
+    first = spec.id_range[0]
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = getattr(old, get)().weight.detach()[:first], getattr(new, get)().weight.detach()
+        assert torch.equal(before, after[:first])
+        for start, end in spec.layer_ranges[:2]:
+            rows = after[start : end + 1]
+            near, far = (rows[0] - rows[1]).norm(), (rows[0] - rows[2]).norm()
+            assert near < 0.2 * far, "near centroids begin near"
+            assert 0.5 < (rows - before.mean(0)).square().mean() / before.var(0).mean() < 2
+        # The third layer has no codebook (one that resolves collisions): spread like the old rows.
+        start, end = spec.layer_ranges[2]
+        assert (after[start] - after[start + 1]).norm() > 0.2 * before.std(0).norm()
+
+
+def test_a_codebook_that_does_not_fit_is_refused(world, tmp_path):
+    torch.save({"centroids.0": torch.zeros(5, 8)}, tmp_path / "model.pt")
+    argv = [
+        "--hf_model_dir",
+        str(world / "base"),
+        "--output_model_dir",
+        str(tmp_path / "x"),
+        "--sid_spec",
+        str(world),
+    ]
+    for flags, says in (
+        (["--init", "codebook"], "--codebook: goes with --init codebook"),
+        (["--codebook", str(tmp_path)], "--codebook: goes with --init codebook"),
+        (["--init", "codebook", "--codebook", str(tmp_path)], r"has codebooks \(5,\)"),
+        (["--init", "codebook", "--codebook", str(tmp_path / "none.pt")], "no such file"),
+    ):
+        with pytest.raises(InputError, match=says):
+            expand_vocab.main([*argv, *flags])
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path):
     for folder, says in ((tmp_path / "absent", "no such folder"), (tmp_path, "no tokenizer.json")):
         with pytest.raises(InputError, match=says):
