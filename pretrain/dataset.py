@@ -118,7 +118,7 @@ class PackedDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """``input_ids``, ``position_ids``, ``labels`` int64 [T] and ``cu_seq_lens`` int32 [n + 1] of a row."""
+        """``input_ids``, ``position_ids``, ``labels``, ``source`` int64 [T] and ``cu_seq_lens`` int32 [n + 1] of a row."""
         row = self.rows[index]
         empty = row is None
         row = Pack(np.zeros(1, np.int64)) if empty else row
@@ -139,6 +139,7 @@ class PackedDataset:
             "position_ids": positions,
             "labels": np.where(learn, ids, IGNORE),
             "cu_seq_lens": borders.astype(np.int32),
+            "source": np.repeat(self.samples.source[row.samples].astype(np.int64), lengths),
         }
 
     def sources(self, index: int) -> list[str]:
@@ -187,7 +188,11 @@ def collate(features: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     borders = torch.from_numpy(row["cu_seq_lens"])
     longest = int(np.diff(row["cu_seq_lens"]).max())
     return {
-        **{name: torch.from_numpy(row[name])[None] for name in ("input_ids", "position_ids", "labels")},
+        **{
+            name: torch.from_numpy(row[name])[None]
+            for name in ("input_ids", "position_ids", "labels", "source")
+            if name in row
+        },
         "cu_seq_lens_q": borders,
         "cu_seq_lens_k": borders,
         "max_length_q": longest,

@@ -15,6 +15,7 @@ transformers, with tokenizer, chat template and sid_spec.json), ``train_log.json
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -23,117 +24,21 @@ from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, cli
 from onerec.run import Manifest, get_logger
+from pretrain.options import check_args, parser
 
 if TYPE_CHECKING:
     from onerec.sid import SidSpec
     from pretrain.dataset import PackedDataset
+    from pretrain.dataset_config import DatasetConfig
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
 HF = "hf"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = p.add_argument
-    # model and output
-    add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
-    add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="start over: remove what an earlier run left in --output_dir, --resume_from auto or not",
-    )
-    add(
-        "--resume_from",
-        help="checkpoint to go on from: an output_dir, its step<N>, or auto (newest in --output_dir, if any)",
-    )
-    add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")
-    add(
-        "--resume_training_state",
-        action="store_true",
-        help="resume optimizer, schedule and place in the data too, not the weights alone",
-    )
-    # data
-    add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
-    add(
-        "--sources",
-        nargs="+",
-        help="replaces the config's sources: file_list.json, folders or Parquet patterns",
-    )
-    add("--max_length", type=int, help="replaces the config's max_length: tokens of a packed row")
-    add("--num_epochs", type=int, help="replaces the config's num_epochs")
-    add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
-    add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
-    # schedule
-    add("--learning_rate", type=float, default=2e-4, help="peak learning rate")
-    add("--min_lr", type=float, default=-1, help="learning rate at the last step; -1 is a tenth of the peak")
-    add(
-        "--lr_scheduler_type",
-        default="cosine",
-        choices=("cosine", "linear", "constant"),
-        help="how the rate falls after warm-up",
-    )
-    add(
-        "--num_warmup_steps",
-        type=int,
-        default=-1,
-        help="steps over which the rate rises; -1 is a tenth of the run",
-    )
-    add(
-        "--num_training_steps",
-        type=int,
-        default=-1,
-        help="optimizer steps, taking as many epochs as they need; -1 trains the config's num_epochs",
-    )
-    add(
-        "--gradient_accumulation_steps",
-        type=int,
-        default=1,
-        help="packed rows a process adds up for one optimizer step",
-    )
-    # optimizer
-    add(
-        "--weight_decay",
-        type=float,
-        default=0.1,
-        help="AdamW decay of matrices; norms, embedding and head have none",
-    )
-    add("--beta1", type=float, default=0.9, help="AdamW beta1")
-    add("--beta2", type=float, default=0.95, help="AdamW beta2")
-    add("--clip_range", type=float, default=1.0, help="gradient norm to clip at; 0 does not clip")
-    # stage 1
-    add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
-    add(
-        "--start_optimize_embedding_index",
-        type=int,
-        default=-1,
-        help="first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json",
-    )
-    # compute
-    add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
-    add(
-        "--enable_gradient_checkpointing",
-        action="store_true",
-        help="recompute activations in the backward pass: less memory, a third more time",
-    )
-    add("--seed", type=int, default=19260817, help="seed of data order and everything random")
-    # log and checkpoints
-    add("--logging_per_step", type=int, default=5, help="steps between two log lines")
-    add(
-        "--save_checkpoint_per_step",
-        type=int,
-        default=500,
-        help="steps between two checkpoints; the last step always has one",
-    )
-    add("--keep_checkpoints", type=int, default=2, help="newest checkpoints kept; -1 keeps all")
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Check everything that can be wrong, then train, then write the model."""
-    args = parser().parse_args(argv)
+    args = parser(__doc__).parse_args(argv)
     check_args(args)
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
@@ -169,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
+    validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
     open_output(output_dir, resume is not None and args.resume_training_state)
-    trainer = make_trainer(args, dataset, spec, rows, config.itemic_id_range, resume)
+    trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume)
     train(trainer, resume if args.resume_training_state else None)
     if first_process():
         write_outputs(trainer, manifest, model_dir, output_dir)
@@ -181,40 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 def first_process() -> bool:
     """Whether this is the process of a run that reports and writes."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
-    for name in (
-        "gradient_accumulation_steps",
-        "minibatch_size",
-        "logging_per_step",
-        "save_checkpoint_per_step",
-    ):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"is {getattr(args, name)}", "it is at least 1")
-    if args.learning_rate <= 0:
-        raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
-    if args.resume_training_state and not args.resume_from:
-        raise InputError(
-            "--resume_training_state",
-            "is given without --resume_from",
-            "say which checkpoint, or --resume_from auto",
-        )
-    if args.start_optimize_embedding_index >= 0 and not args.freeze_llm:
-        raise InputError(
-            "--start_optimize_embedding_index",
-            "is given without --freeze_llm",
-            "it says which rows stage 1 trains",
-        )
-    if args.min_lr < 0:
-        args.min_lr = args.learning_rate / 10
-    if args.min_lr > args.learning_rate:
-        raise InputError(
-            "--min_lr",
-            f"is {args.min_lr}, above the peak {args.learning_rate}",
-            "it is the rate at the last step",
-        )
 
 
 def itemic_rows(
@@ -272,9 +144,39 @@ def open_output(output_dir: Path, goes_on: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def validation_rows(
+    args: argparse.Namespace, config: DatasetConfig, config_path: Path, spec: SidSpec | None
+) -> PackedDataset:
+    """The rows held out, packed as the training data are, the same for every validation."""
+    from pretrain.dataset import PackedDataset, load_samples
+
+    # Rows come in one order whatever the run's seed, so that runs can be compared.
+    config = dataclasses.replace(config, sources=tuple(args.eval_sources), num_epochs=1, shuffle_seed=0)
+    manifest = Manifest("validation", args)
+    samples = load_samples(config, config_path, Path(args.model_dir), spec, manifest, args.max_bad_ratio)
+    rows = PackedDataset(samples, config, 0)
+    if args.eval_rows > 0:
+        del rows.rows[args.eval_rows :]
+    log.info(f"validation: {len(samples):,} samples, {len(rows):,} packed rows; {manifest.dropped_text()}")
+    return rows
+
+
+def peak_flops(args: argparse.Namespace, world: int) -> float | None:
+    """Operations a second of all processes' devices, from --peak_tflops or the GPU's name; None where neither says."""
+    import torch
+
+    from pretrain.flops import peak_tflops
+
+    known = args.peak_tflops or (
+        peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    )
+    return known * 1e12 * world if known else None
+
+
 def make_trainer(
     args: argparse.Namespace,
     dataset: PackedDataset,
+    validation: PackedDataset | None,
     spec: SidSpec | None,
     rows: tuple[int, int] | None,
     id_range: tuple[int, int] | None,
@@ -355,11 +257,26 @@ def make_trainer(
     if first_process():
         resumed = resume is not None and args.resume_training_state
         trim_log(Path(args.output_dir), int(resume.name.removeprefix("global_step")) if resumed else 0)
-    return PackedTrainer(model, dataset, training_args, args, (spec.id_range if spec else id_range), run)
+    itemic_range = spec.id_range if spec else id_range
+    peak = peak_flops(args, world)
+    return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak)
 
 
 def train(trainer: PackedTrainer, resume: Path | None) -> None:
     """Run to the last step; a run whose last checkpoint is its last step has nothing left to do."""
+    import torch
+
+    try:
+        _train(trainer, resume)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            trainer.args.output_dir,
+            f"the device's memory is full ({str(error).splitlines()[0][:120]})",
+            "--enable_gradient_checkpointing, a smaller --max_length, or a smaller --minibatch_size",
+        ) from None
+
+
+def _train(trainer: PackedTrainer, resume: Path | None) -> None:
     if resume is None:
         trainer.train()
         return

@@ -14,16 +14,19 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from onerec.errors import InputError
 from onerec.run import get_logger, write_json
 from pretrain import checkpoint
 from pretrain.checkpoint import disk_errors
 from pretrain.dataset import PackedDataset, collate
+from pretrain.flops import step_flops
 from pretrain.model import PackedLM, weights_of
+from pretrain.statistics import LossSums
 
 LOG = "train_log.jsonl"
+VALIDATION_LOG = "validation_log.jsonl"
 LOSS_STATE = "loss_state.json"
 SCHEDULES = ("cosine", "linear", "constant")
 log = get_logger("train")
@@ -59,7 +62,8 @@ class PackedTrainer(Trainer):
     Args:
         model, dataset: as named. args: transformers' arguments. options: the command line of ``train.py``.
         itemic_range: (first, last) itemic id, for the two losses; None counts every token as text.
-        run: what identifies this run; written into checkpoints.
+        run: what identifies this run; written into checkpoints. validation: rows held out, or None.
+        peak_flops: operations a second of all processes' devices together, for MFU; None leaves it out.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class PackedTrainer(Trainer):
         options: Any,
         itemic_range: tuple[int, int] | None,
         run: dict[str, Any],
+        validation: PackedDataset | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         for callback in (PrinterCallback, ProgressCallback):
@@ -78,9 +84,11 @@ class PackedTrainer(Trainer):
             True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
         )
         self.options, self.itemic_range, self.run = options, itemic_range, run
-        self.sums = torch.zeros(
-            5, dtype=torch.float64
-        )  # itemic loss, itemic tokens, text loss, text tokens, tokens
+        self.validation, self.peak_flops = validation, peak_flops
+        self.sums = LossSums(dataset.samples.source_names, itemic_range)
+        self._flops = 0.0  # of this process since the last report
+        if validation is not None:
+            self.add_callback(_Validate(self))
         self.tokens_seen = 0
         self._writer: Any = None
         self._clock: float | None = None
@@ -126,8 +134,11 @@ class PackedTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Sum of the losses over the learnt tokens of the whole optimizer step, all processes together."""
+        source = inputs.pop("source")
         outputs = model(**inputs)
-        self._count(outputs, inputs["input_ids"].numel())
+        self.sums.add(outputs, inputs, source)
+        if self.peak_flops:
+            self._flops += self._row_flops(inputs, len(outputs["losses"]))
         # Gradients are averaged over the processes, so the share of each is scaled up by their number.
         loss = outputs["loss_sum"] * self.accelerator.num_processes / max(1, int(num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
@@ -162,21 +173,43 @@ class PackedTrainer(Trainer):
             + (f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"),
         )
 
-    def _count(self, outputs: dict[str, torch.Tensor], tokens: int) -> None:
-        losses, targets = outputs["losses"], outputs["targets"]
-        low, high = self.itemic_range or (1, 0)
-        itemic = (targets >= low) & (targets <= high)
-        n_itemic = int(itemic.sum())
-        itemic_loss = float(losses[itemic].double().sum())
-        text_loss = float(losses[~itemic].double().sum())
-        self.sums += torch.tensor(
-            [itemic_loss, n_itemic, text_loss, len(targets) - n_itemic, tokens], dtype=torch.float64
-        )
+    def _row_flops(self, inputs: dict[str, Any], learnt: int) -> float:
+        model = self.accelerator.unwrap_model(self.model)
+        config, rows = model.lm.config, model.rows
+        lengths = inputs["cu_seq_lens_q"].diff().tolist()
+        trained = config.vocab_size if rows is None else rows[1] - rows[0]
+        return step_flops(config, lengths, learnt, trained, frozen=rows is not None)
 
-    def _reduced_sums(self) -> list[float]:
+    def _reduce(self, values: torch.Tensor) -> torch.Tensor:
         if self.accelerator.num_processes == 1:
-            return self.sums.tolist()
-        return self.accelerator.reduce(self.sums.to(self.args.device), "sum").tolist()
+            return values
+        return self.accelerator.reduce(values.to(self.args.device), "sum")
+
+    # Validation.
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Losses of the rows held out, those of all processes together; logged and written to ``validation_log.jsonl``."""
+        began, model = time.perf_counter(), self.accelerator.unwrap_model(self.model)
+        sums = LossSums(self.validation.samples.source_names, self.itemic_range)
+        model.eval()
+        for row in range(self.args.process_index, len(self.validation), self.args.world_size):
+            inputs = self._prepare_inputs(collate([self.validation[row]]))
+            source = inputs.pop("source")
+            with self.compute_loss_context_manager():
+                sums.add(model(**inputs), inputs, source)
+        model.train()
+        values = {"step": self.state.global_step, **sums.report(self._reduce)}
+        spent = time.perf_counter() - began
+        values["seconds"] = spent
+        if self._clock is not None:  # the rate of training does not count it
+            self._clock += spent
+        if self.is_world_process_zero():
+            sources = "  ".join(f"{name} {loss:.4f}" for name, loss in values["loss_by_source"].items())
+            log.info(f"validation at step {values['step']}: loss {values['loss']:.4f}  {sources}")
+            with disk_errors(Path(self.args.output_dir)):
+                self._write_log(values, VALIDATION_LOG, "validation")
+        return values
 
     # Log: one line, one JSON object, TensorBoard.
 
@@ -184,23 +217,21 @@ class PackedTrainer(Trainer):
         """Report the steps since the last report; transformers' own summaries at the end are left out."""
         if "learning_rate" not in logs:
             return
-        itemic_loss, itemic, text_loss, text, tokens = self._reduced_sums()
-        self.sums.zero_()
-        self.tokens_seen += int(tokens)
+        losses = self.sums.report(self._reduce)
+        self.sums.clear()
+        tokens = losses.pop("all_tokens")
+        self.tokens_seen += tokens
         now = time.perf_counter()
         started, first_step = self._started
         step, total = self.state.global_step, self.state.max_steps
         values = {
             "step": step,
-            "loss": (itemic_loss + text_loss) / max(1, itemic + text),
-            "itemic_loss": itemic_loss / itemic if itemic else None,
-            "text_loss": text_loss / text if text else None,
-            "itemic_tokens": int(itemic),
-            "text_tokens": int(text),
+            **losses,
             "grad_norm": float(logs["grad_norm"]) if logs.get("grad_norm") is not None else None,
             "learning_rate": logs["learning_rate"],
             "tokens": self.tokens_seen,
             "tokens_per_second": tokens / max(1e-9, now - self._clock),
+            "mfu": self._mfu(now - self._clock),
             "seconds": now - started,
             "seconds_left": (now - started) / max(1, step - first_step) * (total - step),
         }
@@ -208,18 +239,26 @@ class PackedTrainer(Trainer):
         if self.is_world_process_zero():
             log.info(log_line(values, total))
             with disk_errors(Path(self.args.output_dir)):
-                self._write_log(values)
+                self._write_log(values, LOG, "train")
 
-    def _write_log(self, values: dict[str, Any]) -> None:
-        with open(Path(self.args.output_dir) / LOG, "a", encoding="utf-8") as file:
+    def _mfu(self, seconds: float) -> float | None:
+        if not self.peak_flops:
+            return None
+        done = float(self._reduce(torch.tensor([self._flops], dtype=torch.float64))[0])
+        self._flops = 0.0
+        return done / max(1e-9, seconds) / self.peak_flops
+
+    def _write_log(self, values: dict[str, Any], name: str, group: str) -> None:
+        with open(Path(self.args.output_dir) / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(Path(self.args.output_dir) / "tb_logs")
-        for name, value in values.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(f"train/{name}", value, values["step"])
+        flat = values | {f"loss_by_source/{name}": loss for name, loss in values["loss_by_source"].items()}
+        for key, value in flat.items():
+            if key not in ("step", "loss_by_source") and value is not None:
+                self._writer.add_scalar(f"{group}/{key}", value, values["step"])
 
     # Checkpoints.
 
@@ -244,7 +283,7 @@ class PackedTrainer(Trainer):
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        sums = self._reduced_sums()
+        sums = self._reduce(self.sums.values).tolist()
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.is_world_process_zero():
@@ -261,7 +300,21 @@ class PackedTrainer(Trainer):
         state = json.loads((folder / LOSS_STATE).read_text())
         self.tokens_seen = state["tokens_seen"]
         if self.is_world_process_zero():
-            self.sums = torch.tensor(state["sums"], dtype=torch.float64)
+            self.sums.values = torch.tensor(state["sums"], dtype=torch.float64)
+
+
+class _Validate(TrainerCallback):
+    """Validates every ``--eval_per_step`` steps, or with every checkpoint, and after the last step."""
+
+    def __init__(self, trainer: PackedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer."""
+        options = self._trainer.options
+        every = options.eval_per_step or options.save_checkpoint_per_step
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._trainer.validate()
 
 
 def log_line(values: dict[str, Any], total: int) -> str:
@@ -276,19 +329,20 @@ def log_line(values: dict[str, Any], total: int) -> str:
     parts += [
         f"lr {values['learning_rate']:.2e}",
         f"{values['tokens_per_second']:,.0f} tok/s",
+        *([f"MFU {values['mfu']:.1%}"] if values["mfu"] is not None else []),
         f"{left // 60}:{left % 60:02d} left",
     ]
     return "  ".join(parts)
 
 
 def trim_log(output_dir: Path, step: int) -> None:
-    """Drop the lines of ``train_log.jsonl`` behind ``step``: a resumed run writes them again."""
-    path = output_dir / LOG
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    """Drop the lines of the logs behind ``step``: a resumed run writes them again."""
+    for path in (output_dir / LOG, output_dir / VALIDATION_LOG):
+        if not path.is_file():
+            continue
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept), encoding="utf-8")

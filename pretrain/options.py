@@ -1,0 +1,157 @@
+"""The command line of ``train.py``, and what can be wrong with it before anything is read."""
+
+from __future__ import annotations
+
+import argparse
+
+from onerec.errors import InputError
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = p.add_argument
+    # model and output
+    add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
+    add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start over: remove what an earlier run left in --output_dir, --resume_from auto or not",
+    )
+    add(
+        "--resume_from",
+        help="checkpoint to go on from: an output_dir, its step<N>, or auto (newest in --output_dir, if any)",
+    )
+    add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")
+    add(
+        "--resume_training_state",
+        action="store_true",
+        help="resume optimizer, schedule and place in the data too, not the weights alone",
+    )
+    # data
+    add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
+    add(
+        "--sources",
+        nargs="+",
+        help="replaces the config's sources: file_list.json, folders or Parquet patterns",
+    )
+    add("--max_length", type=int, help="replaces the config's max_length: tokens of a packed row")
+    add("--num_epochs", type=int, help="replaces the config's num_epochs")
+    add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
+    add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
+    # schedule
+    add("--learning_rate", type=float, default=2e-4, help="peak learning rate")
+    add("--min_lr", type=float, default=-1, help="learning rate at the last step; -1 is a tenth of the peak")
+    add(
+        "--lr_scheduler_type",
+        default="cosine",
+        choices=("cosine", "linear", "constant"),
+        help="how the rate falls after warm-up",
+    )
+    add(
+        "--num_warmup_steps",
+        type=int,
+        default=-1,
+        help="steps over which the rate rises; -1 is a tenth of the run",
+    )
+    add(
+        "--num_training_steps",
+        type=int,
+        default=-1,
+        help="optimizer steps, taking as many epochs as they need; -1 trains the config's num_epochs",
+    )
+    add(
+        "--gradient_accumulation_steps",
+        type=int,
+        default=1,
+        help="packed rows a process adds up for one optimizer step",
+    )
+    # optimizer
+    add(
+        "--weight_decay",
+        type=float,
+        default=0.1,
+        help="AdamW decay of matrices; norms, embedding and head have none",
+    )
+    add("--beta1", type=float, default=0.9, help="AdamW beta1")
+    add("--beta2", type=float, default=0.95, help="AdamW beta2")
+    add("--clip_range", type=float, default=1.0, help="gradient norm to clip at; 0 does not clip")
+    # stage 1
+    add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
+    add(
+        "--start_optimize_embedding_index",
+        type=int,
+        default=-1,
+        help="first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json",
+    )
+    # compute
+    add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    add(
+        "--enable_gradient_checkpointing",
+        action="store_true",
+        help="recompute activations in the backward pass: less memory, a third more time",
+    )
+    add("--seed", type=int, default=19260817, help="seed of data order and everything random")
+    # validation
+    add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
+    add(
+        "--eval_per_step", type=int, default=0, help="steps between two validations; 0: with every checkpoint"
+    )
+    add("--eval_rows", type=int, default=64, help="packed rows of a validation, at most; -1 takes all")
+    # log and checkpoints
+    add(
+        "--peak_tflops",
+        type=float,
+        default=0.0,
+        help="bf16 TFLOP/s of the device, for MFU; 0 knows the usual GPUs by name and leaves MFU out elsewhere",
+    )
+    add("--logging_per_step", type=int, default=5, help="steps between two log lines")
+    add(
+        "--save_checkpoint_per_step",
+        type=int,
+        default=500,
+        help="steps between two checkpoints; the last step always has one",
+    )
+    add("--keep_checkpoints", type=int, default=2, help="newest checkpoints kept; -1 keeps all")
+    return p
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
+    for name in (
+        "gradient_accumulation_steps",
+        "minibatch_size",
+        "logging_per_step",
+        "save_checkpoint_per_step",
+    ):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"is {getattr(args, name)}", "it is at least 1")
+    if args.eval_per_step < 0 or args.eval_rows == 0 or args.eval_rows < -1:
+        raise InputError(
+            "--eval_per_step, --eval_rows", "are no numbers of steps and rows", "0 or more; 1 or more, or -1"
+        )
+    if args.eval_per_step and not args.eval_sources:
+        raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
+    if args.learning_rate <= 0:
+        raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
+    if args.resume_training_state and not args.resume_from:
+        raise InputError(
+            "--resume_training_state",
+            "is given without --resume_from",
+            "say which checkpoint, or --resume_from auto",
+        )
+    if args.start_optimize_embedding_index >= 0 and not args.freeze_llm:
+        raise InputError(
+            "--start_optimize_embedding_index",
+            "is given without --freeze_llm",
+            "it says which rows stage 1 trains",
+        )
+    if args.min_lr < 0:
+        args.min_lr = args.learning_rate / 10
+    if args.min_lr > args.learning_rate:
+        raise InputError(
+            "--min_lr",
+            f"is {args.min_lr}, above the peak {args.learning_rate}",
+            "it is the rate at the last step",
+        )
