@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onerec.records import message_text
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -152,9 +154,11 @@ def encode(
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     if not only_assistant_loss:
         return Encoded(ids, [True] * len(ids))
-    mask, span = [False] * len(ids), 0
-    for index, (start, _) in enumerate(offsets):
-        while span < len(spans) and start >= spans[span][1]:
-            span += 1
-        mask[index] = span < len(spans) and start >= spans[span][0]
-    return Encoded(ids, mask)
+    # Pairs (first, end) as Hugging Face gives them, or first characters alone; they never fall.
+    starts = (
+        np.asarray(offsets, dtype=np.int64).reshape(len(ids), -1)[:, 0] if len(ids) else np.zeros(0, np.int64)
+    )
+    mask = np.zeros(len(ids), dtype=bool)
+    for first, last in np.searchsorted(starts, np.array(spans, dtype=np.int64).reshape(-1, 2)).tolist():
+        mask[first:last] = True
+    return Encoded(ids, mask.tolist())

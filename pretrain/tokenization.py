@@ -120,15 +120,18 @@ class Job:
     sample_limit: int
 
 
-@functools.cache
-def _tokenizer(model_dir: str) -> FastTokenizer:
-    return FastTokenizer(model_dir)
+def _tokenizer(job: Job) -> FastTokenizer:
+    """The job's tokenizer; an itemic token that the model does not hold ends the run, and names the job's shard."""
+    from pretrain.pieces import PieceTokenizer
+
+    def foreign(token: str) -> None:
+        raise _foreign_error(job, token)
+
+    return PieceTokenizer(job.tokenizer_dir, foreign)
 
 
 def _tokenize_shard(job: Job) -> dict[str, Any]:
-    tokenizer = _tokenizer(job.tokenizer_dir)
-    known = set() if job.spec is None else set(job.spec.tokens)
-    pattern = itemic_pattern()
+    tokenizer = _tokenizer(job)
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
     sources: list[str] = []
@@ -140,9 +143,6 @@ def _tokenize_shard(job: Job) -> dict[str, Any]:
         if wrong := check_record(row):
             bad[wrong] += 1
             continue
-        text = row["segments"] if row["messages"] is None else row["messages"]
-        if foreign := set(pattern.findall(text)) - known:
-            raise _foreign_error(job, min(foreign))
         sample_ids, mask = _encode(row, tokenizer, job)
         if len(sample_ids) > job.sample_limit:
             left_out[TOO_LONG] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -233,3 +234,28 @@ def test_pack_by_hand():
     assert whole == [[0, 1], [2, 3]]
     cut = [(row.samples.tolist(), row.last_length) for row in pack(np.arange(4), lengths, 6, cut_to_pad=True)]
     assert cut == [([0, 1], 2), ([2], None), ([3], None)] or cut == [([0, 1], 2), ([2, 3], None)]
+
+
+def test_pieces_give_the_ids_of_the_whole_text(world):
+    """Against the tokenizer itself, on texts of marks, SIDs whole and cut, combining characters and bytes."""
+    from pretrain.pieces import PieceTokenizer
+    from pretrain.tokenization import FastTokenizer
+
+    def foreign(token):
+        raise LookupError(token)
+
+    whole, pieces = FastTokenizer(world / "base_itemic"), PieceTokenizer(world / "base_itemic", foreign)
+    spec = SidSpec.load(world / "base_itemic")
+    sid = spec.text([1, 2, 3])
+    rng = random.Random(0)
+    parts = [sid, spec.tokens[0], spec.tokens[-2], spec.tokens[-1], "<|im_start|>", "<|im_end|>", "<think>", "user\n",
+             "用户看过", " a b", "\n\n", "e\u0301", "\u0338x", "<s_", "<", "12 + 7", "🦊", "naïve", "</think>", " "]  # fmt: skip
+    for _ in range(400):
+        text = "".join(rng.choices(parts, k=rng.randrange(1, 12)))
+        expected, found = whole(text), pieces(text)
+        assert found["input_ids"] == expected["input_ids"], text
+        assert found["offset_mapping"].tolist() == [start for start, _ in expected["offset_mapping"]], text
+    with pytest.raises(LookupError, match="<s_a_9>"):
+        pieces("看<s_a_9>。")
+    with pytest.raises(LookupError, match="<s_c_7>"):
+        pieces(sid.replace("<s_c_3>", "<s_c_7>"))
