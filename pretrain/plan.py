@@ -1,0 +1,138 @@
+"""What a training run needs before it is rented: memory a GPU, tokens a second, hours; estimated, and said to be.
+
+    python plan.py --model_dir models/Qwen3-1.7B_itemic --tokens 29e9 --gpus 8 16 64 --max_length 32768
+    python plan.py --sizes 0.6B 1.7B 4B 8B --device H100 --tokens 5e9 --stage full
+
+Memory is what `train.py` holds: float32 weights, their gradients and AdamW's two moments where they are trained (every GPU holds all
+of it), bf16 copies, one row's activations, one chunk of logits. Speed is the operations of `pretrain.flops` at --mfu of the device's peak; the
+default of --mfu is a goal, not a measurement. Shapes of Qwen3: their published configurations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onerec.errors import InputError, cli
+from pretrain.flops import layer_weights, peak_tflops, step_flops
+
+# hidden, layers, heads, key-value heads, intermediate, tied
+QWEN3 = {
+    "0.6B": (1024, 28, 16, 8, 3072, True),
+    "1.7B": (2048, 28, 16, 8, 6144, True),
+    "4B": (2560, 36, 32, 8, 9728, True),
+    "8B": (4096, 36, 32, 8, 12288, False),
+    "14B": (5120, 40, 40, 8, 17408, False),
+}
+ITEMIC = 3 * 8192 + 2
+VOCABULARY = 176_384  # Qwen3's 151,669 tokens and the itemic ones, in multiples of 256
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model_dir", type=Path, help="a checkpoint, instead of --sizes")
+    p.add_argument("--sizes", nargs="+", default=list(QWEN3)[:4], choices=list(QWEN3), help="Qwen3 models with 3 x 8,192 itemic tokens")  # fmt: skip
+    p.add_argument(
+        "--stage", choices=("stage1", "full"), default="full", help="itemic rows alone, or everything"
+    )
+    p.add_argument("--tokens", type=float, default=1e9, help="tokens that are trained on")
+    p.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    p.add_argument("--device", default="H100", help="GPU, as its name has it")
+    p.add_argument("--memory_gib", type=float, default=79.0, help="memory of the GPU")
+    p.add_argument("--max_length", type=int, nargs="+", default=[8192, 32768], help="tokens of a packed row")
+    p.add_argument("--sample_length", type=int, default=2500, help="usual tokens of a sample, for attention")
+    p.add_argument(
+        "--learnt", type=float, default=1.0, help="share of the tokens that carry loss (SFT: fewer)"
+    )
+    p.add_argument("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    p.add_argument("--no_gradient_checkpointing", action="store_true")
+    p.add_argument("--mfu", type=float, default=0.4)
+    return p.parse_args(argv)
+
+
+def shape(name: str) -> Any:
+    """A configuration with what the estimates read."""
+    hidden, layers, heads, kv, intermediate, tied = QWEN3[name]
+    return types.SimpleNamespace(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv, head_dim=128,
+        intermediate_size=intermediate, tie_word_embeddings=tied, vocab_size=VOCABULARY,
+    )  # fmt: skip
+
+
+def weights(config: Any) -> int:
+    """Parameters of the matrices: layers, embedding, and the head where it is not tied (norms are left out)."""
+    tables = 1 if config.tie_word_embeddings else 2
+    return layer_weights(config) + tables * config.vocab_size * config.hidden_size
+
+
+def memory_gib(config: Any, length: int, chunk: int, frozen: bool, checkpointing: bool) -> dict[str, float]:
+    """GiB by what holds them: ``weights, optimizer, activations, logits``."""
+    count = weights(config)
+    trained = ITEMIC * config.hidden_size * (1 if config.tie_word_embeddings else 2) if frozen else count
+    width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    # Of one layer, as autograd keeps them in bf16: input and its norms in float32, q k v, attention's output, gate, up, their product.
+    inner = length * (2 * (2 * width + 3 * config.intermediate_size) + 4 * 4 * config.hidden_size)
+    outer = length * 4 * config.hidden_size
+    layers = config.num_hidden_layers
+    kept = outer * layers + inner if checkpointing else inner * layers
+    return {
+        "weights": (4 + 2) * count / 2**30,
+        "optimizer": 12 * trained / 2**30,
+        "activations": kept / 2**30,
+        "logits": 2 * 4 * min(chunk, length) * config.vocab_size / 2**30,
+    }
+
+
+def tokens_per_second(config: Any, args: argparse.Namespace, length: int, gpus: int) -> float:
+    """At --mfu of the devices' peak."""
+    peak = peak_tflops(args.device)
+    if peak is None:
+        raise InputError(
+            "--device",
+            f"{args.device} is not a GPU that is known here",
+            "add its bf16 peak to pretrain/flops.py",
+        )
+    samples = [args.sample_length] * max(1, length // args.sample_length)
+    frozen = args.stage == "stage1"
+    rows = ITEMIC if frozen else config.vocab_size
+    operations = step_flops(config, samples, int(args.learnt * sum(samples)), rows, frozen)
+    return gpus * peak * 1e12 * args.mfu * sum(samples) / operations
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if (
+        not 0 < args.mfu <= 1
+        or not 0 < args.learnt <= 1
+        or min(*args.gpus, *args.max_length, args.sample_length) < 1
+    ):
+        raise InputError("--mfu, --learnt, --gpus, --max_length, --sample_length", "are out of range", "shares up to 1, numbers from 1")  # fmt: skip
+    if args.model_dir:
+        from transformers import AutoConfig
+
+        models = {args.model_dir.name: AutoConfig.from_pretrained(args.model_dir)}
+    else:
+        models = {f"Qwen3-{size}": shape(size) for size in args.sizes}
+    print(
+        f"{args.stage}, {args.tokens:,.0f} tokens, {args.device}, MFU {args.mfu:.0%}: every number is estimated"
+    )
+    print(
+        "| model | parameters | row | GPUs | GiB a GPU (weights + optimizer + activations + logits) | fits | tokens/s | hours |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for name, config in models.items():
+        for length in args.max_length:
+            gib = memory_gib(config, length, args.minibatch_size, args.stage == "stage1", not args.no_gradient_checkpointing)  # fmt: skip
+            total = sum(gib.values())
+            parts = " + ".join(f"{value:.1f}" for value in gib.values())
+            for gpus in args.gpus:
+                rate = tokens_per_second(config, args, length, gpus)
+                fits = "yes" if total < args.memory_gib else "no"
+                print(f"| {name} | {weights(config) / 1e9:.2f} B | {length:,} | {gpus} | {total:.1f} ({parts}) | {fits} | {rate:,.0f} | {args.tokens / rate / 3600:,.1f} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli(main)()
