@@ -54,6 +54,15 @@ def shuffled(shard_of: np.ndarray, buffer_size: int, seed: int, epoch: int) -> n
     return order
 
 
+def weighted(source: np.ndarray, weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The samples of an epoch, int64, ascending: sample ``i`` comes ``weights[source[i]]`` times, a fraction by lot."""
+    wanted = weights[source]
+    times = np.floor(wanted)
+    if (times != wanted).any():
+        times += np.random.default_rng([seed, epoch, 1]).random(len(source)) < wanted - times
+    return np.repeat(np.arange(len(source)), times.astype(np.int64))
+
+
 def pack(order: np.ndarray, lengths: np.ndarray, max_length: int, cut_to_pad: bool) -> Iterator[Pack]:
     """Fill rows of at most ``max_length`` tokens with the samples in ``order``.
 
@@ -97,6 +106,9 @@ class PackedDataset:
         steps: int | None = None,
     ) -> None:
         self.samples, self.config, self.seed = samples, config, seed
+        self._weights = np.array(
+            [dict(config.source_weights).get(name, 1.0) for name in samples.source_names]
+        )
         self.rows: list[Pack | None] = []
         self.epoch_ends: list[int] = []
         wanted = None if steps is None else steps * world_size * accumulation
@@ -111,7 +123,10 @@ class PackedDataset:
 
     def _epoch(self, epoch: int) -> Iterator[Pack]:
         seed = self.seed if self.config.shuffle_seed is None else self.config.shuffle_seed
-        order = shuffled(self.samples.shard, self.config.local_shuffle_buffer_size, seed, epoch)
+        chosen = weighted(self.samples.source, self._weights, seed, epoch)
+        order = chosen[
+            shuffled(self.samples.shard[chosen], self.config.local_shuffle_buffer_size, seed, epoch)
+        ]
         return pack(order, self.samples.lengths, self.config.max_length, self.config.cut_to_pad)
 
     def __len__(self) -> int:
@@ -239,6 +254,7 @@ def load_samples(
     for reason, count in sorted((samples.bad + samples.left_out).items()):
         manifest.drop(reason, count)
     manifest.check_bad_ratio(config_path, samples.bad.total(), samples.rows, max_bad_ratio)
+    check_weights(config, config_path, samples)
     if not len(samples):
         raise InputError(
             config_path,
@@ -246,3 +262,16 @@ def load_samples(
             f"samples must have at most {config.sample_limit} tokens and something to learn",
         )
     return samples
+
+
+def check_weights(config: DatasetConfig, config_path: Path, samples: Samples) -> None:
+    """Raise `InputError` for a weight of a source that the data have not, or weights that leave nothing."""
+    weights = dict(config.source_weights)
+    if foreign := sorted(set(weights) - set(samples.source_names)):
+        raise InputError(
+            config_path,
+            f"source_weights names {foreign[0]}",
+            f"the data have {', '.join(samples.source_names) or 'no sample'}",
+        )
+    if samples.source_names and not any(weights.get(name, 1.0) for name in samples.source_names):
+        raise InputError(config_path, "source_weights leave no sample", "at least one above 0")

@@ -30,7 +30,8 @@ class DatasetConfig:
     ``cut_to_pad``: true fills a row to the last token with the beginning of a sample that does not fit whole, false
     starts a new row with it. ``full_attention``: true lets the samples of a row see each other (positions run on).
     ``num_workers``: processes that tokenize. ``local_shuffle_buffer_size``: samples held to draw the next one from.
-    ``itemic_id_range``: must be the checkpoint's, empty takes it from there; separates itemic from text loss.
+    ``source_weights``: how often a source's samples come in an epoch, by the records' ``source`` (1 where it is not named; 0 never, 2.5
+    twice each and half of them a third time). ``itemic_id_range``: must be the checkpoint's, empty takes it from there; separates itemic from text loss.
     """
 
     sources: tuple[str, ...]
@@ -48,6 +49,7 @@ class DatasetConfig:
     full_attention: bool = False
     local_shuffle_buffer_size: int = 81920
     shuffle_seed: int | None = None
+    source_weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def sample_limit(self) -> int:
@@ -100,6 +102,13 @@ def _checked(path: Path, field: dataclasses.Field, value: Any) -> Any:
         if not (isinstance(value, list) and len(value) == 2 and all(type(i) is int for i in value)):
             raise wrong
         return tuple(value)
+    if field.name == "source_weights":
+        numbers = isinstance(value, dict) and all(
+            type(w) in (int, float) and 0 <= w < 1e6 for w in value.values()
+        )
+        if not numbers:
+            raise wrong
+        return tuple(sorted((name, float(weight)) for name, weight in value.items()))
     if field.type == "bool":
         if value not in (0, 1):  # the original's configs write 1 for true
             raise wrong
@@ -119,6 +128,8 @@ def _expected(field: dataclasses.Field) -> str:
         return "a path or a list of paths"
     if field.name == "itemic_id_range":
         return "[first, last]"
+    if field.name == "source_weights":
+        return "an object of sources and numbers from 0 on"
     kind = _KINDS[field.type.split(" ")[0]]
     return f"{kind} from 1 on" if field.name in _POSITIVE else kind
 

@@ -151,7 +151,9 @@ def validation_rows(
     from pretrain.dataset import PackedDataset, load_samples
 
     # Rows come in one order whatever the run's seed, so that runs can be compared.
-    config = dataclasses.replace(config, sources=tuple(args.eval_sources), num_epochs=1, shuffle_seed=0)
+    config = dataclasses.replace(
+        config, sources=tuple(args.eval_sources), num_epochs=1, shuffle_seed=0, source_weights=()
+    )
     manifest = Manifest("validation", args)
     samples = load_samples(config, config_path, Path(args.model_dir), spec, manifest, args.max_bad_ratio)
     rows = PackedDataset(samples, config, 0)

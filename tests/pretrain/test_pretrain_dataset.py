@@ -259,3 +259,36 @@ def test_pieces_give_the_ids_of_the_whole_text(world):
         pieces("看<s_a_9>。")
     with pytest.raises(LookupError, match="<s_c_7>"):
         pieces(sid.replace("<s_c_3>", "<s_c_7>"))
+
+
+def test_source_weights_say_how_often_samples_come(world, config_file):
+    from collections import Counter
+
+    from pretrain.dataset import weighted
+
+    source = np.repeat([0, 1, 2, 3], 1000)
+    chosen = weighted(source, np.array([0.0, 1.0, 2.0, 0.25]), seed=0, epoch=0)
+    counts = Counter(source[chosen].tolist())
+    assert counts[0] == 0 and counts[1] == 1000 and counts[2] == 2000 and 180 < counts[3] < 320
+    assert (np.bincount(chosen, minlength=4000)[2000:3000] == 2).all() and (np.diff(chosen) >= 0).all()
+    assert not np.array_equal(chosen, weighted(source, np.array([0.0, 1.0, 2.0, 0.25]), seed=0, epoch=1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"video": 1}, "source_weights names video; the data have"),
+        ([1], "is an object of sources and numbers"),
+        ({"video_rec": -1}, "is an object of sources and numbers"),
+        ({"video_rec": 0, "arithmetic": 0, "facts": 0}, "leave no sample"),
+    ],
+)
+def test_source_weights_that_cannot_be_meant_are_refused(world, tmp_path, weights, says):
+    from pretrain.train import main
+
+    value = json.loads((world / "config.json").read_text())
+    value["sources"] = [str(world / "general"), str(world / "rec")]
+    (tmp_path / "config.json").write_text(json.dumps({**value, "source_weights": weights}))
+    with pytest.raises(InputError, match=says):
+        main(["--model_dir", str(world / "base_itemic"), "--output_dir", str(tmp_path / "o"), "--dataset_config", str(tmp_path / "config.json")])  # fmt: skip
+    assert not (tmp_path / "o").exists()
