@@ -107,3 +107,29 @@ def test_the_example_configs_are_valid(config):
     from pretrain.dataset_config import load_config
 
     assert load_config(config).sources
+
+
+def test_a_slurm_job_starts_one_torchrun_a_node_with_its_own_rank(tmp_path):
+    """With stand-ins for SLURM's commands: srun runs its command once a node."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'node7\\nnode8\\n'\n")
+    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nfor i in 0 1; do SLURM_NODEID=$i "$@"; done\n')
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    out = printed(
+        "examples/slurm.sh",
+        str(STAGE / "examples" / "pretrain_stg2.sh"),
+        "--keep_checkpoints",
+        "7",
+        cwd=tmp_path,
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        SLURM_NNODES="2",
+        SLURM_GPUS_ON_NODE="8",
+        SLURM_JOB_NODELIST="node[7-8]",
+        SLURM_JOB_ID="123",
+        SLURM_SUBMIT_DIR=str(STAGE),
+    )
+    runs = [line for line in out.splitlines() if line.startswith("+")]
+    assert len(runs) == 2
+    for rank, line in enumerate(runs):
+        for flag in (f"--node_rank {rank}", "--nnodes 2", "--nproc_per_node 8", "--master_addr node7", "--master_port 20123", "--keep_checkpoints 7"):  # fmt: skip
+            assert flag in line
