@@ -101,7 +101,19 @@ class ItemIndex:
     def pids_of(self, codes: tuple[int, ...]) -> list[int]:
         """The items that a SID names, most popular first; empty where the SID does not exist."""
         row = self.row_of(codes)
-        return [] if row is None else self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+        return [] if row is None else self.pids_at(row)
+
+    def pids_at(self, row: int) -> list[int]:
+        """The items that row ``row`` of ``sids`` names, most popular first."""
+        return self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+
+    @functools.cached_property
+    def first_leaf(self) -> list[np.ndarray]:
+        """For every depth the first row of ``sids`` below each node, int64 [n_nodes]; a node's rows end where the next's begin."""
+        leaves = [np.arange(len(self.sids))]
+        for level in self.levels[:0:-1]:
+            leaves.insert(0, leaves[0][level.start[:-1]])
+        return leaves
 
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
         """The SIDs that name items of ``pids`` and no others, in catalogue order."""

@@ -1,36 +1,40 @@
 """Item decoding: beam search over the SIDs that exist, prefilling every prompt once.
 
-The beams of a prompt are decoded as extra positions of one sequence: each attends to the prompt and to its own
-ancestors through a mask, so the prompt's keys and values are computed once and never repeated a beam (the tree
-attention of speculative decoding: SpecInfer, arXiv 2305.09781, section 4). A hypothesis' score is the sum of the
-log-probabilities of its itemic tokens under the full softmax of the vocabulary; with as many beams as there are
-SIDs the search is exhaustive and the ranking exact.
+A hypothesis' score is the sum of the log-probabilities of its itemic tokens. By default they are those of the softmax over
+the whole vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the
+search is exhaustive and the ranking exact. ``normalize="level"`` divides by the level's own codes only, as if no other
+token could follow: the same work without the product with the text vocabulary. `onerec.beam_model` runs the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onerec.catalog import ItemIndex, TrieLevel
+from onerec.beam_model import BeamModel
+from onerec.catalog import ItemIndex
 from onerec.sid import SidSpec
 
 if TYPE_CHECKING:
     import torch
 
-# Logits of at most this many elements are held at a time while the softmax is normalised.
-_LOGIT_ELEMENTS = 1 << 25
+NORMALIZE = ("vocabulary", "level")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """One decoded SID: its codes and the log-probability of its itemic tokens given the prompt and begin."""
+    """One decoded SID: its codes, the log-probability of its itemic tokens given the prompt and begin, its items.
+
+    ``pids``: the items that the SID names, most popular first.
+    """
 
     codes: tuple[int, ...]
     logprob: float
+    pids: tuple[int, ...] = ()
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
@@ -53,6 +57,7 @@ def decode_items(
     num_beams: int = 32,
     token_budget: int = 16384,
     exclude: Sequence[Collection[tuple[int, ...]]] | None = None,
+    normalize: str = "vocabulary",
 ) -> list[list[Hypothesis]]:
     """The best ``num_beams`` SIDs of the catalogue for every prompt, best first.
 
@@ -60,170 +65,175 @@ def decode_items(
         model: a Hugging Face causal language model (``model.model`` gives hidden states), in evaluation mode.
         prompts: token ids of each prompt, up to but without the SID's begin token.
         index: the catalogue. spec: the checkpoint's `SidSpec`, with ids.
-        num_beams: beams kept a level. token_budget: prompt tokens of a padded batch.
-        exclude: for every prompt the SIDs that must not come out (seen items), or None.
+        num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
+        exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
+        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's codes.
 
-    Returns a list a prompt of at most ``num_beams`` `Hypothesis`; fewer where the catalogue has fewer.
+    Returns a list a prompt of at most ``num_beams`` `Hypothesis`; fewer where the catalogue has fewer. Equal scores are
+    ordered by SID. Raises ValueError where the catalogue's codebooks are not the model's.
     """
     if index.spec.codebook_sizes != spec.codebook_sizes:
         raise ValueError(
             f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {spec.codebook_sizes}"
         )
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize is {normalize!r}, not one of {NORMALIZE}")
     results: list[list[Hypothesis]] = [[] for _ in prompts]
     beams_cost = num_beams * (spec.n_layers - 1)
     lengths = [len(prompt) + 1 + beams_cost for prompt in prompts]
     for batch in batches_by_length(lengths, token_budget):
         rows = [[*prompts[i], spec.begin_id] for i in batch]
         banned = None if exclude is None else [exclude[i] for i in batch]
-        for i, hypotheses in zip(
-            batch, _decode_batch(model, rows, index, spec, num_beams, banned), strict=True
-        ):
+        search = _Search(BeamModel(model, spec), index, num_beams, normalize, banned)
+        for i, hypotheses in zip(batch, search.run(rows), strict=True):
             results[i] = hypotheses
     return results
 
 
-def _decode_batch(
-    model: Any,
-    rows: list[list[int]],
-    index: ItemIndex,
-    spec: SidSpec,
-    width: int,
-    banned: Sequence[Collection[tuple[int, ...]]] | None,
-) -> list[list[Hypothesis]]:
-    import torch
+class _Search:
+    """One batch: which beams go on. Tensors are on the model's device; B prompts, W beams."""
 
-    with torch.inference_mode():
-        tree = _Tree(model, rows, spec)
-        n = len(rows)
-        scores = torch.zeros(n, 1)  # log-probability of every beam
-        nodes = torch.zeros(n, 1, dtype=torch.int64)  # trie node of every beam
-        logprobs = tree.prefill()
-        for depth, level in enumerate(index.levels):
-            last = depth == spec.n_layers - 1
-            drop = _excluded(index, banned) if last and banned is not None else None
-            scores, nodes, parents, codes = _expand(scores, nodes, logprobs, level, width, drop)
-            if not last:
-                logprobs = tree.step(depth, parents, codes)
-    result = []
-    for row_scores, row_nodes in zip(scores.tolist(), nodes.tolist(), strict=True):
-        kept = [(s, node) for s, node in zip(row_scores, row_nodes, strict=True) if s > -np.inf]
-        result.append([Hypothesis(tuple(map(int, index.sids[node])), s) for s, node in kept])
-    return result
+    def __init__(
+        self,
+        model: BeamModel,
+        index: ItemIndex,
+        width: int,
+        normalize: str,
+        banned: Sequence[Collection[tuple[int, ...]]] | None,
+    ) -> None:
+        self.model, self.index, self.width, self.normalize = model, index, width, normalize
+        self.levels = _trie(index, model.device)
+        self.dead = _dead_nodes(index, banned) if banned is not None and any(map(len, banned)) else None
+
+    def run(self, rows: Sequence[Sequence[int]]) -> list[list[Hypothesis]]:
+        """The hypotheses of every prompt of ``rows`` (token ids, the begin token last)."""
+        import torch
+
+        with torch.inference_mode():
+            hidden = self.model.prefill(rows)
+            scores = torch.zeros(len(rows), 1, device=self.model.device)
+            nodes = torch.zeros(len(rows), 1, dtype=torch.int64, device=self.model.device)
+            for depth in range(self.index.spec.n_layers):
+                scores, nodes, parents, codes = self._expand(depth, scores, nodes, hidden)
+                if depth < self.index.spec.n_layers - 1:
+                    hidden = self.model.step(depth, parents, codes)
+        return [
+            [
+                Hypothesis(tuple(sid), score, tuple(self.index.pids_at(row)))
+                for score, row, sid in zip(row_scores, row_nodes, self.index.sids[row_nodes].tolist(), strict=True)
+                if score > -np.inf
+            ]
+            for row_scores, row_nodes in zip(scores.tolist(), nodes.tolist(), strict=True)
+        ]  # fmt: skip
+
+    def _expand(
+        self, depth: int, scores: torch.Tensor, nodes: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Extend every beam by every child in the trie and keep the best ``width`` a prompt.
+
+        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, each [B, W'], best
+        first; ties go to the smaller SID. A slot that no child fills has score -inf.
+        """
+        import torch
+
+        start, code = self.levels[depth]
+        n, beams = nodes.shape
+        device = nodes.device
+        fanout = torch.where(scores > -torch.inf, start[nodes + 1] - start[nodes], 0).flatten()
+        end = fanout.cumsum(0)
+        total = int(end[-1])
+        owner = torch.repeat_interleave(
+            torch.arange(n * beams, device=device), fanout, output_size=total
+        )  # every candidate's beam
+        child = torch.arange(total, device=device) + (start[nodes].flatten() - (end - fanout))[owner]
+        prompt = owner // beams
+        if self.dead is not None:
+            alive = ~torch.isin(prompt * len(code) + child, torch.from_numpy(self.dead[depth]).to(device))
+            owner, child, prompt = owner[alive], child[alive], prompt[alive]
+        value = self._logprobs(depth, hidden.flatten(0, 1), owner, code[child]) + scores.flatten()[owner]
+        counts = torch.bincount(prompt, minlength=n)
+        keep = min(self.width, int(counts.max())) if len(owner) else 0
+        if not keep:  # everything is excluded
+            empty = torch.zeros(n, 1, dtype=torch.int64, device=device)
+            return torch.full((n, 1), -torch.inf, device=device), empty, empty, empty
+        value, child, owner, prompt = _best(value, child, owner, prompt, counts, keep)
+        counts = torch.bincount(prompt, minlength=n)
+        # Sort by prompt, then score, then SID: stable sorts from the least significant key up.
+        order = torch.argsort(child, stable=True)
+        order = order[torch.argsort(value[order], descending=True, stable=True)]
+        order = order[torch.argsort(prompt[order], stable=True)]
+        begin = counts.cumsum(0) - counts
+        slot = torch.arange(keep, device=device)
+        filled = slot < counts[:, None]
+        pick = order[torch.where(filled, begin[:, None] + slot, 0)]
+        new_scores = torch.where(filled, value[pick], -torch.inf)
+        return new_scores, child[pick], owner[pick] % beams, code[child[pick]]
+
+    def _logprobs(
+        self, depth: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of hidden [N, hidden]."""
+        import torch
+
+        logits = self.model.logits(hidden, depth, owner, code)
+        if not len(logits):
+            return logits
+        # Rows without a candidate (empty slots) are not normalised; the largest logit of the others is known.
+        rows, which = torch.unique_consecutive(owner, return_inverse=True)
+        near = torch.full((len(rows),), -torch.inf, device=logits.device)
+        near.scatter_reduce_(0, which, logits, "amax")
+        layer = depth if self.normalize == "level" else None
+        return logits - self.model.log_normalizer(hidden[rows], layer, near)[which]
 
 
-def _excluded(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> torch.Tensor:
-    """Bool [B, n_sids]: which leaves must not come out for which prompt."""
-    import torch
-
-    drop = torch.zeros(len(banned), len(index.sids), dtype=torch.bool)
-    for row, sids in enumerate(banned):
-        leaves = [leaf for sid in sids if (leaf := index.row_of(sid)) is not None]
-        drop[row, leaves] = True
-    return drop
-
-
-def _expand(
-    scores: torch.Tensor,
-    nodes: torch.Tensor,
-    logprobs: torch.Tensor,
-    level: TrieLevel,
-    width: int,
-    drop: torch.Tensor | None,
+def _best(
+    value: torch.Tensor,
+    child: torch.Tensor,
+    owner: torch.Tensor,
+    prompt: torch.Tensor,
+    counts: torch.Tensor,
+    keep: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Extend every beam by every child in the trie and keep the best ``width`` a prompt.
-
-    scores, nodes: [B, W]; logprobs: [B, W, codebook]; drop: children banned, bool [B, n_children] or None.
-    Returns scores, child nodes, parent beams and codes, each [B, W'], best first; ties go to the smaller SID. A slot
-    that no child fills has score -inf.
-    """
+    """The candidates that reach the ``keep``-th best value of their prompt, in their order; ties may make them more."""
     import torch
 
-    n, beams = nodes.shape
-    start, code = torch.from_numpy(level.start), torch.from_numpy(level.code)
-    first, fanout = start[nodes], (start[nodes + 1] - start[nodes])
-    fanout = torch.where(scores > -torch.inf, fanout, 0)
-    flat = fanout.flatten()
-    owner = torch.repeat_interleave(torch.arange(n * beams), flat)  # the beam of every candidate
-    offset = torch.arange(len(owner)) - torch.repeat_interleave(flat.cumsum(0) - flat, flat)
-    child = first.flatten()[owner] + offset
-    prompt = owner // beams
-    value = scores.flatten()[owner] + logprobs.reshape(n * beams, -1)[owner, code[child]]
-    if drop is not None:
-        value = value.masked_fill(drop[prompt, child], -torch.inf)
-    # Sort by prompt, then score, then SID: stable sorts from the least significant key up.
-    order = torch.argsort(child, stable=True)
-    order = order[torch.argsort(value[order], descending=True, stable=True)]
-    order = order[torch.argsort(prompt[order], stable=True)]
-    counts = torch.bincount(prompt, minlength=n)
-    keep = min(width, int(counts.max()) if len(owner) else 0)
+    n, most = len(counts), int(counts.max())
+    if most <= 2 * keep:
+        return value, child, owner, prompt
     begin = counts.cumsum(0) - counts
-    slot = torch.arange(keep)
-    filled = slot < counts[:, None]
-    pick = order[torch.where(filled, begin[:, None] + slot, 0)]
-    new_scores = torch.where(filled, value[pick], -torch.inf)
-    return new_scores, child[pick], owner[pick] % beams, code[child[pick]]
+    table = torch.full((n, most), -torch.inf, device=value.device)
+    table[prompt, torch.arange(len(value), device=value.device) - begin[prompt]] = value
+    lowest = table.topk(keep, sorted=False).values.amin(-1)
+    good = value >= lowest[prompt]
+    return value[good], child[good], owner[good], prompt[good]
 
 
-class _Tree:
-    """The model's side of the search: the prompts' cache and, behind it, the beams of every level."""
+_TRIES: weakref.WeakKeyDictionary[ItemIndex, dict[str, Any]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, model: Any, rows: list[list[int]], spec: SidSpec) -> None:
-        import torch
 
-        self.model, self.spec = model, spec
-        self.device = model.device
-        self.lengths = torch.tensor([len(row) for row in rows])
-        self.width = int(self.lengths.max())
-        # Right padding: under the causal mask a prompt never sees the padding behind it, so the prefill needs no mask.
-        self.ids = torch.zeros(len(rows), self.width, dtype=torch.int64)
-        for i, row in enumerate(rows):
-            self.ids[i, : len(row)] = torch.tensor(row)
-        self.cache: Any = None
-        self.visible: torch.Tensor  # bool [B, beams, keys so far]: what every beam may attend to
+def _trie(index: ItemIndex, device: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(start, code) of every level as tensors on ``device``, made once a catalogue and device."""
+    import torch
 
-    def prefill(self) -> torch.Tensor:
-        """Run the prompts; log-probabilities of the first layer's codes, [B, 1, codebook]."""
-        import torch
-        from transformers import DynamicCache
+    known = _TRIES.setdefault(index, {})
+    if str(device) not in known:
+        known[str(device)] = [
+            (torch.from_numpy(level.start).to(device), torch.from_numpy(level.code).to(device))
+            for level in index.levels
+        ]
+    return known[str(device)]
 
-        self.cache = DynamicCache(config=self.model.config)
-        hidden = self._hidden(input_ids=self.ids.to(self.device))
-        last = hidden[torch.arange(len(self.ids)), self.lengths.to(self.device) - 1]
-        keys = torch.arange(self.width)
-        self.visible = (keys < self.lengths[:, None])[:, None, :]
-        return self._logprobs(last[:, None], 0)
 
-    def step(self, depth: int, parents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Feed the tokens of layer ``depth`` (parents, codes: [B, W]); log-probabilities of the next, [B, W, codebook]."""
-        import torch
-
-        n, width = codes.shape
-        inherited = torch.gather(self.visible, 1, parents[:, :, None].expand(-1, -1, self.visible.shape[2]))
-        itself = torch.eye(width, dtype=torch.bool).expand(n, -1, -1)
-        self.visible = torch.cat([inherited, itself], dim=2)
-        dtype = self.model.dtype
-        mask = torch.zeros(n, 1, *self.visible.shape[1:], dtype=dtype)
-        mask.masked_fill_(~self.visible[:, None], torch.finfo(dtype).min)
-        first, _ = self.spec.layer_ranges[depth]
-        hidden = self._hidden(
-            input_ids=(codes + first).to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=(self.lengths + depth)[:, None].expand(-1, width).to(self.device),
-        )
-        return self._logprobs(hidden, depth + 1)
-
-    def _hidden(self, **inputs: Any) -> torch.Tensor:
-        return self.model.model(**inputs, past_key_values=self.cache, use_cache=True).last_hidden_state
-
-    def _logprobs(self, hidden: torch.Tensor, layer: int) -> torch.Tensor:
-        """Log-probabilities of a layer's codes under the softmax over the whole vocabulary; [B, W, codebook] on the CPU."""
-        import torch
-
-        head = self.model.get_output_embeddings().weight
-        first, last = self.spec.layer_ranges[layer]
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        parts = []
-        for chunk in flat.split(max(1, _LOGIT_ELEMENTS // head.shape[0])):
-            logits = (chunk @ head.T).float()
-            parts.append((logits[:, first : last + 1] - torch.logsumexp(logits, dim=-1, keepdim=True)).cpu())
-        return torch.cat(parts).reshape(*hidden.shape[:-1], -1)
+def _dead_nodes(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> list[np.ndarray]:
+    """For every level the nodes without a SID left, as sorted keys prompt · n_nodes + node."""
+    rows = [sorted({leaf for sid in sids if (leaf := index.row_of(sid)) is not None}) for sids in banned]
+    prompts = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    leaves = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    result = []
+    for first in index.first_leaf:
+        size = np.diff(np.append(first, len(index.sids)))
+        keys = prompts * len(first) + np.searchsorted(first, leaves, side="right") - 1
+        found, count = np.unique(keys, return_counts=True)
+        dead = found[count == size[found % len(first)]]
+        result.append(dead)
+    return result
