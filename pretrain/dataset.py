@@ -18,7 +18,8 @@ from onerec.errors import InputError
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 from pretrain.dataset_config import DatasetConfig, list_shards
-from pretrain.tokenization import FastTokenizer, Samples, check_itemic_tokens, tokenize_shards
+from pretrain.tokenization import FastTokenizer, check_itemic_tokens, tokenize_shards
+from pretrain.tokens import Samples
 
 IGNORE = -100
 
@@ -172,7 +173,7 @@ class PackedDataset:
         return {
             "samples": len(self.samples),
             "tokens": int(lengths.sum()),
-            "learnt_tokens": int(self.samples.learn.sum()),
+            "learnt_tokens": self.samples.learnt,
             "packed_rows": len(self.rows),
             "epochs": len(self.epoch_ends),
             "tokens_by_source": {
@@ -182,15 +183,9 @@ class PackedDataset:
 
     def fingerprint(self) -> str:
         """A digest of the tokens and of their order: two datasets with the same digest train the same way."""
-        digest = hashlib.blake2b(digest_size=16)
-        for array in (self.samples.ids, self.samples.learn, self.samples.starts):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(
-            repr(
-                (self.seed, dataclasses.replace(self.config, sources=(), num_workers=0, base_model_dir=None))
-            ).encode()
-        )
-        return digest.hexdigest()
+        config = dataclasses.replace(self.config, sources=(), num_workers=0, base_model_dir=None)
+        what = repr((self.samples.digest, self.seed, config))
+        return hashlib.blake2b(what.encode(), digest_size=16).hexdigest()
 
 
 def collate(features: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -222,8 +217,11 @@ def load_samples(
     spec: SidSpec | None,
     manifest: Manifest,
     max_bad_ratio: float,
+    token_dir: Path | None = None,
 ) -> Samples:
     """Read and tokenize what ``config`` names, check it against the model, and note it all in ``manifest``.
+
+    ``token_dir``: where the tokens go; None keeps them in memory.
 
     Raises `InputError` for a shard that is missing or cut short, an itemic token that the model does not hold, an
     ``itemic_id_range`` that is not the model's, more than ``max_bad_ratio`` bad rows, or nothing left to train on.
@@ -247,6 +245,7 @@ def load_samples(
         config.sample_limit,
         config.num_workers,
         model_dir,
+        token_dir,
     )
     kept = np.bincount(samples.shard, minlength=len(shards))
     for shard, count in zip(shards, kept, strict=True):

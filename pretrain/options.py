@@ -39,6 +39,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--max_length", type=int, help="replaces the config's max_length: tokens of a packed row")
     add("--num_epochs", type=int, help="replaces the config's num_epochs")
     add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
+    add(
+        "--token_dir",
+        help="folder, seen by every process, for the tokenized data: memory does not grow with the data, one process "
+        "tokenizes for all; without it each keeps all tokens in memory",
+    )
     add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
     # schedule
     add("--learning_rate", type=float, default=2e-4, help="peak learning rate")

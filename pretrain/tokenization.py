@@ -1,14 +1,15 @@
-"""Shards to token ids: rows are rendered, tokenized once and kept flat; bad rows are counted by reason."""
+"""Shards to token ids: rows are rendered and tokenized once; bad rows are counted by reason."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import multiprocessing
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,38 +22,11 @@ from onerec.parquet import iter_batches
 from onerec.records import check_record, parse_messages, parse_segments
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
+from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
 
 COLUMNS = ("uuid", "source", "metadata")
 TOO_LONG = "longer than max_sample_length"
 NOTHING_LEARNT = "no learnt token"
-
-
-@dataclasses.dataclass
-class Samples:
-    """Tokenized samples, flat: sample ``i`` is ``ids[starts[i]:starts[i + 1]]``.
-
-    ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
-    ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
-    ``left_out`` rows that the config excludes, both by reason.
-    """
-
-    ids: np.ndarray
-    learn: np.ndarray
-    starts: np.ndarray
-    source: np.ndarray
-    shard: np.ndarray
-    source_names: list[str]
-    rows: int
-    bad: Counter[str]
-    left_out: Counter[str]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of every sample, int64 [n]."""
-        return np.diff(self.starts)
 
 
 class FastTokenizer:
@@ -130,7 +104,7 @@ def _tokenizer(job: Job) -> FastTokenizer:
     return PieceTokenizer(job.tokenizer_dir, foreign)
 
 
-def _tokenize_shard(job: Job) -> dict[str, Any]:
+def _tokenize_shard(job: Job) -> Part:
     tokenizer = _tokenizer(job)
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
@@ -152,7 +126,15 @@ def _tokenize_shard(job: Job) -> dict[str, Any]:
             ids.append(np.array(sample_ids, dtype=np.int32))
             learn.append(np.array(mask, dtype=bool))
             sources.append(row["source"])
-    return {"ids": ids, "learn": learn, "sources": sources, "rows": rows, "bad": bad, "left_out": left_out}
+    return Part(
+        np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        np.concatenate(learn) if learn else np.zeros(0, bool),
+        np.array([len(sample) for sample in ids], dtype=np.int64),
+        sources,
+        rows,
+        bad,
+        left_out,
+    )
 
 
 def _foreign_error(job: Job, token: str) -> InputError:
@@ -191,8 +173,9 @@ def tokenize_shards(
     sample_limit: int,
     num_workers: int = 0,
     model_dir: str | Path | None = None,
+    token_dir: str | Path | None = None,
 ) -> Samples:
-    """Tokenize every row of ``shards``. The result does not depend on ``num_workers``.
+    """Tokenize every row of ``shards``. The result does not depend on ``num_workers`` or ``token_dir``.
 
     Raises `InputError` for a shard that cannot be read and for an itemic token that ``spec`` does not have.
     """
@@ -208,32 +191,37 @@ def tokenize_shards(
         )
         for shard in shards
     ]
+    if token_dir is None:
+        return collect(_parts(jobs, num_workers), Memory())
+    return TokenFolder(Path(token_dir) / _key(jobs)).samples(lambda: _parts(jobs, num_workers))
+
+
+def _key(jobs: Sequence[Job]) -> str:
+    """A name for the tokens of ``jobs``: from the shards' paths, sizes and times, the tokenizer and the settings."""
+    what: list[Any] = [dataclasses.replace(jobs[0], shard=Path(), model_dir="")]
+    for job in jobs:
+        try:
+            state = job.shard.stat()
+        except OSError:
+            raise InputError(job.shard, "no such file", "the shards that the dataset config names") from None
+        what.append((str(job.shard.resolve()), state.st_size, state.st_mtime_ns))
+    what.append((Path(jobs[0].tokenizer_dir) / "tokenizer.json").read_bytes())
+    return hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
+
+
+def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:
+    """The shards' samples, in order."""
     num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
-    if num_workers > 1:
-        # Workers load neither torch nor transformers, so that starting them afresh is cheap (and safe beside threads).
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-            parts = list(progress(pool.map(_tokenize_shard, jobs), "tokenize", len(jobs), "shard"))
-    else:
-        parts = [_tokenize_shard(job) for job in progress(jobs, "tokenize", unit="shard")]
-    return _join(parts)
-
-
-def _join(parts: list[dict[str, Any]]) -> Samples:
-    ids = [sample for part in parts for sample in part["ids"]]
-    learn = [sample for part in parts for sample in part["learn"]]
-    sources = [source for part in parts for source in part["sources"]]
-    names = sorted(set(sources))
-    number = {name: i for i, name in enumerate(names)}
-    lengths = np.array([len(sample) for sample in ids], dtype=np.int64)
-    return Samples(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        learn=np.concatenate(learn) if learn else np.zeros(0, bool),
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        source=np.array([number[source] for source in sources], dtype=np.int16),
-        shard=np.repeat(np.arange(len(parts)), [len(part["ids"]) for part in parts]).astype(np.int32),
-        source_names=names,
-        rows=sum(part["rows"] for part in parts),
-        bad=sum((part["bad"] for part in parts), Counter()),
-        left_out=sum((part["left_out"] for part in parts), Counter()),
-    )
+    if num_workers <= 1:
+        yield from map(_tokenize_shard, progress(jobs, "tokenize", unit="shard"))
+        return
+    # Workers load neither torch nor transformers, so that starting them afresh is cheap (and safe beside threads).
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        waiting: deque[concurrent.futures.Future[Part]] = deque()
+        for job in progress(jobs, "tokenize", unit="shard"):
+            waiting.append(pool.submit(_tokenize_shard, job))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     model_config, spec = read_config(model_dir), read_sid_spec(model_dir)
     rows = itemic_rows(args, spec, model_config)
     resume = find_resume(args, output_dir)
-    samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio)
+    samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
     longest, context = int(samples.lengths.max()), model_config.get("max_position_embeddings")
     if context and longest > context:
         raise InputError(
@@ -155,7 +155,9 @@ def validation_rows(
         config, sources=tuple(args.eval_sources), num_epochs=1, shuffle_seed=0, source_weights=()
     )
     manifest = Manifest("validation", args)
-    samples = load_samples(config, config_path, Path(args.model_dir), spec, manifest, args.max_bad_ratio)
+    samples = load_samples(
+        config, config_path, Path(args.model_dir), spec, manifest, args.max_bad_ratio, args.token_dir
+    )
     rows = PackedDataset(samples, config, 0)
     if args.eval_rows > 0:
         del rows.rows[args.eval_rows :]

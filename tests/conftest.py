@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,3 +39,16 @@ def toy_model(toy_spec):
         initializer_range=0.3,
     )
     return Qwen3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Path of a real data file beside the repository; the test is skipped where it is not there."""
+
+    def find(name: str) -> Path:
+        path = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+        if not path.exists():
+            pytest.skip(f"the real data file {name} is not here")
+        return path
+
+    return find

@@ -2,10 +2,11 @@
 
     python data/adapters/amazon2014.py --reviews reviews_Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir data/raw_data
     python data/adapters/amazon2014.py --sequences Beauty.txt --attributes Beauty_item2attributes.json --output_dir data/raw_data
+    python data/adapters/amazon2014.py --sequences inter.json --output_dir data/raw_data
 
 Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata (asin,
 title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a user a line:
-user id, then item ids in time order; item to attribute ids). From raw reviews, items and users are numbered by their
+user id, then item ids in time order; item to attribute ids), or the same as JSON (user to item list). From raw reviews, items and users are numbered by their
 sorted names (item_ids.parquet, user_ids.parquet), masks come from stars (longview 3 or more, like 4 or more, follow 5,
 not_interested 2 or less; forward has no counterpart), an item that a user reviewed twice counts once, at its first
 review, and ties of time go by item number. Sequence files carry no stars, so there are no masks. The last item of a user is the test target, the
@@ -152,17 +153,17 @@ def from_sequences(
     """The same of the sequence files; numbers are the files' own."""
     users: dict[int, list[Event]] = {}
     bad = total = 0
-    for line in read_lines(args.sequences):
+    for user, items in read_sequences(args.sequences):
         total += 1
         try:
-            uid, *items = map(int, line.split())
-        except ValueError:
+            uid, pids = int(user), [int(item) for item in items]
+        except (TypeError, ValueError):
             bad += 1
             continue
         if uid in users:
             bad += 1
             continue
-        users[uid] = [(item, math.nan) for item in items]
+        users[uid] = [(pid, math.nan) for pid in pids]
     manifest.input(args.sequences, total)
     manifest.drop("line is not a user of its own and items", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
@@ -173,11 +174,20 @@ def from_sequences(
     return users, catalogue, {}
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
+def read_sequences(path: Path) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """(user, items in time order) of a sequence file: a JSON object of lists, or a user a line."""
+    if path.suffix == ".json":
+        value = read_json(path)
+        if not isinstance(value, dict) or not all(isinstance(items, list) for items in value.values()):
+            raise InputError(path, "is not a JSON object of lists", '{"user id": [item ids in time order]}')
+        yield from value.items()
+        return
     if not path.is_file():
         raise InputError(path, "no such file", "a sequence file: user id, then item ids, a user a line")
-    return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip():
+            user, *items = line.split()
+            yield user, items
 
 
 def release_row(
@@ -199,7 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--reviews", type=Path, help="raw 5-core reviews, JSON lines, gz or not")
     parser.add_argument("--metadata", type=Path, help="raw metadata, gz or not (titles, brands, categories)")
-    parser.add_argument("--sequences", type=Path, help="sequence file: user id, then item ids, a user a line")
+    parser.add_argument(
+        "--sequences",
+        type=Path,
+        help="sequence file: user id, then item ids, a user a line; or JSON, user to item list",
+    )
     parser.add_argument("--attributes", type=Path, help="JSON of item id to attribute ids")
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_argument(

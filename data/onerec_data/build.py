@@ -39,11 +39,15 @@ SEQUENCES = "train_sequences"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to make of users: training records of ``tasks``, and benchmark rows of ``bench`` (name to task)."""
+    """What to make of users: training records of ``tasks``, and benchmark rows of ``bench`` (name to task).
+
+    ``test_split`` is the split whose rows the benchmark asks about: 1, or 2 for validation.
+    """
 
     tasks: tuple[Task, ...]
     bench: dict[str, Task]
     all_splits: bool = False
+    test_split: int = TEST_SPLIT
 
     @property
     def builders(self) -> list[Task]:
@@ -77,7 +81,7 @@ def build_users(data: pa.RecordBatch, plan: Plan, context: Context) -> Built:
             kept = samples if plan.all_splits else [s for s in samples if batch.split[s.row] == TRAIN_SPLIT]
             built.tables[task.name] = records_table(task, kept)
         if bench:
-            tests = [s for s in samples if batch.split[s.row] == TEST_SPLIT]
+            tests = [s for s in samples if batch.split[s.row] == plan.test_split]
             built.tables[f"bench/{bench}"] = bench_table(bench, task, tests)
             if bench in REC_TASKS:
                 sequences += [(bench, s) for s in samples if batch.split[s.row] == TRAIN_SPLIT]

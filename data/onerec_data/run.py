@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.onerec_data import bench
+from data.onerec_data.batch import TEST_SPLIT
 from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items
 from data.onerec_data.context import load_context
 from data.onerec_data.layout import Layout, load_layout
@@ -54,7 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 class Run:
     """One run over the inputs: what is made, and the counters that end in the manifest."""
 
-    def __init__(self, tasks: Sequence[Task], args: argparse.Namespace, benchmark: bool = False) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        args: argparse.Namespace,
+        benchmark: bool = False,
+        test_split: int = TEST_SPLIT,
+    ) -> None:
         self.args, self.tasks = args, list(tasks)
         self.manifest = Manifest("onerec_data", args)
         self.layout: Layout = load_layout(args.layout)
@@ -67,7 +74,7 @@ class Run:
             if benchmark
             else []
         )
-        self.plan = make_plan(user_tasks, names, args.all_splits)
+        self.plan = make_plan(user_tasks, names, args.all_splits, test_split)
         self.benchmark = benchmark
         self._check_arguments()
         tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
@@ -230,18 +237,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--also", nargs="*", default=[], metavar="TASK", help="these beside the default ones")
     parser.add_argument("--skip", nargs="*", default=[], metavar="TASK", help="these not")
     parser.add_argument(
-        "--benchmark", type=int, default=1, help="1: also the benchmark's files from the split=1 rows"
+        "--benchmark", type=int, default=1, help="1: also the benchmark's files from the test rows"
+    )
+    parser.add_argument(
+        "--benchmark_split",
+        type=int,
+        default=TEST_SPLIT,
+        help="the split that the benchmark's files ask about: 1 test, 2 validation",
     )
     parser.add_argument(
         "--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks"
     )
     args = parser.parse_args(argv)
+    if args.benchmark_split < TEST_SPLIT:
+        raise InputError(
+            "--benchmark_split", f"{args.benchmark_split} is no split of test rows", "1, or 2 for validation"
+        )
     for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:
             raise InputError("--tasks", f"{name} is not a task", f"one of {', '.join(TASKS)}")
     chosen = default_tasks(args) if args.tasks is None else [TASKS[name] for name in args.tasks]
     chosen = list(dict.fromkeys([*chosen, *(TASKS[name] for name in args.also)]))
-    report(Run(chosen, args, bool(args.benchmark))(), args.output_dir)
+    report(Run(chosen, args, bool(args.benchmark), args.benchmark_split)(), args.output_dir)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ cd "$(dirname "$0")"
 : "${SEED:=42}"
 : "${WORKERS:=1}"
 : "${RUN_BENCHMARK:=1}"
+# Whose targets the benchmark asks for: 1 test, 2 validation (leave-one-out adapters make both).
+: "${BENCHMARK_SPLIT:=1}"
 
 skip=() also=()
 for task in pretrain_video_rec pretrain_user_profile pretrain_item_understand sft_video_rec sft_interactive_rec \
@@ -34,4 +36,4 @@ heldout=()
 set -x
 "$PYTHON" run.py --input "$INPUT_METADATA" --pid2sid "$PID2SID_MAPPING" "${product[@]}" \
   --caption "$CAPTION_INPUT" --output_dir "$OUTPUT_BASE_DIR" --layout "$LAYOUT" --seed "$SEED" --workers "$WORKERS" \
-  --benchmark "$RUN_BENCHMARK" "${heldout[@]}" ${skip[@]+--skip "${skip[@]}"} ${also[@]+--also "${also[@]}"}
+  --benchmark "$RUN_BENCHMARK" --benchmark_split "$BENCHMARK_SPLIT" "${heldout[@]}" ${skip[@]+--skip "${skip[@]}"} ${also[@]+--also "${also[@]}"}

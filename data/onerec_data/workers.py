@@ -27,7 +27,7 @@ def build_all(
         for data in batches:
             yield build_users(data, plan, context)
         return
-    names = ([task.name for task in plan.tasks], list(plan.bench), plan.all_splits)
+    names = ([task.name for task in plan.tasks], list(plan.bench), plan.all_splits, plan.test_split)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(names, tables)
     ) as pool:
@@ -43,7 +43,7 @@ def build_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _start(names: tuple[list[str], list[str], bool], tables: tuple) -> None:
+def _start(names: tuple[list[str], list[str], bool, int], tables: tuple) -> None:
     # One thread a process: the processes are the parallelism.
     pa.set_cpu_count(1)
     _state["plan"], _state["context"] = make_plan(*names), load_context(*tables)
@@ -53,11 +53,14 @@ def _build(data: pa.RecordBatch) -> Built:
     return build_users(data, _state["plan"], _state["context"])
 
 
-def make_plan(tasks: Iterable[str], bench: Iterable[str], all_splits: bool) -> Plan:
+def make_plan(tasks: Iterable[str], bench: Iterable[str], all_splits: bool, test_split: int) -> Plan:
     """A plan from names (tasks hold functions, which do not travel between processes)."""
     from data.onerec_data.build import SFT_TASK
     from data.onerec_data.registry import TASKS
 
     return Plan(
-        tuple(TASKS[name] for name in tasks), {name: TASKS[SFT_TASK[name]] for name in bench}, all_splits
+        tuple(TASKS[name] for name in tasks),
+        {name: TASKS[SFT_TASK[name]] for name in bench},
+        all_splits,
+        test_split,
     )

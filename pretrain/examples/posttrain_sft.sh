@@ -4,6 +4,7 @@
 set -euo pipefail
 : "${MODEL_DIR:=output/stg2/hf}"
 : "${OUTPUT_DIR:=output/sft}"
+: "${TOKEN_DIR=$OUTPUT_DIR/tokens}" # empty: each process keeps the tokens in memory
 : "${DATASET_CONFIG:=examples/dataset_config/sft.json}"
 : "${LEARNING_RATE:=2e-4}"
 : "${MIN_LR:=1e-4}"

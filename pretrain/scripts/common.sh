@@ -29,6 +29,7 @@ launch() {
 
 # train_flags: the variables that every training script shares, as flags of train.py, in the array FLAGS.
 #   SOURCES MAX_LENGTH NUM_EPOCHS   replace what the dataset config says (SOURCES with commas between paths)
+#   TOKEN_DIR   folder, seen by every process, for the tokenized data (none: each process keeps them in memory)
 #   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one   (1)
 train_flags() {
@@ -43,6 +44,7 @@ train_flags() {
     IFS=',' read -r -a list <<< "$SOURCES"
     FLAGS+=(--sources "${list[@]}")
   fi
+  if [[ -n "${TOKEN_DIR:-}" ]]; then FLAGS+=(--token_dir "$TOKEN_DIR"); fi
   if [[ -n "${MAX_LENGTH:-}" ]]; then FLAGS+=(--max_length "$MAX_LENGTH"); fi
   if [[ -n "${NUM_EPOCHS:-}" ]]; then FLAGS+=(--num_epochs "$NUM_EPOCHS"); fi
   if [[ -z "${ENABLE_GRADIENT_CHECKPOINTING:-}" ]]; then

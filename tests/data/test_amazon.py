@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +15,6 @@ from data.cooccurrence import pair_counts
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from tokenizer.embed_items import main as embed
-
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "amazon2014"
 
 
 def release(folder):
@@ -140,15 +137,25 @@ def test_flags_that_make_no_split_are_one_line(sequences, more, match):
         amazon([*sequences, *more])
 
 
-def test_beauty_has_the_numbers_that_the_papers_state(tmp_path, capsys):
-    if not REAL.is_dir():
-        pytest.skip("the Amazon 2014 sequence files are not here")
+def test_sequences_as_json(sequences, tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"1": [5, 6, 7, 8], "3": [7, 5, 6, 8, 9]}))
+    amazon([*sequences, "--max_bad_ratio", "0.3"])
+    lines = release(tmp_path / "out")
+    amazon(["--sequences", str(tmp_path / "s.json"), "--output_dir", str(tmp_path / "json")])
+    assert release(tmp_path / "json") == lines
+    (tmp_path / "s.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match="is not a JSON object of lists"):
+        amazon(["--sequences", str(tmp_path / "s.json"), "--output_dir", str(tmp_path / "json")])
+
+
+def test_beauty_has_the_numbers_that_the_papers_state(tmp_path, capsys, shared_data):
+    real = shared_data("amazon2014")
     amazon(
         [
             "--sequences",
-            str(REAL / "Beauty.txt"),
+            str(real / "Beauty.txt"),
             "--attributes",
-            str(REAL / "Beauty_item2attributes.json"),
+            str(real / "Beauty_item2attributes.json"),
             "--output_dir",
             str(tmp_path),
         ]

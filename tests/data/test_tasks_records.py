@@ -142,6 +142,18 @@ def test_the_benchmark_holds_the_test_users_without_their_answers(release):
     assert {row["uid"] for row in sequences} == {1, 2}
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_benchmark_can_ask_for_the_validation_targets(release, workers):
+    release.write([user(1), user(1, split=1, target_video_pid=[3, 2]), user(1, split=2)])
+    flags = ("--tasks", "--benchmark_split", "2", "--workers", workers)
+    main(release.argv(*flags))
+    rows = pq.read_table(release.output / "benchmark_data" / "video" / "video_test.parquet").to_pylist()
+    assert [json.loads(row["metadata"])["answer_pid"] for row in rows] == [[4, 5]]
+    assert not list(release.output.glob("sft_*")), "no task was asked for"
+    with pytest.raises(InputError, match="0 is no split of test rows"):
+        main(release.argv("--benchmark_split", "0"))
+
+
 def test_masks_of_another_length_are_bad_and_past_the_ratio_the_run_fails(release):
     broken = user(2, hist_video_longview=[1])
     release.write([user(1), broken])

@@ -19,10 +19,18 @@ from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
 
 
-def load(world: Path, path: Path, max_bad_ratio: float = 0.01, model: str = "base_itemic", **overrides):
+def load(
+    world: Path,
+    path: Path,
+    max_bad_ratio: float = 0.01,
+    model: str = "base_itemic",
+    token_dir: Path | None = None,
+    **overrides,
+):
     config = load_config(path, **overrides)
     manifest = Manifest("test")
-    samples = load_samples(config, path, world / model, read_sid_spec(world / model), manifest, max_bad_ratio)
+    spec = read_sid_spec(world / model)
+    samples = load_samples(config, path, world / model, spec, manifest, max_bad_ratio, token_dir)
     return config, samples, manifest
 
 
@@ -292,3 +300,28 @@ def test_source_weights_that_cannot_be_meant_are_refused(world, tmp_path, weight
     with pytest.raises(InputError, match=says):
         main(["--model_dir", str(world / "base_itemic"), "--output_dir", str(tmp_path / "o"), "--dataset_config", str(tmp_path / "config.json")])  # fmt: skip
     assert not (tmp_path / "o").exists()
+
+
+def test_tokens_in_a_folder_are_those_in_memory_and_made_once(config_file, world, tmp_path, monkeypatch):
+    path = config_file()
+    _, memory, before = load(world, path)
+    _, files, after = load(world, path, token_dir=tmp_path)
+    for name in ("ids", "learn", "starts", "source", "shard"):
+        assert np.array_equal(getattr(memory, name), getattr(files, name)), name
+    assert (
+        isinstance(files.ids, np.memmap) and files.digest == memory.digest and files.learnt == memory.learnt
+    )
+    assert before.dropped == after.dropped and before.inputs == after.inputs
+
+    def never(job):
+        raise AssertionError(f"{job.shard} was tokenized again")
+
+    monkeypatch.setattr("pretrain.tokenization._tokenize_shard", never)
+    monkeypatch.setenv("RANK", "1")
+    assert load(world, path, token_dir=tmp_path)[1].digest == memory.digest, (
+        "another process maps the same files"
+    )
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(AssertionError, match="tokenized again"):
+        load(world, path, token_dir=tmp_path, only_assistant_loss=False)
+    assert len(list(tmp_path.iterdir())) == 1, "other settings are other tokens, and a failed run leaves none"

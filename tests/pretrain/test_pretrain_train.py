@@ -297,7 +297,8 @@ def test_two_processes_train_as_one_that_accumulates(world, tmp_path):
         str(script),
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *argv(world, two)], env=env, capture_output=True, text=True)
+    flags = [*argv(world, two), "--token_dir", str(tmp_path / "tokens")]
+    done = subprocess.run([*launcher, *flags], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for a, b in zip(curve(one), curve(two), strict=True):
         assert a == pytest.approx(b, rel=1e-5)

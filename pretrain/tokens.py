@@ -1,0 +1,179 @@
+"""Tokenized samples, in memory or in files that all processes of a run map.
+
+In a folder memory does not grow with the data, one process tokenizes for all, and a run that goes on tokenizes nothing again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from onerec.run import atomic_path, get_logger, read_json, write_json
+
+log = get_logger("train")
+
+
+@dataclasses.dataclass
+class Samples:
+    """Tokenized samples, flat: sample ``i`` is ``ids[starts[i]:starts[i + 1]]``.
+
+    ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
+    ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
+    ``left_out`` rows that the config excludes, both by reason. ``learnt`` counts the learnt tokens; ``digest`` is one of
+    all tokens, what is learnt of them, and the samples' lengths.
+    """
+
+    ids: np.ndarray
+    learn: np.ndarray
+    starts: np.ndarray
+    source: np.ndarray
+    shard: np.ndarray
+    source_names: list[str]
+    rows: int
+    bad: Counter[str]
+    left_out: Counter[str]
+    learnt: int
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sample, int64 [n]."""
+        return np.diff(self.starts)
+
+
+@dataclasses.dataclass
+class Part:
+    """The samples of one shard: ``ids`` int32 and ``learn`` bool [tokens], ``lengths`` int64 and ``sources`` [n]."""
+
+    ids: np.ndarray
+    learn: np.ndarray
+    lengths: np.ndarray
+    sources: list[str]
+    rows: int
+    bad: Counter[str]
+    left_out: Counter[str]
+
+
+class Memory:
+    """Tokens in memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, part: Part) -> None:
+        """Append a shard's tokens."""
+        self._parts.append((part.ids, part.learn))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, learn), all of them."""
+        empty = (np.zeros(0, np.int32), np.zeros(0, bool))
+        return tuple(np.concatenate(arrays) for arrays in zip(empty, *self._parts, strict=True))
+
+
+class Files:
+    """Tokens in two flat files of a folder."""
+
+    NAMES = (("ids.bin", np.int32), ("learn.bin", bool))
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, part: Part) -> None:
+        """Append a shard's tokens."""
+        for (name, _), array in zip(self.NAMES, (part.ids, part.learn), strict=True):
+            with open(self._folder / name, "ab") as file:
+                array.tofile(file)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, learn), mapped: what is read comes from the disk, and the system shares it between processes."""
+
+        def mapped(name: str, kind: type) -> np.ndarray:
+            path = self._folder / name
+            if not path.exists() or not path.stat().st_size:
+                return np.zeros(0, kind)
+            return np.memmap(path, kind, "r")
+
+        return tuple(mapped(name, kind) for name, kind in self.NAMES)
+
+
+def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
+    """All shards' samples, their tokens held by ``tokens``."""
+    digest = hashlib.blake2b(digest_size=16)
+    lengths, sources, counts = [np.zeros(0, np.int64)], [], []
+    rows = learnt = 0
+    bad: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    for part in parts:
+        tokens.add(part)
+        for array in (part.ids, part.learn, part.lengths):
+            digest.update(array.tobytes())
+        lengths.append(part.lengths)
+        sources += part.sources
+        counts.append(len(part.lengths))
+        rows, learnt = rows + part.rows, learnt + int(part.learn.sum())
+        bad, left_out = bad + part.bad, left_out + part.left_out
+    names = sorted(set(sources))
+    number = {name: i for i, name in enumerate(names)}
+    ids, learn = tokens.arrays()
+    return Samples(
+        ids=ids,
+        learn=learn,
+        starts=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+        source=np.array([number[source] for source in sources], dtype=np.int16),
+        shard=np.repeat(np.arange(len(counts)), counts).astype(np.int32),
+        source_names=names,
+        rows=rows,
+        bad=bad,
+        left_out=left_out,
+        learnt=learnt,
+        digest=digest.hexdigest(),
+    )
+
+
+class TokenFolder:
+    """The tokens of a run in the folder ``path``, whose name is to follow from all that they depend on.
+
+    The run's first process (RANK 0) makes them, the others wait; every process must see the folder.
+    """
+
+    ARRAYS = ("starts", "source", "shard")
+    FACTS = ("source_names", "rows", "bad", "left_out", "learnt", "digest")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def samples(self, make: Callable[[], Iterator[Part]]) -> Samples:
+        """Make the tokens, or wait for them, and map them; tokens that are there are not made again."""
+        if os.environ.get("RANK", "0") != "0":
+            self._wait()
+        elif not self.path.is_dir():
+            with atomic_path(self.path) as temporary:
+                temporary.mkdir(parents=True)
+                samples = collect(make(), Files(temporary))
+                np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
+                write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
+        facts = read_json(self.path / "samples.json")
+        facts |= {name: Counter(facts[name]) for name in ("bad", "left_out")}
+        ids, learn = Files(self.path).arrays()
+        with np.load(self.path / "samples.npz") as arrays:
+            return Samples(ids=ids, learn=learn, **{name: arrays[name] for name in self.ARRAYS}, **facts)
+
+    def _wait(self) -> None:
+        began = said = time.monotonic()
+        while not self.path.is_dir():
+            time.sleep(0.2)
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                log.warning(
+                    f"waiting for {self.path}, {said - began:.0f} s; every process must see this folder"
+                )

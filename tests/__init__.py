@@ -1,0 +1,1 @@
+"""A package, so that `tests.…` means these tests: verl's wheel installs a top-level package of the same name."""

@@ -1,0 +1,117 @@
+"""SIDs that somebody else made, into the tables that the other stages read.
+
+    python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256
+    python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256 --n_layers 3
+
+Reads a JSON object of item id to codes, as published beside several papers: ``{"7": [220, 123, 2, 149]}``. Codes may also be
+token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first layers (the last one of
+such files often only numbers the items of a SID; resolve_collisions.py has other ways). Writes pid (int64) and codes
+(list<int32>), and sid_spec.json and a manifest beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from onerec.errors import InputError, cli
+from onerec.files import PID2SID
+from onerec.parquet import write_table
+from onerec.run import Manifest, read_json
+from onerec.sid import SidSpec
+from tokenizer.infer_res_kmeans import SCHEMA, sid_keys
+
+_TOKEN = re.compile(r"<[^<>]*?_(\d+)>")
+
+
+def to_code(value: Any) -> int:
+    """A code given as a number or as a token; raises ValueError where it is neither."""
+    if isinstance(value, str):
+        match = _TOKEN.fullmatch(value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a code")
+        return int(match[1])
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} is not a code")
+    return value
+
+
+def read_codes(
+    path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pids int64 [n] ascending, codes int32 [n, layers]); what does not fit ``spec`` is dropped and counted."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not value:
+        raise InputError(path, "is not a JSON object with items", '{"item id": [codes]}')
+    found: dict[int, list[int]] = {}
+    for name, codes in value.items():
+        try:
+            pid, row = int(name), [to_code(code) for code in codes[: spec.n_layers]]
+        except (TypeError, ValueError):
+            manifest.drop("no whole number as item id, or no codes")
+            continue
+        if spec.check(row):
+            short = len(row) != spec.n_layers
+            manifest.drop("too few codes" if short else "a code outside its codebook")
+        elif pid in found:
+            manifest.drop("item id stands twice")
+        else:
+            found[pid] = row
+    manifest.input(path, len(value))
+    manifest.check_bad_ratio(path, len(value) - len(found), len(value), max_bad_ratio)
+    pids = np.array(sorted(found), np.int64)
+    return pids, np.array([found[pid] for pid in pids.tolist()], np.int32)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--codes", type=Path, required=True, help="JSON object: item id to codes")
+    parser.add_argument(
+        "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
+    )
+    parser.add_argument("--codebook_size", type=int, required=True, help="codes of a layer")
+    parser.add_argument("--n_layers", type=int, default=3, help="layers to keep, the first ones")
+    parser.add_argument(
+        "--collision",
+        default="none",
+        choices=("none", "extra_layer"),
+        help="what the file's last layer that is kept does: extra_layer where it numbers the items of a SID",
+    )
+    parser.add_argument(
+        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+    )
+    args = parser.parse_args(argv)
+    try:
+        spec = SidSpec((args.codebook_size,) * args.n_layers, collision=args.collision)
+    except ValueError as error:
+        raise InputError("--codebook_size, --n_layers", str(error), "3 layers of 256 codes, say") from None
+    manifest = Manifest("import_codes", args)
+    pids, codes = read_codes(args.codes, spec, manifest, args.max_bad_ratio)
+    if not len(pids):
+        raise InputError(args.codes, f"has no usable item ({manifest.dropped_text()})", "at least one")
+    output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.arange(len(codes) + 1, dtype=np.int32) * spec.n_layers), pa.array(codes.ravel())
+    )
+    write_table(output, pa.Table.from_arrays([pa.array(pids), lists], schema=SCHEMA))
+    spec.save(output.parent)
+    distinct = len(np.unique(sid_keys(codes, spec)))
+    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / len(pids), 6)}
+    manifest.output(output, len(pids))
+    manifest.write(output.parent, f"{output.stem}.manifest.json")
+    print(
+        f"took {len(pids):,} items into {output}: {distinct:,} distinct SIDs, collision rate "
+        f"{1 - distinct / len(pids):.2%}; {manifest.dropped_text()}"
+    )
+
+
+if __name__ == "__main__":
+    cli(main)()
