@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.journal import open_journal
 from benchmarks.metrics import auc, bits_per_byte, mean_by_name, ranking_metrics, weighted_user_auc
+from benchmarks.model import add_model_arguments, open_model
 from benchmarks.results import Metrics, save_metrics
 from benchmarks.tasks import GENERAL, TASKS, BenchTask, available_tasks, load_examples, load_spec
 from onerec.catalog import ItemIndex
@@ -55,20 +57,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--exclude_seen", action="store_true", help="never recommend the items of the history"
     )
-    parser.add_argument("--token_budget", type=int, default=16384, help="tokens of a padded batch")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    add_model_arguments(parser)
     return parser.parse_args(argv)
 
 
 class Evaluation:
     """One run over the tasks: the model, the data and what is written."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        from benchmarks.model import BenchModel
-
+    def __init__(self, args: argparse.Namespace, tasks: Sequence[str]) -> None:
         self.args, self.folder = args, args.output_dir / f"results_{args.result_name}"
         self.thinking = args.enable_thinking == "true"
-        self.model = BenchModel(args.model_path, args.device, args.token_budget)
+        self.journal = open_journal(args, self.folder, tasks)
+        self.model = open_model(args, self.journal)
         self.manifest = Manifest("evaluate", args)
         self._indexes: dict[str, ItemIndex] = {}
         self._popularity: dict[str, dict[int, int]] | None = None
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     config = {key: str(value) for key, value in vars(args).items()}
     print("config:", json.dumps(config, ensure_ascii=False), flush=True)
-    evaluation = Evaluation(args)
+    evaluation = Evaluation(args, tasks)
     metrics: Metrics = {}
     for name in tasks:
         start = time.monotonic()
@@ -248,7 +248,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     evaluation.manifest.drop("prompt cut to the context", evaluation.model.truncated)
     save_metrics(evaluation.folder, args.result_name, metrics, evaluation.manifest, config)
-    print(f"\nresult {args.result_name}")
+    evaluation.journal.finish()
+    print(f"\n{evaluation.model.speed_line()}\nresult {args.result_name}")
     for name in tasks:
         print(f"  {headline(name, metrics[name])}")
     print(

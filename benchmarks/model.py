@@ -1,47 +1,89 @@
-"""A checkpoint under test, and what the benchmark asks of it: rank items, weigh two answers, answer, score text."""
+"""A checkpoint under test, and what the benchmark asks of it: rank items, weigh two answers, answer, score text.
+
+`BenchModel` owns tokens, thinking and what is kept on disk as it comes (`benchmarks.journal`); a backend runs the model.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from benchmarks.backends import BACKENDS, Excluded, Finished, Sampling, open_backend
+from benchmarks.journal import Journal, work_keys
+from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
-from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE, prompt_text
-from onerec.decode import Hypothesis, batches_by_length, decode_items
+from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE
+from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.run import progress
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.sid import SidSpec
 
-_SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END))
+T = TypeVar("T")
+MERGES = ("logsumexp", "max")
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+    """How the model thinks before it answers: how many thoughts a prompt, how they are sampled, how their items are merged.
+
+    ``logsumexp``: an item's score is the log of the mean of its probabilities after each thought, an estimate of its probability
+    whatever was thought; ``max``: the best of its scores.
+    """
+
+    thoughts: int = 1
+    sampling: Sampling = Sampling()  # noqa: RUF009 (frozen)
+    merge: str = "logsumexp"
+
+
+class Thoughts(list):
+    """A prompt with its first thought behind it; ``others`` is the prompt with each further thought."""
+
+    def __init__(self, variants: Sequence[list[int]]) -> None:
+        super().__init__(variants[0])
+        self.others = list(variants[1:])
 
 
 class BenchModel:
-    """A Hugging Face causal language model with its tokenizer and, where it has SIDs, its `SidSpec`."""
+    """A causal language model with its tokenizer and, where it has SIDs, its `SidSpec`."""
 
-    def __init__(self, path: Path, device: str = "auto", token_budget: int = 16384) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(
+        self,
+        path: Path,
+        device: str = "auto",
+        token_budget: int = 16384,
+        backend: str = "hf",
+        journal: Journal | None = None,
+        thinking: Thinking | None = None,
+        normalize: str = "vocabulary",
+        tensor_parallel: int = 1,
+        data_parallel: int = 1,
+    ) -> None:
+        from transformers import AutoTokenizer
 
-        if not (path / "config.json").exists():
-            raise InputError(
-                path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
-            )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.path, self.journal, self.normalize = path, journal, normalize
+        self.thinking = thinking or Thinking()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-            .to(device)
-            .eval()
-        )
         self.spec = SidSpec.load(path) if (path / SID_SPEC).exists() else None
-        self.path, self.device, self.token_budget = path, device, token_budget
-        self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
-        self.truncated = 0
+        self.backend_name = backend
+        self.backend = open_backend(
+            backend, path, self.tokenizer, device=device, token_budget=token_budget,
+            tensor_parallel=tensor_parallel, data_parallel=data_parallel,
+        )  # fmt: skip
+        self.context = self.backend.context
+        self.prompts = Prompts(self.tokenizer, self.context, self.spec)
+        self.start, self.model_seconds = time.monotonic(), 0.0
+
+    @property
+    def truncated(self) -> int:
+        """Prompts that were cut to the context so far."""
+        return self.prompts.truncated
 
     def check_spec(self, data: SidSpec, data_dir: Path) -> SidSpec:
         """The checkpoint's SIDs, when they are those of the data; raises `InputError` otherwise."""
@@ -57,13 +99,20 @@ class BenchModel:
                 f"has codebooks {self.spec.codebook_sizes}",
                 f"those of {data_dir}: {data.codebook_sizes}",
             )
-        rows = self.model.get_input_embeddings().weight.shape[0]
-        if (
-            self.tokenizer.convert_tokens_to_ids(self.spec.tokens[0]) != self.spec.first_id
-            or self.spec.end_id >= rows
-        ):
+        ids = self.tokenizer.convert_tokens_to_ids(self.spec.tokens)
+        first = self.spec.id_range[0]
+        wrong = next((i for i, token in enumerate(ids) if token != first + i), None)
+        if wrong is not None:
             raise InputError(
-                self.path, f"its tokenizer and its {SID_SPEC} disagree", "expand its vocabulary again"
+                self.path,
+                f"its tokenizer has {self.spec.tokens[wrong]} at {ids[wrong]}, its {SID_SPEC} at {first + wrong}",
+                "expand its vocabulary again",
+            )
+        if self.spec.end_id >= self.backend.rows:
+            raise InputError(
+                self.path,
+                f"its vocabulary has {self.backend.rows} rows and its SIDs end at {self.spec.end_id}",
+                "expand its vocabulary again",
             )
         return self.spec
 
@@ -71,20 +120,7 @@ class BenchModel:
         self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int
     ) -> list[list[int]]:
         """Token ids of the prompts, each leaving ``room`` tokens of context; too long ones lose their oldest items."""
-        texts = [prompt_text(messages, thinking) for messages in conversations]
-        coded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        limit = self.context - room
-        for i, ids in enumerate(coded):
-            if len(ids) > limit:
-                coded[i] = self._truncate(texts[i], len(ids) - limit, limit)
-                self.truncated += 1
-        return coded
-
-    def _truncate(self, text: str, excess: int, limit: int) -> list[int]:
-        tokens_per_item = 2 + (self.spec.n_layers if self.spec else 0)
-        text = _SID.sub("", text, count=-(-excess // tokens_per_item))
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids[-limit:]
+        return self.prompts.encode(conversations, thinking, room)
 
     def rank_items(
         self,
@@ -92,108 +128,239 @@ class BenchModel:
         index: ItemIndex,
         num_beams: int,
         label: str,
-        exclude: Sequence[Collection[tuple[int, ...]]] | None = None,
+        exclude: Excluded = None,
     ) -> list[list[Hypothesis]]:
-        """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
-        results: list[list[Hypothesis]] = [[] for _ in prompts]
-        assert self.spec is not None
-        lengths = [len(prompt) + num_beams * (self.spec.n_layers - 1) for prompt in prompts]
-        batches = list(batches_by_length(lengths, self.token_budget))
-        for batch in progress(batches, label, len(prompts), "sample", size=len):
-            chosen = [prompts[i] for i in batch]
-            banned = None if exclude is None else [exclude[i] for i in batch]
-            decoded = decode_items(self.model, chosen, index, self.spec, num_beams, 1 << 60, banned)
-            for i, hypotheses in zip(batch, decoded, strict=True):
-                results[i] = hypotheses
-        return results
+        """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``.
 
-    def think(self, prompts: Sequence[list[int]], max_tokens: int, label: str) -> list[list[int]]:
-        """Prompts with the model's own thinking behind them, closed where it did not close itself, ready for items."""
+        Prompts with several thoughts (`Thoughts`) are ranked once a thought and merged by score.
+        """
+        assert self.spec is not None
+        spec = self.spec
+        variants, owner = _spread(prompts)
+        banned = None if exclude is None else [exclude[i] for i in owner]
+        settings = {"kind": "rank", "beams": num_beams, "normalize": self.normalize, "sids": index.digest}
+        seen = [[] for _ in variants] if banned is None else [sorted(map(tuple, sids)) for sids in banned]
+        keyed = [
+            [*prompt, -1, *(code for sid in sids for code in sid)]
+            for prompt, sids in zip(variants, seen, strict=True)
+        ]
+        ranked = self._run(
+            label,
+            settings,
+            keyed,
+            lambda done: self.backend.rank(variants, index, spec, num_beams, banned, self.normalize, done),
+            pack=lambda found: [[list(h.codes), h.logprob] for h in found],
+            unpack=lambda value: [
+                Hypothesis(tuple(codes), score, tuple(index.pids_of(tuple(codes)))) for codes, score in value
+            ],
+        )
+        groups: list[list[list[Hypothesis]]] = [[] for _ in prompts]
+        for i, hypotheses in zip(owner, ranked, strict=True):
+            groups[i].append(hypotheses)
+        return [
+            found[0] if len(found) == 1 else merge_thoughts(found, self.thinking.merge, num_beams)
+            for found in groups
+        ]
+
+    def think(self, prompts: Sequence[list[int]], max_tokens: int, label: str) -> list[Thoughts]:
+        """Prompts with the model's own thinking behind them, closed where it did not close itself, ready for the answer.
+
+        The first stage of two: it ends at ``</think>`` or after ``max_tokens``; items or text follow in the second.
+        """
         close = self.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
-        tail = self.tokenizer("\n\n", add_special_tokens=False)["input_ids"]
-        empty = self.tokenizer(EMPTY_THINK, add_special_tokens=False)["input_ids"]
-        thoughts = self.generate(prompts, max_tokens, [close], label)
-        finished = []
-        for prompt, thought in zip(prompts, thoughts, strict=True):
-            closed = thought if thought and thought[-1] == close else [*thought, close]
-            finished.append([*prompt, *(closed + tail if thought else empty)])
-        return finished
+        end = self.tokenizer.convert_tokens_to_ids(IM_END)
+        newline, tail, empty = (
+            self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in ("\n", "\n\n", EMPTY_THINK)
+        )
+        variants: list[list[list[int]]] = [[] for _ in prompts]
+        for stream in range(self.thinking.thoughts):
+            sampling = dataclasses.replace(self.thinking.sampling, stream=stream)
+            name = label if stream == 0 else f"{label} {stream + 1}"
+            for i, thought in enumerate(self.generate(prompts, max_tokens, [close], name, sampling)):
+                if thought and thought[-1] == end:
+                    thought = thought[:-1]
+                if thought and thought[-1] != close:
+                    thought = [*thought, *newline, close]
+                variants[i].append([*prompts[i], *([*thought, *tail] if thought else empty)])
+        return [Thoughts(several) for several in variants]
 
     def generate(
-        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[int], label: str
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stop: Sequence[int],
+        label: str,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Greedy continuations of the prompts, up to and with a ``stop`` token."""
-        import torch
-
-        pad = self.tokenizer.pad_token_id
-        ends = {*stop, self.tokenizer.convert_tokens_to_ids(IM_END)}
-        results: list[list[int]] = [[] for _ in prompts]
-        batches = list(batches_by_length([len(prompt) + max_tokens for prompt in prompts], self.token_budget))
-        for batch in progress(batches, label, len(prompts), "sample", size=len):
-            width = max(len(prompts[i]) for i in batch)
-            ids = torch.full((len(batch), width), pad)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[row, width - len(prompts[i]) :] = 1
-            with torch.inference_mode():
-                out = self.model.generate(
-                    ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=max_tokens,
-                    do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad,
-                )  # fmt: skip
-            for row, i in enumerate(batch):
-                new = out[row, width:].tolist()
-                end = next((j for j, token in enumerate(new) if token in ends), len(new) - 1)
-                results[i] = new[: end + 1]
-        return results
+        """Continuations of the prompts, up to and with a ``stop`` token or the end of the turn; greedy by default."""
+        sampling = sampling or Sampling()
+        ends = sorted({*stop, self.tokenizer.convert_tokens_to_ids(IM_END)})
+        settings = {"kind": "generate", "max": max_tokens, "stop": ends, **dataclasses.asdict(sampling)}
+        return self._run(
+            label, settings, prompts, lambda done: self.backend.generate(prompts, max_tokens, ends, sampling, done)
+        )  # fmt: skip
 
     def answer_logprobs(
         self, prompts: Sequence[list[int]], answers: Sequence[str], label: str
     ) -> list[list[float]]:
-        """Log-probability of each of ``answers`` after every prompt, [n_prompts][n_answers]."""
+        """Log-probability of each of ``answers`` after every prompt, [n_prompts][n_answers].
+
+        After several thoughts: the log of the mean probability (or the best, as `Thinking` says).
+        """
+        variants, owner = _spread(prompts)
         coded = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         if all(len(ids) == 1 for ids in coded):
-            rows = self._logprobs(prompts, [[ids[0] for ids in coded]] * len(prompts), label)
-            return [row[0] for row in rows]
-        results = [[] for _ in prompts]
-        for ids in coded:
-            whole = [[*prompt, *ids] for prompt in prompts]
-            for result, total in zip(
-                results, self.text_logprobs(whole, label, [len(ids)] * len(whole)), strict=True
-            ):
-                result.append(total)
-        return results
+            tokens = [ids[0] for ids in coded]
+            rows = self._run(
+                label, {"kind": "next", "tokens": tokens}, variants,
+                lambda done: self.backend.next_logprobs(variants, tokens, done),
+            )  # fmt: skip
+        else:
+            rows = [[] for _ in variants]
+            for ids in coded:
+                whole = [[*prompt, *ids] for prompt in variants]
+                for row, total in zip(
+                    rows, self.text_logprobs(whole, label, [len(ids)] * len(whole)), strict=True
+                ):
+                    row.append(total)
+        groups: list[list[list[float]]] = [[] for _ in prompts]
+        for i, row in zip(owner, rows, strict=True):
+            groups[i].append(row)
+        return [
+            [_merged(values, len(several), self.thinking.merge) for values in zip(*several, strict=True)]
+            for several in groups
+        ]
 
     def text_logprobs(
         self, texts: Sequence[list[int]], label: str, last: Sequence[int] | None = None
     ) -> list[float]:
         """Sum of the log-probabilities of the ``last`` tokens of each text (all but the first by default)."""
         counts = last or [len(ids) - 1 for ids in texts]
-        targets = [[[token] for token in ids[len(ids) - n :]] for ids, n in zip(texts, counts, strict=True)]
-        rows = self._logprobs([ids[:-1] for ids in texts], targets, label, several=True)
-        return [sum(value[0] for value in row) for row in rows]
+        keyed = [[count, *ids] for count, ids in zip(counts, texts, strict=True)]
+        return self._run(
+            label, {"kind": "tail"}, keyed, lambda done: self.backend.tail_logprobs(texts, counts, done)
+        )
 
-    def _logprobs(
-        self, inputs: Sequence[list[int]], targets: Sequence[Any], label: str, several: bool = False
-    ) -> list[list[list[float]]]:
-        """Log-probabilities after the last positions of each input: [n][positions][targets of the position]."""
-        import torch
+    def speed_line(self) -> str:
+        """How much of the time since the model was loaded was the backend's: the model and its item search."""
+        total = max(time.monotonic() - self.start, 1e-9)
+        share = self.model_seconds / total
+        return f"time: {total:.1f} s, {self.model_seconds:.1f} s ({share:.1%}) of it in the model"
 
-        wanted = [list(t) if several else [t] for t in targets]
-        results: list[list[list[float]]] = [[] for _ in inputs]
-        head = self.model.get_output_embeddings().weight
-        batches = list(batches_by_length([len(ids) for ids in inputs], self.token_budget))
-        for batch in progress(batches, label, len(inputs), "sample", size=len):
-            width = max(len(inputs[i]) for i in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.int64)
-            for row, i in enumerate(batch):
-                ids[row, : len(inputs[i])] = torch.tensor(inputs[i])
-            with torch.inference_mode():
-                # Right padding under the causal mask: no real position sees it, so no mask is needed.
-                hidden = self.model.model(input_ids=ids.to(self.device), use_cache=False).last_hidden_state
-                for row, i in enumerate(batch):
-                    end, n = len(inputs[i]), len(wanted[i])
-                    logprobs = (hidden[row, end - n : end] @ head.T).float().log_softmax(-1).cpu()
-                    index = torch.tensor(wanted[i])
-                    results[i] = logprobs.gather(1, index).tolist()
+    def _run(
+        self,
+        label: str,
+        settings: dict[str, Any],
+        prompts: Sequence[Sequence[int]],
+        call: Callable[[AbstractSet[int]], Finished[T]],
+        pack: Callable[[T], Any] = lambda value: value,
+        unpack: Callable[[Any], T] = lambda value: value,
+    ) -> list[T]:
+        """One phase: what the journal knows, and from the backend what it does not, written batch by batch."""
+        results: list[Any] = [None] * len(prompts)
+        if self.journal is None:
+            for batch in progress(self._timed(call(frozenset())), label, len(prompts), "sample", size=len):
+                for i, value in batch:
+                    results[i] = value
+            return results
+        keys = work_keys({**settings, "backend": self.backend_name}, prompts)
+        phase = self.journal.phase(label)
+        try:
+            done = {i for i, key in enumerate(keys) if key in phase.known}
+            for i in done:
+                results[i] = unpack(phase.known[keys[i]])
+            name = f"{label} (after {len(done):,} done before)" if done else label
+            left = len(prompts) - len(done)
+            for batch in progress(self._timed(call(done)), name, left, "sample", size=len):
+                phase.write((keys[i], pack(value)) for i, value in batch)
+                for i, value in batch:
+                    results[i] = value
+        finally:
+            phase.close()
         return results
+
+    def _timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Pass ``batches`` through; the time that each takes to come is the model's."""
+        while True:
+            start = time.monotonic()
+            batch = next(batches, None)
+            self.model_seconds += time.monotonic() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def _spread(prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """Every thought of every prompt, and the prompt that each belongs to."""
+    variants, owner = [], []
+    for i, prompt in enumerate(prompts):
+        several = [prompt, *getattr(prompt, "others", [])]
+        variants += several
+        owner += [i] * len(several)
+    return variants, owner
+
+
+def _merged(scores: Sequence[float], thoughts: int, merge: str) -> float:
+    """One score of an item (or answer) from those it has after some of ``thoughts`` thoughts."""
+    top = max(scores)
+    if merge == "max" or thoughts == 1:
+        return top
+    return top + math.log(sum(math.exp(score - top) for score in scores) / thoughts)
+
+
+def merge_thoughts(found: Sequence[Sequence[Hypothesis]], merge: str, keep: int) -> list[Hypothesis]:
+    """The hypotheses after each thought as one ranking of at most ``keep``, best first, equal scores by SID.
+
+    A SID that a thought's beams did not reach counts with probability 0 there.
+    """
+    scores: dict[tuple[int, ...], list[float]] = {}
+    pids = {}
+    for hypotheses in found:
+        for h in hypotheses:
+            scores.setdefault(h.codes, []).append(h.logprob)
+            pids[h.codes] = h.pids
+    merged = [
+        Hypothesis(codes, _merged(several, len(found), merge), pids[codes])
+        for codes, several in scores.items()
+    ]
+    return sorted(merged, key=lambda h: (-h.logprob, h.codes))[:keep]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of how the model is run; `open_model` reads them."""
+    add = parser.add_argument
+    add("--backend", choices=BACKENDS, default="hf", help="what runs the model: hf (any device) or vllm")
+    add("--device", default="auto", help="hf: cpu, cuda or auto")
+    add("--token_budget", type=int, default=16384, help="hf: tokens of a padded batch")
+    add("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one copy of the model")
+    add("--data_parallel", type=int, default=1, help="vllm: copies of the model, run by Ray (0: all GPUs)")
+    add("--normalize", choices=NORMALIZE, default=NORMALIZE[0], help="item scores: softmax over what")
+    add("--thoughts", type=int, default=1, help="thoughts a prompt, their items merged by score")
+    add("--thinking_temperature", type=float, default=0.0, help="of the thoughts (0: greedy)")
+    add(
+        "--thinking_top_p",
+        type=float,
+        default=1.0,
+        help="thoughts are sampled from this share of likely tokens",
+    )
+    add("--thinking_seed", type=int, default=0, help="of the thoughts")
+    add("--merge", choices=MERGES, default=MERGES[0], help="score of an item after several thoughts")
+    add("--overwrite", action="store_true", help="throw away what a results folder of another model holds")  # fmt: skip
+
+
+def open_model(args: argparse.Namespace, journal: Journal | None) -> BenchModel:
+    """The model that the flags describe; raises `InputError` where they contradict each other."""
+    if args.thoughts < 1:
+        raise InputError("--thoughts", f"is {args.thoughts}", "at least 1")
+    if args.thoughts > 1 and args.thinking_temperature <= 0:
+        raise InputError(
+            "--thoughts", f"{args.thoughts} greedy thoughts are all the same", "set --thinking_temperature, as 0.6"
+        )  # fmt: skip
+    if not 0 < args.thinking_top_p <= 1:
+        raise InputError("--thinking_top_p", f"is {args.thinking_top_p}", "above 0 and at most 1")
+    sampling = Sampling(args.thinking_temperature, args.thinking_top_p, args.thinking_seed)
+    return BenchModel(
+        args.model_path, args.device, args.token_budget, args.backend, journal,
+        Thinking(args.thoughts, sampling, args.merge), args.normalize, args.tensor_parallel, args.data_parallel,
+    )  # fmt: skip

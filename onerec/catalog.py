@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -106,6 +107,11 @@ class ItemIndex:
     def pids_at(self, row: int) -> list[int]:
         """The items that row ``row`` of ``sids`` names, most popular first."""
         return self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What tells one set of SIDs from another: 16 hexadecimal digits of its SHA-256."""
+        return hashlib.sha256(np.ascontiguousarray(self.sids, dtype=np.int32).tobytes()).hexdigest()[:16]
 
     @functools.cached_property
     def first_leaf(self) -> list[np.ndarray]:

@@ -103,7 +103,7 @@ class _Search:
     ) -> None:
         self.model, self.index, self.width, self.normalize = model, index, width, normalize
         self.levels = _trie(index, model.device)
-        self.dead = _dead_nodes(index, banned) if banned is not None and any(map(len, banned)) else None
+        self.dead = dead_nodes(index, banned) if banned is not None and any(map(len, banned)) else None
 
     def run(self, rows: Sequence[Sequence[int]]) -> list[list[Hypothesis]]:
         """The hypotheses of every prompt of ``rows`` (token ids, the begin token last)."""
@@ -224,7 +224,7 @@ def _trie(index: ItemIndex, device: Any) -> list[tuple[torch.Tensor, torch.Tenso
     return known[str(device)]
 
 
-def _dead_nodes(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> list[np.ndarray]:
+def dead_nodes(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> list[np.ndarray]:
     """For every level the nodes without a SID left, as sorted keys prompt · n_nodes + node."""
     rows = [sorted({leaf for sid in sids if (leaf := index.row_of(sid)) is not None}) for sids in banned]
     prompts = np.repeat(np.arange(len(rows)), [len(row) for row in rows])

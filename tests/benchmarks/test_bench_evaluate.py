@@ -137,7 +137,7 @@ def test_answer_probabilities_equal_a_direct_computation(checkpoint):
         for answer, value in zip(("是", "a"), row, strict=True):
             ids = model.tokenizer(answer)["input_ids"]
             with torch.inference_mode():
-                logprobs = model.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+                logprobs = model.backend.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
             expected = sum(logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids))
             assert value == pytest.approx(expected, abs=1e-4)
 

@@ -1,0 +1,109 @@
+"""What runs the model under test: `hf` (Hugging Face, any device) or `vllm`, behind one interface.
+
+A backend's methods take all prompts of a phase and yield finished batches, lists of (index of the prompt, value), so that results can
+be kept as they come. ``done`` holds indices whose value is known: a batch is left out only when all of it is known, so
+that a resumed run computes the same batches, and gets the same values, as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from onerec.catalog import ItemIndex
+from onerec.decode import Hypothesis
+from onerec.errors import InputError
+from onerec.sid import SidSpec
+
+T = TypeVar("T")
+Finished = Iterator[list[tuple[int, T]]]
+Excluded = Sequence[Collection[tuple[int, ...]]] | None
+BACKENDS = ("hf", "vllm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: greedily at temperature 0, else from the ``top_p`` most likely at that temperature.
+
+    The draws of a prompt depend on ``seed``, ``stream`` (which of several samples of the prompt) and the prompt's own tokens, not
+    on what shares its batch.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stream: int = 0
+
+    def key(self, prompt: Sequence[int]) -> int:
+        """128 bits that the prompt's draws come from."""
+        head = f"{self.seed} {self.stream} ".encode()
+        return int.from_bytes(
+            hashlib.sha256(head + np.asarray(prompt, np.int64).tobytes()).digest()[:16], "big"
+        )
+
+
+class Backend(Protocol):
+    """A loaded model. ``context``: tokens of its longest sequence; ``rows``: rows of its vocabulary."""
+
+    context: int
+    rows: int
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stop: Collection[int],
+        sampling: Sampling,
+        done: AbstractSet[int] = frozenset(),
+    ) -> Finished[list[int]]:
+        """Continuations of at most ``max_tokens`` tokens, up to and with a ``stop`` token."""
+
+    def rank(
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        spec: SidSpec,
+        num_beams: int,
+        exclude: Excluded = None,
+        normalize: str = "vocabulary",
+        done: AbstractSet[int] = frozenset(),
+    ) -> Finished[list[Hypothesis]]:
+        """The best SIDs of the catalogue, as `onerec.decode.decode_items` has them."""
+
+    def next_logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+    ) -> Finished[list[float]]:
+        """Log-probability of each of ``tokens`` right after every prompt."""
+
+    def tail_logprobs(
+        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
+    ) -> Finished[float]:
+        """Sum of the log-probabilities of each text's ``last`` tokens (fewer than it has) given those before."""
+
+
+def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backend:
+    """The backend of a name: ``device``, ``token_budget`` of hf; ``tensor_parallel``, ``data_parallel`` of vllm.
+
+    Raises `InputError` where vLLM is asked for and not installed.
+    """
+    if name == "hf":
+        from benchmarks.backends.hf import HfBackend
+
+        return HfBackend(path, tokenizer, options["device"], options["token_budget"])
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--backend vllm",
+            f"vLLM cannot be imported ({error})",
+            "install it (scripts/install.sh), or --backend hf",
+        ) from None
+    from benchmarks.backends.vllm import VllmBackend
+
+    return VllmBackend(path, options["tensor_parallel"], options["data_parallel"])

@@ -1,0 +1,243 @@
+"""The vLLM backend: continuous batching, tensor parallel, and data parallel by Ray; on a CPU with a CPU build of vLLM.
+
+Items are decoded level by level: one request a beam for one token, its children in the trie as the only ones that can follow
+(`benchmarks.backends.vllm_logits`); the prompt's keys and values come from vLLM's prefix cache. Scores are those of
+`onerec.decode`, up to the rounding of vLLM's kernels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.backends import Excluded, Finished, Sampling
+from onerec.catalog import ItemIndex
+from onerec.decode import Hypothesis, dead_nodes
+from onerec.errors import InputError
+from onerec.run import read_json
+from onerec.sid import SidSpec
+
+T = TypeVar("T")
+# Prompts handed to an engine at a time: what is written at once, and lost when a run is killed.
+_BATCH = 256
+_PROCESSOR = "benchmarks.backends.vllm_logits:TrieLogits"
+# KV cache of a CPU engine where the environment does not say (GiB); vLLM would take 40 % of the memory, whatever is free.
+_CPU_CACHE_GIB = "1"
+
+
+class Engine:
+    """One copy of the model in one vLLM engine, in this process or in a Ray actor."""
+
+    def __init__(self, path: str, tensor_parallel: int = 1) -> None:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        import torch
+        from vllm import LLM
+
+        gpu = torch.cuda.is_available()
+        self.llm = LLM(
+            model=path, skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
+            dtype="bfloat16" if gpu else "float32", enforce_eager=not gpu, max_logprobs=-1,
+            logprobs_mode="processed_logprobs", logits_processors=[_PROCESSOR], disable_log_stats=True,
+        )  # fmt: skip
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[int], sampling: Sampling
+    ) -> list[list[int]]:
+        """Continuations, up to and with a stop token."""
+        asked = [
+            {"max_tokens": max_tokens, "stop_token_ids": list(stop), "temperature": sampling.temperature,
+             "top_p": sampling.top_p, "seed": sampling.key(prompt) % (1 << 31)}
+            for prompt in prompts
+        ]  # fmt: skip
+        return [list(out.outputs[0].token_ids) for out in self._ask(prompts, asked)]
+
+    def next_logprobs(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
+        """Log-probabilities of ``tokens`` after every prompt."""
+        distinct = list(dict.fromkeys(tokens))
+        asked = [{"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": distinct}] * len(prompts)
+        found = [out.outputs[0].logprobs[0] for out in self._ask(prompts, asked)]
+        return [[row[token].logprob for token in tokens] for row in found]
+
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int]) -> list[float]:
+        """Sums of the log-probabilities of the texts' last tokens."""
+        # vLLM always generates a token, for which the longest text leaves no room: its last token is scored as that one.
+        asked = [
+            {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "logprob_token_ids": [text[-1]]}
+            for text in texts
+        ]
+        sums = []
+        for text, count, out in zip(texts, last, self._ask([t[:-1] for t in texts], asked), strict=True):
+            total = out.outputs[0].logprobs[0][text[-1]].logprob
+            first = len(text) - count
+            rows = out.prompt_logprobs[first:]
+            sums.append(total + sum(row[t].logprob for row, t in zip(rows, text[first:-1], strict=True)))
+        return sums
+
+    def rank(
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        spec: SidSpec,
+        num_beams: int,
+        exclude: Excluded,
+        normalize: str,
+    ) -> list[list[tuple[float, int]]]:
+        """For every prompt (log-probability, row of the catalogue) of its hypotheses, best first."""
+        dead = dead_nodes(index, exclude) if exclude is not None and any(map(len, exclude)) else None
+        beams: list[list[tuple[float, int, list[int]]]] = [[(0.0, 0, [])] for _ in prompts]
+        for depth, level in enumerate(index.levels):
+            first, last = spec.layer_ranges[depth]
+            within = None if normalize == "vocabulary" else [first, last]
+            requests, asked, owner, nodes = [], [], [], []
+            for i, prompt in enumerate(prompts):
+                for score, node, tokens in beams[i]:
+                    children = np.arange(level.start[node], level.start[node + 1])
+                    if dead is not None:
+                        children = children[~np.isin(i * len(level.code) + children, dead[depth])]
+                    if not len(children):
+                        continue
+                    ids = (level.code[children] + first).tolist()
+                    requests.append([*prompt, spec.begin_id, *tokens])
+                    # One more than the beam keeps: the token that carries the rest may be among the most likely.
+                    asked.append(
+                        {"max_tokens": 1, "temperature": 0.0, "logprobs": min(len(ids), num_beams) + 1,
+                         "extra_args": {"children": ids, "rest": spec.begin_id, "within": within}}
+                    )  # fmt: skip
+                    owner.append((i, score, tokens))
+                    nodes.append(dict(zip(ids, children.tolist(), strict=True)))
+            grown: list[list[tuple[float, int, list[int]]]] = [[] for _ in prompts]
+            for (i, score, tokens), known, out in zip(owner, nodes, self._ask(requests, asked), strict=True):
+                for token, value in out.outputs[0].logprobs[0].items():
+                    if token in known:
+                        grown[i].append((score + value.logprob, known[token], [*tokens, token]))
+            beams = [sorted(row, key=lambda b: (-b[0], b[1]))[:num_beams] for row in grown]
+        return [[(score, node) for score, node, _ in row] for row in beams]
+
+    def _ask(self, prompts: Sequence[list[int]], asked: Sequence[dict[str, Any]]) -> list[Any]:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        if not prompts:
+            return []
+        return self.llm.generate(
+            [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts],
+            [SamplingParams(detokenize=False, **values) for values in asked],
+            use_tqdm=False,
+        )
+
+
+class VllmBackend:
+    """One engine here, or ``data_parallel`` of them as Ray actors that take batches as they are free (0: all GPUs)."""
+
+    def __init__(self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1) -> None:
+        config = read_json(path / "config.json")
+        self.context = int(config.get("max_position_embeddings", 1 << 30))
+        self.rows = int(config["vocab_size"])
+        self.engine: Engine | None = None
+        self.actors: list[Any] = []
+        if data_parallel == 1:
+            self.engine = Engine(str(path), tensor_parallel)
+            return
+        import ray
+        import torch
+
+        gpus = torch.cuda.device_count()
+        copies = data_parallel or gpus // tensor_parallel
+        if gpus and (copies < 1 or copies * tensor_parallel > gpus):
+            raise InputError(
+                "--data_parallel", f"{copies} copies of {tensor_parallel} GPUs, and there are {gpus}", "fewer"
+            )  # fmt: skip
+        if not gpus and not data_parallel:
+            raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1)(Engine)
+        self.actors = [actor.remote(str(path.resolve()), tensor_parallel) for _ in range(copies)]
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stop: Collection[int],
+        sampling: Sampling,
+        done: AbstractSet[int] = frozenset(),
+    ) -> Finished[list[int]]:
+        """See `Backend.generate`."""
+        return self._spread(
+            len(prompts), done,
+            lambda batch: ("generate", [prompts[i] for i in batch], max_tokens, sorted(stop), sampling),
+        )  # fmt: skip
+
+    def rank(
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        spec: SidSpec,
+        num_beams: int,
+        exclude: Excluded = None,
+        normalize: str = "vocabulary",
+        done: AbstractSet[int] = frozenset(),
+    ) -> Finished[list[Hypothesis]]:
+        """See `Backend.rank`."""
+        catalogue: Any = index
+        if self.actors:
+            import ray
+
+            catalogue = ray.put(index)
+        found = self._spread(
+            len(prompts), done,
+            lambda batch: ("rank", [prompts[i] for i in batch], catalogue, spec, num_beams,
+                           exclude and [exclude[i] for i in batch], normalize),
+        )  # fmt: skip
+        for batch in found:
+            yield [
+                (i, [Hypothesis(tuple(map(int, index.sids[row])), score, tuple(index.pids_at(row))) for score, row in rows])
+                for i, rows in batch
+            ]  # fmt: skip
+
+    def next_logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+    ) -> Finished[list[float]]:
+        """See `Backend.next_logprobs`."""
+        return self._spread(
+            len(prompts), done, lambda batch: ("next_logprobs", [prompts[i] for i in batch], list(tokens))
+        )
+
+    def tail_logprobs(
+        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
+    ) -> Finished[float]:
+        """See `Backend.tail_logprobs`."""
+        return self._spread(
+            len(texts), done,
+            lambda batch: ("tail_logprobs", [texts[i] for i in batch], [last[i] for i in batch]),
+        )  # fmt: skip
+
+    def _spread(
+        self, n: int, done: AbstractSet[int], call: Callable[[list[int]], tuple[Any, ...]]
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """Batches of prompts through the engines; each is yielded when it is finished."""
+        batches = [list(range(at, min(at + _BATCH, n))) for at in range(0, n, _BATCH)]
+        batches = [batch for batch in batches if not done.issuperset(batch)]
+        if self.engine is not None:
+            for batch in batches:
+                name, *arguments = call(batch)
+                yield list(zip(batch, getattr(self.engine, name)(*arguments), strict=True))
+            return
+        import ray
+
+        waiting, running = list(reversed(batches)), {}
+        idle = list(self.actors)
+        while waiting or running:
+            while waiting and idle:
+                batch, actor = waiting.pop(), idle.pop()
+                name, *arguments = call(batch)
+                running[getattr(actor, name).remote(*arguments)] = (batch, actor)
+            [ready], _ = ray.wait(list(running))
+            batch, actor = running.pop(ready)
+            idle.append(actor)
+            yield list(zip(batch, ray.get(ready), strict=True))

@@ -1,0 +1,157 @@
+"""What makes a killed evaluation go on: results are written as they come and found again by their content.
+
+    results_<name>/run.json               which model and which data the folder is of
+    results_<name>/progress/<phase>.jsonl  one line a prompt, {"key": …, "value": …}, gone when the metrics are written
+
+A key is a hash of the prompt's tokens and of every setting that its result depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onerec.errors import InputError
+from onerec.files import test_file
+from onerec.run import read_json, write_json
+
+RUN, PROGRESS = "run.json", "progress"
+_SAMPLE = 1 << 16
+
+
+def file_digest(path: Path, whole: bool = True) -> str:
+    """SHA-256 of a file, 16 hexadecimal digits; else of its size, first and last 64 KiB (weights of many GB)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if whole:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        else:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(str(size).encode() + file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def model_digest(path: Path) -> str:
+    """What tells one checkpoint folder from another, wherever it lies: its configuration and weights."""
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    parts = [f"{file.name} {file_digest(file, whole=False)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def open_journal(args: Any, folder: Path, tasks: Sequence[str]) -> Journal:
+    """The journal of evaluate.py's flags for ``tasks``, whose test files are those of the data."""
+    if not (args.model_path / "config.json").exists():
+        raise InputError(
+            args.model_path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
+        )
+    files = {name: args.data_dir / test_file(name) for name in tasks}
+    data = {name: file_digest(path) for name, path in files.items() if path.exists()}
+    version = getattr(args, "data_version", "") or ""
+    return Journal(folder, model_digest(args.model_path), data, version, args.overwrite)
+
+
+def work_keys(settings: dict[str, Any], prompts: Iterable[Sequence[Any]]) -> list[str]:
+    """A key a prompt (token ids, or a list of such): what was asked, of what, and how."""
+    head = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    keys = []
+    for prompt in prompts:
+        digest = head.copy()
+        digest.update(np.asarray(prompt, dtype=np.int64).tobytes())
+        keys.append(digest.hexdigest()[:32])
+    return keys
+
+
+class Journal:
+    """The results folder of a run that may be stopped at any moment."""
+
+    def __init__(
+        self, folder: Path, model: str, data: dict[str, str], data_version: str = "", overwrite: bool = False
+    ) -> None:
+        """``model``: `model_digest`; ``data``: a digest a test file. Raises `InputError` where the folder is of others.
+
+        With ``overwrite`` what is there is thrown away when the first phase opens.
+        """
+        self.folder, self.overwrite = folder, overwrite
+        self.identity = {"model": model, "data_version": data_version, "data": data}
+        if (folder / RUN).exists() and not overwrite:
+            self.identity["data"] = self._refuse_others(self.identity) | data
+        self._begun = False
+
+    def _refuse_others(self, identity: dict[str, Any]) -> dict[str, str]:
+        old, right = read_json(self.folder / RUN), "choose another --result_name, or give --overwrite"
+        data = old.get("data", {})
+        if old.get("model") != identity["model"]:
+            raise InputError(
+                self.folder, f"holds results of another model ({old.get('model')}, not {identity['model']})",
+                right,
+            )  # fmt: skip
+        for name, digest in identity["data"].items():
+            if data.get(name, digest) != digest:
+                raise InputError(self.folder, f"holds results of other data ({name} differs)", right)
+        if old.get("data_version", "") != identity["data_version"]:
+            raise InputError(
+                self.folder,
+                f"holds results of data version {old.get('data_version')!r}, not {identity['data_version']!r}",
+                right,
+            )
+        return data
+
+    def phase(self, label: str) -> Phase:
+        """The results so far of the phase ``label``, open for more."""
+        if not self._begun:  # a run that is refused before its first prompt leaves the folder as it was
+            if self.overwrite and (self.folder / RUN).exists():
+                shutil.rmtree(self.folder)
+            write_json(self.folder / RUN, self.identity)
+            self._begun = True
+        name = re.sub(r"[^\w.-]+", "_", label).strip("_")
+        return Phase(self.folder / PROGRESS / f"{name}.jsonl")
+
+    def finish(self) -> None:
+        """The run's metrics are written: its progress is not needed any more."""
+        shutil.rmtree(self.folder / PROGRESS, ignore_errors=True)
+
+
+class Phase:
+    """One file of results. A line that a kill cut off is dropped when the file is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b")  # noqa: SIM115 (closed by `close`)
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            self.known[entry["key"]] = entry["value"]
+        self._file.truncate(whole)
+
+    def write(self, entries: Iterable[tuple[str, Any]]) -> None:
+        """Append results; they are on the disk when this returns."""
+        lines = (
+            json.dumps({"key": key, "value": value}, separators=(",", ":")) + "\n" for key, value in entries
+        )
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,63 @@
+"""Conversations as token ids that fit the model's context."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from onerec.chat import IM_START, prompt_text
+from onerec.errors import InputError
+from onerec.sid import BEGIN, END, SidSpec
+
+# A SID and the separator that follows it in a list.
+_SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END) + "(?:[,，、;；] ?)?")
+_USER = f"{IM_START}user\n"
+
+
+class Prompts:
+    """Encodes conversations in one batch; ``truncated`` counts those that were too long for the context."""
+
+    def __init__(self, tokenizer: Any, context: int, spec: SidSpec | None) -> None:
+        self.tokenizer, self.context, self.spec = tokenizer, context, spec
+        self.truncated = 0
+
+    def encode(
+        self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int
+    ) -> list[list[int]]:
+        """Token ids of the prompts, each leaving ``room`` tokens of the context free.
+
+        A prompt that is too long loses its oldest items (histories run from old to new), one without SIDs the beginning of
+        its first user turn; what the system and the question say stays. Raises `InputError` where ``room`` leaves nothing.
+        """
+        limit = self.context - room
+        if limit < 1:
+            raise InputError(
+                "the model", f"has a context of {self.context} tokens, and {room} are for its answer",
+                "fewer tokens of thinking or answer",
+            )  # fmt: skip
+        texts = [prompt_text(messages, thinking) for messages in conversations]
+        coded = self._ids(texts) if texts else []
+        for i, ids in enumerate(coded):
+            if len(ids) > limit:
+                coded[i] = self._cut(texts[i], ids, limit)
+                self.truncated += 1
+        return coded
+
+    def _cut(self, text: str, ids: list[int], limit: int) -> list[int]:
+        tokens_per_item = 2 + (self.spec.n_layers if self.spec else 0)
+        while len(ids) > limit:
+            text, removed = _SID.subn("", text, count=-(-(len(ids) - limit) // tokens_per_item))
+            if not removed:
+                break
+            [ids] = self._ids([text])
+        if len(ids) <= limit:
+            return ids
+        at = text.find(_USER)
+        head = self._ids([text[: at + len(_USER)]])[0] if at >= 0 else []
+        if len(head) >= limit:
+            return ids[-limit:]
+        return [*head, *ids[len(head) - limit :]]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
