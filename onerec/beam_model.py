@@ -19,13 +19,9 @@ if TYPE_CHECKING:
     import torch
 
 _ATTENTION = "onerec_beams"
-# Attention scores held at a time: on a CPU what stays in its cache, on a GPU what keeps it busy.
-_SCORES = {"cpu": 1 << 20}
-_SCORES_GPU = 1 << 26
-# Logits held at a time, and vocabulary rows of one product.
-_LOGITS = {"cpu": 1 << 22}
-_LOGITS_GPU = 1 << 27
-_VOCAB_ROWS = 8192
+# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its cache, so that
+# the passes over a product's result cost little; on a GPU what keeps it busy.
+_BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
 
 
 class BeamModel:
@@ -47,9 +43,9 @@ class BeamModel:
             raise ValueError(
                 f"the model's vocabulary ends at {len(self.head) - 1}, the SIDs at {spec.end_id}"
             )
-        self.device, gpu = self.head.device, self.head.device.type != "cpu"
-        self.max_scores = _SCORES_GPU if gpu else _SCORES["cpu"]
-        self.max_logits = _LOGITS_GPU if gpu else _LOGITS["cpu"]
+        self.device = self.head.device
+        kind = "cpu" if self.device.type == "cpu" else "cuda"
+        self.max_scores, self.max_logits, self.vocab_rows = _BLOCKS[kind]
         self.lengths: list[int] = []
         self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys, values a layer, [B, KV, P, D]
         # Keys and values of every beam's ancestors and of itself, [B, KV, W, D] each: [layer][level].
@@ -168,13 +164,13 @@ class BeamModel:
         first, last = (0, len(self.head) - 1) if layer is None else self.spec.layer_ranges[layer]
         weight = self.head[first : last + 1]
         parts = []
-        rows = max(1, self.max_logits // min(len(weight), _VOCAB_ROWS))
+        rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
             # In float32 the shift rides along in the product; otherwise the logits are those of the model's own type.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
-            for piece in weight.split(_VOCAB_ROWS):
+            for piece in weight.split(self.vocab_rows):
                 if block.dtype == torch.float32:
                     logits = torch.addmm(-shift, block, piece.T)
                 else:
@@ -182,7 +178,7 @@ class BeamModel:
                 total += logits.exp_().sum(-1)
             result = total.log_() + shift[:, 0]
             if not torch.isfinite(result).all():  # the shift was too far off: the careful way
-                pieces = [torch.logsumexp((block @ p.T).float(), -1) for p in weight.split(_VOCAB_ROWS)]
+                pieces = [torch.logsumexp((block @ p.T).float(), -1) for p in weight.split(self.vocab_rows)]
                 result = torch.logsumexp(torch.stack(pieces), 0)
             parts.append(result)
         return torch.cat(parts)

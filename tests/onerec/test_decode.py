@@ -65,9 +65,7 @@ def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, to
 
 def test_blocks_of_rows_and_vocabulary_change_nothing(toy_model, toy_spec, index, monkeypatch):
     whole = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
-    monkeypatch.setattr(beam_model, "_LOGITS", {"cpu": 8})
-    monkeypatch.setattr(beam_model, "_SCORES", {"cpu": 8})
-    monkeypatch.setattr(beam_model, "_VOCAB_ROWS", 3)
+    monkeypatch.setitem(beam_model._BLOCKS, "cpu", (8, 8, 3))
     blocks = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
     for a, b in zip(whole, blocks, strict=True):
         assert [h.codes for h in a] == [h.codes for h in b]
