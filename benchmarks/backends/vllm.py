@@ -36,6 +36,8 @@ class Engine:
     def __init__(self, path: str, tensor_parallel: int = 1) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # vLLM's second model runner (a GPU's default for some models) takes no logits processors of others.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         import torch
         from vllm import LLM
 
@@ -60,17 +62,14 @@ class Engine:
     def next_logprobs(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
         """Log-probabilities of ``tokens`` after every prompt."""
         distinct = list(dict.fromkeys(tokens))
-        asked = [{"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": distinct}] * len(prompts)
+        asked = [_one_of(distinct, _unlike(distinct), len(distinct))] * len(prompts)
         found = [out.outputs[0].logprobs[0] for out in self._ask(prompts, asked)]
         return [[row[token].logprob for token in tokens] for row in found]
 
     def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int]) -> list[float]:
         """Sums of the log-probabilities of the texts' last tokens."""
         # vLLM always generates a token, for which the longest text leaves no room: its last token is scored as that one.
-        asked = [
-            {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "logprob_token_ids": [text[-1]]}
-            for text in texts
-        ]
+        asked = [{**_one_of([text[-1]], _unlike([text[-1]]), 1), "prompt_logprobs": 0} for text in texts]
         sums = []
         for text, count, out in zip(texts, last, self._ask([t[:-1] for t in texts], asked), strict=True):
             total = out.outputs[0].logprobs[0][text[-1]].logprob
@@ -104,11 +103,7 @@ class Engine:
                         continue
                     ids = (level.code[children] + first).tolist()
                     requests.append([*prompt, spec.begin_id, *tokens])
-                    # One more than the beam keeps: the token that carries the rest may be among the most likely.
-                    asked.append(
-                        {"max_tokens": 1, "temperature": 0.0, "logprobs": min(len(ids), num_beams) + 1,
-                         "extra_args": {"children": ids, "rest": spec.begin_id, "within": within}}
-                    )  # fmt: skip
+                    asked.append(_one_of(ids, spec.begin_id, min(len(ids), num_beams), within))
                     owner.append((i, score, tokens))
                     nodes.append(dict(zip(ids, children.tolist(), strict=True)))
             grown: list[list[tuple[float, int, list[int]]]] = [[] for _ in prompts]
@@ -130,6 +125,26 @@ class Engine:
             [SamplingParams(detokenize=False, **values) for values in asked],
             use_tqdm=False,
         )
+
+
+def _one_of(
+    tokens: Sequence[int], rest: int, best: int, within: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Sampling parameters that give the log-probabilities of the ``best`` most likely of ``tokens`` (see `TrieLogits`).
+
+    One more is asked for: ``rest``, which carries the others' mass, may be among the most likely.
+    """
+    return {
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": best + 1,
+        "extra_args": {"children": list(tokens), "rest": rest, "within": within},
+    }
+
+
+def _unlike(tokens: Sequence[int]) -> int:
+    """The smallest id that is none of ``tokens``."""
+    return next(i for i in range(len(tokens) + 1) if i not in tokens)
 
 
 class VllmBackend:
@@ -155,7 +170,7 @@ class VllmBackend:
             )  # fmt: skip
         if not gpus and not data_parallel:
             raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
         actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1)(Engine)
         self.actors = [actor.remote(str(path.resolve()), tensor_parallel) for _ in range(copies)]
 

@@ -205,3 +205,41 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
     drawn = [collected(vllm.generate(prompts, 6, [end], Sampling(1.0, 0.9, seed)), n) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert list(vllm.generate(prompts, 6, [end], Sampling(), done={0, 1, 2})) == []
+
+
+@pytest.mark.slow
+def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
+    """Two Ray actors stand for two engines: every prompt comes back once, with its own result, what is done left out."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from benchmarks.backends import vllm
+
+    class Echo:
+        def __init__(self, path, tensor_parallel):
+            self.calls = 0
+
+        def generate(self, prompts, max_tokens, stop, sampling):
+            self.calls += 1
+            return [[*prompt, max_tokens] for prompt in prompts]
+
+        def count(self):
+            return self.calls
+
+    monkeypatch.setattr(vllm, "Engine", Echo)
+    monkeypatch.setattr(vllm, "_BATCH", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        backend = vllm.VllmBackend(tiny_checkpoint, 1, 2)
+        prompts = [[i] for i in range(9)]
+        found = dict(
+            pair for batch in backend.generate(prompts, 7, [], Sampling(), {2, 3, 4}) for pair in batch
+        )
+        assert found == {
+            i: [i, 7] for i in (0, 1, 4, 5, 6, 7, 8)
+        }  # 2 and 3 are a whole batch, 4 is half of one
+        calls = ray.get([actor.count.remote() for actor in backend.actors])
+        assert sum(calls) == 4 and min(calls) >= 1
+    finally:
+        ray.shutdown()
+    with pytest.raises(InputError, match="0 means all GPUs, and there are none"):
+        vllm.VllmBackend(tiny_checkpoint, 1, 0)
