@@ -63,6 +63,7 @@ def parse_args() -> argparse.Namespace:
         help="cpu: the process' processor time, for a machine that others use too (with OMP_NUM_THREADS=1)",
     )  # fmt: skip
     parser.add_argument("--no_generate", action="store_true", help="leave out generate, which takes minutes")
+    parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, a process a side")
     parser.add_argument("--output", type=Path, default=None, help="JSON file of the figures")
     parser.add_argument("--side", default=None, help=argparse.SUPPRESS)  # one side's peak memory, in a child
     return parser.parse_args()
@@ -213,7 +214,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for vocabulary in args.vocabularies:
         figures[vocabulary] = compare(args, vocabulary)
-        memory = args.device != "cpu" or sys.platform == "linux"
+        memory = not args.no_memory and (args.device != "cpu" or sys.platform == "linux")
         bare = peak_above_model(args, vocabulary, "prefill") if memory else 0.0
         for name, row in figures[vocabulary].items():
             if memory and not name.startswith("generate"):
