@@ -212,13 +212,14 @@ def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
     """The trainer of train.py, all steps of ``dataset``."""
     from pretrain.checkpoint import read_sid_spec
     from pretrain.options import check_args, parser
+    from pretrain.sharding import Whole
     from pretrain.train import make_trainer
 
     flags = ["--model_dir", str(folder / "model"), "--output_dir", str(output), "--dataset_config", str(folder / "config.json"), "--logging_per_step", "10", "--save_checkpoint_per_step", "1000000"]  # fmt: skip
     args = parser(None).parse_args([*flags, *(["--freeze_llm"] if frozen else [])])
     check_args(args)
     spec = read_sid_spec(folder / "model")
-    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None)
+    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
 
 
 def step_seconds(trainer: Any, repeats: int) -> float:
