@@ -228,13 +228,18 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
             raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")  # fmt: skip
     else:
         return None
-    from torch.distributed.checkpoint.api import CheckpointException  # no Exception, it derives from BaseException
+    from torch.distributed.checkpoint.api import (
+        CheckpointException,  # no Exception, it derives from BaseException
+    )
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return read(folder)
-    except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each for a file cut short
+    except (
+        Exception,
+        CheckpointException,
+    ) as error:  # torch, pickle and zipfile have a type each for a file cut short
         what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(
             folder, f"has a shard that is missing or damaged ({what})", "take an older step"

@@ -117,7 +117,7 @@ def test_shards_are_merged_to_the_model_of_their_step(world, runs, name, tmp_pat
                 str(runs / f"{name}/step{step}"),
                 "--output_dir",
                 str(tmp_path / str(step)),
-            ]  # fmt: skip
+            ]
         )
     ids = torch.arange(40)[None]
     with torch.no_grad():
