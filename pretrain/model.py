@@ -233,15 +233,17 @@ def weights_of(lm: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path) -> None:
+def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path, card: str = "") -> None:
     """Write ``lm`` as a Hugging Face checkpoint, atomically; tokenizer, chat template and SIDs come from ``base_dir``.
 
-    Weights are stored in the dtype in which ``base_dir`` stores them.
+    Weights are stored in the dtype in which ``base_dir`` stores them. ``card``: text of its README.md.
     """
     base_dir = Path(base_dir)
     with atomic_path(output_dir) as temporary:
         temporary.mkdir(parents=True)
         write_hf(lm, base_dir, temporary)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_hf(lm: Any, base_dir: Path, folder: Path) -> None:

@@ -307,6 +307,7 @@ def _train(trainer: PackedTrainer, resume: Path | None) -> None:
 
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
+    from pretrain.card import model_card
     from pretrain.checkpoint import disk_errors, whole_checkpoints
     from pretrain.model import lm_of_checkpoint, save_hf
 
@@ -319,7 +320,7 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
     manifest.extra["steps"] = trainer.args.max_steps
     manifest.extra["tokens_trained"] = trainer.tokens_seen
     with disk_errors(output_dir / HF):
-        save_hf(lm, model_dir, output_dir / HF)
+        save_hf(lm, model_dir, output_dir / HF, card=model_card(trainer, manifest, model_dir))
         manifest.write(output_dir)
     log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
 

@@ -120,8 +120,11 @@ def memory_once(args: argparse.Namespace) -> None:
 # Rows to packed tokens, and training steps.
 
 
-def make_world(folder: Path, rows: int, codes: int, model_flags: list[str]) -> None:
-    """Chat records with SIDs, a tiny model whose vocabulary holds them, and a dataset config."""
+def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], wordings: int = 0) -> None:
+    """Chat records with SIDs, a tiny model whose vocabulary holds them, and a dataset config.
+
+    ``wordings``: different texts around the SIDs, as prompts from a list have; 0: a new text in every record.
+    """
     from onerec.records import chat_record, message, record_uuid, write_records
     from onerec.sid import SidSpec
     from pretrain import expand_vocab, make_tiny_qwen3
@@ -130,11 +133,16 @@ def make_world(folder: Path, rows: int, codes: int, model_flags: list[str]) -> N
     spec = SidSpec((codes,) * 3)
     spec.save(folder)
     items = [spec.text(row) for row in rng.integers(codes, size=(ITEMS, 3)).tolist()]
+
+    def text() -> str:
+        return "".join(rng.choice(WORDS, int(rng.integers(5, 40))).tolist())
+
+    texts = [text() for _ in range(wordings)]
     records = []
     for i in range(rows):
         # Popular items come more often.
         sids = [items[int(ITEMS * x * x)] for x in rng.random(int(rng.integers(10, 60)))]
-        words = "".join(rng.choice(WORDS, int(rng.integers(5, 40))).tolist())
+        words = texts[int(rng.integers(wordings))] if wordings else text()
         turns = [
             message("system", "你负责推荐。"),
             message("user", f"{words}{''.join(sids[:-5])}"),
@@ -192,7 +200,8 @@ def per_sample_loop(folder: Path) -> int:
 
 def bench_packing(args: argparse.Namespace, folder: Path) -> None:
     """Tokens a second from Parquet rows to packed rows."""
-    make_world(folder, args.rows, 64, ["--hidden_size", "64", "--num_hidden_layers", "2"])
+    small = ["--hidden_size", "64", "--num_hidden_layers", "2"]
+    make_world(folder, args.rows, 64, small, args.wordings)
     counts = {}
 
     def ours() -> None:
@@ -204,7 +213,10 @@ def bench_packing(args: argparse.Namespace, folder: Path) -> None:
 
     seconds = in_turns(args.repeats, ours=ours, plain=plain)
     rates = {name: counts[name] / seconds[name] for name in seconds}
-    print(f"{args.rows:,} conversations, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)")
+    kind = f"{args.wordings} wordings" if args.wordings else "a new text in each"
+    print(
+        f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)"
+    )
     print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample loop {rates['plain']:,.0f}; {rates['ours'] / rates['plain']:.1f} times")  # fmt: skip
 
 
@@ -308,6 +320,12 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="loss: width of the hidden states")
     parser.add_argument("--chunk", type=int, default=512, help="loss: positions whose logits exist at a time")
     parser.add_argument("--rows", type=int, default=2000, help="steps, packing: conversations")
+    parser.add_argument(
+        "--wordings",
+        type=int,
+        default=50,
+        help="packing: texts around the SIDs; 0: a new one in every record",
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps: of a round")
     parser.add_argument("--codes", type=int, default=256, help="steps: codes a layer")
     parser.add_argument("--model", default="--hidden_size 256 --num_hidden_layers 6", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
