@@ -307,7 +307,8 @@ class PackedTrainer(Trainer):
         """A step can end in weights that are no numbers after a loss that was one; they must not push out a good checkpoint."""
         bad = 0
         for parameter in self.accelerator.unwrap_model(self.model).parameters():
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            part = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 keeps its part there
+            local = part.to_local() if hasattr(part, "to_local") else part
             bad += int(parameter.requires_grad and not bool(torch.isfinite(local.sum())))
         if float(self._reduce(torch.tensor([float(bad)]))[0]):
             self._stop_at_nan("the weights after", self.state.global_step)
