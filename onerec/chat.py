@@ -8,6 +8,7 @@ turn says which is wanted (Qwen3 technical report, arXiv 2505.09388, section 4.3
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,11 @@ CHAT_TEMPLATE = """\
 {%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last_user = loop.index0 -%}{%- endif -%}{%- endfor -%}
 {%- for m in messages -%}
 {%- set text = m.content if m.content is string else m.content | map(attribute='text') | join('') -%}
+{%- if m.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+{{- '\\n<tool_response>\\n' + text + '\\n</tool_response>' -}}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
+{%- else -%}
 {{- '<|im_start|>' + m.role + '\\n' -}}
 {%- if m.role == 'assistant' -%}
 {%- set thought = m.reasoning_content if m.reasoning_content is string else '' -%}
@@ -40,7 +46,16 @@ CHAT_TEMPLATE = """\
 {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}
 {%- endif -%}
 {%- endif -%}
-{{- text + '<|im_end|>\\n' -}}
+{{- text -}}
+{%- for call in m.tool_calls or [] -%}
+{%- set call = call.function or call -%}
+{%- if text or not loop.first -%}{{- '\\n' -}}{%- endif -%}
+{{- '<tool_call>\\n{"name": "' + call.name + '", "arguments": ' -}}
+{{- call.arguments if call.arguments is string else call.arguments | tojson -}}
+{{- '}\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
@@ -91,6 +106,26 @@ def is_thinking(messages: Sequence[dict[str, Any]]) -> bool:
     return False
 
 
+def tool_calls_text(calls: Sequence[dict[str, Any]], after_text: bool) -> str:
+    """An assistant's ``tool_calls`` as Qwen3 writes them, each ``<tool_call>`` on lines of its own."""
+    texts = []
+    for call in calls:
+        call = call.get("function") or call
+        arguments = call["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        texts.append(f'<tool_call>\n{{"name": "{call["name"]}", "arguments": {arguments}}}\n</tool_call>')
+    return ("\n" if after_text and texts else "") + "\n".join(texts)
+
+
+def _tool_turn(messages: Sequence[dict[str, Any]], index: int, text: str) -> str:
+    """A tool's answer: Qwen3 puts those that follow each other into one user turn."""
+    first = index == 0 or messages[index - 1]["role"] != "tool"
+    last = index == len(messages) - 1 or messages[index + 1]["role"] != "tool"
+    begin, end = (f"{IM_START}user" if first else ""), (f"{IM_END}\n" if last else "")
+    return f"{begin}\n<tool_response>\n{text}\n</tool_response>{end}"
+
+
 def render(messages: Sequence[dict[str, Any]], add_think_pattern: bool = True) -> list[Piece]:
     """Render a whole conversation for training: prompts and headers not learnt, every assistant turn with its end learnt.
 
@@ -104,16 +139,20 @@ def render(messages: Sequence[dict[str, Any]], add_think_pattern: bool = True) -
     for index, item in enumerate(messages):
         text = message_text(item["content"])
         header = f"{IM_START}{item['role']}\n"
+        if item["role"] == "tool":
+            pieces.append(Piece(_tool_turn(messages, index, text), False))
+            continue
         if item["role"] != "assistant":
             pieces.append(Piece(f"{header}{text}{IM_END}\n", False))
             continue
         thought, answer = split_thinking(text)
         thought = item.get("reasoning_content") or thought
         answer = answer.lstrip("\n")
+        calls = tool_calls_text(item.get("tool_calls") or [], bool(answer))
         if index > last_user and (index == len(messages) - 1 or thought):
             thought_text = thought.strip("\n")
             answer = f"{THINK_OPEN}\n{thought_text}\n{THINK_CLOSE}\n\n{answer}"
-        pieces += [Piece(header, False), Piece(answer + IM_END, True), Piece("\n", False)]
+        pieces += [Piece(header, False), Piece(answer + calls + IM_END, True), Piece("\n", False)]
     return pieces
 
 

@@ -17,7 +17,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from onerec.errors import InputError
+
 PACKED_SDPA = "packed_sdpa"
+FLASH = "flash_attention_2"
 # A group may hold at most this share of padding: below it, one larger call costs less than two smaller ones.
 _PADDING = 0.25
 
@@ -34,6 +37,13 @@ class Group:
     gather: torch.Tensor
     source: torch.Tensor
     target: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The groups of a row. `torch.compile` looks into lists, and would compile anew for every length of one; not into this."""
+
+    groups: list[Group]
 
 
 def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") -> list[Group]:
@@ -63,6 +73,7 @@ def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") 
     return groups
 
 
+@torch.compiler.disable  # the groups differ from row to row; what stands around them is compiled
 def packed_sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -78,33 +89,39 @@ def packed_sdpa(
     query: [1, heads, T, D]; key, value: [1, kv_heads, T, D]. Returns ([1, T, heads, D], None).
     Raises ValueError without ``cu_seq_lens_q``: without the borders samples would see each other.
     """
-    groups = kwargs.get("packed_groups")
-    if groups is None:
+    plan = kwargs.get("packed_plan")
+    if plan is None:
         borders = kwargs.get("cu_seq_lens_q")
         if borders is None or query.shape[0] != 1:
             raise ValueError("packed_sdpa needs one packed row and cu_seq_lens_q, the borders of its samples")
-        groups = plan_groups(borders.tolist(), query.device)
+        plan = Plan(plan_groups(borders.tolist(), query.device))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     output = torch.empty_like(query)
     pieces = []
-    for group in groups:
+    for group in plan.groups:
         q, k, v = (tensor[group.gather].transpose(1, 2) for tensor in (query, key, value))
         out = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         pieces.append(out.transpose(1, 2).flatten(0, 1)[group.source])
-    target = torch.cat([group.target for group in groups])
+    target = torch.cat([group.target for group in plan.groups])
     inverse = torch.empty_like(target)
     inverse[target] = torch.arange(len(target), device=target.device)
     output = torch.cat(pieces)[inverse]
     return output[None], None
 
 
-def register() -> str:
-    """Register ``packed_sdpa`` and return the name of the best packed attention of this machine."""
+def register(choice: str = "auto") -> str:
+    """Register ``packed_sdpa`` and return the name of the attention to use; ``auto`` is the best of this machine.
+
+    Raises `InputError` where ``flash_attention_2`` is asked for and cannot run.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_SDPA, packed_sdpa)
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attention_2"
-    return PACKED_SDPA
+    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    if choice == FLASH and not flash:
+        raise InputError(
+            "--attn_implementation", f"{FLASH} needs a GPU and flash-attn", f"{PACKED_SDPA}, or auto"
+        )
+    return FLASH if flash and choice != PACKED_SDPA else PACKED_SDPA

@@ -99,7 +99,7 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
         *(path for _, path in whole_checkpoints(folder)[::-1]),
     ]
     for candidate in candidates:
-        if (candidate / WEIGHTS).is_file():
+        if (candidate / RUN).is_file():
             return candidate
     raise InputError(
         folder, "holds no whole checkpoint", "give an output_dir, its step<N>, or step<N>/global_step<N>"
@@ -125,6 +125,12 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
     before = read_json(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
+    if "world_size" in changed:
+        raise InputError(
+            checkpoint,
+            f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}",
+            "resume with as many, or begin from its weights (convert_checkpoint_to_hf.sh, then --model_dir)",
+        )
     if changed:
         key = changed[0]
         raise InputError(

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from onerec.errors import InputError, cli
+from onerec.errors import cli
 from onerec.run import Manifest, atomic_path, get_logger
 
 log = get_logger("convert")
@@ -32,10 +32,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Read the weights, put them into the base model's shape, write the directory."""
+    """Read the weights, whole or in shards, put them into the base model's shape, write the directory."""
     args = parser().parse_args(argv)
-    from pretrain.checkpoint import disk_errors, find_checkpoint, read_config, read_weights
-    from pretrain.model import write_hf
+    from pretrain.checkpoint import disk_errors, find_checkpoint, read_config
+    from pretrain.model import lm_of_checkpoint, write_hf
 
     base = Path(args.base_model_dir)
     read_config(base)
@@ -43,30 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     output = Path(args.output_dir) if args.output_dir else found / "converted"
     manifest = Manifest("convert_checkpoint_to_hf", args)
 
-    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    state = read_weights(found)
-    config = transformers.AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
-        lm = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
-    if config.tie_word_embeddings:
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if given != wanted:
-        name = min(set(given.items()) ^ set(wanted.items()))[0]
-        raise InputError(
-            found,
-            f"does not fit {base}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}",
-            "give the model that this run began from",
-        )
-    lm.load_state_dict(state, assign=True)
-    lm.tie_weights()
-    if (base / "generation_config.json").is_file():
-        lm.generation_config = transformers.GenerationConfig.from_pretrained(base)
+    lm = lm_of_checkpoint(found, base)
     with disk_errors(output), atomic_path(output) as folder:
         folder.mkdir(parents=True)
         write_hf(lm, base, folder)

@@ -18,7 +18,7 @@ from onerec.errors import InputError
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 from pretrain.dataset_config import DatasetConfig, list_shards
-from pretrain.tokenization import FastTokenizer, check_itemic_tokens, tokenize_shards
+from pretrain.tokenization import CUT, FastTokenizer, check_itemic_tokens, tokenize_shards
 from pretrain.tokens import Samples
 
 IGNORE = -100
@@ -243,6 +243,7 @@ def load_samples(
         config.only_assistant_loss,
         config.add_think_pattern,
         config.sample_limit,
+        config.cut_long_samples,
         config.num_workers,
         model_dir,
         token_dir,
@@ -250,6 +251,7 @@ def load_samples(
     kept = np.bincount(samples.shard, minlength=len(shards))
     for shard, count in zip(shards, kept, strict=True):
         manifest.input(shard, int(count))
+    manifest.extra["cut_samples"] = samples.left_out.pop(CUT, 0)
     for reason, count in sorted((samples.bad + samples.left_out).items()):
         manifest.drop(reason, count)
     manifest.check_bad_ratio(config_path, samples.bad.total(), samples.rows, max_bad_ratio)

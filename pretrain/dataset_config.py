@@ -26,7 +26,8 @@ class DatasetConfig:
 
     ``sources``: a ``file_list.json``, a folder, a Parquet file or a pattern; a list of them, or one string with commas.
     ``base_model_dir``: whose tokenizer is used; empty means the model that is trained.
-    ``max_length``: tokens of a packed row. ``max_sample_length``: longer samples are left out and counted.
+    ``max_length``: tokens of a packed row. ``max_sample_length``: longer samples are left out and counted, or, with
+    ``cut_long_samples``, cut to it and counted.
     ``cut_to_pad``: true fills a row to the last token with the beginning of a sample that does not fit whole, false
     starts a new row with it. ``full_attention``: true lets the samples of a row see each other (positions run on).
     ``num_workers``: processes that tokenize. ``local_shuffle_buffer_size``: samples held to draw the next one from.
@@ -45,6 +46,7 @@ class DatasetConfig:
     itemic_id_range: tuple[int, int] | None = None
     only_assistant_loss: bool = True
     add_think_pattern: bool = False
+    cut_long_samples: bool = False
     cut_to_pad: bool = False
     full_attention: bool = False
     local_shuffle_buffer_size: int = 81920

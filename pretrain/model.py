@@ -16,10 +16,11 @@ from torch import nn
 
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.run import atomic_path
+from onerec.run import atomic_path, read_json
 from pretrain import attention
-from pretrain.checkpoint import read_config
+from pretrain.checkpoint import RUN, model_fingerprint, read_config, read_weights
 from pretrain.loss import linear_cross_entropy
+from pretrain.sharding import read_trained
 
 IGNORE = -100
 # Files of a checkpoint directory that training does not change; they are carried along as they are.
@@ -62,17 +63,23 @@ class PackedLM(nn.Module):
     Args:
         lm: the Hugging Face model; its attention is switched to the packed one of this machine.
         itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
-        loss_chunk: positions whose logits exist at a time.
+        loss_chunk: positions whose logits exist at a time. attn: the attention, see `attention.register`.
     """
 
-    def __init__(self, lm: Any, itemic_rows: tuple[int, int] | None = None, loss_chunk: int = 4096) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        itemic_rows: tuple[int, int] | None = None,
+        loss_chunk: int = 4096,
+        attn: str = "auto",
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.loss_chunk = loss_chunk
         self.rows = None if itemic_rows is None else (itemic_rows[0], itemic_rows[1] + 1)
         self.itemic_in: nn.Parameter | None = None
         self.itemic_out: nn.Parameter | None = None
-        lm.set_attn_implementation(attention.register())
+        lm.set_attn_implementation(attention.register(attn))
         lm.config.use_cache = False
         if self.rows is not None:
             lm.requires_grad_(False)
@@ -117,7 +124,8 @@ class PackedLM(nn.Module):
             "max_length_k": max_length_k,
         }
         if self.lm.config._attn_implementation == attention.PACKED_SDPA:
-            borders["packed_groups"] = attention.plan_groups(cu_seq_lens_q.tolist(), input_ids.device)
+            groups = attention.plan_groups(cu_seq_lens_q.tolist(), input_ids.device)
+            borders["packed_plan"] = attention.Plan(groups)
         inputs = {"input_ids": input_ids} if self.rows is None else {"inputs_embeds": self._embed(input_ids)}
         hidden = self.lm.model(
             **inputs, position_ids=position_ids, use_cache=False, **borders
@@ -169,6 +177,52 @@ class PackedLM(nn.Module):
                 self.itemic_out.copy_(self.head[begin:end])
 
 
+def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
+    """Weights of a training checkpoint by Hugging Face names, whole or in shards; what it does not hold was frozen.
+
+    Raises `InputError` where the parts are not those of ``base_dir``, the model that the run began from.
+    """
+    trained = read_trained(folder)
+    if trained is None:
+        return read_weights(folder)
+    run = read_json(folder / RUN)
+    if run["trained_rows"] is None:
+        return {name.removeprefix("lm."): tensor for name, tensor in trained.items()}
+    if run["model"] != model_fingerprint(base_dir):
+        raise InputError(folder, f"does not fit {base_dir}: it began from another model", "give the model that this run began from")  # fmt: skip
+    model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            getattr(model, name).copy_(tensor)
+    return model.merge().state_dict()
+
+
+def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
+    """The LM that a training checkpoint holds, float32; raises `InputError` where it does not fit ``base_dir``."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    state = checkpoint_state(folder, base_dir)
+    config = AutoConfig.from_pretrained(base_dir)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if given != wanted:
+        name = min(set(given.items()) ^ set(wanted.items()))[0]
+        raise InputError(
+            folder,
+            f"does not fit {base_dir}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}",
+            "give the model that this run began from",
+        )
+    lm.load_state_dict(state, assign=True)
+    lm.tie_weights()
+    if (Path(base_dir) / "generation_config.json").is_file():
+        lm.generation_config = GenerationConfig.from_pretrained(base_dir)
+    return lm
+
+
 def weights_of(lm: Any) -> dict[str, torch.Tensor]:
     """An LM's weights on the CPU by Hugging Face names, a tied head left out."""
     tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
@@ -179,15 +233,17 @@ def weights_of(lm: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path) -> None:
+def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path, card: str = "") -> None:
     """Write ``lm`` as a Hugging Face checkpoint, atomically; tokenizer, chat template and SIDs come from ``base_dir``.
 
-    Weights are stored in the dtype in which ``base_dir`` stores them.
+    Weights are stored in the dtype in which ``base_dir`` stores them. ``card``: text of its README.md.
     """
     base_dir = Path(base_dir)
     with atomic_path(output_dir) as temporary:
         temporary.mkdir(parents=True)
         write_hf(lm, base_dir, temporary)
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_hf(lm: Any, base_dir: Path, folder: Path) -> None:

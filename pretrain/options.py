@@ -97,6 +97,23 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         action="store_true",
         help="recompute activations in the backward pass: less memory, a third more time",
     )
+    add(
+        "--attn_implementation",
+        choices=("auto", "packed_sdpa", "flash_attention_2"),
+        default="auto",
+        help="attention over packed rows; auto is flash_attention_2 where flash-attn and a GPU are there",
+    )
+    add("--compile", action="store_true", help="torch.compile of every layer")
+    add("--compile_backend", default="inductor", help="backend of --compile, as torch names them")
+    add("--use_liger_kernel", action="store_true", help="Liger's Triton kernels (liger-kernel, a GPU)")
+    add("--deepspeed", help="DeepSpeed config: ZeRO 1, 2 or 3 (examples/zero2.json)")
+    add("--fsdp", help="FSDP2 config (examples/fsdp2.json)")
+    add(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="arithmetic of forward and backward; auto is bf16 on a GPU that has it. Weights and optimizer are float32",
+    )
     add("--seed", type=int, default=19260817, help="seed of data order and everything random")
     # validation
     add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
@@ -111,6 +128,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         default=0.0,
         help="bf16 TFLOP/s of the device, for MFU; 0 knows the usual GPUs by name and leaves MFU out elsewhere",
     )
+    add("--report_to", choices=("none", "wandb"), default="none", help="beside the log file and TensorBoard")
     add("--logging_per_step", type=int, default=5, help="steps between two log lines")
     add(
         "--save_checkpoint_per_step",
@@ -145,6 +163,13 @@ def check_args(args: argparse.Namespace) -> None:
             "--resume_training_state",
             "is given without --resume_from",
             "say which checkpoint, or --resume_from auto",
+        )
+    sharded = args.deepspeed or args.fsdp
+    if sharded and args.freeze_llm and args.resume_from and not args.resume_training_state:
+        raise InputError(
+            "--resume_from",
+            "takes weights alone under --freeze_llm and shards, whose checkpoints leave out what is frozen",
+            "convert that checkpoint (scripts/convert_checkpoint_to_hf.sh) and give it as --model_dir",
         )
     if args.start_optimize_embedding_index >= 0 and not args.freeze_llm:
         raise InputError(

@@ -4,7 +4,7 @@
     python plan.py --sizes 0.6B 1.7B 4B 8B --device H100 --tokens 5e9 --stage full
 
 Memory is what `train.py` holds: float32 weights, their gradients and AdamW's two moments where they are trained (every GPU holds all
-of it), bf16 copies, one row's activations, one chunk of logits. Speed is the operations of `pretrain.flops` at --mfu of the device's peak; the
+of it, or its share under --shards), bf16 copies, one row's activations, one chunk of logits. Speed is the operations of `pretrain.flops` at --mfu of the device's peak; the
 default of --mfu is a goal, not a measurement. Shapes of Qwen3: their published configurations.
 """
 
@@ -28,6 +28,7 @@ QWEN3 = {
     "14B": (5120, 40, 40, 8, 17408, False),
 }
 ITEMIC = 3 * 8192 + 2
+SHARDS = ("none", "zero1", "zero2", "zero3", "fsdp2")
 VOCABULARY = 176_384  # Qwen3's 151,669 tokens and the itemic ones, in multiples of 256
 
 
@@ -49,6 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
     p.add_argument("--no_gradient_checkpointing", action="store_true")
+    p.add_argument("--shards", choices=SHARDS, default="none", help="--deepspeed or --fsdp, by its example")
     p.add_argument("--mfu", type=float, default=0.4)
     return p.parse_args(argv)
 
@@ -68,10 +70,37 @@ def weights(config: Any) -> int:
     return layer_weights(config) + tables * config.vocab_size * config.hidden_size
 
 
-def memory_gib(config: Any, length: int, chunk: int, frozen: bool, checkpointing: bool) -> dict[str, float]:
-    """GiB by what holds them: ``weights, optimizer, activations, logits``."""
+def held_bytes(config: Any, trained: int, shards: str, gpus: int) -> tuple[float, float]:
+    """Bytes a GPU of (weights, gradients and optimizer) where ``trained`` parameters learn.
+
+    Alone or under DDP: 4 + 2 (bf16 copy), 4 + 8. ZeRO in bf16: 2; gradient 2, float32 weight and moments 12. FSDP2: 4; 4 + 8. Under ZeRO-3 and
+    FSDP2 the tables and two layers stand there whole, in bf16, while they are used.
+    """
+    count = weights(config)
+    tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+    gathered = 2.0 * (tables + 2 * layer_weights(config) / config.num_hidden_layers)
+    return {
+        "none": (6.0 * count, 12.0 * trained),
+        "zero1": (2.0 * count, 2.0 * trained + 12.0 * trained / gpus),
+        "zero2": (2.0 * count, 14.0 * trained / gpus),
+        "zero3": (2.0 * count / gpus + gathered, 14.0 * trained / gpus),
+        "fsdp2": (4.0 * count / gpus + gathered, 12.0 * trained / gpus),
+    }[shards]
+
+
+def memory_gib(
+    config: Any,
+    length: int,
+    chunk: int,
+    frozen: bool,
+    checkpointing: bool,
+    shards: str = "none",
+    gpus: int = 1,
+) -> dict[str, float]:
+    """GiB a GPU by what holds them: ``weights, optimizer, activations, logits``."""
     count = weights(config)
     trained = ITEMIC * config.hidden_size * (1 if config.tie_word_embeddings else 2) if frozen else count
+    weight_bytes, optimizer_bytes = held_bytes(config, trained, shards, gpus)
     width = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     # Of one layer, as autograd keeps them in bf16: input and its norms in float32, q k v, attention's output, gate, up, their product.
     inner = length * (2 * (2 * width + 3 * config.intermediate_size) + 4 * 4 * config.hidden_size)
@@ -79,8 +108,8 @@ def memory_gib(config: Any, length: int, chunk: int, frozen: bool, checkpointing
     layers = config.num_hidden_layers
     kept = outer * layers + inner if checkpointing else inner * layers
     return {
-        "weights": (4 + 2) * count / 2**30,
-        "optimizer": 12 * trained / 2**30,
+        "weights": weight_bytes / 2**30,
+        "optimizer": optimizer_bytes / 2**30,
         "activations": kept / 2**30,
         "logits": 2 * 4 * min(chunk, length) * config.vocab_size / 2**30,
     }
@@ -117,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         models = {f"Qwen3-{size}": shape(size) for size in args.sizes}
     print(
-        f"{args.stage}, {args.tokens:,.0f} tokens, {args.device}, MFU {args.mfu:.0%}: every number is estimated"
+        f"{args.stage}, {args.tokens:,.0f} tokens, {args.device}, shards {args.shards}, MFU {args.mfu:.0%}: every number is estimated"
     )
     print(
         "| model | parameters | row | GPUs | GiB a GPU (weights + optimizer + activations + logits) | fits | tokens/s | hours |"
@@ -125,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, config in models.items():
         for length in args.max_length:
-            gib = memory_gib(config, length, args.minibatch_size, args.stage == "stage1", not args.no_gradient_checkpointing)  # fmt: skip
-            total = sum(gib.values())
-            parts = " + ".join(f"{value:.1f}" for value in gib.values())
             for gpus in args.gpus:
+                gib = memory_gib(config, length, args.minibatch_size, args.stage == "stage1", not args.no_gradient_checkpointing, args.shards, gpus)  # fmt: skip
+                total = sum(gib.values())
+                parts = " + ".join(f"{value:.1f}" for value in gib.values())
                 rate = tokens_per_second(config, args, length, gpus)
                 fits = "yes" if total < args.memory_gib else "no"
                 print(f"| {name} | {weights(config) / 1e9:.2f} B | {length:,} | {gpus} | {total:.1f} ({parts}) | {fits} | {rate:,.0f} | {args.tokens / rate / 3600:,.1f} |")  # fmt: skip

@@ -27,6 +27,7 @@ from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
 COLUMNS = ("uuid", "source", "metadata")
 TOO_LONG = "longer than max_sample_length"
 NOTHING_LEARNT = "no learnt token"
+CUT = "cut to max_sample_length"  # counted beside those that are left out; their beginnings stay
 
 
 class FastTokenizer:
@@ -92,6 +93,7 @@ class Job:
     only_assistant_loss: bool
     add_think_pattern: bool
     sample_limit: int
+    cut_long: bool = False
 
 
 def _tokenizer(job: Job) -> FastTokenizer:
@@ -118,6 +120,9 @@ def _tokenize_shard(job: Job) -> Part:
             bad[wrong] += 1
             continue
         sample_ids, mask = _encode(row, tokenizer, job)
+        if job.cut_long and len(sample_ids) > job.sample_limit:
+            sample_ids, mask = sample_ids[: job.sample_limit], mask[: job.sample_limit]
+            left_out[CUT] += 1
         if len(sample_ids) > job.sample_limit:
             left_out[TOO_LONG] += 1
         elif not any(mask[1:]):
@@ -171,6 +176,7 @@ def tokenize_shards(
     only_assistant_loss: bool,
     add_think_pattern: bool,
     sample_limit: int,
+    cut_long: bool = False,
     num_workers: int = 0,
     model_dir: str | Path | None = None,
     token_dir: str | Path | None = None,
@@ -188,6 +194,7 @@ def tokenize_shards(
             only_assistant_loss,
             add_think_pattern,
             sample_limit,
+            cut_long,
         )
         for shard in shards
     ]

@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, cli
 from onerec.run import Manifest, get_logger
+from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
+from pretrain.sharding import choose
 
 if TYPE_CHECKING:
     from onerec.sid import SidSpec
     from pretrain.dataset import PackedDataset
     from pretrain.dataset_config import DatasetConfig
+    from pretrain.sharding import Whole
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Check everything that can be wrong, then train, then write the model."""
     args = parser(__doc__).parse_args(argv)
     check_args(args)
+    check_extras(args)
+    sharding = choose(args.deepspeed, args.fsdp)
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -76,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     log.info(data_line(dataset))
     validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
     open_output(output_dir, resume is not None and args.resume_training_state)
-    trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume)
+    trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding)
     train(trainer, resume if args.resume_training_state else None)
     if first_process():
         write_outputs(trainer, manifest, model_dir, output_dir)
@@ -185,6 +190,7 @@ def make_trainer(
     rows: tuple[int, int] | None,
     id_range: tuple[int, int] | None,
     resume: Path | None,
+    sharding: Whole,
 ) -> PackedTrainer:
     """Load the model and put it, the data and the settings into a trainer."""
     import torch
@@ -192,8 +198,9 @@ def make_trainer(
     from transformers import TrainingArguments
 
     from onerec.run import seed_everything
-    from pretrain.checkpoint import check_same_run, model_fingerprint, read_weights
-    from pretrain.model import PackedLM, load_lm
+    from pretrain.checkpoint import check_same_run, model_fingerprint
+    from pretrain.extras import apply_liger, compile_layers
+    from pretrain.model import PackedLM, checkpoint_state, load_lm
     from pretrain.trainer import PackedTrainer, trim_log
 
     transformers.logging.set_verbosity_error()
@@ -217,6 +224,7 @@ def make_trainer(
     )
     run = {name: getattr(args, name) for name in names} | {
         "world_size": world,
+        "sharding": sharding.name,
         "steps": steps,
         "trained_rows": None if rows is None else list(rows),
         "dataset": dataset.fingerprint(),
@@ -225,16 +233,22 @@ def make_trainer(
     if resume is not None and args.resume_training_state:
         check_same_run(resume, run)
     lm = load_lm(args.model_dir)
-    model = PackedLM(lm, rows, args.minibatch_size)
+    model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation)
+    if args.use_liger_kernel:
+        apply_liger(lm)
+    if args.compile:
+        compile_layers(lm, args.compile_backend)
     if args.enable_gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     if resume is not None and not args.resume_training_state:
-        model.load_weights(read_weights(resume))
+        model.load_weights(checkpoint_state(resume, Path(args.model_dir)))
     cuda = torch.cuda.is_available()
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training_args = TrainingArguments(
         output_dir=args.output_dir,
         use_cpu=not cuda,
-        bf16=cuda and torch.cuda.is_bf16_supported(),
+        bf16=bf16,
         ddp_backend="gloo" if world > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
         per_device_train_batch_size=1,
@@ -252,18 +266,19 @@ def make_trainer(
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=cuda,
+        **sharding.training_arguments(),
     )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info(
         f"model {args.model_dir}: {lm.num_parameters():,} parameters, {trained:,} trained, "
         f"attention {lm.config._attn_implementation}, {training_args.device}"
+        + (f", {sharding.name}" if sharding.name else "")
     )
     if first_process():
         resumed = resume is not None and args.resume_training_state
         trim_log(Path(args.output_dir), int(resume.name.removeprefix("global_step")) if resumed else 0)
     itemic_range = spec.id_range if spec else id_range
     peak = peak_flops(args, world)
-    return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak)
+    return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak, sharding)
 
 
 def train(trainer: PackedTrainer, resume: Path | None) -> None:
@@ -294,15 +309,20 @@ def _train(trainer: PackedTrainer, resume: Path | None) -> None:
 
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
-    from pretrain.checkpoint import disk_errors
-    from pretrain.model import save_hf
+    from pretrain.card import model_card
+    from pretrain.checkpoint import disk_errors, whole_checkpoints
+    from pretrain.model import lm_of_checkpoint, save_hf
 
-    lm = trainer.accelerator.unwrap_model(trainer.model).merge()
+    if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does
+        trainer.sharding.release()
+        lm = lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
+    else:
+        lm = trainer.accelerator.unwrap_model(trainer.model).merge()
     manifest.output(output_dir / HF)
     manifest.extra["steps"] = trainer.args.max_steps
     manifest.extra["tokens_trained"] = trainer.tokens_seen
     with disk_errors(output_dir / HF):
-        save_hf(lm, model_dir, output_dir / HF)
+        save_hf(lm, model_dir, output_dir / HF, card=model_card(trainer, manifest, model_dir))
         manifest.write(output_dir)
     log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from onerec.errors import InputError
@@ -21,9 +22,11 @@ from onerec.run import get_logger, write_json
 from pretrain import checkpoint
 from pretrain.checkpoint import disk_errors
 from pretrain.dataset import PackedDataset, collate
+from pretrain.extras import WandbWriter
 from pretrain.flops import step_flops
+from pretrain.loss_sums import LossSums
 from pretrain.model import PackedLM, weights_of
-from pretrain.statistics import LossSums
+from pretrain.sharding import Whole
 
 LOG = "train_log.jsonl"
 VALIDATION_LOG = "validation_log.jsonl"
@@ -64,6 +67,7 @@ class PackedTrainer(Trainer):
         itemic_range: (first, last) itemic id, for the two losses; None counts every token as text.
         run: what identifies this run; written into checkpoints. validation: rows held out, or None.
         peak_flops: operations a second of all processes' devices together, for MFU; None leaves it out.
+        sharding: how the processes share weights and optimizer; None: each holds all.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class PackedTrainer(Trainer):
         run: dict[str, Any],
         validation: PackedDataset | None = None,
         peak_flops: float | None = None,
+        sharding: Whole | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         for callback in (PrinterCallback, ProgressCallback):
@@ -85,12 +90,15 @@ class PackedTrainer(Trainer):
         )
         self.options, self.itemic_range, self.run = options, itemic_range, run
         self.validation, self.peak_flops = validation, peak_flops
+        self.sharding = sharding or Whole()
+        self.sharding.wrap(self.model, args.device, args.bf16)
         self.sums = LossSums(dataset.samples.source_names, itemic_range)
         self._flops = 0.0  # of this process since the last report
         if validation is not None:
             self.add_callback(_Validate(self))
         self.tokens_seen = 0
         self._writer: Any = None
+        self._wandb: WandbWriter | None = None
         self._clock: float | None = None
         self._started: tuple[float, int] | None = None
 
@@ -152,12 +160,11 @@ class PackedTrainer(Trainer):
             self._started = (self._clock, self.state.global_step)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            self._stop_at_nan()
+            self._stop_at_nan("the loss of", self.state.global_step + 1)
         return loss
 
-    def _stop_at_nan(self) -> None:
-        step = self.state.global_step + 1
-        first = self.state.global_step * self.args.gradient_accumulation_steps * self.args.world_size
+    def _stop_at_nan(self, what: str, step: int) -> None:
+        first = (step - 1) * self.args.gradient_accumulation_steps * self.args.world_size
         rows = range(
             first,
             min(
@@ -168,7 +175,7 @@ class PackedTrainer(Trainer):
         good = checkpoint.whole_checkpoints(self.args.output_dir)
         raise InputError(
             self.args.output_dir,
-            f"the loss of step {step} is not a number (sources in the batch: {', '.join(sources)})",
+            f"{what} step {step} {'is' if 'loss' in what else 'are'} not a number (sources in the batch: {', '.join(sources)})",
             "lower --learning_rate or raise --num_warmup_steps; "
             + (f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"),
         )
@@ -179,6 +186,10 @@ class PackedTrainer(Trainer):
         lengths = inputs["cu_seq_lens_q"].diff().tolist()
         trained = config.vocab_size if rows is None else rows[1] - rows[0]
         return step_flops(config, lengths, learnt, trained, frozen=rows is not None)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _reduce(self, values: torch.Tensor) -> torch.Tensor:
         if self.accelerator.num_processes == 1:
@@ -193,11 +204,16 @@ class PackedTrainer(Trainer):
         began, model = time.perf_counter(), self.accelerator.unwrap_model(self.model)
         sums = LossSums(self.validation.samples.source_names, self.itemic_range)
         model.eval()
-        for row in range(self.args.process_index, len(self.validation), self.args.world_size):
-            inputs = self._prepare_inputs(collate([self.validation[row]]))
+        world, rows = self.args.world_size, len(self.validation)
+        # Under shards every process takes part in every forward pass, so those without a row run one that does not count.
+        for first in range(0, rows, world):
+            row = first + self.args.process_index
+            inputs = self._prepare_inputs(collate([self.validation[min(row, rows - 1)]]))
             source = inputs.pop("source")
             with self.compute_loss_context_manager():
-                sums.add(model(**inputs), inputs, source)
+                outputs = model(**inputs)
+            if row < rows:
+                sums.add(outputs, inputs, source)
         model.train()
         values = {"step": self.state.global_step, **sums.report(self._reduce)}
         spent = time.perf_counter() - began
@@ -256,13 +272,22 @@ class PackedTrainer(Trainer):
 
             self._writer = SummaryWriter(Path(self.args.output_dir) / "tb_logs")
         flat = values | {f"loss_by_source/{name}": loss for name, loss in values["loss_by_source"].items()}
-        for key, value in flat.items():
-            if key not in ("step", "loss_by_source") and value is not None:
-                self._writer.add_scalar(f"{group}/{key}", value, values["step"])
+        numbers = {
+            f"{group}/{key}": value
+            for key, value in flat.items()
+            if key not in ("step", "loss_by_source") and value is not None
+        }
+        for key, value in numbers.items():
+            self._writer.add_scalar(key, value, values["step"])
+        if self.options.report_to == "wandb":
+            if self._wandb is None:
+                self._wandb = WandbWriter(self.args.output_dir, vars(self.options))
+            self._wandb.write(numbers, values["step"])
 
     # Checkpoints.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._check_finite()
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         temporary, final = output_dir / f".step{step}.tmp", checkpoint.checkpoint_dir(output_dir, step)
         inner = temporary / final.name
@@ -278,25 +303,55 @@ class PackedTrainer(Trainer):
             if self.is_world_process_zero():
                 shutil.rmtree(temporary, ignore_errors=True)
 
+    def _check_finite(self) -> None:
+        """A step can end in weights that are no numbers after a loss that was one; they must not push out a good checkpoint."""
+        bad = 0
+        for parameter in self.accelerator.unwrap_model(self.model).parameters():
+            part = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 keeps its part there
+            local = part.to_local() if hasattr(part, "to_local") else part
+            bad += int(parameter.requires_grad and not bool(torch.isfinite(local.sum())))
+        if float(self._reduce(torch.tensor([float(bad)]))[0]):
+            self._stop_at_nan("the weights after", self.state.global_step)
+
     def _fill_checkpoint(self, folder: Path) -> None:
         if self.is_world_process_zero():
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         sums = self._reduce(self.sums.values).tolist()
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        if self.is_world_process_zero():
+        if self.sharding.name:
+            self.sharding.save(self, folder)
+        elif self.is_world_process_zero():
             lm = self.accelerator.unwrap_model(self.model).merge()
             save_file(weights_of(lm), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_NAME)
+        self._save_rng_state(str(folder))
+        if self.is_world_process_zero():
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             write_json(folder / LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
             write_json(folder / checkpoint.RUN, self.run)
         self.accelerator.wait_for_everyone()
 
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        if not (self.sharding.name and resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        # Shards can only be read into a model that is sharded.
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        folder = Path(resume_from_checkpoint)
+        self.sharding.load(self, folder)
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self._load_from_checkpoint(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
+        if not self.sharding.name:
+            self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
         state = json.loads((folder / LOSS_STATE).read_text())
         self.tokens_seen = state["tokens_seen"]
         if self.is_world_process_zero():

@@ -4,7 +4,7 @@
     python benchmarks/perf/pretrain.py steps     # trainer beside a bare loop, stage 1 beside a full step, loader beside the trainer
     python benchmarks/perf/pretrain.py packing   # rows to packed tokens beside a per-sample loop
 
-Sides take turns; seconds are medians of --repeats, memory is the largest resident size of a process of its own. A GPU is used
+Sides take turns; seconds are medians of --repeats (--clock cpu where the processor is shared), memory is the largest resident size of a process of its own. A GPU is used
 where there is one.
 """
 
@@ -29,17 +29,20 @@ ITEMS = 20_000  # of the catalogue
 WORDS = ["用户", "喜欢", "户外", "美食", "视频", "推荐", "the", "sum", "of", "is", "and", "capital"]
 
 
+_clock = time.perf_counter
+
+
 def spent(work: Callable[[], Any]) -> float:
-    """Seconds of a call."""
+    """Seconds of a call, by the clock that --clock chose."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = _clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return _clock() - start
 
 
 def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, float]:
@@ -120,8 +123,11 @@ def memory_once(args: argparse.Namespace) -> None:
 # Rows to packed tokens, and training steps.
 
 
-def make_world(folder: Path, rows: int, codes: int, model_flags: list[str]) -> None:
-    """Chat records with SIDs, a tiny model whose vocabulary holds them, and a dataset config."""
+def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], wordings: int = 0) -> None:
+    """Chat records with SIDs, a tiny model whose vocabulary holds them, and a dataset config.
+
+    ``wordings``: different texts around the SIDs, as prompts from a list have; 0: a new text in every record.
+    """
     from onerec.records import chat_record, message, record_uuid, write_records
     from onerec.sid import SidSpec
     from pretrain import expand_vocab, make_tiny_qwen3
@@ -130,11 +136,16 @@ def make_world(folder: Path, rows: int, codes: int, model_flags: list[str]) -> N
     spec = SidSpec((codes,) * 3)
     spec.save(folder)
     items = [spec.text(row) for row in rng.integers(codes, size=(ITEMS, 3)).tolist()]
+
+    def text() -> str:
+        return "".join(rng.choice(WORDS, int(rng.integers(5, 40))).tolist())
+
+    texts = [text() for _ in range(wordings)]
     records = []
     for i in range(rows):
         # Popular items come more often.
         sids = [items[int(ITEMS * x * x)] for x in rng.random(int(rng.integers(10, 60)))]
-        words = "".join(rng.choice(WORDS, int(rng.integers(5, 40))).tolist())
+        words = texts[int(rng.integers(wordings))] if wordings else text()
         turns = [
             message("system", "你负责推荐。"),
             message("user", f"{words}{''.join(sids[:-5])}"),
@@ -192,7 +203,8 @@ def per_sample_loop(folder: Path) -> int:
 
 def bench_packing(args: argparse.Namespace, folder: Path) -> None:
     """Tokens a second from Parquet rows to packed rows."""
-    make_world(folder, args.rows, 64, ["--hidden_size", "64", "--num_hidden_layers", "2"])
+    small = ["--hidden_size", "64", "--num_hidden_layers", "2"]
+    make_world(folder, args.rows, 64, small, args.wordings)
     counts = {}
 
     def ours() -> None:
@@ -204,7 +216,10 @@ def bench_packing(args: argparse.Namespace, folder: Path) -> None:
 
     seconds = in_turns(args.repeats, ours=ours, plain=plain)
     rates = {name: counts[name] / seconds[name] for name in seconds}
-    print(f"{args.rows:,} conversations, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)")
+    kind = f"{args.wordings} wordings" if args.wordings else "a new text in each"
+    print(
+        f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)"
+    )
     print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample loop {rates['plain']:,.0f}; {rates['ours'] / rates['plain']:.1f} times")  # fmt: skip
 
 
@@ -212,13 +227,14 @@ def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
     """The trainer of train.py, all steps of ``dataset``."""
     from pretrain.checkpoint import read_sid_spec
     from pretrain.options import check_args, parser
+    from pretrain.sharding import Whole
     from pretrain.train import make_trainer
 
     flags = ["--model_dir", str(folder / "model"), "--output_dir", str(output), "--dataset_config", str(folder / "config.json"), "--logging_per_step", "10", "--save_checkpoint_per_step", "1000000"]  # fmt: skip
     args = parser(None).parse_args([*flags, *(["--freeze_llm"] if frozen else [])])
     check_args(args)
     spec = read_sid_spec(folder / "model")
-    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None)
+    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
 
 
 def step_seconds(trainer: Any, repeats: int) -> float:
@@ -307,13 +323,28 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="loss: width of the hidden states")
     parser.add_argument("--chunk", type=int, default=512, help="loss: positions whose logits exist at a time")
     parser.add_argument("--rows", type=int, default=2000, help="steps, packing: conversations")
+    parser.add_argument(
+        "--wordings",
+        type=int,
+        default=50,
+        help="packing: texts around the SIDs; 0: a new one in every record",
+    )
     parser.add_argument("--steps", type=int, default=20, help="steps: of a round")
     parser.add_argument("--codes", type=int, default=256, help="steps: codes a layer")
     parser.add_argument("--model", default="--hidden_size 256 --num_hidden_layers 6", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
     parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the process's own seconds, for a CPU that others use too",
+    )
     parser.add_argument("--work_dir", type=Path, help="folder for the files; a temporary one by default")
     args = parser.parse_args()
+    global _clock
+    if args.clock == "cpu":
+        _clock = time.process_time
     sys.path.insert(0, str(ROOT))
     if args.what in ("loss", "memory"):
         (bench_loss if args.what == "loss" else memory_once)(args)

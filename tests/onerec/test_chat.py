@@ -33,7 +33,22 @@ MULTI = [
     turn("user", "d"),
     turn("assistant", "e"),
 ]
-CONVERSATIONS = [SINGLE, THINKING, MULTI]
+# A call, two answers of tools, and what the model says then; thinking before the call stays, being after the last user turn.
+TOOLS = [
+    turn("system", "可以调用工具。"),
+    turn("user", "上海和北京天气？"),
+    {
+        **turn("assistant", "<think>\n查一下\n</think>\n\n稍等"),
+        "tool_calls": [
+            {"function": {"name": "weather", "arguments": {"city": "上海"}}},
+            {"name": "weather", "arguments": '{"city": "北京"}'},
+        ],
+    },
+    turn("tool", "晴"),
+    turn("tool", "雨"),
+    turn("assistant", "<think>\n一晴一雨\n</think>\n\n上海晴，北京雨"),
+]
+CONVERSATIONS = [SINGLE, THINKING, MULTI, TOOLS]
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
@@ -78,6 +93,18 @@ def test_training_text_begins_with_the_prompt_that_evaluation_gives():
 def test_thinking_of_earlier_turns_is_dropped():
     text = "".join(piece.text for piece in render(MULTI))
     assert "<think>\nb" not in text and "assistant\nc<|im_end|>" in text
+
+
+def test_tool_calls_are_learnt_and_what_tools_answer_is_not():
+    """As Qwen3's published template has them."""
+    text = "".join(f"[{piece.text}]" if piece.learn else piece.text for piece in render(TOOLS, False)[2:])
+    assert text == (
+        "<|im_start|>assistant\n[<think>\n查一下\n</think>\n\n稍等\n"
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "上海"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call><|im_end|>]\n'
+        "<|im_start|>user\n<tool_response>\n晴\n</tool_response>\n<tool_response>\n雨\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n[<think>\n一晴一雨\n</think>\n\n上海晴，北京雨<|im_end|>]\n"
+    )
 
 
 def test_thinking_is_found():

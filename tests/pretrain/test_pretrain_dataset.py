@@ -124,6 +124,21 @@ def test_long_samples_are_left_out_and_counted(config_file, world):
         load(world, config_file(max_sample_length=2))
 
 
+def test_long_samples_are_cut_where_the_config_says_so(config_file, world):
+    _, everything, _ = load(world, config_file())
+    limit = int(np.median(everything.lengths))
+    _, samples, manifest = load(world, config_file(max_sample_length=limit, cut_long_samples=True))
+    wanted = np.minimum(everything.lengths, limit)
+    learns = [
+        bool(everything.learn[begin + 1 : begin + n].any())
+        for begin, n in zip(everything.starts, wanted, strict=False)
+    ]
+    assert samples.lengths.tolist() == wanted[learns].tolist()
+    assert manifest.extra["cut_samples"] == int((everything.lengths > limit).sum()) > 0
+    assert manifest.dropped.get("longer than max_sample_length", 0) == 0
+    assert manifest.dropped.get("no learnt token", 0) == learns.count(False)
+
+
 def test_loss_falls_on_the_answers_alone_unless_the_config_says_otherwise(config_file, world):
     _, samples, _ = load(world, config_file(sources="rec"))
     ids, learn = samples.ids[: samples.starts[1]], samples.learn[: samples.starts[1]]

@@ -1,10 +1,13 @@
 """The estimates agree with what can be counted: parameters, optimizer numbers, operations."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from onerec.errors import InputError
 from pretrain.model import PackedLM, load_lm
-from pretrain.plan import main, memory_gib, shape, weights
+from pretrain.plan import held_bytes, main, memory_gib, shape, weights
 
 
 @pytest.mark.parametrize("name", ["base", "untied"])
@@ -32,6 +35,29 @@ def test_memory_follows_what_is_trained_and_how_long_rows_are():
     longer = memory_gib(config, 32768, 4096, False, True)
     assert longer["activations"] == pytest.approx(4 * full["activations"])
     assert memory_gib(config, 8192, 4096, False, False)["activations"] > 5 * full["activations"]
+
+
+def test_shards_hold_their_part():
+    """By hand: ZeRO-2 on 8 GPUs holds 2 bytes each of the weights and 14 / 8 of the rest."""
+    config = shape("1.7B")
+    count = weights(config)
+    assert held_bytes(config, count, "zero2", 8) == (2 * count, 14 * count / 8)
+    assert held_bytes(config, count, "zero1", 8) == (2 * count, 2 * count + 12 * count / 8)
+    whole = [sum(held_bytes(config, count, shards, 64)) for shards in ("none", "zero1", "zero2", "zero3")]
+    assert whole == sorted(whole, reverse=True) and whole[0] == 18 * count
+    assert sum(held_bytes(config, count, "fsdp2", 64)) < 0.1 * whole[0]
+
+
+PLANS = Path(__file__).resolve().parents[2] / "pretrain/examples/PLAN.md"
+
+
+def test_the_tables_beside_the_examples_are_what_the_script_prints(capsys):
+    text = PLANS.read_text(encoding="utf-8")
+    commands = re.findall(r"^python plan.py (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        main(command.split())
+        assert capsys.readouterr().out in text, f"python plan.py {command}"
 
 
 def test_the_table_says_that_it_is_estimated(world, capsys):

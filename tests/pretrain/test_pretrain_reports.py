@@ -8,8 +8,8 @@ import torch
 from onerec.errors import InputError
 from pretrain.dataset import collate
 from pretrain.flops import layer_weights, peak_tflops, step_flops
+from pretrain.loss_sums import LossSums
 from pretrain.model import load_lm
-from pretrain.statistics import LossSums
 from pretrain.train import main
 from pretrain.trainer import LOG, VALIDATION_LOG, PackedTrainer
 from tests.pretrain.test_pretrain_train import argv
@@ -133,3 +133,21 @@ def test_validation_without_rows_is_one_line(world, tmp_path):
         with pytest.raises(InputError, match=says):
             main(argv(world, tmp_path / "out", *flags))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_card_tells_data_settings_and_metrics(world, tmp_path):
+    main(argv(world, tmp_path / "out", "--eval_sources", str(world / "rec"), "--freeze_llm"))
+    card = (tmp_path / "out/hf/README.md").read_text(encoding="utf-8")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    for source, tokens in manifest["data"]["tokens_by_source"].items():
+        assert f"| {source} | {tokens:,} |" in card
+    trained, held_out = (lines(tmp_path / "out" / name)[-1] for name in (LOG, VALIDATION_LOG))
+    for row in (
+        "| learning_rate | 0.005 |",
+        "| steps | 6 |",
+        f"| training | 6 | loss | {trained['loss']:.4f} |",
+        f"| validation | 6 | loss of video_rec | {held_out['loss_by_source']['video_rec']:.4f} |",
+    ):
+        assert row in card
+    assert "begun from `base_itemic`" in card and "rows 318 to 331" in card
+    assert card.startswith("---\nlibrary_name: transformers") and str(tmp_path) not in card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +118,8 @@ def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monke
                 "--resume_training_state",
             ]
         )
-    main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"])
+    # With another number of workers too: the next row is the next one.
+    main([*argv(world, output), "--resume_from", "auto", "--resume_training_state", "--num_workers", "2"])
     assert curve(output) == curve(full_run)
     assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
 
@@ -281,24 +283,30 @@ def test_weights_of_another_run_are_a_beginning_without_its_state(world, full_ru
     assert points[0][1] < curve(full_run)[0][1]
 
 
+KILLED_IN_A_SAVE = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pretrain import train, trainer
+
+def half(weights, path, **_):
+    path.write_bytes(b"half of them")
+    if path.parent.name == "global_step6":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(weights, path, **_)
+
+whole, trainer.save_file = trainer.save_file, half
+train.main(sys.argv[2:])
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_that_accumulates(world, tmp_path):
-    """torchrun with two gloo processes gives the numbers of one process with two rows a step."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    main([*argv(world, one), "--gradient_accumulation_steps", "2"])
-    script = Path(__file__).resolve().parents[2] / "pretrain" / "train.py"
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(script),
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    flags = [*argv(world, two), "--token_dir", str(tmp_path / "tokens")]
-    done = subprocess.run([*launcher, *flags], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for a, b in zip(curve(one), curve(two), strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
+def test_a_process_killed_within_a_save_leaves_the_checkpoint_before(world, full_run, tmp_path):
+    root, output = Path(__file__).resolve().parents[2], tmp_path / "out"
+    command = [sys.executable, "-c", KILLED_IN_A_SAVE, str(root), *argv(world, output)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(output.glob(".step6.tmp/*/model.safetensors")), "half a checkpoint, under a name of its own"
+    assert [step for step, _ in whole_checkpoints(output)] == [3]
+    main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"])
+    assert curve(output) == curve(full_run)
+    assert not list(output.glob(".step*"))

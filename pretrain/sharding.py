@@ -1,0 +1,274 @@
+"""How weights, gradients and optimizer state are spread over the processes: not at all, DeepSpeed's ZeRO, or PyTorch's FSDP2.
+
+Each way is a small object that the trainer asks: `Whole` (every process holds everything), `Zero` (``--deepspeed``) and `Fsdp`
+(``--fsdp``). A sharded checkpoint holds what is trained, each process its part; `read_trained` puts the parts together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onerec.errors import InputError
+from onerec.run import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from pretrain.model import PackedLM
+    from pretrain.trainer import PackedTrainer
+
+FSDP_FOLDER = "fsdp"
+_ZERO_STATES = "*_model_states.pt"
+# What train.py says itself, and where; a config that says it too could only contradict.
+_SAID_BY_FLAGS = {
+    "optimizer": "--learning_rate, --weight_decay, --beta1, --beta2",
+    "scheduler": "--lr_scheduler_type",
+    "fp16": "--precision",
+}
+_AUTO = {
+    "bf16": ("enabled", "--precision"),
+    "gradient_clipping": (None, "--clip_range"),
+    "gradient_accumulation_steps": (None, "--gradient_accumulation_steps"),
+    "train_micro_batch_size_per_gpu": (None, "--max_length"),
+    "train_batch_size": (None, "--gradient_accumulation_steps"),
+}
+
+
+class Whole:
+    """Every process holds all of it (one process, or DistributedDataParallel)."""
+
+    name: str | None = None
+
+    def training_arguments(self) -> dict[str, Any]:
+        """What transformers' ``TrainingArguments`` is told."""
+        return {}
+
+    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+        """Prepare a model that stands on its device; before the optimizer is made."""
+
+    def release(self) -> None:
+        """Training is over: models made from here on are whole."""
+
+
+class Zero(Whole):
+    """DeepSpeed ZeRO 1, 2 or 3 by its own JSON config; raises `InputError` for one that cannot be meant."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.config = _object(path)
+        for key, flag in _SAID_BY_FLAGS.items():
+            if key in self.config:
+                raise InputError(path, f"has the section {key}", f"leave it out; train.py takes {flag}")
+        for key, (inner, flag) in _AUTO.items():
+            value = self.config.get(key, "auto")
+            if isinstance(value, dict):
+                value = value.get(inner, "auto")
+            if value != "auto":
+                raise InputError(path, f"sets {key} to {value!r}", f'write "auto"; train.py takes {flag}')
+            self.config[key] = "auto" if inner is None else {inner: "auto"}
+        zero = self.config.get("zero_optimization")
+        stage = zero.get("stage") if isinstance(zero, dict) else None
+        if stage not in (1, 2, 3):
+            raise InputError(path, f"zero_optimization.stage is {stage!r}", "it is 1, 2 or 3")
+        if importlib.util.find_spec("deepspeed") is None:
+            raise InputError("--deepspeed", "deepspeed is not installed", "pip install deepspeed, or --fsdp")
+        self.stage = stage
+        self.name = f"zero{stage}"
+
+    def training_arguments(self) -> dict[str, Any]:
+        if "RANK" not in os.environ:  # a lone process, as for ZeRO-Offload on one GPU
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            lone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            os.environ.update({name: str(value) for name, value in lone.items()})
+        return {"deepspeed": self.config}
+
+    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+        if self.stage < 3:
+            return
+        import deepspeed
+
+        # The loss takes the head's weight and stage 1 the embedding's, past the modules that own them.
+        for weight in {id(weight): weight for weight in (model.embedding, model.head)}.values():
+            deepspeed.zero.register_external_parameter(model, weight)
+
+    def release(self) -> None:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard them as they are made
+
+    def save(self, trainer: PackedTrainer, folder: Path) -> None:
+        """Write every process's part of a checkpoint."""
+        frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
+        trainer.model_wrapped.save_checkpoint(
+            str(folder.parent), tag=folder.name, exclude_frozen_parameters=frozen
+        )
+
+    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+        """Go on from `save`, on as many processes."""
+        frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
+        trainer.model_wrapped.load_checkpoint(
+            str(folder.parent),
+            tag=folder.name,
+            load_module_strict=not frozen,
+            load_lr_scheduler_states=False,
+        )
+
+
+@dataclasses.dataclass
+class Fsdp(Whole):
+    """PyTorch's FSDP2 (``fully_shard``), a layer at a time.
+
+    ``reshard_after_forward``: true frees a layer's weights between forward and backward (as ZeRO-3), false keeps them (as ZeRO-2).
+    ``reduce_dtype``: float32 or bfloat16, in which gradients are added over the processes under bf16. ``cpu_offload``: weights,
+    gradients and optimizer state in the CPU's memory.
+    """
+
+    reshard_after_forward: bool = True
+    reduce_dtype: str = "float32"
+    cpu_offload: bool = False
+
+    name = "fsdp2"
+
+    @classmethod
+    def read(cls, path: str | Path) -> Fsdp:
+        """From a JSON config; raises `InputError` for one that cannot be meant."""
+        value = _object(path)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key, item in value.items():
+            if key not in fields:
+                raise InputError(path, f"has the unknown key {key}", f"known are {', '.join(fields)}")
+            if fields[key].type == "bool" and not isinstance(item, bool):
+                raise InputError(path, f"{key} is {item!r}", "it is true or false")
+        config = cls(**value)
+        if config.reduce_dtype not in ("float32", "bfloat16"):
+            raise InputError(path, f"reduce_dtype is {config.reduce_dtype!r}", "it is float32 or bfloat16")
+        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")  # fmt: skip
+        return config
+
+    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+        import torch
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=getattr(torch, self.reduce_dtype))  # fmt: skip
+        options = {
+            "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
+            "reshard_after_forward": self.reshard_after_forward,
+            "mp_policy": mixed if bf16 else MixedPrecisionPolicy(),
+            "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
+        }
+        for layer in model.lm.model.layers:
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
+        model._is_accelerate_prepared = True  # accelerate would put DistributedDataParallel around it
+
+    def save(self, trainer: PackedTrainer, folder: Path) -> None:
+        """Write every process's part of a checkpoint."""
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
+
+    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+        """Go on from `save`."""
+        import torch.distributed.checkpoint as dcp
+
+        dcp.load(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
+
+    @staticmethod
+    def _state(trainer: PackedTrainer) -> dict[str, Any]:
+        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors themselves."""
+        import torch
+
+        optimizer = trainer.optimizer.optimizer
+        model = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        state = {}
+        for name, parameter in model.items():
+            kept = optimizer.state[parameter]
+            if not kept:  # before the first step
+                kept["step"] = torch.zeros((), device=parameter.to_local().device)
+                kept["exp_avg"], kept["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state[name] = kept
+        return {"model": model, "optimizer": state}
+
+
+def _object(path: str | Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(path, "is not a JSON object", "see examples/zero2.json and examples/fsdp2.json")
+    return value
+
+
+def choose(deepspeed: str | None, fsdp: str | None) -> Whole:
+    """What the flags ask for; `InputError` where that cannot be."""
+    if deepspeed and fsdp:
+        raise InputError("--fsdp", "is given beside --deepspeed", "choose one")
+    if deepspeed:
+        return Zero(deepspeed)
+    return Fsdp.read(fsdp) if fsdp else Whole()
+
+
+def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
+    """Trained parameters of a sharded checkpoint in float32, by `PackedLM`'s names; None where it is not sharded.
+
+    Raises `InputError` where a part is missing or damaged.
+    """
+    if (folder / FSDP_FOLDER).is_dir():
+        read = _read_fsdp
+    elif any(folder.glob(_ZERO_STATES)):
+        read = _read_zero
+        if importlib.util.find_spec("deepspeed") is None:
+            raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")  # fmt: skip
+    else:
+        return None
+    from torch.distributed.checkpoint.api import (
+        CheckpointException,  # no Exception, it derives from BaseException
+    )
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read(folder)
+    except (
+        Exception,
+        CheckpointException,
+    ) as error:  # torch, pickle and zipfile have a type each for a file cut short
+        what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            folder, f"has a shard that is missing or damaged ({what})", "take an older step"
+        ) from None
+
+
+def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.FileSystemReader(folder / FSDP_FOLDER)
+    held = reader.read_metadata().state_dict_metadata
+    state = {
+        name.removeprefix("model."): torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for name, tensor in held.items()
+        if name.startswith("model.")
+    }
+    dcp.load({"model": state}, storage_reader=reader, no_dist=True)
+    return state
+
+
+def _read_zero(folder: Path) -> dict[str, torch.Tensor]:
+    import contextlib
+    import io
+
+    # DeepSpeed's own merger; it prints what it does.
+    with contextlib.redirect_stdout(io.StringIO()):
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        return get_fp32_state_dict_from_zero_checkpoint(
+            str(folder.parent), tag=folder.name, exclude_frozen_parameters=True
+        )

@@ -1,0 +1,50 @@
+"""Runs of train.py one after another in the same processes, so that a test pays for their start once.
+
+    torchrun --nproc_per_node 2 sharded_runs.py runs.json
+
+``runs.json``: a list of ``{"argv": […], "kill_at": step or null}``; a killed run ends, on every process, before that step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch.distributed as dist  # noqa: E402
+from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+
+from pretrain import train  # noqa: E402
+from pretrain.sharding import Zero  # noqa: E402
+from pretrain.trainer import PackedTrainer  # noqa: E402
+
+
+class Killed(Exception):
+    pass
+
+
+def main(path: str) -> None:
+    original = PackedTrainer.training_step
+    train.leave_together = lambda trainer: dist.barrier()  # the processes stay
+    for run in json.loads(Path(path).read_text()):
+
+        def step(self, *args, kill_at=run["kill_at"], **kwargs):
+            if self.state.global_step == kill_at:
+                raise Killed
+            return original(self, *args, **kwargs)
+
+        PackedTrainer.training_step = step
+        try:
+            train.main(run["argv"])
+        except Killed:
+            dist.barrier()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        Zero.release(None)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
