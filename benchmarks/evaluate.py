@@ -84,10 +84,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # Text.
     add("--max_thinking_tokens", type=int, default=256, help="tokens of thinking at most")
     add(
+        "--text_sample_size",
+        type=int,
+        default=0,
+        help="rows of item_understand and rec_reason (0: --sample_size)",
+    )
+    add(
         "--max_answer_tokens",
         type=int,
         default=-1,
-        help="tokens of a text answer at most (-1: as the task says)",
+        help="no text answer longer than this, below the task's own limit",
     )
     add("--judge", default="", help="a name of judges/*.json, or such a file; without it text is not judged")
     add(
@@ -176,7 +182,10 @@ class Evaluation:
         return self._indexes[task.catalogue]
 
     def _examples(self, task: BenchTask) -> list[Example]:
-        return load_examples(self.args.data_dir, task, self.args.sample_size, self.manifest)
+        size = self.args.sample_size
+        if task.kind in ("understand", "reason") and self.args.text_sample_size:
+            size = self.args.text_sample_size
+        return load_examples(self.args.data_dir, task, size, self.manifest)
 
     def _prompts(
         self, name: str, conversations: Sequence[Any], room: int
@@ -277,7 +286,9 @@ class Evaluation:
         return TaskResult(scores, [*names, "bits_per_byte"], {"samples": len(lines)})
 
     def _answer_tokens(self, task: BenchTask) -> int:
-        return self.args.max_answer_tokens if self.args.max_answer_tokens > 0 else task.new_tokens
+        """Tokens that an answer may have: the task's, the flag's, and never more than a quarter of the context."""
+        limits = [task.new_tokens, self.model.context // 4]
+        return min([*limits, self.args.max_answer_tokens] if self.args.max_answer_tokens > 0 else limits)
 
     def _generate(self, prompts: Sequence[list[int]], budget: int, name: str) -> list[str]:
         """Text that the model writes behind the prompts, without special tokens."""

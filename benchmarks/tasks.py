@@ -56,8 +56,8 @@ TASKS = {
         BenchTask("label_cond", "rank", "video_ad", "recall@10", _RANK_LOG),
         BenchTask("interactive", "rank", "video_ad", "recall@10", _RANK_LOG),
         BenchTask("label_pred", "label", "video_ad", "auc", ("auc", "user_auc")),
-        BenchTask("item_understand", "understand", "video_ad", _F1, (_F1, "embedding_similarity"), 128, "embedding_similarity"),
-        BenchTask("rec_reason", "reason", "video_ad", "llm_score", ("llm_score", "char_rouge_l"), 256, "char_rouge_l"),
+        BenchTask("item_understand", "understand", "video_ad", _F1, (_F1, "embedding_similarity"), 512, "embedding_similarity"),
+        BenchTask("rec_reason", "reason", "video_ad", "llm_score", ("llm_score", "char_rouge_l"), 1024, "char_rouge_l"),
     )
 }  # fmt: skip
 GENERAL_TASK = BenchTask(GENERAL, GENERAL, "", "exact_match", ("exact_match", "bits_per_byte"), 24)

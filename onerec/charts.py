@@ -13,6 +13,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 _WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
+_COLOURS = 5
 
 
 def html_page(
@@ -51,8 +52,13 @@ def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
-    """Lines of (name, [(x, y), …]) over a common axis that begins at zero; series without points are left out."""
+def line_chart(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_label: str = "step", marks: bool = False
+) -> str:
+    """Lines of (name, [(x, y), …]) over a common axis that begins at zero; series without points are left out.
+
+    ``x_label`` names the horizontal axis; ``marks`` puts a dot on every point. Colours repeat after five lines.
+    """
     series = [(name, points) for name, points in series if points]
     everything = [point for _, points in series for point in points]
     if not everything:
@@ -71,11 +77,17 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> s
             f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" class="label end">{share * y_max:.2f}</text>'
         )
     for i, (name, points) in enumerate(series):
-        parts.append(f'<polyline points="{" ".join(place(x, y) for x, y in points)}" class="line s{i}"/>')
+        places = [place(x, y) for x, y in points]
+        colour = i % _COLOURS
+        parts.append(f'<polyline points="{" ".join(places)}" class="line s{colour}"/>')
+        for x, y in (p.split(",") for p in places if marks):
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="t{colour}"/>')
         parts.append(
-            f'<text x="{_WIDTH - 14}" y="{24 + 15 * i}" class="label end t{i}">{escape(name)}</text>'
+            f'<text x="{_WIDTH - 14}" y="{24 + 15 * i}" class="label end t{colour}">{escape(name)}</text>'
         )
-    parts.append(f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" class="label end">step {x_max:,.0f}</text>')
+    parts.append(
+        f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" class="label end">{escape(x_label)} {x_max:,.0f}</text>'
+    )
     return "".join([*parts, "</svg>"])
 
 
