@@ -78,7 +78,7 @@ def read_release(
                 path, f"SID {key} has no usable items ({error!r})", f"a list of {{{id_key}, {count}}}"
             ) from None
     if len(popularity) != len(ids):
-        raise InputError(path, f"names an {id_key} twice", "one SID an item")
+        raise InputError(path, f"names a {id_key} twice", "one SID an item")
     number = np.array(keys, dtype=np.int64)
     layers = [number // RELEASE_BASE**2, number // RELEASE_BASE % RELEASE_BASE, number % RELEASE_BASE]
     codes = np.stack(layers, axis=1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.metrics import recall_at_k
+from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
 from onerec.run import get_logger
 
@@ -138,7 +138,7 @@ def train_epochs(
         value = validate()
         log.info(
             f"{label}: epoch {epoch + 1}/{options.epochs}  loss {np.mean(losses):.4f}  "
-            f"validation recall@10 {value:.4f}  {time.monotonic() - start:.0f} s"
+            f"validation ndcg@10 {value:.4f}  {time.monotonic() - start:.0f} s"
         )
         if value > best:
             best, best_state, waited = value, copy.deepcopy(net.state_dict()), 0
@@ -150,9 +150,9 @@ def train_epochs(
     net.eval()
 
 
-def mean_recall(recommender: Recommender, validation: Sequences) -> float:
-    """Recall@10 of the validation users' targets; 0 where there is nobody."""
+def mean_ndcg(recommender: Recommender, validation: Sequences) -> float:
+    """NDCG@10 of the validation users' targets; 0 where there is nobody."""
     if not validation:
         return 0.0
     ranked = recommender.rank([h for h, _ in validation], 10, [()] * len(validation))
-    return float(np.mean([recall_at_k(r, t, 10) for r, (_, t) in zip(ranked, validation, strict=True) if t]))
+    return float(np.mean([ndcg_at_k(r, t, 10) for r, (_, t) in zip(ranked, validation, strict=True) if t]))

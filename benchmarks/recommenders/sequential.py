@@ -17,7 +17,7 @@ from benchmarks.recommenders.base import (
     Sequences,
     Training,
     first_unskipped,
-    mean_recall,
+    mean_ndcg,
     train_epochs,
 )
 
@@ -120,7 +120,7 @@ def fit(
         return nn.functional.cross_entropy(hidden @ net.items.weight[1:].T, target[target > 0] - 1)
 
     name = make.__name__.removesuffix("Net").lower()
-    train_epochs(net, batches, loss_of, lambda: mean_recall(recommender, validation), options, name)
+    train_epochs(net, batches, loss_of, lambda: mean_ndcg(recommender, validation), options, name)
     return recommender
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from benchmarks.catalogues import resolve, sids_of
-from benchmarks.recommenders.base import Options, Training, mean_recall, train_epochs
+from benchmarks.recommenders.base import Options, Training, mean_ndcg, train_epochs
 from onerec.catalog import ItemIndex
 from onerec.decode import decode_items
 from onerec.sid import SidSpec
@@ -85,7 +85,7 @@ def fit(training: Training, options: Options) -> TigerRecommender:
         return model(input_ids=ids, labels=labels).loss
 
     def validate() -> float:
-        return mean_recall(recommender, validation[:200])
+        return mean_ndcg(recommender, validation[:200])
 
     train_epochs(model, batches, loss_of, validate, options, "tiger")
     return recommender

@@ -29,7 +29,7 @@ def answer(question: str) -> str:
         words = question.split("内容：\n")[-1].split()
         return json.dumps({"points": [{"point": w, "importance": min(5, len(w))} for w in words]})
     found = re.search(r"score=(\S+)", question)
-    return f"<think>想一想</think>" + json.dumps({"score": int(found[1]) if found else 4, "why": "好"})
+    return "<think>想一想</think>" + json.dumps({"score": int(found[1]) if found else 4, "why": "好"})
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -107,7 +107,9 @@ def test_answers_that_never_parse_leave_the_sample_unscored(start, tmp_path):
     server = start()
     judge = judge_of(server, tmp_path, ask_again=2)
     verdict = judge.ask("score=7", score)  # 7 is outside 1 to 5
-    assert verdict.value is None and verdict.problem == "answer does not parse" and len(server.requests()) == 3
+    assert (
+        verdict.value is None and verdict.problem == "answer does not parse" and len(server.requests()) == 3
+    )
 
 
 def test_requests_run_side_by_side_up_to_the_limit_and_keep_their_order(start, tmp_path):
@@ -137,7 +139,10 @@ def test_a_judge_without_key_or_with_unknown_settings_is_refused(tmp_path, monke
     with pytest.raises(InputError, match="is no judge and no file"):
         JudgeConfig.load("nobody")
     path = tmp_path / "mine.json"
-    for value, match in (({"base_url": "u"}, "is no judge"), ({"base_url": "u", "model": "m", "temp": 1}, "temp")):
+    for value, match in (
+        ({"base_url": "u"}, "is no judge"),
+        ({"base_url": "u", "model": "m", "temp": 1}, "temp"),
+    ):
         path.write_text(json.dumps(value))
         with pytest.raises(InputError, match=match):
             JudgeConfig.load(str(path))
@@ -149,7 +154,9 @@ def test_json_is_found_in_what_a_model_says_around_it():
         parse_json("四分")
 
 
-@pytest.mark.parametrize("bad", ['{"score": 0}', '{"score": 3.5}', '{"score": true}', '{"why": 3}', "[]", "3"])
+@pytest.mark.parametrize(
+    "bad", ['{"score": 0}', '{"score": 3.5}', '{"score": true}', '{"why": 3}', "[]", "3"]
+)
 def test_a_score_is_a_whole_number_from_one_to_five(bad):
     with pytest.raises((ValueError, KeyError, TypeError)):
         text.parse_score(bad)
@@ -173,9 +180,11 @@ def test_double_weighted_f1_by_hand():
 
 def test_a_point_is_matched_once_even_where_the_judge_names_it_twice():
     quality = text.parse_matches(
-        '{"matches": [{"reference": 1, "answer": 1, "quality": 1}, {"reference": 2, "answer": 1, "quality": 0.9}]}', 2, 1
+        '{"matches": [{"reference": 1, "answer": 1, "quality": 1}, {"reference": 2, "answer": 1, "quality": 0.9}]}',
+        2,
+        1,
     )
-    f1, precision, recall = text.double_weighted([2, 2], [3], quality)
+    _, precision, recall = text.double_weighted([2, 2], [3], quality)
     assert (precision, recall) == (1, 0.5)
 
 
@@ -210,7 +219,12 @@ def test_without_a_judge_text_is_said_to_be_unjudged():
 
 
 def test_longest_common_subsequence_and_rouge_by_hand():
-    assert [lcs_length(*p) for p in (("abcde", "ace"), ("abc", "xyz"), ("ab", "ba"), ("", "a"))] == [3, 0, 1, 0]
+    assert [lcs_length(*p) for p in (("abcde", "ace"), ("abc", "xyz"), ("ab", "ba"), ("", "a"))] == [
+        3,
+        0,
+        1,
+        0,
+    ]
     assert char_rouge_l("abcd", "abxd") == pytest.approx(0.75) and char_rouge_l("a", "") == 0
 
 
