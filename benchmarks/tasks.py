@@ -100,7 +100,7 @@ def load_examples(
     """Read a task's test file, the first ``sample_size`` rows (-1: all).
 
     A row without a usable answer is left out and counted in ``manifest``, and so is one that repeats a uuid, or a
-    user with the same prompt. Raises `InputError` where the file is missing or empty, or where more than
+    user with the same prompt and answer. Raises `InputError` where the file is missing or empty, or where more than
     ``max_bad_ratio`` of its rows have no usable answer.
     """
     path = folder / task.test_file
@@ -115,7 +115,9 @@ def load_examples(
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             wrong.append(f"row {row} has no usable answer or messages ({error!r})")
             continue
-        keys = {example.uuid} | ({(example.user, value["messages"])} if example.uid is not None else set())
+        keys = {example.uuid, (value["messages"], value["metadata"])}
+        if example.uid is None:
+            keys = {example.uuid}  # without a user, two equal rows may be two people's
         if keys & seen:
             doubles += 1
             continue
@@ -127,7 +129,7 @@ def load_examples(
     if manifest is not None:
         manifest.input(task.name, len(examples))
         manifest.drop(f"{task.name}: no usable answer", len(wrong))
-        manifest.drop(f"{task.name}: the same user and prompt again", doubles)
+        manifest.drop(f"{task.name}: the same row again", doubles)
     return examples
 
 

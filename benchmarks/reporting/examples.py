@@ -190,11 +190,16 @@ def _breakdown(
         if not top & set(example.answer_ids):
             answers = [sid_of[pid] for pid in example.answer_ids if pid in sid_of]
             depths.append(max((common_prefix(s, a) for s in line["sids"][:K] for a in answers), default=0))
-    rows = [(f"{name}: found", sum(v) / len(v), len(v)) for name, v in sorted(groups.items())]
+    order_of_kinds = ("all", "popular", "middle", "rare", "history", "new")
+    named = sorted(
+        groups.items(), key=lambda pair: [kind in pair[0] for kind in order_of_kinds], reverse=True
+    )
+    rows = [(f"{name}: found", sum(v) / len(v), len(v)) for name, v in named]
     rows.append(("samples without a hit", len(depths) / len(pairs), len(pairs)))
     for depth in range(spec.n_layers + 1):
         if depths:
             what = f"of them: nearest SID shares {depth} of {spec.n_layers} codes"
+            what += " (the same SID, another item first)" if depth == spec.n_layers else ""
             rows.append((what, depths.count(depth) / len(depths), len(depths)))
     return rows
 

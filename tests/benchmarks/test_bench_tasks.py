@@ -141,12 +141,12 @@ def test_a_few_unusable_rows_are_counted_and_many_refused(tmp_path):
         load_examples(tmp_path, TASKS["video"])
 
 
-def test_a_user_who_stands_twice_with_the_same_prompt_counts_once(tmp_path):
-    rows = [row("a", {"uid": 1, "answer_pid": [1]}), row("b", {"uid": 1, "answer_pid": [2]}), row("a", {"uid": 2, "answer_pid": [1]}), row("c", {"uid": 1, "answer_pid": [3]}, "另一问")]  # fmt: skip
+def test_a_user_who_stands_twice_with_the_same_prompt_and_answer_counts_once(tmp_path):
+    rows = [row("a", {"uid": 1, "answer_pid": [1]}), row("b", {"uid": 1, "answer_pid": [1]}), row("a", {"uid": 2, "answer_pid": [1]}), row("c", {"uid": 1, "answer_pid": [3]}, "另一问")]  # fmt: skip
     write(tmp_path, "video", rows)
     manifest = Manifest("test")
     assert [e.uuid for e in load_examples(tmp_path, TASKS["video"], manifest=manifest)] == ["a", "c"]
-    assert manifest.dropped == {"video: the same user and prompt again": 2}
+    assert manifest.dropped == {"video: the same row again": 2}
 
 
 def test_unknown_and_absent_tasks_are_refused(release):
