@@ -1,6 +1,6 @@
 """RecBole's SASRec, run by crosscheck/sasrec.py in an environment of its own; imports nothing of this project.
 
-python recbole_sasrec.py <file.inter> <seed> <epochs> <patience> <metrics.json>
+python recbole_sasrec.py <file.inter> <seed> <epochs> <patience> <max_items> <metrics.json>
 """
 
 import json
@@ -8,21 +8,17 @@ import os
 import sys
 import tempfile
 
-import numpy as np
-
-# RecBole 1.2 names types that NumPy 2 has dropped, and loads its own checkpoints as whole pickles.
-for old, new in (("float_", np.float64), ("int_", np.int64), ("bool8", np.bool_), ("complex_", np.complex128), ("unicode_", np.str_), ("string_", np.bytes_)):  # fmt: skip
-    if not hasattr(np, old):
-        setattr(np, old, new)
+# RecBole loads its own checkpoints as whole pickles.
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
-from recbole.config import Config  # noqa: E402
-from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
+import old_numpy  # noqa: F401
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_seed
 
 
 def main() -> None:
-    path, seed, epochs, patience, output = sys.argv[1:]
+    path, seed, epochs, patience, max_items, output = sys.argv[1:]
     folder = tempfile.mkdtemp()
     os.makedirs(os.path.join(folder, "data"))
     os.symlink(path, os.path.join(folder, "data", "data.inter"))
@@ -32,7 +28,7 @@ def main() -> None:
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
         "metrics": ["Hit", "NDCG"], "topk": [10], "valid_metric": "NDCG@10", "train_batch_size": 2048, "eval_batch_size": 4096,
         "hidden_size": 64, "inner_size": 256, "n_layers": 2, "n_heads": 2, "hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.5,
-        "MAX_ITEM_LIST_LENGTH": 50, "learning_rate": 1e-3, "use_gpu": False, "show_progress": False, "state": "ERROR",
+        "MAX_ITEM_LIST_LENGTH": int(max_items), "learning_rate": 1e-3, "use_gpu": False, "show_progress": False, "state": "ERROR",
         "save_dataset": False, "log_wandb": False,
     }  # fmt: skip
     sys.argv = sys.argv[:1]

@@ -4,7 +4,7 @@
     python crosscheck/sasrec.py --inter ml-100k/ml-100k.inter --recbole_python /tmp/recbole/bin/python --seeds 0 1 2
 
 Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included, as
-RecBole does it for sequential models. Both sides: dim 64, two layers, two heads, dropout 0.5, histories of 50, cross entropy
+RecBole does it for sequential models. Both sides: dim 64, two layers, two heads, dropout 0.5, the same length of histories, cross entropy
 over all items, learning rate 1e-3, the epoch with the best NDCG@10 on validation. RecBole learns from every beginning of a
 sequence, ours from every position at once; both see each target once an epoch. Says the two means over seeds, their
 difference and its standard error.
@@ -46,6 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
     add("--epochs", type=int, default=200, help="epochs at most")
     add("--patience", type=int, default=10, help="epochs without a better validation before it stops")
+    add("--max_items", type=int, default=50, help="items of a history")
     add("--batch_size", type=int, default=32, help="users a batch of ours; RecBole's has 2,048 beginnings")
     add("--output", type=Path, default=None, help="JSON file of both sides' numbers")
     return parser.parse_args(argv)
@@ -68,7 +69,12 @@ def read_sequences(path: Path) -> dict[str, list[int]]:
 def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Test metrics of this project's SASRec."""
     options = Options(
-        epochs=args.epochs, patience=args.patience, batch_size=args.batch_size, dropout=0.5, seed=seed
+        epochs=args.epochs,
+        patience=args.patience,
+        batch_size=args.batch_size,
+        max_items=args.max_items,
+        dropout=0.5,
+        seed=seed,
     )
     users = list(sequences)
     training = Training([(s[:-3], s[-3:-2]) for s in sequences.values()], users=users)
@@ -87,15 +93,8 @@ def recboles(path: Path, seed: int, args: argparse.Namespace) -> dict[str, float
     script = Path(__file__).with_name("recbole_sasrec.py")
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "metrics.json"
-        command = [
-            args.recbole_python,
-            str(script),
-            str(path),
-            str(seed),
-            str(args.epochs),
-            str(args.patience),
-            str(output),
-        ]
+        numbers = [str(x) for x in (seed, args.epochs, args.patience, args.max_items)]
+        command = [args.recbole_python, str(script), str(path), *numbers, str(output)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode:
             raise InputError(args.recbole_python, f"RecBole failed ({done.stderr.strip().splitlines()[-1]})", "an environment with RecBole")  # fmt: skip
