@@ -12,7 +12,9 @@ baselines=()
 for name in $BASELINES; do
   [[ -f "$results/results_$name/metrics.json" ]] && baselines+=("$results/results_$name")
 done
+titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
+[[ -f "$RAW_DATA/onerec_data/product_pid2caption.parquet" ]] && titles+=(--product_titles "$RAW_DATA/onerec_data/product_pid2caption.parquet")
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
-  --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" --titles "$RAW_DATA/onerec_data/pid2caption.parquet" \
+  --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" \
   --output_dir "$RUN_DIR/report" \
   --title "OneRec factory: $(basename "$RUN_DIR"), seed ${SEED:-0}"
