@@ -1,118 +1,130 @@
-"""Baselines on the benchmark's own files and metrics: popularity and last-item co-occurrence.
+"""Baselines on the benchmark's own files and metrics: what recommenders without a language model reach.
 
     python baselines.py --data_dir ../data/output/benchmark_data --output_dir results/v1.0
+    python baselines.py --baselines sasrec gru4rec tiger --epochs 50 …
 
-Both learn from train_sequences.parquet (the users of the training split); neither leaves out seen items unless
---exclude_seen. Writes results_popularity/metrics.json and results_cooccurrence/metrics.json.
+popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn from
+train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as evaluate.py does.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.metrics import KS, mean_by_name, ranking_metrics
-from benchmarks.results import save_metrics
-from benchmarks.tasks import TASKS, Example, available_tasks, load_examples
+from benchmarks.catalogues import SEQUENCES, load_catalogue, sids_of
+from benchmarks.evaluators import rank
+from benchmarks.intervals import N_BOOT, values_and_intervals
+from benchmarks.metrics import KS
+from benchmarks.recommenders import RECOMMENDERS
+from benchmarks.recommenders.base import Options, Recommender, Training
+from benchmarks.results import Metrics, Scores, save_metrics
+from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprint, load_examples, load_spec
+from onerec.catalog import ItemIndex
 from onerec.errors import InputError, cli
 from onerec.parquet import read_table
-from onerec.run import Manifest
+from onerec.run import Manifest, seed_everything, write_text
+from onerec.sid import SidSpec
 
-SEQUENCES = "train_sequences.parquet"
-WINDOW = 5  # co-occurrence counts the items that follow within this many positions
-Ranker = Callable[[Example], list[int]]
+QUICK = ("popularity", "cooccurrence", "itemknn")
 
 
-def load_sequences(folder: Path, task: str) -> list[tuple[list[int], list[int]]]:
+def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Training:
     """(history, targets) of the training users of a task."""
-    table = read_table(folder / SEQUENCES, ["task", "history_pid", "target_pid"], allow_empty=True)
-    rows = table.to_pylist()
-    return [(row["history_pid"] or [], row["target_pid"] or []) for row in rows if row["task"] == task]
+    table = read_table(folder / SEQUENCES, ["uid", "task", "history_pid", "target_pid"], allow_empty=True)
+    rows = [row for row in table.to_pylist() if row["task"] == task]
+    pairs = [(row["history_pid"] or [], row["target_pid"] or []) for row in rows]
+    if not pairs:
+        raise InputError(
+            folder / SEQUENCES, f"has no row of {task}", f"of its training users, or leave out {task}"
+        )
+    return Training(pairs, index, [row["uid"] for row in rows])
 
 
-def count_popularity(sequences: Sequence[tuple[list[int], list[int]]]) -> Counter[int]:
-    """How often each item is a target in training."""
-    return Counter(pid for _, target in sequences for pid in target)
+def history_of(example: Example, index: ItemIndex, spec: SidSpec) -> list[int]:
+    """The row's history, oldest first; where the file does not say it, the first item of every SID in the prompt."""
+    if example.history:
+        return example.history
+    sids = spec.parse("".join(turn["content"] for turn in example.messages))
+    return [pids[0] for codes in sids if (pids := index.pids_of(codes))]
 
 
-def by_count(counts: Counter[int]) -> list[int]:
-    """Items by count, the smaller id first where counts are equal."""
-    return sorted(counts, key=lambda pid: (-counts[pid], pid))
+def evaluate(
+    recommender: Recommender, examples: Sequence[Example], index: ItemIndex, spec: SidSpec, exclude_seen: bool
+) -> tuple[list[dict], Scores]:
+    """Prediction lines and scores of a recommender."""
+    skip = [rank.seen_items(e, index, spec) if exclude_seen else set() for e in examples]
+    histories = [history_of(e, index, spec) for e in examples]
+    ranked = recommender.rank(histories, max(KS), skip)
+    sid_of = sids_of(index)
+    lines = [
+        {"uuid": e.uuid, "uid": e.uid, "answer": e.answer_ids, "items": items,
+         "sids": list(dict.fromkeys(sid_of[pid] for pid in items if pid in sid_of))}
+        for e, items in zip(examples, ranked, strict=True)
+    ]  # fmt: skip
+    return lines, rank.score(examples, lines, spec)
 
 
-def popularity_ranker(sequences: Sequence[tuple[list[int], list[int]]]) -> Ranker:
-    """The most frequent targets, the same for everybody."""
-    order = by_count(count_popularity(sequences))
-    return lambda example: order
-
-
-def cooccurrence_ranker(sequences: Sequence[tuple[list[int], list[int]]]) -> Ranker:
-    """Items that followed the user's last item within `WINDOW` positions in training, then by popularity."""
-    follows: dict[int, Counter[int]] = defaultdict(Counter)
-    for history, target in sequences:
-        items = [*history, *target]
-        for place, pid in enumerate(items):
-            follows[pid].update(items[place + 1 : place + 1 + WINDOW])
-    popularity = count_popularity(sequences)
-    order = by_count(popularity)
-
-    def rank(example: Example) -> list[int]:
-        after = follows[example.history[-1]] if example.history else Counter()
-        first = sorted(after, key=lambda pid: (-after[pid], -popularity[pid], pid))
-        known = set(first)
-        return first + [pid for pid in order if pid not in known]
-
-    return rank
-
-
-BASELINES: dict[str, Callable[[Sequence[tuple[list[int], list[int]]]], Ranker]] = {
-    "popularity": popularity_ranker,
-    "cooccurrence": cooccurrence_ranker,
-}
-
-
-def evaluate(examples: Sequence[Example], rank: Ranker, exclude_seen: bool) -> dict[str, float]:
-    """Mean ranking metrics of a baseline."""
-    rows = []
-    for example in examples:
-        seen = set(example.history) if exclude_seen else set()
-        ranked: list[int] = []
-        for pid in rank(example):
-            if pid not in seen:
-                ranked.append(pid)
-                if len(ranked) == max(KS):
-                    break
-        rows.append(ranking_metrics(ranked, example.answer_ids))
-    return mean_by_name(rows)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", type=Path, required=True, help="benchmark_data folder")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for results_<baseline>/")
-    parser.add_argument("--exclude_seen", action="store_true", help="leave out the items of the history")
-    parser.add_argument("--sample_size", type=int, default=-1, help="test rows a task (-1: all)")
-    args = parser.parse_args(argv)
-    tasks = [name for name in available_tasks(args.data_dir) if name in TASKS and TASKS[name].kind == "rank"]
+    add = parser.add_argument
+    add("--data_dir", type=Path, required=True, help="benchmark_data folder")
+    add("--output_dir", type=Path, required=True, help="folder for results_<baseline>/")
+    add("--data_version", default="", help="name of the data's version, noted in the result")
+    add("--baselines", nargs="+", choices=RECOMMENDERS, default=list(QUICK), help="which")
+    add("--tasks", nargs="+", default=None, help="ranking tasks (default: all there are)")
+    add("--exclude_seen", action="store_true", help="leave out the items of the history")
+    add("--sample_size", type=int, default=-1, help="test rows a task (-1: all)")
+    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
+    # Of those that are trained.
+    defaults = Options()
+    for field in dataclasses.fields(Options):
+        value = getattr(defaults, field.name)
+        add(f"--{field.name}", type=type(value), default=value, help=f"of what is trained ({value})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    names = [name for name in choose_tasks(args.data_dir, args.tasks) if name in TASKS]
+    tasks: list[BenchTask] = [TASKS[name] for name in names if TASKS[name].kind == "rank"]
     if not tasks:
-        raise InputError(
-            args.data_dir, "holds no <task>/<task>_test.parquet", "give the benchmark_data folder"
-        )
-    for name, make in BASELINES.items():
+        raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
+    options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    spec = load_spec(args.data_dir)
+    indexes = {name: load_catalogue(args.data_dir, name, spec) for name in {task.catalogue for task in tasks}}
+    for name in args.baselines:
         manifest = Manifest("baseline", args)
-        metrics = {}
+        metrics: Metrics = {}
+        extra = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
+        folder = args.output_dir / f"results_{name}"
         for task in tasks:
-            examples = load_examples(args.data_dir, TASKS[task], args.sample_size)
-            manifest.input(task, len(examples))
-            metrics[task] = evaluate(examples, make(load_sequences(args.data_dir, task)), args.exclude_seen)
-            print(
-                f"{name:14s} {task:12s} recall@10 {metrics[task]['recall@10']:.4f}  ndcg@10 {metrics[task]['ndcg@10']:.4f}"
+            start, index = time.monotonic(), indexes[task.catalogue]
+            seed_everything(args.seed)
+            examples = load_examples(args.data_dir, task, args.sample_size, manifest)
+            recommender = RECOMMENDERS[name](load_training(args.data_dir, task.name, index), options)
+            lines, scores = evaluate(recommender, examples, index, spec, args.exclude_seen)
+            values, extra["intervals"][task.name] = values_and_intervals(
+                list(scores.columns), scores, args.bootstrap, args.seed
             )
-        save_metrics(args.output_dir / f"results_{name}", name, metrics, manifest)
+            metrics[task.name] = values | rank.coverage(lines, index.n_items) | {"samples": len(lines)}
+            extra["data"]["tests"][task.name] = fingerprint(args.data_dir, task.name)
+            manifest.output(scores.save(folder, task.name), len(lines))
+            path = folder / f"predictions_{task.name}.jsonl"
+            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            manifest.output(path, len(lines))
+            print(
+                f"{name:14s} {task.name:12s} recall@10 {values['recall@10']:.4f}  ndcg@10 {values['ndcg@10']:.4f}"
+                f"  ({len(lines)} samples, {time.monotonic() - start:.1f} s)",
+                flush=True,
+            )
+        save_metrics(folder, name, metrics, manifest, {k: str(v) for k, v in vars(args).items()}, extra)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,76 @@
-"""The results folder of one evaluated model: metrics.json, predictions and the manifest."""
+"""The results folder of one evaluated model: metrics.json, predictions, scores a sample, and the manifest."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from onerec.errors import InputError
+from onerec.parquet import read_table, write_table
 from onerec.run import Manifest, read_json, write_json
 
 METRICS = "metrics.json"
 Metrics = dict[str, dict[str, float]]
 
 
+@dataclasses.dataclass
+class Scores:
+    """What every sample scored: ``columns`` of float64 [n], NaN where a sample has no score; rows by ``uuids``.
+
+    ``users`` are what confidence intervals resample.
+    """
+
+    uuids: list[str]
+    users: list[str]
+    columns: dict[str, np.ndarray]
+
+    def take(self, rows: Sequence[int]) -> Scores:
+        """The scores of some rows, in that order."""
+        picked = {name: values[list(rows)] for name, values in self.columns.items()}
+        return Scores([self.uuids[i] for i in rows], [self.users[i] for i in rows], picked)
+
+    def save(self, folder: Path, task: str) -> Path:
+        """Write ``scores_<task>.parquet``."""
+        path = folder / f"scores_{task}.parquet"
+        write_table(path, pa.table({"uuid": self.uuids, "user": self.users, **self.columns}))
+        return path
+
+    @staticmethod
+    def load(folder: Path, task: str) -> Scores | None:
+        """Read ``scores_<task>.parquet``; None where the result has none."""
+        path = folder / f"scores_{task}.parquet"
+        if not path.exists():
+            return None
+        table = read_table(path)
+        names = [name for name in table.column_names if name not in ("uuid", "user")]
+        columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
+        return Scores(table["uuid"].to_pylist(), table["user"].to_pylist(), columns)
+
+
 def save_metrics(
-    folder: Path, name: str, metrics: Metrics, manifest: Manifest, config: dict[str, Any] | None = None
+    folder: Path,
+    name: str,
+    metrics: Metrics,
+    manifest: Manifest,
+    config: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write ``metrics.json`` ({"name", "config", "tasks": {task: {metric: value}}}) and the manifest."""
+    """Write ``metrics.json`` and the manifest.
+
+    ``{"name", "config", "tasks": {task: {metric: value}}}`` and what ``extra`` adds: ``intervals`` ({task: {metric:
+    [low, high]}}), ``data`` ({"version", "tests": {task: fingerprint}}), ``judge``, ``beams``.
+    """
     rounded = {
         task: {key: round(value, 6) for key, value in values.items()} for task, values in metrics.items()
     }
-    write_json(folder / METRICS, {"name": name, "config": config or {}, "tasks": rounded})
+    value = {"name": name, "config": config or {}, "tasks": rounded, **(extra or {})}
+    write_json(folder / METRICS, value)
     manifest.output(folder / METRICS)
     manifest.write(folder)
 
@@ -30,3 +81,28 @@ def load_metrics(folder: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("tasks"), dict):
         raise InputError(folder / METRICS, "is not a result of evaluate.py", "give a results_<name> folder")
     return value
+
+
+def check_same_data(folders: Sequence[Path], values: Sequence[dict[str, Any]]) -> None:
+    """Raise `InputError` where two results measured a task on different test files."""
+    first: dict[str, tuple[Path, str]] = {}
+    for folder, value in zip(folders, values, strict=True):
+        for task, mark in value.get("data", {}).get("tests", {}).items():
+            other, known = first.setdefault(task, (folder, mark))
+            if known != mark:
+                raise InputError(
+                    folder,
+                    f"measured {task} on another version of the data than {other}",
+                    "evaluate both on the same benchmark data",
+                )
+
+
+def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
+    """The lines of ``predictions_<task>.jsonl``; empty where the result has none."""
+    path = folder / f"predictions_{task}.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except json.JSONDecodeError:
+        raise InputError(path, "is not JSON lines", "evaluate the model again") from None

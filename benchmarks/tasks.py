@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,38 +12,70 @@ from onerec.errors import InputError
 from onerec.files import SID_SPEC, test_file
 from onerec.parquet import read_table
 from onerec.records import parse_messages
-from onerec.sid import SidSpec
+from onerec.run import Manifest
+from onerec.sid import RELEASE_SPEC, SidSpec
 
 GENERAL = "general"
+YES_NO = ("是", "否")
+ANSWER_IDS = {"video_ad": "answer_pid", "product": "answer_iid"}
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchTask:
-    """A task: its name, kind (``rank`` items, ``label`` yes or no), catalogue, answer key and headline metric."""
+    """A task of the benchmark.
+
+    ``kind`` names its evaluator: ``rank`` items, ``label`` yes or no, ``understand`` an item, ``reason`` about a
+    recommendation, ``general`` ability. ``catalogue`` is where its items live. ``new_tokens`` is how much text it
+    generates at most (0: items or an answer's probability). ``headline`` stands in the report's table, ``log`` in the
+    line of the log; ``fallback`` is the headline where no judge is set.
+    """
 
     name: str
     kind: str
     catalogue: str
-    answer_key: str
     headline: str
+    log: tuple[str, ...]
+    new_tokens: int = 0
+    fallback: str = ""
 
+    @property
+    def test_file(self) -> str:
+        """Its test file, relative to the benchmark's data folder."""
+        return test_file(self.name)
+
+
+_RANK_LOG = ("pass@1", "pass@10", "pass@32", "position1_pass@10", "recall@10", "recall@32", "ndcg@10")
+_F1 = "macro_wip_double_weighted_f1"
 
 TASKS = {
     task.name: task
     for task in (
-        BenchTask("video", "rank", "video_ad", "answer_pid", "recall@10"),
-        BenchTask("ad", "rank", "video_ad", "answer_pid", "recall@10"),
-        BenchTask("product", "rank", "product", "answer_iid", "recall@10"),
-        BenchTask("label_cond", "rank", "video_ad", "answer_pid", "recall@10"),
-        BenchTask("interactive", "rank", "video_ad", "answer_pid", "recall@10"),
-        BenchTask("label_pred", "label", "video_ad", "label", "auc"),
+        BenchTask("video", "rank", "video_ad", "recall@10", _RANK_LOG),
+        BenchTask("ad", "rank", "video_ad", "recall@10", _RANK_LOG),
+        BenchTask("product", "rank", "product", "recall@10", _RANK_LOG),
+        BenchTask("label_cond", "rank", "video_ad", "recall@10", _RANK_LOG),
+        BenchTask("interactive", "rank", "video_ad", "recall@10", _RANK_LOG),
+        BenchTask("label_pred", "label", "video_ad", "auc", ("auc", "user_auc")),
+        BenchTask("item_understand", "understand", "video_ad", _F1, (_F1, "embedding_similarity"), 512, "embedding_similarity"),
+        BenchTask("rec_reason", "reason", "video_ad", "llm_score", ("llm_score", "char_rouge_l"), 1024, "char_rouge_l"),
     )
-}
+}  # fmt: skip
+GENERAL_TASK = BenchTask(GENERAL, GENERAL, "", "exact_match", ("exact_match", "bits_per_byte"), 24)
+LESS_IS_BETTER = {"bits_per_byte"}
+
+
+def task_of(name: str) -> BenchTask:
+    """The task of a name, general ability included."""
+    return GENERAL_TASK if name == GENERAL else TASKS[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One test row: the prompt's messages, the answer text, the ids of the answer (or the label), the history's ids."""
+    """One test row: the prompt's messages, the answer text, the answer's ids (or its label), the history's ids.
+
+    ``user`` groups rows for confidence intervals: the uid, or the row's uuid where it has none. ``history`` is empty
+    where the file does not say it (the release); the SIDs of the prompt then stand for it.
+    """
 
     uuid: str
     uid: Any
@@ -51,39 +84,106 @@ class Example:
     answer_ids: list[int]
     history: list[int]
 
+    @property
+    def user(self) -> str:
+        """What intervals resample: the user of the row."""
+        return self.uuid if self.uid is None else str(self.uid)
 
-def load_examples(folder: Path, task: BenchTask, sample_size: int = -1) -> list[Example]:
-    """Read a task's test file, the first ``sample_size`` rows (-1: all); raises `InputError` where it has no answers."""
-    path = folder / test_file(task.name)
+
+def load_examples(
+    folder: Path,
+    task: BenchTask,
+    sample_size: int = -1,
+    manifest: Manifest | None = None,
+    max_bad_ratio: float = 0.01,
+) -> list[Example]:
+    """Read a task's test file, the first ``sample_size`` rows (-1: all).
+
+    A row without a usable answer is left out and counted in ``manifest``, and so is one that repeats a uuid, or a
+    user with the same prompt and answer. Raises `InputError` where the file is missing or empty, or where more than
+    ``max_bad_ratio`` of its rows have no usable answer.
+    """
+    path = folder / task.test_file
     table = read_table(path, ["uuid", "messages", "metadata"])
     if sample_size > 0:
         table = table.slice(0, sample_size)
-    examples = []
+    examples: list[Example] = []
+    wrong, doubles, seen = [], 0, set()
     for row, value in enumerate(table.to_pylist()):
         try:
-            metadata = json.loads(value["metadata"])
-            answer = metadata[task.answer_key]
-            ids = [int(answer)] if task.kind == "label" else [int(pid) for pid in answer]
-            messages = parse_messages(value["messages"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                path,
-                f"row {row} has no usable answer or messages ({error!r})",
-                f"metadata with {task.answer_key}",
-            ) from None
-        history = [int(pid) for pid in metadata.get("history_pid", [])]
-        examples.append(
-            Example(value["uuid"], metadata.get("uid"), messages, metadata.get("answer", ""), ids, history)
-        )
+            example = _example(value, task)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            wrong.append(f"row {row} has no usable answer or messages ({error!r})")
+            continue
+        keys = {example.uuid, (value["messages"], value["metadata"])}
+        if example.uid is None:
+            keys = {example.uuid}  # without a user, two equal rows may be two people's
+        if keys & seen:
+            doubles += 1
+            continue
+        seen |= keys
+        examples.append(example)
+    if len(wrong) > max_bad_ratio * table.num_rows:
+        more = f", and {len(wrong) - 1} more of {table.num_rows}" if len(wrong) > 1 else ""
+        raise InputError(path, wrong[0] + more, f"metadata with {_answer_key(task)}")
+    if manifest is not None:
+        manifest.input(task.name, len(examples))
+        manifest.drop(f"{task.name}: no usable answer", len(wrong))
+        manifest.drop(f"{task.name}: the same row again", doubles)
     return examples
 
 
+def _answer_key(task: BenchTask) -> str:
+    return {"rank": ANSWER_IDS.get(task.catalogue, ""), "label": "label, or answer 是 or 否"}.get(
+        task.kind, "answer"
+    )
+
+
+def _example(value: dict[str, Any], task: BenchTask) -> Example:
+    metadata = json.loads(value["metadata"])
+    answer = metadata.get("answer", "")
+    ids: list[int] = []
+    if task.kind == "rank":
+        ids = [int(pid) for pid in metadata[ANSWER_IDS[task.catalogue]]]
+        if not ids:
+            raise ValueError("an empty list")
+    elif task.kind == "label":
+        ids = [int(metadata["label"]) if "label" in metadata else 1 - YES_NO.index(answer)]
+    elif not answer.strip():
+        raise KeyError("answer")
+    messages = [turn for turn in parse_messages(value["messages"]) if turn["role"] != "assistant"]
+    history = [int(pid) for pid in metadata.get("history_pid") or []]
+    return Example(value["uuid"], metadata.get("uid"), messages, answer, ids, history)
+
+
 def load_spec(folder: Path) -> SidSpec:
-    """The benchmark data's SID specification."""
-    return SidSpec.load(folder / SID_SPEC)
+    """The benchmark data's SID specification; the release's three layers of 8,192 where the folder has none."""
+    return SidSpec.load(folder / SID_SPEC) if (folder / SID_SPEC).exists() else RELEASE_SPEC
 
 
 def available_tasks(folder: Path) -> list[str]:
     """The tasks whose test file is there, in the table's order, and general ability where its held-out text is."""
-    found = [name for name in TASKS if (folder / test_file(name)).exists()]
+    found = [name for name, task in TASKS.items() if (folder / task.test_file).exists()]
     return [*found, *([GENERAL] if (folder / GENERAL).is_dir() else [])]
+
+
+def choose_tasks(folder: Path, wanted: list[str] | None) -> list[str]:
+    """The tasks to run: ``wanted``, checked, or all there are; raises `InputError` where there is none."""
+    found = available_tasks(folder)
+    for name in wanted or []:
+        if name not in TASKS and name != GENERAL:
+            raise InputError("--tasks", f"{name} is not a task", f"of {', '.join(TASKS)}, {GENERAL}")
+        if name not in found:
+            raise InputError(folder, f"has no test file of {name}", f"it has {', '.join(found) or 'none'}")
+    if not (wanted or found):
+        raise InputError(folder, "holds no <task>/<task>_test.parquet", "give the benchmark_data folder")
+    return list(dict.fromkeys(wanted or found))
+
+
+def fingerprint(folder: Path, name: str) -> str:
+    """What tells two versions of a task's test data apart: 16 hex digits of the SHA-256 of its files."""
+    files = sorted((folder / name).glob("*.parquet"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]

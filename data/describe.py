@@ -20,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from data.mix import record_batches, record_files
-from data.onerec_data.tables import RELEASE_SPEC
 from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
 from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC
 from onerec.records import parse_messages, parse_segments
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
 
 _SID = re.compile(re.escape(BEGIN.encode()) + rb"[^|]*" + re.escape(END.encode()))
 _ANSWER = b'{"role":"assistant"'

@@ -13,6 +13,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 _WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
+_COLOURS = 5
 
 
 def html_page(
@@ -51,8 +52,13 @@ def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
-    """Lines of (name, [(x, y), …]) over a common axis that begins at zero; series without points are left out."""
+def line_chart(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]], x_label: str = "step", marks: bool = False
+) -> str:
+    """Lines of (name, [(x, y), …]) over a common axis that begins at zero; series without points are left out.
+
+    ``x_label`` names the horizontal axis; ``marks`` puts a dot on every point. Colours repeat after five lines.
+    """
     series = [(name, points) for name, points in series if points]
     everything = [point for _, points in series for point in points]
     if not everything:
@@ -60,23 +66,40 @@ def line_chart(series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> s
     x_max = max(x for x, _ in everything) or 1
     y_max = max(y for _, y in everything) or 1
 
-    def place(x: float, y: float) -> str:
-        return f"{_LEFT + (_WIDTH - _LEFT - 10) * x / x_max:.1f},{10 + (_HEIGHT - 10 - _BOTTOM) * (1 - y / y_max):.1f}"
+    legend, top = _legend([name for name, _ in series])
 
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
+    def place(x: float, y: float) -> str:
+        return f"{_LEFT + (_WIDTH - _LEFT - 10) * x / x_max:.1f},{top + (_HEIGHT - 10 - _BOTTOM) * (1 - y / y_max):.1f}"
+
+    height = _HEIGHT - 10 + top
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">', *legend]
     for share in (0, 0.5, 1):
         y = place(0, share * y_max).split(",")[1]
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y}" y2="{y}" class="grid"/>')
         parts.append(
             f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" class="label end">{share * y_max:.2f}</text>'
         )
-    for i, (name, points) in enumerate(series):
-        parts.append(f'<polyline points="{" ".join(place(x, y) for x, y in points)}" class="line s{i}"/>')
-        parts.append(
-            f'<text x="{_WIDTH - 14}" y="{24 + 15 * i}" class="label end t{i}">{escape(name)}</text>'
-        )
-    parts.append(f'<text x="{_WIDTH - 10}" y="{_HEIGHT - 8}" class="label end">step {x_max:,.0f}</text>')
+    for i, (_, points) in enumerate(series):
+        places = [place(x, y) for x, y in points]
+        parts.append(f'<polyline points="{" ".join(places)}" class="line s{i % _COLOURS}"/>')
+        for x, y in (p.split(",") for p in places if marks):
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="t{i % _COLOURS}"/>')
+    parts.append(
+        f'<text x="{_WIDTH - 10}" y="{height - 8}" class="label end">{escape(x_label)} {x_max:,.0f}</text>'
+    )
     return "".join([*parts, "</svg>"])
+
+
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
+    """Names in their lines' colours above the plot, in rows, and where the plot then begins."""
+    parts, x, y = [], _LEFT, 16
+    for i, name in enumerate(names):
+        width = 8 * len(name) + 16
+        if x + width > _WIDTH and x > _LEFT:
+            x, y = _LEFT, y + 18
+        parts.append(f'<text x="{x}" y="{y}" class="label t{i % _COLOURS}">{escape(name)}</text>')
+        x += width
+    return parts, y + 12
 
 
 def histogram(bounds: Sequence[float], counts: Sequence[int]) -> str:

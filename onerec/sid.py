@@ -171,3 +171,7 @@ class SidSpec:
     def same_codebooks(self, other: SidSpec) -> bool:
         """Whether two specs have the same codebook sizes (their ids may differ)."""
         return self.codebook_sizes == other.codebook_sizes
+
+
+# The published release's SIDs; data without a sid_spec.json is taken to be of this form.
+RELEASE_SPEC = SidSpec((8192, 8192, 8192))

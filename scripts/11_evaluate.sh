@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 11. Evaluate one model of the run: bash scripts/11_evaluate.sh base|stage1|stage2|sft|baselines [evaluate.py's flags]
-#     The base LLM has no SIDs, so only its general ability is measured.
+#     The base LLM has no SIDs, so only its general ability is measured. JUDGE names an LLM judge (benchmarks/judges/).
 source "$(dirname "$0")/common.sh"
 : "${VERSION:=v1.0}"
 seen=()
@@ -8,9 +8,12 @@ seen=()
 name="${1:?error: 11_evaluate.sh: needs a model; base, stage1, stage2, sft or baselines}"
 if [[ "$name" == baselines ]]; then
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" \
-    --sample_size "$EVAL_SAMPLE_SIZE" "${seen[@]}"
+    --sample_size "$EVAL_SAMPLE_SIZE" --baselines $BASELINES --epochs "$BASELINE_EPOCHS" "${seen[@]}" "${@:2}"
   exit
 fi
-flags=(--sample_size "$EVAL_SAMPLE_SIZE" --num_beams "$NUM_BEAMS" "${seen[@]}")
+flags=(--sample_size "$EVAL_SAMPLE_SIZE" --text_sample_size "$TEXT_SAMPLE_SIZE" --max_answer_tokens "$MAX_ANSWER_TOKENS"
+  --num_beams "$NUM_BEAMS" --free_sids "$FREE_SIDS" "${seen[@]}")
+[[ -n "${JUDGE:-}" ]] && flags+=(--judge "$JUDGE")
 [[ "$name" == base ]] && flags+=(--tasks general)
+[[ "$name" == sft ]] && flags+=(--beam_widths $BEAM_WIDTHS --beam_samples "$BEAM_SAMPLES")
 run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name" false "${flags[@]}" "${@:2}"

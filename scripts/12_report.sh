@@ -8,6 +8,13 @@ for stage in base stage1 stage2 sft; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done
+baselines=()
+for name in $BASELINES; do
+  [[ -f "$results/results_$name/metrics.json" ]] && baselines+=("$results/results_$name")
+done
+titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
+[[ -f "$RAW_DATA/onerec_data/product_pid2caption.parquet" ]] && titles+=(--product_titles "$RAW_DATA/onerec_data/product_pid2caption.parquet")
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
-  --baselines "$results/results_popularity" "$results/results_cooccurrence" --output_dir "$RUN_DIR/report" \
+  --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" \
+  --output_dir "$RUN_DIR/report" \
   --title "OneRec factory: $(basename "$RUN_DIR"), seed ${SEED:-0}"

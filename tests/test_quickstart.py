@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from onerec.files import BENCH_TASKS
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 STAGES = [
@@ -62,8 +64,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
     assert second.returncode == 0, second.stdout[-3000:] + second.stderr[-3000:]
     assert "== 03_data: finished before" in second.stdout
     report = run_dir / "report"
-    labels = [row["label"] for row in json.loads((report / "report.json").read_text())["rows"]]
-    assert labels == ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence"]
+    rows = json.loads((report / "report.json").read_text())["rows"]
+    names = ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence", "itemknn"]
+    assert [row["label"] for row in rows] == names
+    assert set(rows[3]["tasks"]) == {*BENCH_TASKS, "general"}
     assert "video R@10" in second.stdout and (report / "report.html").stat().st_size > 5000
     assert {path.name for path in (run_dir / ".done").iterdir()} >= set(STAGES)
 

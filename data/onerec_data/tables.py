@@ -15,10 +15,8 @@ from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.parquet import open_parquet, read_table
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
 
-# The release comes without a specification beside its mapping: three layers of 8,192 codes.
-RELEASE_SPEC = SidSpec((8192, 8192, 8192))
 # A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
 _DIRECT_ENTRIES_PER_ITEM = 16
 

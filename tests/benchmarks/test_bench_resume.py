@@ -14,7 +14,7 @@ from benchmarks.evaluate import main
 from benchmarks.journal import Journal, work_keys
 from onerec.errors import InputError
 
-FLAGS = ["--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "700", "--device", "cpu",
+FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "700", "--device", "cpu",
          "--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.9"]  # fmt: skip
 
 # The evaluation in a process of its own, which is killed (SIGKILL) inside its tenth write of results.

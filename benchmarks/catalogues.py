@@ -1,0 +1,124 @@
+"""From SIDs to items: the catalogue of a task, and what a SID that names several items resolves to.
+
+Two forms of a catalogue are read: the data stage's ``<catalogue>_pid2sid.parquet``, and the release's ``sid2pid.json``
+(videos and ads) and ``sid2iid.json`` (products): key c1·8192² + c2·8192 + c3, value a list of
+``{"pid" or "iid", "count", "count_after_downsample"}``.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tasks import TASKS
+from onerec.catalog import ItemIndex
+from onerec.errors import InputError
+from onerec.parquet import read_table
+from onerec.run import read_json
+from onerec.sid import SidSpec
+
+SEQUENCES = "train_sequences.parquet"
+RELEASE_FILES = {"video_ad": ("sid2pid.json", "pid"), "product": ("sid2iid.json", "iid")}
+RELEASE_BASE = 8192
+COUNTS = ("count", "count_after_downsample")
+POLICIES = ("all", "popular", "random")
+
+
+def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0]) -> ItemIndex:
+    """The catalogue ``video_ad`` or ``product`` of a benchmark data folder.
+
+    Items of one SID are ordered by popularity: how often training targets them, or in the release's form its ``count``
+    (one of `COUNTS`). Raises `InputError` where there is no catalogue, or it holds a SID outside ``spec``.
+    """
+    table = folder / f"{name}_pid2sid.parquet"
+    if table.exists():
+        return ItemIndex.load(table, spec, target_counts(folder).get(name, {}))
+    path = folder / RELEASE_FILES[name][0]
+    if not path.exists():
+        raise InputError(folder, f"has no catalogue of {name}", f"{table.name} or {path.name}")
+    return ItemIndex(*read_release(path, RELEASE_FILES[name][1], spec, count))
+
+
+def target_counts(folder: Path) -> dict[str, dict[int, int]]:
+    """By catalogue, how often each item is a target of the training users; empty without their sequences."""
+    counts: dict[str, dict[int, int]] = {}
+    if not (folder / SEQUENCES).exists():
+        return counts
+    for row in read_table(folder / SEQUENCES, ["task", "target_pid"], allow_empty=True).to_pylist():
+        if row["task"] in TASKS:
+            found = counts.setdefault(TASKS[row["task"]].catalogue, {})
+            for pid in row["target_pid"] or []:
+                found[pid] = found.get(pid, 0) + 1
+    return counts
+
+
+def read_release(
+    path: Path, id_key: str, spec: SidSpec, count: str
+) -> tuple[np.ndarray, np.ndarray, SidSpec, dict[int, int]]:
+    """The release's SID table: ids int64 [n], codes int32 [n, 3], the spec and the items' counts."""
+    value = read_json(path)
+    if spec.n_layers != 3:
+        raise InputError(path, "holds SIDs of 3 layers", f"the benchmark data have {spec.n_layers}")
+    if not isinstance(value, dict) or not value:
+        raise InputError(path, "holds no SID", f"an object of SID number to a list of {{{id_key}, {count}}}")
+    ids: list[int] = []
+    keys: list[int] = []
+    popularity: dict[int, int] = {}
+    for key, items in value.items():
+        try:
+            for item in items:
+                ids.append(int(item[id_key]))
+                keys.append(int(key))
+                popularity[ids[-1]] = int(item[count])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                path, f"SID {key} has no usable items ({error!r})", f"a list of {{{id_key}, {count}}}"
+            ) from None
+    if len(popularity) != len(ids):
+        raise InputError(path, f"names a {id_key} twice", "one SID an item")
+    number = np.array(keys, dtype=np.int64)
+    layers = [number // RELEASE_BASE**2, number // RELEASE_BASE % RELEASE_BASE, number % RELEASE_BASE]
+    codes = np.stack(layers, axis=1)
+    outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
+    if outside.any():
+        row, layer = (int(x) for x in np.argwhere(outside)[0])
+        raise InputError(
+            path,
+            f"SID {keys[row]} has code {codes[row, layer]} in layer {layer}",
+            f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}",
+        )
+    return np.array(ids, dtype=np.int64), codes.astype(np.int32), spec, popularity
+
+
+def resolve(
+    index: ItemIndex,
+    sids: Sequence[tuple[int, ...]],
+    policy: str,
+    seed: int = 0,
+    uuid: str = "",
+    skip: Collection[int] = (),
+) -> list[int]:
+    """Items of ranked SIDs, best first: of a SID that names several ``all``, most popular first, the most ``popular``
+    alone, or one at ``random`` (drawn from the seed and the row's uuid). Items of ``skip`` are never named.
+    """
+    draw = np.random.default_rng([seed, zlib.crc32(uuid.encode())]) if policy == "random" else None
+    items: list[int] = []
+    for codes in sids:
+        pids = [pid for pid in index.pids_of(codes) if pid not in skip]
+        if policy == "popular":
+            pids = pids[:1]
+        elif draw is not None and pids:
+            pids = [pids[int(draw.integers(len(pids)))]]
+        items += pids
+    return list(dict.fromkeys(items))
+
+
+def sids_of(index: ItemIndex) -> dict[int, tuple[int, ...]]:
+    """The SID of every item."""
+    found: dict[int, tuple[int, ...]] = {}
+    for row in index.sids.tolist():
+        found.update(dict.fromkeys(index.pids_of(tuple(row)), tuple(row)))
+    return found

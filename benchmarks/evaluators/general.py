@@ -1,0 +1,57 @@
+"""General ability on held-out text: exact match of answers, and bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.results import Scores
+from benchmarks.tasks import GENERAL
+from onerec.parquet import read_table
+from onerec.records import parse_messages, parse_segments
+
+METRICS = ("exact_match", "bits_per_byte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A held-out question: its prompt's messages, the answer and what kind of question it is."""
+
+    uuid: str
+    messages: list[dict[str, str]]
+    answer: str
+    kind: str
+
+
+def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]]:
+    """(texts, questions) of the benchmark data, the first ``sample_size`` of each (-1: all)."""
+    table = read_table(folder / GENERAL / "text.parquet", ["segments"])
+    texts = [parse_segments(value) for value in table["segments"].to_pylist()]
+    questions = []
+    for row in read_table(folder / GENERAL / "qa.parquet", ["uuid", "messages", "metadata"]).to_pylist():
+        metadata = json.loads(row["metadata"])
+        turns = [turn for turn in parse_messages(row["messages"]) if turn["role"] != "assistant"]
+        questions.append(Question(row["uuid"], turns, metadata["answer"], metadata.get("kind", "qa")))
+    return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])
+
+
+def score(
+    questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]
+) -> Scores:
+    """Hits of the questions (also by kind), and bits and bytes of the texts; a row is one or the other."""
+    n = len(questions)
+    hits = np.array([float(text == q.answer) for q, text in zip(questions, answers, strict=True)])
+    empty = np.full(len(texts), math.nan)
+    columns = {"exact_match": np.concatenate([hits, empty])}
+    for kind in sorted({q.kind for q in questions}):
+        of_kind = np.where([q.kind == kind for q in questions], hits, math.nan)
+        columns[f"exact_match_{kind}"] = np.concatenate([of_kind, empty])
+    columns["bits"] = np.concatenate([np.zeros(n), np.array(nats) / math.log(2)])
+    columns["bytes"] = np.concatenate([np.zeros(n), [len(text.encode()) for text in texts]])
+    ids = [q.uuid for q in questions] + [f"text {i}" for i in range(len(texts))]
+    return Scores(ids, ids, columns)

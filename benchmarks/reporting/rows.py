@@ -1,0 +1,132 @@
+"""Results as rows of one table: which columns there are, their cells, and the table as text and Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import check_same_data, load_metrics
+from benchmarks.tasks import GENERAL, LESS_IS_BETTER, TASKS
+
+_SHORT = {
+    "recall@10": "R@10",
+    "auc": "AUC",
+    "macro_wip_double_weighted_f1": "F1 (judge)",
+    "embedding_similarity": "similarity",
+    "llm_score": "judge 1–5",
+    "char_rouge_l": "ROUGE-L",
+    "exact_match": "EM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One result: its label, its kind (``stage`` or ``baseline``), its folder and its metrics.json."""
+
+    label: str
+    kind: str
+    folder: Path
+    value: dict[str, Any]
+
+    def cell(self, task: str, metric: str) -> float | None:
+        """A metric, None where it was not measured."""
+        value = self.value["tasks"].get(task, {}).get(metric)
+        return None if value is None or math.isnan(value) else value
+
+    def interval(self, task: str, metric: str) -> list[float] | None:
+        """Its 95 % interval, None where there is none."""
+        return self.value.get("intervals", {}).get(task, {}).get(metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A metric of a task in the table."""
+
+    task: str
+    metric: str
+    heading: str
+
+    @property
+    def more_is_better(self) -> bool:
+        return self.metric not in LESS_IS_BETTER
+
+    def best(self, rows: Sequence[Row]) -> float | None:
+        """The best value over all rows."""
+        values = [v for row in rows if (v := row.cell(self.task, self.metric)) is not None]
+        return (max if self.more_is_better else min)(values) if values else None
+
+
+def read_rows(stages: Sequence[Path], labels: Sequence[str] | None, baselines: Sequence[Path]) -> list[Row]:
+    """Stages in order, then baselines; raises `InputError` where two measured a task on different data."""
+    values = [load_metrics(folder) for folder in (*stages, *baselines)]
+    check_same_data([*stages, *baselines], values)
+    names = [*(labels or [value["name"] for value in values[: len(stages)]])]
+    names += [value["name"] for value in values[len(stages) :]]
+    kinds = ["stage"] * len(stages) + ["baseline"] * len(baselines)
+    return [Row(*row) for row in zip(names, kinds, (*stages, *baselines), values, strict=True)]
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns that at least one row has: every task's headline (judge's where there was one), then a few more."""
+    wanted = []
+    for name, task in TASKS.items():
+        judged = any(row.cell(name, task.headline) is not None for row in rows)
+        metric = task.headline if judged or not task.fallback else task.fallback
+        wanted.append(Column(name, metric, f"{name} {_SHORT[metric]}"))
+    wanted += [Column("video", "ndcg@10", "video NDCG@10"), Column("video", "pass@1", "video Pass@1")]
+    wanted += [
+        Column(GENERAL, "exact_match", "general EM"),
+        Column(GENERAL, "bits_per_byte", "bits/byte ↓"),
+    ]
+    extra = sorted({m for row in rows for m in row.value["tasks"].get("lm_eval", {})})
+    wanted += [Column("lm_eval", metric, metric) for metric in extra]
+    return [c for c in wanted if any(row.cell(c.task, c.metric) is not None for row in rows)]
+
+
+def text_of(value: float | None) -> str:
+    """Four digits after the point, or a dash."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def span_of(interval: Sequence[float] | None) -> str:
+    """An interval, or nothing."""
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Stages and baselines by metric; the best of each column in bold."""
+    chosen = columns(rows)
+    lines = ["| stage | " + " | ".join(c.heading for c in chosen) + " |", "|---" * (len(chosen) + 1) + "|"]
+    for row in rows:
+        cells = []
+        for column in chosen:
+            value = row.cell(column.task, column.metric)
+            best = value is not None and value == column.best(rows)
+            cells.append(f"**{text_of(value)}**" if best else text_of(value))
+        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plain_markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Any table as Markdown."""
+    rows = [headings, ["---"] * len(headings), *lines]
+    return "\n".join("| " + " | ".join(str(x).replace("|", "\\|") for x in row) + " |" for row in rows)
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """The same table in aligned columns."""
+    chosen = columns(rows)
+    grid = [["stage", *(c.heading for c in chosen)]]
+    grid += [[row.label, *(text_of(row.cell(c.task, c.metric)) for c in chosen)] for row in rows]
+    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
+    out = [
+        "  ".join(
+            text.ljust(w) if i == 0 else text.rjust(w)
+            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in grid
+    ]
+    return "\n".join([out[0], "-" * len(out[0]), *out[1:]])

@@ -1,0 +1,132 @@
+"""Recommenders by hand where they count, on sequences that have a rule where they are trained."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks import baselines
+from benchmarks.crosscheck import sasrec
+from benchmarks.recommenders import RECOMMENDERS
+from benchmarks.recommenders.base import Options, Training
+from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity
+from benchmarks.recommenders.sequential import _windows
+from onerec.catalog import ItemIndex
+from onerec.errors import InputError
+from onerec.parquet import write_table
+from onerec.sid import SidSpec
+
+SPEC = SidSpec((8, 8, 8))
+SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """One video task of two test users, and the sequences of three training users."""
+    rows = [
+        {"uuid": str(i), "source": "s", "messages": '[{"role":"user","content":[{"type":"text","text":"q"}]}]',
+         "metadata": json.dumps({"uid": i, "answer": SPEC.text([0, 0, answer[0] % 8]), "answer_pid": answer, "history_pid": history})}
+        for i, (history, answer) in enumerate([([1, 2], [3, 4]), ([5], [9])])
+    ]  # fmt: skip
+    write_table(tmp_path / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
+    table = {
+        "uid": [1, 2, 3],
+        "task": ["video"] * 3,
+        "history_pid": [h for h, _ in SEQUENCES],
+        "target_pid": [t for _, t in SEQUENCES],
+    }
+    write_table(tmp_path / "train_sequences.parquet", pa.table(table))
+    codes = pa.array([[0, 0, p % 8] if p < 8 else [1, 0, p % 8] for p in range(1, 10)], pa.list_(pa.int32()))
+    write_table(tmp_path / "video_ad_pid2sid.parquet", pa.table({"pid": list(range(1, 10)), "codes": codes}))
+    SPEC.save(tmp_path)
+    return tmp_path
+
+
+def ranked(recommender, histories, n=10, skip=None):
+    return recommender.rank(histories, n, skip or [()] * len(histories))
+
+
+def test_popularity_and_transitions_rank_as_by_hand():
+    training = Training(SEQUENCES)
+    assert ranked(Popularity(training), [[1, 2], []]) == [[3, 7]] * 2
+    assert ranked(Cooccurrence(training), [[1, 2], [5], [], [99]]) == [[3, 7], [7, 3], [3, 7], [3, 7]]
+    assert ranked(Cooccurrence(training), [[1, 2]], skip=[{3}]) == [[7]]
+
+
+def test_item_neighbours_by_hand():
+    # Users {1,2,3}, {1,2}, {2,4}: cosine(1,2) = 2/√(2·3), (1,3) = 1/√2, (2,3) = 1/√3 = (2,4).
+    training = Training([([1, 2], [3]), ([1], [2]), ([2], [4])])
+    knn = ItemKnn(training)
+    cosine = {(a, b): knn.similar[knn.row[a], knn.row[b]] for a in (1, 2) for b in (2, 3, 4)}
+    assert cosine[1, 2] == pytest.approx(2 / 6**0.5) and cosine[1, 3] == pytest.approx(0.5**0.5)
+    assert cosine[2, 4] == pytest.approx(3**-0.5) and cosine[1, 4] == 0
+    assert ranked(knn, [[1]])[0][:2] == [2, 3] and ranked(knn, [[1]], 1, [{2}]) == [[3]]
+
+
+def test_a_users_sequence_that_begins_a_longer_one_is_learnt_once():
+    training = Training([([1], [2]), ([1, 2], [3]), ([1], [2])], users=["a", "a", "b"])
+    assert training.whole() == [[1, 2, 3], [1, 2]]
+
+
+def test_windows_predict_every_item_of_a_long_sequence():
+    assert list(_windows([1, 2, 3], 4)) == [[1, 2, 3]] and list(_windows([1], 4)) == []
+    windows = list(_windows(list(range(1, 12)), 4))
+    assert {x for w in windows for x in w[1:]} == set(range(2, 12)) and max(map(len, windows)) == 5
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "tiger"])
+def test_what_is_trained_learns_a_rule_and_the_same_seed_gives_the_same_ranking(name):
+    # Item i is followed by i + 1 modulo 40, which no count of targets says.
+    starts = np.random.default_rng(0).integers(0, 40, 200)
+    sequences = [([(s + i) % 40 for i in range(5)], [(s + 5) % 40]) for s in starts.tolist()]
+    index = ItemIndex(np.arange(40), np.array([[p % 8, p // 8, 0] for p in range(40)], np.int32), SPEC)
+    training = Training(sequences, index)
+    options = Options(
+        epochs=12, patience=12, lr=1e-2, dim=32, dropout=0.0, tiger_dim=32, tiger_layers=2, batch_size=16
+    )
+    learnt = RECOMMENDERS[name](training, options)
+    assert [r[0] for r in ranked(learnt, [[3, 4, 5], [38, 39]])] == [6, 0]
+    short = dataclasses.replace(options, epochs=1)
+    one, two = (ranked(RECOMMENDERS[name](training, short), [[3, 4, 5]]) for _ in range(2))
+    assert one == two
+
+
+def test_baselines_write_what_evaluate_does(data, tmp_path):
+    baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--bootstrap", "50"])
+    folder = tmp_path / "r" / "results_cooccurrence"
+    value = json.loads((folder / "metrics.json").read_text())
+    assert value["tasks"]["video"]["recall@10"] == 0.25 and value["tasks"]["video"]["pass@1"] == 0.5
+    assert value["tasks"]["video"]["sid_pass@1"] == 0.5 and value["data"]["tests"]["video"]
+    assert value["intervals"]["video"]["pass@1"] == [0, 1]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"metrics.json", "manifest.json", "predictions_video.jsonl", "scores_video.parquet"}
+
+
+def test_a_task_without_training_users_is_refused(data, tmp_path):
+    table = {"uid": [1], "task": ["ad"], "history_pid": [[1]], "target_pid": [[2]]}
+    write_table(data / "train_sequences.parquet", pa.table(table))
+    with pytest.raises(InputError, match="has no row of video"):
+        baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r")])
+
+
+def test_the_cross_check_reads_recboles_form_and_measures_ours(tmp_path, capsys):
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    lines += [f"{u}\t{(u + t) % 30}\t5\t{t}" for t in (3, 1, 2, 0, 4) for u in range(60)] + ["99\t1\t5\t0"]
+    path = tmp_path / "toy.inter"
+    path.write_text("\n".join(lines))
+    sequences = sasrec.read_sequences(path)
+    assert sequences["7"] == [7, 8, 9, 10, 11] and "99" not in sequences  # by time; one item is no sequence
+    sasrec.main(
+        ["--inter", str(path), "--seeds", "0", "--epochs", "1", "--output", str(tmp_path / "out.json")]
+    )
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_text())["ours"][0]
+    assert (
+        f"recall@10   ours {found['recall@10']:.4f}" in out
+        and 0 <= found["ndcg@10"] <= found["recall@10"] <= 1
+    )
+    path.write_text("user_id:token\titem_id:token\n1\t2\n")
+    with pytest.raises(InputError, match="has no timestamp"):
+        sasrec.read_sequences(path)

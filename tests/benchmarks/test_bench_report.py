@@ -1,0 +1,177 @@
+"""The report: what it says, and what a browser shows of it at desktop and phone width, light and dark."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks import report
+from benchmarks.results import Scores
+from onerec.errors import InputError
+from onerec.parquet import write_table
+from onerec.records import message
+from onerec.sid import SidSpec
+
+SPEC = SidSpec((8, 8, 8))
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)  # fmt: skip
+# A page that holds the report in a frame of some width, and writes what can be seen there into its own text.
+PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe><pre id="out"></pre><script>
+f.onload = () => {{ const d = f.contentDocument, seen = e => e.getBoundingClientRect().height > 0;
+const style = f.contentWindow.getComputedStyle(d.body);
+out.textContent = JSON.stringify({{ scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
+headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent), rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
+charts: [...d.querySelectorAll("svg")].filter(seen).length, hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
+columns: f.contentWindow.getComputedStyle(d.querySelector(".grid2")).gridTemplateColumns.split(" ").length,
+back: style.backgroundColor, ink: style.color, links: [...d.querySelectorAll("[src], link, script")].length }}); }}; </script>"""
+
+
+def result(folder, name, recall, em=None, **more):
+    """A result of six users whose recall@10 is ``recall`` each (None: the task was not measured)."""
+    path = folder / f"results_{name}"
+    path.mkdir(parents=True)
+    tasks, tests = {}, {"video": "same"}
+    if em is not None:
+        tasks["general"] = {"exact_match": em, "bits_per_byte": 1.5}
+    if recall is not None:
+        tasks["video"] = {"recall@10": float(np.mean(recall)), "ndcg@10": 0.1, "pass@1": 0.1, "samples": 6}
+        users = [str(i) for i in range(6)]
+        values = np.array(recall, dtype=float)
+        Scores(users, users, {"recall@10": values, "ndcg@10": values, "pass@1": values}).save(path, "video")
+    value = {"name": name, "config": {}, "tasks": tasks, "data": {"tests": tests}} | more
+    (path / "metrics.json").write_text(json.dumps(value))
+    return path
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Three stages, a baseline, a training log, benchmark data with titles and predictions of the last stage."""
+    base = result(tmp_path, "base", None, 0.8)
+    stage2 = result(tmp_path, "stage2", [0, 0, 0, 0.1, 0, 0.1], 0.6)
+    beams = {"video": [{"width": w, "samples": 6, "recall@1": 0.1, "recall@10": w / 100, "recall@32": w / 50} for w in (4, 16)]}  # fmt: skip
+    sft = result(
+        tmp_path, "sft", [0.5, 0.4, 0.3, 0.2, 0.3, 0.4], 0.5, beams=beams,
+        intervals={"video": {"recall@10": [0.25, 0.45]}}, unjudged={"rec_reason": {"no judge set": 2}},
+    )  # fmt: skip
+    popularity = result(tmp_path, "popularity", [0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    log = tmp_path / "train_log.jsonl"
+    log.write_text(
+        "".join(json.dumps({"step": i, "loss": 3 - i / 10, "itemic_loss": None}) + "\n" for i in range(1, 5))
+    )
+    data = tmp_path / "data"
+    rows, lines = [], []
+    for i in range(6):
+        metadata = {
+            "uid": i,
+            "answer": SPEC.text([0, 0, i]),
+            "answer_pid": [i],
+            "history_pid": [i + 1, i + 2],
+        }
+        rows.append(
+            {
+                "uuid": str(i),
+                "messages": json.dumps([message("user", "问")]),
+                "metadata": json.dumps(metadata),
+            }
+        )
+        items = [i, 7] if i % 2 else [6, 7]
+        lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in items], "thought": "想" * 30})  # fmt: skip
+    write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
+    codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
+    write_table(data / "video_ad_pid2sid.parquet", pa.table({"pid": list(range(8)), "codes": codes}))
+    SPEC.save(data)
+    titles = tmp_path / "titles.parquet"
+    names = [f"第{p}部影片，一个很长很长的标题" + "长" * 50 for p in range(8)]
+    write_table(titles, pa.table({"pid": list(range(8)), "dense_caption": names}))
+    (sft / "predictions_video.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "argv": [
+            "--results", str(base), str(stage2), str(sft), "--labels", "base <LLM>", "stage 2", "SFT",
+            "--baselines", str(popularity), "--train_logs", f"SFT={log}", "--data_dir", str(data),
+            "--titles", str(titles), "--bootstrap", "200", "--output_dir", str(tmp_path / "out"),
+        ],
+        "out": tmp_path / "out",
+    }  # fmt: skip
+
+
+def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
+    report.main(world["argv"])
+    out = capsys.readouterr().out
+    assert "video: recall@10 0.3500, 3.50 times the best baseline (popularity, 0.1000)" in out
+    assert (
+        "general EM 0.6000 → 0.5000 (-0.1000)" in out
+        and "SFT, rec_reason: not judged: 2 (no judge set)" in out
+    )
+    markdown = (world["out"] / "report.md").read_text()
+    assert "| SFT | **0.3500** |" in markdown and "| base <LLM> | – |" in markdown
+    value = json.loads((world["out"] / "report.json").read_text())
+    assert value["rows"][2]["tasks"]["video"]["recall@10"] == pytest.approx(0.35)
+    against = next(c for c in value["paired"] if c["before"] == "popularity")["result"]
+    assert against["difference"] == pytest.approx(0.25) and (against["better"], against["worse"]) == (6, 0)
+    assert 0.15 < against["low"] < 0.25 < against["high"] < 0.35
+    assert {c["after"] for c in value["paired"]} == {
+        "SFT"
+    }  # stage 2 has nothing before it that was measured on items
+
+
+def test_errors_say_which_answers_are_missed_and_how_near_the_sids_came(world):
+    report.main(world["argv"])
+    (error,) = json.loads((world["out"] / "report.json").read_text())["errors"]
+    rows = {what: (share, n) for what, share, n in error["rows"]}
+    assert tuple(rows["samples without a hit"]) == (0.5, 6)
+    assert tuple(rows["of them: nearest SID shares 2 of 3 codes"]) == (1.0, 3)
+    assert tuple(rows["answers new to the user: found"]) == (0.5, 6)
+
+
+def test_examples_show_titles_hits_and_thinking(world):
+    report.main(world["argv"])
+    examples = json.loads((world["out"] / "report.json").read_text())["examples"]
+    assert [any(item["hit"] for item in e["predicted"]) for e in examples] == [True, True, False, False]
+    assert all(e["history"][0]["title"].startswith("第") and e["thought"].startswith("想") for e in examples)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
+def test_a_browser_shows_the_report(world, width, dark):
+    report.main(world["argv"])
+    (world["out"] / "probe.html").write_text(PROBE.format(width=width))
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+        f"--user-data-dir={world['out']}/profile", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=4000", f"file://{world['out']}/probe.html",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="out">(.+?)</pre>', done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert seen["client"] == width or seen["client"] == width - 15  # less a scroll bar
+    assert seen["scroll"] <= seen["client"], "the page scrolls sideways"
+    wanted = {"Paired differences", "Metrics", "Training curves", "Recall against beam width", "Examples to read", "Errors to learn from"}  # fmt: skip
+    assert wanted <= set(seen["headings"]) and seen["rows"] == 4 and seen["charts"] >= 8
+    assert seen["hits"] and all(text.startswith("第") for text in seen["hits"])
+    assert (seen["columns"] == 1) == (width < 600) and seen["links"] == 0
+    light = int(re.search(r"\d+", seen["back"])[0]) > 128
+    assert light != dark and seen["back"] != seen["ink"]
+
+
+def test_the_page_is_one_file_and_escapes_names(world):
+    report.main(world["argv"])
+    page = (world["out"] / "report.html").read_text()
+    assert "base &lt;LLM&gt;" in page and "http" not in page and "src=" not in page
+
+
+def test_report_bad_input(tmp_path):
+    good = result(tmp_path, "a", [0.1] * 6)
+    other = result(tmp_path, "b", [0.1] * 6, data={"tests": {"video": "another"}})
+    for argv, match in (
+        (["--results", str(tmp_path / "none")], "no such file"),
+        (["--results", str(good), "--labels", "a", "b"], "--labels: are 2 for 1 results"),
+        (["--results", str(good), "--train_logs", "x"], "x has no ="),
+        (["--results", str(good), str(other)], "measured video on another version of the data"),
+    ):
+        with pytest.raises(InputError, match=match):
+            report.main([*argv, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
