@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = json.loads(os.environ.get("FAULTS", "[]"))
@@ -39,7 +38,10 @@ class Handler(BaseHTTPRequestHandler):
             log.write(json.dumps(body, ensure_ascii=False) + "\n")
         fault = FAULTS.pop(0) if FAULTS else None
         if fault == "timeout":
-            time.sleep(0.6)
+            self.connection.settimeout(30)
+            self.connection.recv(1)  # says nothing until the other side has given up
+            self.close_connection = True
+            return
         if fault == "drop":
             self.close_connection = True
             return

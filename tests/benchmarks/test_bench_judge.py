@@ -80,8 +80,8 @@ def test_a_busy_or_broken_endpoint_is_asked_again(start, tmp_path, fault):
 
 
 def test_a_timeout_is_asked_again(start, tmp_path):
-    judge = judge_of(start("timeout"), tmp_path, timeout_s=0.3)
-    assert judge.ask("score=3", score).value == 3 and judge.report()["retries"] == 1
+    judge = judge_of(start("timeout"), tmp_path, timeout_s=1)
+    assert judge.ask("score=3", score).value == 3 and judge.report()["retries"] >= 1
 
 
 def test_what_stays_broken_is_a_counted_problem_and_no_score(start, tmp_path):
