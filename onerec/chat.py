@@ -7,13 +7,12 @@ turn says which is wanted (Qwen3 technical report, arXiv 2505.09388, section 4.3
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import json
 import re
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from onerec.records import message_text
 
@@ -190,14 +189,13 @@ def encode(
         if piece.learn:
             spans.append((position, position + len(piece.text)))
         position += len(piece.text)
-    ids, offsets = coded["input_ids"], coded["offset_mapping"]
+    ids, starts = coded["input_ids"], coded["offset_mapping"]
     if not only_assistant_loss:
         return Encoded(ids, [True] * len(ids))
-    # Pairs (first, end) as Hugging Face gives them, or first characters alone; they never fall.
-    starts = (
-        np.asarray(offsets, dtype=np.int64).reshape(len(ids), -1)[:, 0] if len(ids) else np.zeros(0, np.int64)
-    )
-    mask = np.zeros(len(ids), dtype=bool)
-    for first, last in np.searchsorted(starts, np.array(spans, dtype=np.int64).reshape(-1, 2)).tolist():
-        mask[first:last] = True
-    return Encoded(ids, mask.tolist())
+    if starts and not isinstance(starts[0], int):  # pairs (first, end), as Hugging Face gives them
+        starts = [first for first, _ in starts]
+    mask = [False] * len(ids)
+    for begin, end in spans:
+        first, last = bisect.bisect_left(starts, begin), bisect.bisect_left(starts, end)
+        mask[first:last] = [True] * (last - first)
+    return Encoded(ids, mask)

@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -108,8 +109,7 @@ def _tokenizer(job: Job) -> FastTokenizer:
 
 def _tokenize_shard(job: Job) -> Part:
     tokenizer = _tokenizer(job)
-    ids: list[np.ndarray] = []
-    learn: list[np.ndarray] = []
+    ids, learn, lengths = array("i"), bytearray(), []
     sources: list[str] = []
     bad: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -125,16 +125,17 @@ def _tokenize_shard(job: Job) -> Part:
             left_out[CUT] += 1
         if len(sample_ids) > job.sample_limit:
             left_out[TOO_LONG] += 1
-        elif not any(mask[1:]):
+        elif True not in mask[1:]:
             left_out[NOTHING_LEARNT] += 1
         else:
-            ids.append(np.array(sample_ids, dtype=np.int32))
-            learn.append(np.array(mask, dtype=bool))
+            ids.extend(sample_ids)
+            learn.extend(mask)
+            lengths.append(len(sample_ids))
             sources.append(row["source"])
     return Part(
-        np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        np.concatenate(learn) if learn else np.zeros(0, bool),
-        np.array([len(sample) for sample in ids], dtype=np.int64),
+        np.array(ids, dtype=np.int32),
+        np.frombuffer(learn, dtype=bool),
+        np.array(lengths, dtype=np.int64),
         sources,
         rows,
         bad,
