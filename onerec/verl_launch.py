@@ -1,0 +1,298 @@
+"""How a verl run starts, on GPUs or on none: preflight checks, environment, overrides, command. No torch, no verl here.
+
+A stage on verl (distillation, GRPO) makes its own overrides, checks its inputs with `check_model`, `check_data` and
+`check_gpus`, and calls `launch`, which adds what a CPU needs (nothing on a GPU), prints the whole command and runs it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onerec.errors import InputError
+from onerec.files import SID_SPEC
+from onerec.parquet import count_rows, open_parquet
+from onerec.run import read_json
+from onerec.sid import SidSpec
+
+VERL_VERSION = "0.9.1"
+CPU_MODULE = "onerec.verl_cpu"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def check_version() -> None:
+    """Raises `InputError` where verl is missing or is not the version that this project extends."""
+    try:
+        found = importlib.metadata.version("verl")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError("verl", "is not installed", "bash scripts/install.sh") from None
+    if found != VERL_VERSION:
+        raise InputError(
+            "verl", f"is version {found}; its registries are known at {VERL_VERSION}", f"pip install verl=={VERL_VERSION}"
+        )  # fmt: skip
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU that its driver answers for; False where ``CUDA_VISIBLE_DEVICES`` is empty."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    smi = shutil.which("nvidia-smi") or shutil.which("rocm-smi") or shutil.which("npu-smi")
+    return bool(smi) and subprocess.run([smi], capture_output=True).returncode == 0
+
+
+# Preflight: what is wrong is said before Ray starts.
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedModel:
+    """A checkpoint that passed `check_model`: its folder, its SIDs with ids, its embedding rows and context length."""
+
+    path: Path
+    spec: SidSpec
+    vocab_size: int
+    context: int
+
+
+def check_model(path: Path, codebooks: SidSpec | None = None) -> CheckedModel:
+    """A Hugging Face checkpoint with SIDs in its vocabulary.
+
+    Reads config.json, sid_spec.json and tokenizer.json. Raises `InputError` where one is missing, where the itemic tokens
+    do not have the ids of `onerec.sid` in the tokenizer, lie outside the embedding, or are of another codebook than
+    ``codebooks``.
+    """
+    if not (path / "config.json").exists() or not any(path.glob("*.safetensors")):
+        raise InputError(
+            path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
+        )
+    if not (path / SID_SPEC).exists():
+        raise InputError(
+            path, f"has no {SID_SPEC}: its vocabulary holds no SIDs", "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)"
+        )  # fmt: skip
+    spec, config = SidSpec.load(path), read_json(path / "config.json")
+    if codebooks is not None and not spec.same_codebooks(codebooks):
+        raise InputError(
+            path, f"has codebooks {list(spec.codebook_sizes)}", f"those of the data: {list(codebooks.codebook_sizes)}"
+        )  # fmt: skip
+    vocab_size = int(config.get("vocab_size", 0))
+    if spec.first_id is None or spec.end_id >= vocab_size:
+        raise InputError(
+            path,
+            f"its {SID_SPEC} has no ids inside its {vocab_size} embedding rows",
+            "expand its vocabulary again",
+        )
+    added = {
+        item["content"]: item["id"] for item in read_json(path / "tokenizer.json").get("added_tokens", [])
+    }
+    for offset, token in enumerate(spec.tokens):
+        if added.get(token) != spec.first_id + offset:
+            raise InputError(
+                path, f"its tokenizer has {token} at {added.get(token)}, its {SID_SPEC} at {spec.first_id + offset}", "expand its vocabulary again"
+            )  # fmt: skip
+    return CheckedModel(path, spec, vocab_size, int(config.get("max_position_embeddings", 1 << 30)))
+
+
+def check_data(path: Path, columns: Sequence[str]) -> int:
+    """Rows of a Parquet file that has ``columns`` and is not empty; raises `InputError` otherwise."""
+    open_parquet(path, list(columns))
+    if not (rows := count_rows(path)):
+        raise InputError(path, "has no rows", "make the data again")
+    return rows
+
+
+def check_gpus(n_gpus: int, nnodes: int, tensor_parallel: int, what: str = "rollout") -> None:
+    """Raises `InputError` where tensor parallelism does not fit the GPUs (on a CPU: the processes)."""
+    if min(n_gpus, nnodes, tensor_parallel) < 1:
+        raise InputError(
+            what,
+            f"has {nnodes} nodes of {n_gpus} GPUs and tensor parallelism {tensor_parallel}",
+            "at least 1 of each",
+        )
+    if n_gpus * nnodes % tensor_parallel:
+        raise InputError(
+            what, f"tensor parallelism {tensor_parallel} does not divide {nnodes} × {n_gpus} GPUs", "a divisor of their number"
+        )  # fmt: skip
+    if has_accelerator() and not os.environ.get("RAY_ADDRESS") and nnodes == 1:
+        smi = shutil.which("nvidia-smi")
+        listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout if smi else ""
+        found = sum(line.startswith("GPU ") for line in listed.splitlines())
+        if found and found < n_gpus:
+            raise InputError(
+                what, f"wants {n_gpus} GPUs, this machine has {found}", "a smaller number, or more nodes"
+            )
+
+
+# The run.
+
+
+def cpu_overrides(slots: int) -> list[str]:
+    """Hydra overrides for a machine without an accelerator; ``slots`` processes stand where GPUs would.
+
+    No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker for
+    what a cluster spreads; Ray is told of ``slots`` GPUs that are not there.
+    """
+    actor, ref, rollout = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
+    compiled = (f"{actor}.", f"{ref}.", f"{actor}.fsdp_config.", f"{ref}.fsdp_config.")
+    return [
+        "trainer.device=cpu",
+        "data.dataloader_num_workers=0",
+        "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+        "actor_rollout_ref.model.use_remove_padding=False",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+        f"{actor}.strategy=fsdp2",
+        f"{actor}.fsdp_config.model_dtype=fp32",
+        *(
+            f"+{name}.fsdp_config.mixed_precision.{part}_dtype=fp32"
+            for name in (actor, ref)
+            for part in ("param", "reduce")
+        ),
+        *(f"{name}use_torch_compile=False" for name in compiled),
+        f"{rollout}.dtype=float32",
+        f"{rollout}.enforce_eager=True",
+        f"{rollout}.free_cache_engine=False",
+        f"+{rollout}.enable_sleep_mode=False",
+        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes=64",
+        f"{rollout}.agent.num_workers=1",
+        "reward.num_workers=1",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        # More than there are: verl's actors mostly wait, and each of them asks Ray for a whole core.
+        "ray_kwargs.ray_init.num_cpus=16",
+        f"++ray_kwargs.ray_init.num_gpus={slots}",
+        "+ray_kwargs.ray_init.include_dashboard=False",
+    ]
+
+
+def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
+    """Variables of a run's processes; on a CPU its cores are shared by ``slots`` training processes. ``modules`` register the stage's extensions, in every process that imports verl."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    values = {
+        "PYTHONPATH": path,
+        "VERL_USE_EXTERNAL_MODULES": ",".join([*([CPU_MODULE] if on_cpu else []), *modules]),
+        "HYDRA_FULL_ERROR": "1",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if on_cpu:
+        # Ray's memory monitor counts the whole machine's memory and kills this run for what others take.
+        values |= {
+            "VERL_PLATFORM": "cpu",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
+        }
+        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one. Ray starts its workers at niceness 15,
+        # where they starve beside any other work.
+        defaults = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
+            "OMP_WAIT_POLICY": "passive",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "RAY_worker_niceness": "0",
+        }
+        for name, default in defaults.items():
+            values[name] = os.environ.get(name, default)
+    return values
+
+
+def command(overrides: Sequence[str]) -> list[str]:
+    """verl's own entry point with these overrides."""
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+
+
+def resolve(overrides: Sequence[str]) -> None:
+    """Compose verl's configuration from the overrides; raises `InputError` where a name or value is not one of verl's."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    folder = Path(str(importlib.metadata.distribution("verl").locate_file("verl/trainer/config")))
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base=None):
+            OmegaConf.to_container(compose("ppo_trainer", overrides=list(overrides)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(
+            "verl's configuration", str(error).splitlines()[0], "an override of verl 0.9.1"
+        ) from None
+
+
+# What a failed run's log says, in the order in which it is looked for, and what the user is told.
+_CAUSES = (
+    ("No space left on device", "no space left on the device", "free some space"),
+    ("InputError: ", "", ""),
+    ("EngineDeadError", "a rollout server died", "see the log"),
+    ("ActorDiedError", "a worker process died (killed, or out of memory)", "see the log"),
+    ("OutOfMemoryError", "out of memory", "smaller batches of tokens"),
+)
+
+
+_ANY_ERROR = re.compile(r"(\w+(?:Error|Exception)): (.+)")
+
+
+def launch(
+    overrides: Sequence[str],
+    modules: Sequence[str],
+    n_gpus: int,
+    output_dir: Path,
+    dry_run: bool = False,
+    extra_environment: Mapping[str, str] | None = None,
+) -> int:
+    """Run verl with the stage's overrides (those of the CPU go before them, so that a stage can say otherwise).
+
+    Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and to
+    ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
+    command goes on from the last checkpoint. Returns 0.
+    """
+    check_version()
+    on_cpu = not has_accelerator()
+    full = [*(cpu_overrides(n_gpus) if on_cpu else []), *overrides]
+    resolve(full)
+    full += [f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"]
+    variables = environment(modules, on_cpu, n_gpus) | dict(extra_environment or {})
+    line = command(full)
+    print("+ " + " ".join(f"{k}={shlex.quote(v)}" for k, v in variables.items()) + " \\")
+    print("  " + shlex.join(line), flush=True)
+    if dry_run:
+        return 0
+    output_dir.mkdir(parents=True, exist_ok=True)
+    # Ray compares its slots with this variable, even where there is no GPU.
+    inherited = {
+        name: value for name, value in os.environ.items() if not (on_cpu and name == "CUDA_VISIBLE_DEVICES")
+    }
+    log = output_dir / "verl.log"
+    tail: collections.deque[str] = collections.deque(maxlen=400)
+    with (
+        log.open("a", encoding="utf-8", buffering=1) as file,
+        subprocess.Popen(line, env=inherited | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         text=True, errors="replace") as process,
+    ):  # fmt: skip
+        assert process.stdout is not None
+        for text in process.stdout:
+            print(text, end="", flush=True)
+            file.write(text)
+            tail.append(text)
+    if process.returncode:
+        what, right = cause(tail) or (f"verl ended with status {process.returncode}", "see the log")
+        raise InputError(log, what, f"{right}; the same command goes on from the last checkpoint")
+    return 0
+
+
+def cause(lines: Sequence[str]) -> tuple[str, str] | None:
+    """(what happened, what would be right) from the last lines of a run's log; None where they do not say."""
+    for pattern, what, right in _CAUSES:
+        for line in reversed(lines):
+            if pattern in line:
+                return (what, right) if what else (line.split(pattern, 1)[1].strip(), "see the log")
+    for line in reversed(lines):
+        if found := _ANY_ERROR.search(line):
+            return f"{found[1]}: {found[2].strip()}", "see the log"
+    return None

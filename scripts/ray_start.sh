@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# One Ray cluster over several machines by plain ssh: bash scripts/ray_start.sh <head> [<worker> …]; then run the stage on the head
+# with RAY_ADDRESS=auto. bash scripts/ray_start.sh --stop <head> [<worker> …] ends it.
+#   RAY_PORT 6379   REPO  this repository's folder on every machine (the same path as here)   RAY_FLAGS  further flags of `ray start`
+set -euo pipefail
+: "${RAY_PORT:=6379}"
+: "${REPO:=$(cd "$(dirname "$0")/.." && pwd)}"
+: "${VENV:=$REPO/.venv}"
+: "${RAY_FLAGS:=}"
+stop=0
+[[ "${1:-}" == --stop ]] && stop=1 && shift
+head="${1:?error: ray_start.sh: needs the name of the head; bash scripts/ray_start.sh <head> [<worker> …]}"
+shift
+
+# on <machine> <command>: run and print it.
+on() {
+  printf '+ ssh %s %s\n' "$1" "$2"
+  ssh -o BatchMode=yes "$1" "cd $(printf %q "$REPO") && $2"
+}
+ray="$VENV/bin/ray"
+if ((stop)); then
+  for machine in "$@" "$head"; do on "$machine" "$ray stop"; done
+  exit
+fi
+on "$head" "$ray start --head --port $RAY_PORT --disable-usage-stats $RAY_FLAGS"
+for machine in "$@"; do on "$machine" "$ray start --address $head:$RAY_PORT --disable-usage-stats $RAY_FLAGS"; done
+on "$head" "$ray status"
+echo "on $head: RAY_ADDRESS=auto NNODES=$(($# + 1)) N_GPUS=<GPUs a node> bash verl_rl/recipe/onerec/run_grpo.sh"

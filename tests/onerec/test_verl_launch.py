@@ -1,0 +1,126 @@
+"""Before a verl run starts: what is checked, what a CPU adds, what the user is told when it ends badly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onerec import verl_launch
+from onerec.errors import InputError
+from onerec.sid import SidSpec
+
+SPEC = SidSpec((2, 3), first_id=10)
+
+
+def checkpoint(folder, spec=SPEC, vocab_size=20, shift=0):
+    """The files of a checkpoint that the preflight reads."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vocab_size": vocab_size, "max_position_embeddings": 64}))
+    (folder / "model.safetensors").write_bytes(b"")
+    added = [{"content": token, "id": 10 + shift + i} for i, token in enumerate(spec.tokens)]
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    spec.save(folder)
+    return folder
+
+
+def test_a_checkpoint_with_its_itemic_tokens_in_place_passes(tmp_path):
+    checked = verl_launch.check_model(checkpoint(tmp_path / "m"), SidSpec((2, 3)))
+    assert (checked.spec, checked.vocab_size, checked.context) == (SPEC, 20, 64)
+
+
+@pytest.mark.parametrize(
+    ("make", "codebooks", "words"),
+    [
+        (lambda folder: folder.mkdir(), None, "is not a checkpoint folder"),
+        (lambda folder: (checkpoint(folder) / "sid_spec.json").unlink(), None, "holds no SIDs"),
+        (checkpoint, SidSpec((2, 4)), r"has codebooks \[2, 3\]; those of the data: \[2, 4\]"),
+        (lambda folder: checkpoint(folder, vocab_size=16), None, "no ids inside its 16 embedding rows"),
+        (lambda folder: checkpoint(folder, shift=1), None, "its tokenizer has <s_a_0> at 11"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused(tmp_path, make, codebooks, words):
+    make(tmp_path / "m")
+    with pytest.raises(InputError, match=words):
+        verl_launch.check_model(tmp_path / "m", codebooks)
+
+
+def test_empty_data_and_missing_columns_are_refused(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
+    with pytest.raises(InputError, match="has no rows"):
+        verl_launch.check_data(tmp_path / "empty.parquet", ["a"])
+    with pytest.raises(InputError, match="prompt"):
+        verl_launch.check_data(tmp_path / "empty.parquet", ["prompt"])
+    with pytest.raises(InputError, match="no such file"):
+        verl_launch.check_data(tmp_path / "none.parquet", ["a"])
+
+
+def test_tensor_parallelism_must_divide_the_gpus():
+    verl_launch.check_gpus(4, 2, 8)
+    with pytest.raises(InputError, match="tensor parallelism 3 does not divide 2 × 4 GPUs"):
+        verl_launch.check_gpus(4, 2, 3)
+
+
+def test_a_cpu_gets_the_platform_and_a_gpu_gets_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    overrides = ["data.train_batch_size=4"]
+    assert verl_launch.launch(overrides, ["verl_rl.register"], 2, tmp_path, dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "VERL_USE_EXTERNAL_MODULES=onerec.verl_cpu,verl_rl.register" in printed
+    assert "trainer.device=cpu" in printed and "num_gpus=2" in printed and not list(tmp_path.iterdir())
+    assert printed.index("trainer.device=cpu") < printed.index("data.train_batch_size=4")
+    monkeypatch.setattr(verl_launch, "has_accelerator", lambda: True)
+    verl_launch.launch(overrides, ["verl_rl.register"], 2, tmp_path, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "cpu" not in printed.replace(str(tmp_path), "").lower().split("pythonpath=", 1)[1].split(" ", 1)[1]
+
+
+def test_an_override_that_verl_does_not_know_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match="no_such_key"):
+        verl_launch.launch(["data.no_such_key=1"], [], 1, tmp_path, dry_run=True)
+
+
+def test_another_version_of_verl_is_refused(monkeypatch):
+    monkeypatch.setattr(verl_launch.importlib.metadata, "version", lambda name: "0.10.0")
+    with pytest.raises(InputError, match=r"is version 0.10.0; its registries are known at 0\.9\.1"):
+        verl_launch.check_version()
+
+
+def test_a_run_that_ends_badly_says_why_and_how_to_go_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = "import sys; print('OSError: [Errno 28] No space left on device'); sys.exit(1)"
+    monkeypatch.setattr(verl_launch, "command", lambda overrides: [sys.executable, "-c", script])
+    with pytest.raises(InputError, match=r"no space left on the device; .*goes on from the last checkpoint"):
+        verl_launch.launch([], [], 1, tmp_path)
+    assert "Errno 28" in (tmp_path / "verl.log").read_text()
+
+
+def test_the_cause_of_a_failure_is_read_from_the_log():
+    assert verl_launch.cause(["x", "(pid=1) onerec.errors.InputError: a.parquet: is empty; rows"]) == (
+        "a.parquet: is empty; rows",
+        "see the log",
+    )
+    assert verl_launch.cause(["vllm.v1.engine.exceptions.EngineDeadError: …"])[0] == "a rollout server died"
+    assert verl_launch.cause(["ValueError: 2 GPU", "(pid=1) more"]) == ("ValueError: 2 GPU", "see the log")
+    assert verl_launch.cause(["fine"]) is None
+
+
+def test_verl_takes_the_platform():
+    """verl's own look-up finds the CPU platform and an engine for it (a process of its own: verl reads this at import)."""
+    script = (
+        "import verl; from verl.plugin.platform import get_platform; from verl.workers.engine.base import EngineRegistry;"
+        "print(get_platform().device_name, EngineRegistry.get_engine_cls('language_model', 'fsdp2').__name__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **verl_launch.environment([], on_cpu=True)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "cpu FSDPEngineWithLMHead", result.stderr[-2000:]

@@ -1,0 +1,118 @@
+"""GRPO by its shell script: what it refuses before Ray starts, and one real run on Ray and vLLM."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from onerec.sid import SidSpec
+
+SCRIPT = Path(__file__).resolve().parents[2] / "verl_rl" / "recipe" / "onerec" / "run_grpo.sh"
+
+
+def run(world: Path, output: Path, **variables: object) -> subprocess.CompletedProcess[str]:
+    """The script on the small world."""
+    settings = {
+        "BASE_MODEL": world / "model", "DATA_DIR": world / "data", "PID2SID": world / "pid2sid.parquet", "PRODUCT_PID2SID": "",
+        "OUTPUT_DIR": output, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "TRAIN_BATCH_SIZE": 4, "STAGE2_BEAM_SIZE": 4, "VAL_BEAM_SIZE": 8, "PROMPT_LENGTH": 128, "RESPONSE_LENGTH": 32,
+        "STAGE1_MAX_TOKENS": 6, "MAX_NUM_SEQS": 16, "MAX_NUM_BATCHED_TOKENS": 512, "LEARNING_RATE": "1e-3",
+        "NUM_TRAINING_STEPS": 2, "TEST_FREQ": 2, "SAVE_FREQ": 2,
+    }  # fmt: skip
+    environment = {**os.environ, **{name: str(value) for name, value in (settings | variables).items()}}
+    return subprocess.run(
+        ["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=1200
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
+    result = run(world, tmp_path / "out", DRY_RUN=1, STAGE2_BEAM_SIZE=4, ROLLOUT_N=3, N_GPUS=2)
+    assert result.returncode == 0, result.stderr
+    assert "-m verl.trainer.main_ppo" in result.stdout and "actor_rollout_ref.rollout.n=12" in result.stdout
+    assert "trainer.n_gpus_per_node=2" in result.stdout and not (tmp_path / "out").exists()
+
+
+def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
+    from verl_rl import train_grpo
+
+    def refused(words: str, **changes: object) -> None:
+        flags = {
+            "base_model": world / "model", "data_dir": world / "data", "catalogue": world / "pid2sid.parquet",
+            "output_dir": tmp_path / "out", "train_batch_size": 4, "prompt_length": 128, "response_length": 32,
+        } | changes  # fmt: skip
+        argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        with pytest.raises(train_grpo.InputError, match=words):
+            train_grpo.main([*argv, "--dry_run"])
+
+    refused("no such file", data_dir=tmp_path)
+    empty = tmp_path / "empty"
+    shutil.copytree(world / "data", empty)
+    pq.write_table(pq.read_table(empty / "test.parquet").slice(0, 0), empty / "test.parquet")
+    refused("test.parquet: has no rows", data_dir=empty)
+    plain = tmp_path / "plain"
+    shutil.copytree(world / "model", plain)
+    (plain / "sid_spec.json").unlink()
+    refused("its vocabulary holds no SIDs", base_model=plain)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(world / "pid2sid.parquet", other)
+    SidSpec((16, 16, 16)).save(other)
+    refused(r"has codebooks \[8, 8, 8\]", catalogue=other / "pid2sid.parquet")
+    refused("full_hits is not a reward", reward_weights="full_hits=1")
+    refused("does not divide", n_gpus=3, rollout_tp_size=2)
+    refused("are both off", enable_think=0, enable_nonthink=0)
+    refused("at most the model's context of 512", prompt_length=500)
+    refused("at least --train_batch_size 64", train_batch_size=64)
+    refused("the layers of the model's SIDs: 3", stage2_num_tokens=4)
+    refused("at least 267 for thinking and item", enable_think=1, response_length=100)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_script_is_one_line(world, tmp_path):
+    assert "full_hits is not a reward" in one_line(run(world, tmp_path, REWARD_WEIGHTS="full_hits=1"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed on this machine")
+def test_two_steps_on_two_ranks(world, tmp_path):
+    """Rollouts with and without thinking, tensor-parallel server, two training processes, validation, checkpoint, export."""
+    import torch
+    from safetensors.torch import load_file
+
+    out = tmp_path / "out"
+    result = run(world, out, N_GPUS=2, ROLLOUT_TP_SIZE=2, ROLLOUT_N=2, ENABLE_THINK=1, VAL_BEFORE_TRAIN=0,
+                 REWARD_WEIGHTS="full_hit=1,partial_hit=1,rank_aware=0.1")  # fmt: skip
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    lines = [json.loads(line) for line in (out / "metrics_0.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    first, last = (line["data"] for line in lines)
+    for step in (first, last):
+        assert step["onerec/all/valid_sid"] == 1 and step["onerec/all/groups"] == 4
+        # Two rollouts a prompt, four different items each; the items of both are one group.
+        assert step["onerec/all/group_size"] == 8 and step["onerec/all/distinct_in_rollout"] == 4
+        assert step["onerec/all/no_signal"] < 1 and step["actor/grad_norm"] > 0
+        # One rollout in two thinks, and a model that never learnt to closes nothing.
+        assert 0 < step["onerec/all/thinking_cut"] + step["onerec/all/thinking_stopped"] <= 0.5
+        assert step["onerec/seconds/generation"] > 0 and step["onerec/seconds/weight_sync"] > 0
+        assert step["training/rollout_probs_diff_max"] < 0.05
+    assert first["onerec/all/kl"] == pytest.approx(0, abs=1e-6) and last["onerec/all/kl"] > 0
+    assert {"onerec/video/partial_hit", "onerec/ad/entropy"} <= set(first)
+    assert "val-aux/onerec/video/recall@10/mean@1" in last
+    base, trained = (load_file(folder / "model.safetensors") for folder in (world / "model", out / "hf"))
+    assert base.keys() == trained.keys() and not all(torch.equal(base[name], trained[name]) for name in base)
+    for name in ("tokenizer.json", "chat_template.jinja", "sid_spec.json", "config.json"):
+        assert (out / "hf" / name).read_bytes() == (world / "model" / name).read_bytes()
+    assert "checkpoint in" in result.stdout and "generation" in result.stdout

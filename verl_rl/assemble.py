@@ -1,0 +1,133 @@
+"""A rollout's tokens: what was forced and what the model wrote, put together. Pure functions on lists of ids.
+
+Tokens that were forced (a closed think block, the SID's begin and end) carry no loss: their response mask is 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE, prompt_text
+from onerec.sid import BEGIN, END, SidSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """The ids that are forced or looked for, of one checkpoint's tokenizer."""
+
+    close: int
+    im_end: int
+    begin: int
+    end: int
+    after_thinking: list[int]
+    empty_thinking: list[int]
+
+    @staticmethod
+    def of(tokenizer: Any, spec: SidSpec) -> Marks:
+        """Read them from a tokenizer that holds ``spec``'s tokens."""
+
+        def coded(text: str) -> list[int]:
+            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        return Marks(
+            tokenizer.convert_tokens_to_ids(THINK_CLOSE), tokenizer.convert_tokens_to_ids(IM_END), spec.begin_id,
+            spec.end_id, coded("\n\n"), coded(EMPTY_THINK),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass
+class Response:
+    """Token ids of a response with, for each, the response mask (1: the model's own) and its log-probability."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    mask: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+
+    def forced(self, ids: Sequence[int]) -> Response:
+        """This with forced tokens behind it."""
+        return Response([*self.ids, *ids], [*self.mask, *[0] * len(ids)], [*self.logprobs, *[0.0] * len(ids)])
+
+    def written(self, ids: Sequence[int], logprobs: Sequence[float]) -> Response:
+        """This with the model's own tokens behind it."""
+        return Response([*self.ids, *ids], [*self.mask, *[1] * len(ids)], [*self.logprobs, *logprobs])
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+    """A response up to where the items begin, how the thinking ended, and whether an item can follow.
+
+    ``ended``: ``closed`` by the model, ``cut`` at the limit of tokens, ``stopped`` by an end of turn inside the thinking,
+    ``empty`` where none was asked for, ``no_item`` where the model was to open a SID and did not.
+    """
+
+    response: Response
+    ended: str
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the form is the model's own doing."""
+        return self.ended in ("closed", "empty")
+
+    @property
+    def opens_item(self) -> bool:
+        """Whether a SID has begun."""
+        return self.ended != "no_item"
+
+
+def without_thinking(marks: Marks) -> Thought:
+    """The forced empty think block and the forced begin of a SID."""
+    return Thought(Response().forced([*marks.empty_thinking, marks.begin]), "empty")
+
+
+def after_thinking(
+    ids: Sequence[int], logprobs: Sequence[float], marks: Marks, force_prefix: bool
+) -> Thought:
+    """Close a sampled thinking and begin the SID.
+
+    ``ids`` is what the model wrote up to and with ``</think>`` (or, without ``force_prefix``, up to and with the SID's
+    begin token). What it did not write itself is forced.
+    """
+    ids, logprobs = list(ids), list(logprobs)
+    stopped = bool(ids) and ids[-1] == marks.im_end
+    if stopped:
+        ids, logprobs = ids[:-1], logprobs[:-1]
+    response = Response().written(ids, logprobs)
+    if not force_prefix:
+        if ids and ids[-1] == marks.begin:
+            return Thought(response, "closed" if marks.close in ids else "stopped")
+        return Thought(response, "no_item")
+    if ids and ids[-1] == marks.close:
+        return Thought(response.forced([*marks.after_thinking, marks.begin]), "closed")
+    ended = "stopped" if stopped else "cut"
+    return Thought(response.forced([marks.close, *marks.after_thinking, marks.begin]), ended)
+
+
+def with_item(
+    thought: Thought, token_ids: Sequence[int], logprobs: Sequence[float], marks: Marks
+) -> Response:
+    """A thought with one item, its end token forced."""
+    return thought.response.written(token_ids, logprobs).forced([marks.end])
+
+
+_SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END))
+
+
+def encode_prompt(
+    messages: Sequence[dict[str, Any]], thinking: bool, tokenizer: Any, spec: SidSpec, limit: int
+) -> tuple[list[int], bool]:
+    """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
+
+    A longer one loses its oldest items first, then, where that does not do, its first tokens. Without thinking the empty
+    think block is left to the response, whose forced tokens carry no loss either.
+    """
+    text = prompt_text(messages, thinking)
+    text = text if thinking else text.removesuffix(EMPTY_THINK)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if len(ids) <= limit:
+        return ids, False
+    items = -(-(len(ids) - limit) // (spec.n_layers + 2))
+    ids = list(tokenizer(_SID.sub("", text, count=items), add_special_tokens=False)["input_ids"])
+    return ids[-limit:], True

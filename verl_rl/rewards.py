@@ -1,0 +1,210 @@
+"""Rewards of recommendation: pure functions on texts and SIDs, and their weighted sum.
+
+A group is what one thinking led to: its answers in the order of the beams, best first. Rewards of an answer alone
+(`think_format`, `full_hit`, `partial_hit`) and rewards that need the group (`pass_rate`, `pass_at_1`, `rank_aware`) come
+out together, each as its own metric, from `score_group`. `compute_score` is the same for one answer, in the form that
+verl calls. The idea of hit, partial-hit and format rewards is OpenOneRec's (arXiv 2512.24762, section on RL); hard
+negatives weighted by rank are MiniOneRec's (arXiv 2510.24431).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onerec.chat import IM_END, THINK_CLOSE, THINK_OPEN
+from onerec.errors import InputError
+from onerec.sid import BEGIN, SidSpec
+
+Sid = tuple[int, ...]
+REWARDS = ("think_format", "full_hit", "partial_hit", "pass_rate", "pass_at_1", "rank_aware")
+# Why an answer counts nothing.
+MALFORMED = ("thinking_open", "no_sid", "sid_broken", "sid_extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer's one SID, or None and the reason (of `MALFORMED`) why it has none; and its thinking."""
+
+    sid: Sid | None
+    malformed: str | None
+    thinking: str | None
+
+
+def parse_answer(text: str, spec: SidSpec) -> Answer:
+    """Read an assistant's text: thinking, then exactly one SID.
+
+    Malformed are thinking that never closes, an answer without SID, one with a broken SID or a code outside its codebook,
+    and one with more than the SID.
+    """
+    text = text.split(IM_END)[0]
+    if THINK_OPEN in text and THINK_CLOSE not in text:
+        return Answer(None, "thinking_open", None)
+    thinking, answer = None, text
+    if THINK_CLOSE in text:
+        head, answer = text.split(THINK_CLOSE, 1)
+        thinking = head.split(THINK_OPEN, 1)[-1].strip("\n")
+    if BEGIN not in answer:
+        return Answer(None, "no_sid", thinking)
+    found = spec.parse(answer)
+    if not found:
+        return Answer(None, "sid_broken", thinking)
+    if answer.strip() != spec.format(found[0]):
+        return Answer(None, "sid_extra", thinking)
+    return Answer(found[0], None, thinking)
+
+
+def think_format(text: str, thinking: bool) -> float:
+    """1 where ``text`` is one think block and then an answer, the block filled (``thinking``) or empty, else 0."""
+    text = text.split(IM_END)[0]
+    if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
+        return 0.0
+    match = re.fullmatch(
+        rf"\s*{re.escape(THINK_OPEN)}(.*){re.escape(THINK_CLOSE)}\s*(\S.*)", text, flags=re.DOTALL
+    )
+    return float(bool(match) and bool(match[1].strip()) == thinking)
+
+
+def full_hit(sid: Sid | None, truth: Sequence[Sid]) -> float:
+    """1 where ``sid`` is one of ``truth``, else 0."""
+    return float(sid is not None and sid in set(truth))
+
+
+def partial_hit(sid: Sid | None, truth: Sequence[Sid], n_layers: int) -> float:
+    """Layers that agree with some SID of ``truth``, from the first on, over all layers: 0, 1/L, …, 1."""
+    if sid is None:
+        return 0.0
+    depth = 0
+    for layer in range(1, n_layers + 1):
+        if not any(sid[:layer] == other[:layer] for other in truth):
+            break
+        depth = layer
+    return depth / n_layers
+
+
+def pass_rate(hits: Sequence[float]) -> float:
+    """Share of the group's answers that hit."""
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def pass_at_1(hits: Sequence[float]) -> float:
+    """1 where the group's first answer hits, else 0."""
+    return hits[0] if hits else 0.0
+
+
+def rank_aware(hits: Sequence[float]) -> list[float]:
+    """For every answer of a group, best first: a hit 1; a miss −w_r / Σ w over the misses, w_r = 1/log2(r + 2).
+
+    A wrong answer costs the more the higher the model ranked it; the misses of a group cost 1 together.
+    """
+    costs = [0.0 if hit else 1 / math.log2(rank + 2) for rank, hit in enumerate(hits)]
+    total = sum(costs) or 1.0
+    return [hit if hit else -cost / total for hit, cost in zip(hits, costs, strict=True)]
+
+
+def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights as floats; raises `InputError` for a name that is not a reward, a value that is no number, or none."""
+    for name, value in weights.items():
+        if name not in REWARDS:
+            raise InputError("reward weights", f"{name} is not a reward", f"of {', '.join(REWARDS)}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError("reward weights", f"{name} has weight {value!r}", "a number")
+    if not any(weights.values()):
+        raise InputError("reward weights", "are all 0", f"some of {', '.join(REWARDS)}")
+    return {name: float(value) for name, value in weights.items()}
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """``full_hit=1,partial_hit=0.5`` to `check_weights`' dictionary."""
+    weights: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        try:
+            weights[name.strip()] = float(value)
+        except ValueError:
+            weights[name.strip()] = value
+    return check_weights(weights)
+
+
+def score_group(
+    texts: Sequence[str],
+    ground_truth: str,
+    spec: SidSpec,
+    weights: Mapping[str, float],
+    thinking: bool,
+    well_formed: bool = True,
+) -> list[dict[str, float]]:
+    """Score the answers of one thinking.
+
+    Args:
+        texts: the assistant's texts, best beam first. ground_truth: the SIDs that the user took, as text.
+        weights: reward name to weight; a reward without weight is a metric only.
+        thinking: whether thinking was asked for. well_formed: False where the rollout closed the thinking for the model;
+            ``think_format`` is then 0, whatever the text.
+
+    Returns for every answer ``score`` (the weighted sum), every reward of `REWARDS` by name, ``valid_sid`` and
+    ``malformed/<reason>``, all floats. A malformed answer's score is 0, whatever the group's rewards.
+    """
+    answers = [parse_answer(text, spec) for text in texts]
+    truth = list(dict.fromkeys(spec.parse(ground_truth)))
+    hits = [full_hit(answer.sid, truth) for answer in answers]
+    ranked = rank_aware(hits)
+    rows = []
+    for text, answer, hit, rank in zip(texts, answers, hits, ranked, strict=True):
+        row = {
+            "think_format": think_format(text, thinking) * well_formed,
+            "full_hit": hit,
+            "partial_hit": partial_hit(answer.sid, truth, spec.n_layers),
+            "pass_rate": pass_rate(hits),
+            "pass_at_1": pass_at_1(hits),
+            "rank_aware": rank,
+        }
+        total = sum(weight * row[name] for name, weight in weights.items())
+        row["score"] = total if answer.malformed is None else 0.0
+        row["valid_sid"] = float(answer.sid is not None)
+        row |= {f"malformed/{reason}": float(answer.malformed == reason) for reason in MALFORMED}
+        rows.append(row)
+    return rows
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    sid_spec: str,
+    weights: Mapping[str, float],
+    thinking: bool = False,
+) -> dict[str, float]:
+    """One answer in the form of verl's ``reward.custom_reward_function``; ``sid_spec`` is the checkpoint's folder.
+
+    As a group of one: ``pass_rate`` and ``pass_at_1`` are its hit.
+    """
+    return score_group(
+        [solution_str], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking
+    )[0]
+
+
+# Metrics of a ranking, for validation; definitions as in RecIF-Bench.
+
+
+def pass_at_k(ranked: Sequence[Sid], truth: Sequence[Sid], k: int) -> float:
+    """1 where any of the first ``k`` is in ``truth``, else 0."""
+    return float(bool(set(ranked[:k]) & set(truth)))
+
+
+def recall_at_k(ranked: Sequence[Sid], truth: Sequence[Sid], k: int) -> float:
+    """|first k ∩ truth| / |truth|, over distinct SIDs; 0 where there is no truth."""
+    wanted = set(truth)
+    return len(wanted & set(ranked[:k])) / len(wanted) if wanted else 0.0
+
+
+def ranking_metrics(ranked: Sequence[Sid], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:
+    """``pass@k`` and ``recall@k`` of one ranked list for every k."""
+    return {f"pass@{k}": pass_at_k(ranked, truth, k) for k in ks} | {
+        f"recall@{k}": recall_at_k(ranked, truth, k) for k in ks
+    }

@@ -1,0 +1,60 @@
+"""What the rollout of a GRPO run is, as the ``onerec`` node of verl's configuration: written by `train_grpo`, read by the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from verl_rl.rewards import check_weights
+
+DEFAULT_CATALOGUE = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """A rollout's switches and limits.
+
+    ``two_stage``: thinking, then items; otherwise the whole answer is one sample. ``stage2``: ``beam`` or ``sample``.
+    ``beam_size``: items a thinking. ``constrained``: only SIDs that exist. ``think``, ``nonthink``: which answers are
+    asked for; with both, the rollouts of a prompt alternate. ``force_prefix``: the SID's begin token is written for the
+    model, otherwise it must write it. ``stage1_max_tokens``: of thinking. ``catalogues``: task (or ``default``) to
+    pid2sid.parquet. ``weights``: reward to weight. ``ks``: of Pass@k and Recall@k in validation. ``val_beam_size``: beams there.
+    """
+
+    two_stage: bool
+    stage2: str
+    beam_size: int
+    constrained: bool
+    think: bool
+    nonthink: bool
+    force_prefix: bool
+    stage1_max_tokens: int
+    catalogues: dict[str, str]
+    weights: dict[str, float]
+    ks: tuple[int, ...]
+    val_beam_size: int
+    seed: int
+
+    def thinking(self, session: int) -> bool:
+        """Whether the ``session``-th rollout of a prompt thinks."""
+        return self.think and (not self.nonthink or session % 2 == 0)
+
+    def catalogue(self, data_source: str) -> str | None:
+        """The pid2sid.parquet of a row's task (``onerec/product`` is of task ``product``); None where unconstrained."""
+        if not self.constrained:
+            return None
+        return self.catalogues.get(data_source.rsplit("/", 1)[-1]) or self.catalogues[DEFAULT_CATALOGUE]
+
+    def override(self) -> str:
+        """The hydra override that carries the settings: JSON text, so that no name needs hydra's quoting."""
+        return "+onerec.settings=" + json.dumps(json.dumps(dataclasses.asdict(self), ensure_ascii=False))
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> RolloutSettings:
+        """Read the settings back from verl's configuration."""
+        values = json.loads(config["onerec"]["settings"])
+        values["ks"] = tuple(values["ks"])
+        values["weights"] = check_weights(values["weights"])
+        return RolloutSettings(**values)

@@ -1,0 +1,314 @@
+"""GRPO on the recommendation tasks: check everything, start verl, export the result. recipe/onerec/run_grpo.sh calls it.
+
+    python train_grpo.py --base_model ../pretrain/output/sft/hf --data_dir ../data/output/rl_data \\
+        --catalogue ../data/output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/grpo [--dry_run]
+
+Writes checkpoints/global_step_<n>/ (verl's), metrics_<attempt>.jsonl, verl.log, hf/ (the exported checkpoint),
+validation.json (Pass@k and Recall@k of the test file before, during and after) and manifest.json. The same command again goes on
+from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from onerec.catalog import ItemIndex
+from onerec.errors import InputError, cli
+from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
+from onerec.parquet import iter_batches
+from onerec.run import Manifest, write_json
+from onerec.sid import SidSpec
+from onerec.verl_export import export, last_checkpoint
+from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, launch
+from verl_rl.rewards import REWARDS, parse_weights
+from verl_rl.settings import DEFAULT_CATALOGUE, RolloutSettings
+from verl_rl.validation import read_validation, table
+
+COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
+# Rows of the training file whose answers are read before the start.
+_LOOK_AT = 1000
+
+
+def switch(text: str) -> bool:
+    """``1``, ``true``, ``True`` and the like."""
+    if text.lower() not in ("0", "1", "true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither 1 or true nor 0 or false")
+    return text.lower() in ("1", "true")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    # Inputs and output
+    add("--base_model", type=Path, required=True, help="HF checkpoint with SIDs, from SFT or distillation")
+    add("--data_dir", type=Path, required=True, help=f"folder with {RL_TRAIN} and {RL_TEST}")
+    add("--catalogue", type=Path, required=True, help="pid2sid.parquet: the SIDs that exist")
+    add("--catalogues", nargs="*", default=[], metavar="TASK=FILE", help="another pid2sid.parquet for a task")
+    add("--output_dir", type=Path, required=True, help="folder for checkpoints, logs and the exported model")
+    # Rollout
+    add("--rollout_n", type=int, default=1, help="rollouts (thinkings) a prompt")
+    add(
+        "--two_stage",
+        type=switch,
+        default=True,
+        help="thinking, then items; 0: one sample is the whole answer",
+    )
+    add(
+        "--stage2_mode",
+        choices=("beam", "sample"),
+        default="beam",
+        help="items by beam search or by sampling",
+    )
+    add("--stage2_beam_size", type=int, default=32, help="items a rollout")
+    add("--stage2_num_tokens", type=int, default=-1, help="itemic tokens of an item (-1: the SIDs' layers)")
+    add("--constrained", type=switch, default=True, help="only SIDs that exist")
+    add("--enable_think", type=switch, default=False, help="answers with thinking")
+    add("--enable_nonthink", type=switch, default=True, help="answers without; with both, rollouts alternate")
+    add(
+        "--use_force_prefix",
+        type=switch,
+        default=True,
+        help="the SID's begin token is forced after the thinking",
+    )
+    add("--stage1_max_tokens", type=int, default=256, help="tokens of thinking at most")
+    add(
+        "--prompt_length",
+        type=int,
+        default=2048,
+        help="tokens of a prompt at most; longer ones lose oldest items",
+    )
+    add("--response_length", type=int, default=512, help="tokens of a response at most")
+    add("--temperature", type=float, default=1.0, help="of sampling, and of the policy's log-probabilities")
+    add("--rollout_tp_size", type=int, default=1, help="tensor parallelism of a vLLM server")
+    add("--gpu_memory_utilization", type=float, default=0.5, help="share of a GPU's memory that vLLM takes")
+    add("--max_num_seqs", type=int, default=256, help="requests that a server runs at once")
+    add("--max_num_batched_tokens", type=int, default=8192, help="tokens of a server's batch")
+    # Rewards
+    add(
+        "--reward_weights",
+        default="full_hit=1,partial_hit=0.2",
+        help=f"name=weight,…; names: {', '.join(REWARDS)}",
+    )
+    # Optimisation
+    add("--learning_rate", type=float, default=2e-6)
+    add("--warmup_steps", type=int, default=0)
+    add(
+        "--kl_loss_coef",
+        type=float,
+        default=0.001,
+        help="of the low-variance KL to the base model; 0: no reference",
+    )
+    add("--clip_ratio_low", type=float, default=0.2)
+    add("--clip_ratio_high", type=float, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
+    add("--norm_adv_by_std", type=switch, default=True, help="divide a group's advantages by their deviation")
+    add("--train_batch_size", type=int, default=64, help="prompts a step")
+    add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
+    add("--max_tokens_per_gpu", type=int, default=16384, help="tokens of a micro-batch (dynamic batch)")
+    add("--num_training_steps", type=int, default=-1, help="-1: by epochs")
+    add("--num_epochs", type=int, default=1)
+    add("--seed", type=int, default=42)
+    # Validation and checkpoints
+    add("--val_before_train", type=switch, default=True)
+    add(
+        "--test_freq",
+        type=int,
+        default=-1,
+        help="steps between validations (-1: never); the last step is one",
+    )
+    add("--val_beam_size", type=int, default=32, help="beams of a validation prompt")
+    add("--ks", default="1,10,32", help="k of Pass@k and Recall@k")
+    add("--val_max_samples", type=int, default=-1, help="rows of the test file (-1: all)")
+    add("--save_freq", type=int, default=50, help="steps between checkpoints; the last step is one")
+    add("--max_checkpoints", type=int, default=2, help="checkpoints kept")
+    # Machine
+    add("--n_gpus", type=int, default=1, help="GPUs a node; without an accelerator: processes")
+    add("--nnodes", type=int, default=1)
+    add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
+    add("--overrides", nargs="*", default=[], help="further hydra overrides of verl")
+    add("--dry_run", action="store_true", help="check, print the whole command, start nothing")
+    return parser.parse_args(argv)
+
+
+def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
+    """Preflight: the model, the settings and the number of training rows; raises `InputError` for what cannot run."""
+    model = check_model(args.base_model)
+    rows = check_data(args.data_dir / RL_TRAIN, COLUMNS)
+    check_data(args.data_dir / RL_TEST, COLUMNS)
+    check_answers(args.data_dir / RL_TRAIN, model)
+    catalogues = {DEFAULT_CATALOGUE: args.catalogue}
+    for text in args.catalogues:
+        task, sign, file = text.partition("=")
+        if not sign:
+            raise InputError("--catalogues", f"{text} has no =", "TASK=FILE")
+        catalogues[task] = Path(file)
+    for path in catalogues.values():
+        beside = path.with_name(SID_SPEC)
+        if beside.exists() and not SidSpec.load(beside).same_codebooks(model.spec):
+            check_model(args.base_model, SidSpec.load(beside))
+        ItemIndex.load(path, model.spec)
+    check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
+    if not args.enable_think and not args.enable_nonthink:
+        raise InputError("--enable_think, --enable_nonthink", "are both off", "one of them, or both")
+    if args.stage2_num_tokens not in (-1, model.spec.n_layers):
+        raise InputError(
+            "--stage2_num_tokens", f"is {args.stage2_num_tokens}", f"the layers of the model's SIDs: {model.spec.n_layers}"
+        )  # fmt: skip
+    if rows < args.train_batch_size:
+        raise InputError(
+            args.data_dir / RL_TRAIN,
+            f"has {rows} rows",
+            f"at least --train_batch_size {args.train_batch_size}",
+        )
+    # Closing the thinking and opening the SID take a few tokens; so does the item.
+    least = model.spec.n_layers + 8 + (args.stage1_max_tokens if args.enable_think else 0)
+    if args.two_stage and args.response_length < least:
+        raise InputError(
+            "--response_length", f"is {args.response_length}", f"at least {least} for thinking and item"
+        )
+    if args.prompt_length + args.response_length > model.context:
+        raise InputError(
+            "--prompt_length", f"and --response_length take {args.prompt_length + args.response_length} tokens", f"at most the model's context of {model.context}"
+        )  # fmt: skip
+    settings = RolloutSettings(
+        two_stage=args.two_stage,
+        stage2=args.stage2_mode,
+        beam_size=args.stage2_beam_size if args.two_stage else 1,
+        constrained=args.constrained,
+        think=args.enable_think,
+        nonthink=args.enable_nonthink,
+        force_prefix=args.use_force_prefix,
+        stage1_max_tokens=args.stage1_max_tokens,
+        catalogues={task: str(path.resolve()) for task, path in catalogues.items()},
+        weights=parse_weights(args.reward_weights),
+        ks=tuple(int(k) for k in args.ks.split(",")),
+        val_beam_size=args.val_beam_size if args.two_stage else 1,
+        seed=args.seed,
+    )
+    return model, settings, rows
+
+
+def check_answers(path: Path, model: CheckedModel) -> None:
+    """Raises `InputError` where a training row's answer names no SID of the model's codebooks."""
+    seen = 0
+    for batch in iter_batches(path, ["reward_model"], batch_size=256):
+        for value in batch.column("reward_model").to_pylist():
+            if not model.spec.parse((value or {}).get("ground_truth") or ""):
+                raise InputError(
+                    path, f"row {seen} has no answer in the codebooks {list(model.spec.codebook_sizes)} of {model.path}", "RL data made with the model's SIDs"
+                )  # fmt: skip
+            seen += 1
+        if seen >= _LOOK_AT:
+            return
+
+
+def steps_of(args: argparse.Namespace, rows: int) -> int:
+    """Training steps of the run."""
+    by_epochs = rows // args.train_batch_size * args.num_epochs
+    return by_epochs if args.num_training_steps < 0 else args.num_training_steps
+
+
+def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -> list[str]:
+    """verl's configuration of the run."""
+    group = args.rollout_n * settings.beam_size
+    mini = args.train_batch_size if args.mini_batch_size < 0 else args.mini_batch_size
+    length = args.prompt_length + args.response_length
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    values = {
+        "algorithm.adv_estimator": "onerec_grpo",
+        "algorithm.norm_adv_by_std_in_grpo": args.norm_adv_by_std,
+        "data.train_files": (args.data_dir / RL_TRAIN).resolve(),
+        "data.val_files": (args.data_dir / RL_TEST).resolve(),
+        "data.custom_cls.path": "pkg://verl_rl.dataset",
+        "data.custom_cls.name": "OneRecDataset",
+        "+data.onerec_rollouts": args.rollout_n,
+        "data.train_batch_size": args.train_batch_size,
+        "data.max_prompt_length": args.prompt_length,
+        "data.max_response_length": args.response_length,
+        "data.filter_overlong_prompts": False,
+        "data.val_max_samples": args.val_max_samples,
+        "data.validation_shuffle": False,
+        "data.seed": args.seed,
+        "actor_rollout_ref.model.path": args.base_model.resolve(),
+        f"{actor}.optim.lr": args.learning_rate,
+        f"{actor}.optim.lr_warmup_steps": args.warmup_steps,
+        f"{actor}.ppo_mini_batch_size": mini,
+        f"{actor}.use_dynamic_bsz": True,
+        f"{actor}.ppo_max_token_len_per_gpu": max(args.max_tokens_per_gpu, length),
+        f"{actor}.clip_ratio_low": args.clip_ratio_low,
+        f"{actor}.clip_ratio_high": args.clip_ratio_high,
+        f"{actor}.use_kl_loss": args.kl_loss_coef > 0,
+        f"{actor}.kl_loss_coef": args.kl_loss_coef,
+        f"{actor}.kl_loss_type": "low_var_kl",
+        f"{actor}.data_loader_seed": args.seed,
+        f"{actor}.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
+        f"{actor}.checkpoint.load_contents": "[model,optimizer,extra]",
+        f"{rollout}.name": "onerec_vllm",
+        f"{rollout}.n": group,
+        f"{rollout}.temperature": args.temperature,
+        f"{rollout}.tensor_model_parallel_size": args.rollout_tp_size,
+        f"{rollout}.gpu_memory_utilization": args.gpu_memory_utilization,
+        f"{rollout}.max_model_len": length,
+        f"{rollout}.max_num_seqs": args.max_num_seqs,
+        f"{rollout}.max_num_batched_tokens": max(args.max_num_batched_tokens, length),
+        f"+{rollout}.engine_kwargs.vllm.max_logprobs": -1,
+        f"{rollout}.seed": args.seed,
+        f"{rollout}.agent.agent_loop_config_path": AGENT,
+        f"{rollout}.agent.default_agent_loop": "onerec_two_stage",
+        # The agent loop scores its own outputs.
+        "reward.num_workers": 0,
+        "trainer.v1.trainer_mode": "onerec_sync",
+        "trainer.n_gpus_per_node": args.n_gpus,
+        "trainer.nnodes": args.nnodes,
+        "trainer.total_training_steps": steps,
+        "trainer.total_epochs": max(args.num_epochs, 1 << 20 if args.num_training_steps >= 0 else 0),
+        "trainer.val_before_train": args.val_before_train,
+        "trainer.test_freq": args.test_freq,
+        "trainer.save_freq": args.save_freq,
+        "trainer.max_actor_ckpt_to_keep": args.max_checkpoints,
+        "trainer.default_local_dir": (args.output_dir / "checkpoints").resolve(),
+        "trainer.logger": f"[{args.logger}]",
+        "trainer.project_name": "onerec",
+        "trainer.experiment_name": "grpo",
+    }
+    return [*(f"{name}={value}" for name, value in values.items()), settings.override(), *args.overrides]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    manifest = Manifest("grpo", args)
+    model, settings, rows = check(args)
+    steps = steps_of(args, rows)
+    print(
+        f"{rows:,} training prompts, {steps} steps of {args.train_batch_size} prompts × {args.rollout_n} rollouts × "
+        f"{settings.beam_size} items; itemic ids {model.spec.id_range[0]} to {model.spec.id_range[1]} of {model.vocab_size} rows",
+        flush=True,
+    )
+    done = last_checkpoint(args.output_dir / "checkpoints")
+    if args.dry_run or done is None or done < steps:
+        attempt = len(list(args.output_dir.glob("metrics_*.jsonl")))
+        log = args.output_dir / f"metrics_{attempt}.jsonl"
+        launch(
+            overrides(args, settings, steps), ["verl_rl.register"], args.n_gpus, args.output_dir, args.dry_run,
+            {"VERL_FILE_LOGGER_PATH": str(log.resolve())},
+        )  # fmt: skip
+    if args.dry_run:
+        return
+    export(args.output_dir / "checkpoints", args.base_model, args.output_dir / "hf")
+    validation = read_validation(sorted(args.output_dir.glob("metrics_*.jsonl")))
+    write_json(args.output_dir / "validation.json", validation)
+    manifest.input(args.data_dir / RL_TRAIN, rows)
+    manifest.output(args.output_dir / "hf")
+    manifest.extra["reward_weights"] = json.dumps(settings.weights)
+    manifest.write(args.output_dir)
+    print(table(validation))
+    print(f"checkpoint in {args.output_dir / 'hf'}")
+
+
+if __name__ == "__main__":
+    cli(main)()
