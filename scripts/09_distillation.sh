@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# 9. On-policy distillation: the base model teaches the SFT model on its own answers, so that general ability comes back.
+source "$(dirname "$0")/common.sh"
+export SEED="${SEED:-0}"
+BASE_MODEL="${BASE_MODEL:-$MODELS/sft/hf}" TEACHER_MODEL="${TEACHER_MODEL:-$MODELS/base/hf}" \
+  DATASET_PARQUET="$DATA_OUTPUT/onpolicy_distillation.parquet" OUTPUT_DIR="$MODELS/distill" \
+  LOSS="$DISTILL_LOSS" TOPK="$DISTILL_TOPK" THINK_MODE="$DISTILL_THINK_MODE" TOTAL_STEPS="$DISTILL_STEPS" LEARNING_RATE="$DISTILL_LR" \
+  TRAIN_BATCH_SIZE="$DISTILL_BATCH_SIZE" MAX_PROMPT_LENGTH="$DISTILL_PROMPT_LENGTH" RESPONSE_LENGTH="$DISTILL_RESPONSE_LENGTH" \
+  LR_SCHEDULER_TYPE=cosine SAVE_FREQ="$DISTILL_SAVE_STEPS" N_GPUS="$DISTILL_N_GPUS" \
+  run bash "$ROOT/verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"

@@ -1,0 +1,155 @@
+"""Distillation's command line: what it refuses before Ray starts, what it asks verl for, what it exports."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from onerec.errors import InputError
+from onerec.sid import SidSpec
+from verl_distillation.distill import parser
+from verl_distillation.preflight import check
+from verl_distillation.settings import overrides
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ["a", "b", "c", "d", "<|im_start|>", "<|im_end|>"]
+SPEC = SidSpec((2, 3), first_id=len(BASE))
+
+
+def checkpoint(folder: Path, tokens: list[str], rows: int = 16, spec: SidSpec | None = None) -> Path:
+    """The files of a checkpoint that the preflight reads."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows, "max_position_embeddings": 64}))
+    (folder / "model.safetensors").write_bytes(b"old")
+    added = [{"content": token, "id": i} for i, token in enumerate(tokens) if i >= 4]
+    vocab = {token: i for i, token in enumerate(tokens[:4])}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": added}))
+    if spec:
+        spec.save(folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Flags of a run whose files are all in order."""
+    prompts = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table({"prompt": [[{"role": "user", "content": "a"}]] * 8}), prompts)
+    return {
+        "--base_model": checkpoint(tmp_path / "student", BASE + SPEC.tokens, spec=SPEC),
+        "--teacher_model": checkpoint(tmp_path / "teacher", BASE),
+        "--dataset_parquet": prompts,
+        "--output_dir": tmp_path / "out",
+        "--train_batch_size": 4,
+        "--n_gpus": 1,
+        "--max_prompt_length": 30,
+        "--response_length": 20,
+    }
+
+
+def parse(files: dict) -> object:
+    return parser().parse_args([str(item) for pair in files.items() for item in pair])
+
+
+def test_the_first_extended_id_is_the_students_first_itemic_one(files):
+    assert check(parse(files)) == len(BASE)
+    assert check(parse(files | {"--extend_vocab_start_token": 5})) == 5
+
+
+def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pa.table({"prompt": pa.array([], pa.list_(pa.string()))}), empty)
+    other = checkpoint(tmp_path / "other", ["a", "c", "b", *BASE[3:]])
+    small = checkpoint(tmp_path / "small", BASE, rows=4)
+    cases = [
+        ({"--teacher_model": other}, "its id 1 is 'c', the student's is 'b'"),
+        ({"--teacher_model": small}, "has 4 embedding rows, fewer than 6 base tokens"),
+        ({"--extend_vocab_start_token": 8}, "its id 6 is 'no token', the student's is '<s_a_0>'"),
+        ({"--teacher_model": tmp_path / "none"}, "is not a checkpoint folder"),
+        ({"--base_model": files["--teacher_model"]}, "its vocabulary holds no SIDs"),
+        ({"--dataset_parquet": tmp_path / "none.parquet"}, "no such file"),
+        ({"--dataset_parquet": empty}, "has no rows"),
+        ({"--train_batch_size": 9}, "has 8 prompts, fewer than one batch of 9"),
+        ({"--max_prompt_length": 50}, "has a context of 64 tokens"),
+        ({"--adv_min": 6}, "6 is not below --adv_max 5"),
+        ({"--temperature": 0}, "is 0"),
+        ({"--rollout_tp_size": 2}, "tensor parallelism 2"),
+    ]
+    for change, words in cases:
+        with pytest.raises(InputError) as error:
+            check(parse(files | change))
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_reach_verl(files):
+    args = parse(
+        files | {"--adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"}
+    )
+    wanted = overrides(args, 6, on_cpu=True)
+    for line in (
+        "+distillation.distillation_loss.adv_min=-7.0",
+        "+distillation.distillation_loss.adv_max=5.0",
+        "+distillation.distillation_loss.extend_vocab_start=6",
+        "+distillation.distillation_loss.mask_response_if_extended=True",
+        "+data.think_mode=off",
+        "+data.apply_chat_template_kwargs.enable_thinking=False",
+        "distillation.distillation_loss.use_policy_gradient=True",
+    ):
+        assert line in wanted
+    topk = overrides(parse(files | {"--loss": "forward_kl_topk", "--topk": 9}), 6, on_cpu=True)
+    assert "distillation.distillation_loss.topk=9" in topk
+    assert "distillation.distillation_loss.use_policy_gradient=False" in topk
+    for lines, how in ((wanted, "masked"), (topk, "fixed")):
+        assert "+actor_rollout_ref.model.override_config.extend_vocab_start=6" in lines
+        assert f"+actor_rollout_ref.model.override_config.extended_logits={how}" in lines
+
+
+def test_a_dry_run_prints_the_whole_command_and_starts_nothing(files):
+    names = {
+        "BASE_MODEL": "--base_model",
+        "TEACHER_MODEL": "--teacher_model",
+        "DATASET_PARQUET": "--dataset_parquet",
+        "OUTPUT_DIR": "--output_dir",
+        "TRAIN_BATCH_SIZE": "--train_batch_size",
+        "N_GPUS": "--n_gpus",
+        "MAX_PROMPT_LENGTH": "--max_prompt_length",
+        "RESPONSE_LENGTH": "--response_length",
+    }
+    variables = {name: str(files[flag]) for name, flag in names.items()}
+    script = ["bash", str(ROOT / "verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh")]
+    run = {"capture_output": True, "text": True}
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "DRY_RUN": "1",
+        "DISTILL_ADV_MIN": "-3",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    result = subprocess.run(script, env=environment | variables, **run)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "verl.trainer.main_ppo" in result.stdout and "adv_min=-3.0" in result.stdout
+    assert not files["--output_dir"].exists()
+    bad = subprocess.run(script, env=environment | variables | {"TEACHER_MODEL": "none"}, **run)
+    assert bad.returncode == 2 and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1
+    unset = subprocess.run(script, env=environment | variables | {"BASE_MODEL": ""}, **run)
+    assert unset.returncode == 2 and unset.stderr.startswith("error: BASE_MODEL: is not set")
+
+
+def test_prompts_carry_the_switch_of_the_think_mode():
+    from onerec.chat import CHAT_TEMPLATE, prompt_text, with_switch
+
+    jinja = pytest.importorskip("jinja2")
+    template = jinja.Environment().from_string(CHAT_TEMPLATE)
+    turns = [{"role": "user", "content": "一加一等于几？"}]
+    # As the data set and verl's agent loop make a prompt, and as evaluation does.
+    for mode, thinking in (("on", True), ("off", False), ("auto", None)):
+        messages = turns if thinking is None else with_switch(turns, thinking)
+        extra = {"enable_thinking": False} if mode == "off" else {}
+        text = template.render(messages=messages, add_generation_prompt=True, **extra)
+        assert text == prompt_text(turns, thinking)

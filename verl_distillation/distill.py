@@ -1,0 +1,146 @@
+"""On-policy distillation: the student answers prompts, the teacher (the LLM that it was made from) scores every token of it.
+
+    python distill.py --base_model ../models/sft/hf --teacher_model ../models/base/hf \\
+        --dataset_parquet ../data/output/onpolicy_distillation.parquet --output_dir output/distill
+
+Runs verl 0.9.1 with Ray and vLLM, on GPUs or on a CPU. Checkpoints go to <output_dir>/checkpoints (the same command goes on
+from the newest), the finished model to <output_dir>/hf. --dry_run checks everything and prints the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from onerec.errors import cli
+from onerec.run import Manifest
+from onerec.verl_export import export, last_checkpoint
+from onerec.verl_launch import has_accelerator, launch
+from verl_distillation.preflight import check
+from verl_distillation.settings import LOSSES, PLUGIN, overrides
+
+
+def boolean(text: str) -> bool:
+    """``True``, ``1`` or ``yes`` (any case) as True; ``False``, ``0``, ``no`` or nothing as False."""
+    value = text.strip().lower()
+    if value not in ("true", "1", "yes", "false", "0", "no", ""):
+        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
+    return value in ("true", "1", "yes")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = p.add_argument_group("models and data")
+    models.add_argument("--base_model", type=Path, required=True, help="the student: a checkpoint with SIDs")
+    models.add_argument(
+        "--teacher_model", type=Path, required=True, help="the teacher: the LLM before expansion"
+    )
+    models.add_argument(
+        "--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet"
+    )
+    models.add_argument("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
+    signal = p.add_argument_group("signal")
+    signal.add_argument(
+        "--loss",
+        choices=tuple(LOSSES),
+        default="reverse_kl",
+        help="policy gradient on the sampled token, or the whole of the teacher's top k",
+    )
+    signal.add_argument(
+        "--topk", type=int, default=32, help="forward_kl_topk: the teacher's likeliest tokens"
+    )
+    signal.add_argument("--adv_max", type=float, default=5.0, help="reverse_kl: advantages are cut above")
+    signal.add_argument("--adv_min", type=float, default=-30.0, help="reverse_kl: and below")
+    signal.add_argument(
+        "--extend_vocab_start_token",
+        type=int,
+        default=-1,
+        help="first id that the teacher does not have (-1: the student's first itemic id)",
+    )
+    signal.add_argument(
+        "--mask_response_if_have_extend_token",
+        type=boolean,
+        default=False,
+        help="True: one such token masks its whole response, not only itself",
+    )
+    rollout = p.add_argument_group("rollout")
+    rollout.add_argument(
+        "--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither"
+    )
+    rollout.add_argument(
+        "--temperature", type=float, default=1.0, help="of sampling; 1 is the student itself"
+    )
+    rollout.add_argument("--rollout_n", type=int, default=1, help="answers a prompt")
+    rollout.add_argument("--max_prompt_length", type=int, default=2048, help="longer prompts are left out")
+    rollout.add_argument("--response_length", type=int, default=2048, help="tokens of an answer at most")
+    training = p.add_argument_group("training")
+    training.add_argument("--learning_rate", type=float, default=1e-6, help="of AdamW")
+    training.add_argument(
+        "--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up"
+    )
+    training.add_argument("--warmup_steps", type=int, default=0, help="steps of rising learning rate")
+    training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
+    training.add_argument("--train_batch_size", type=int, default=256, help="prompts a step")
+    training.add_argument("--total_steps", type=int, default=200, help="steps in all")
+    training.add_argument(
+        "--max_tokens_per_gpu", type=int, default=16384, help="tokens of a forward pass on one GPU"
+    )
+    training.add_argument(
+        "--save_freq", type=int, default=50, help="steps between checkpoints; the last is saved too"
+    )
+    training.add_argument("--keep_checkpoints", type=int, default=2, help="newest that are kept")
+    training.add_argument(
+        "--resume", type=boolean, default=True, help="go on from the newest checkpoint in --output_dir"
+    )
+    training.add_argument("--seed", type=int, default=42, help="order of the prompts")
+    cluster = p.add_argument_group("machines")
+    cluster.add_argument("--n_gpus", type=int, default=8, help="student: GPUs a node (on a CPU: processes)")
+    cluster.add_argument("--nnodes", type=int, default=1, help="student: nodes")
+    cluster.add_argument("--rollout_tp_size", type=int, default=1, help="tensor parallelism of the rollout")
+    cluster.add_argument("--teacher_n_gpus", type=int, default=1, help="teacher: GPUs a node, its own")
+    cluster.add_argument("--teacher_nnodes", type=int, default=1, help="teacher: nodes")
+    cluster.add_argument(
+        "--teacher_tp_size",
+        type=int,
+        default=1,
+        help="tensor parallelism of the teacher; the rest are copies",
+    )
+    p.add_argument("--dry_run", action="store_true", help="check everything, print the command, run nothing")
+    p.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of verl")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Check, run verl, export."""
+    args = parser().parse_args(argv)
+    for name in ("base_model", "teacher_model", "dataset_parquet", "output_dir"):
+        setattr(args, name, getattr(args, name).absolute())
+    start = check(args)
+    manifest = Manifest("distill", args)
+    manifest.input(args.dataset_parquet)
+    checkpoints = args.output_dir / "checkpoints"
+    done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
+    if done < args.total_steps or args.dry_run:
+        slots = args.n_gpus * args.nnodes + args.teacher_n_gpus * args.teacher_nnodes
+        metrics = args.output_dir / f"metrics_from_step_{done + 1}.jsonl"
+        launch(
+            [*overrides(args, start, not has_accelerator()), *args.override],
+            [PLUGIN],
+            slots,
+            args.output_dir,
+            dry_run=args.dry_run,
+            extra_environment={"VERL_FILE_LOGGER_PATH": str(metrics)},
+        )
+    if args.dry_run:
+        return None
+    export(checkpoints, args.base_model, args.output_dir / "hf")
+    manifest.output(args.output_dir / "hf")
+    manifest.write(args.output_dir)
+    print(f"distilled model: {args.output_dir / 'hf'}")
+    return None
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,102 @@
+"""What is checked before Ray starts: the student, the teacher, that they share their base tokens, the prompts, the lengths."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onerec.errors import InputError
+from onerec.run import read_json
+from onerec.verl_launch import check_data, check_gpus, check_model
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check everything that a run needs; returns the first extended id. Raises `InputError` in one line."""
+    if args.adv_min >= args.adv_max:
+        raise InputError(
+            "--adv_min", f"{args.adv_min:g} is not below --adv_max {args.adv_max:g}", "as -30 and 5"
+        )
+    for name in (
+        "train_batch_size",
+        "rollout_n",
+        "max_prompt_length",
+        "response_length",
+        "total_steps",
+        "topk",
+    ):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"is {getattr(args, name)}", "at least 1")
+    if not args.temperature > 0:
+        raise InputError("--temperature", f"is {args.temperature:g}", "above 0; 1 samples from the student")
+    if args.max_prompt_length + args.response_length > args.max_tokens_per_gpu:
+        raise InputError(
+            "--max_tokens_per_gpu",
+            f"{args.max_tokens_per_gpu} holds no whole sequence",
+            f"at least {args.max_prompt_length + args.response_length}",
+        )
+    check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
+    check_gpus(args.teacher_n_gpus, args.teacher_nnodes, args.teacher_tp_size, "teacher")
+    student = check_model(args.base_model)
+    start = student.spec.id_range[0] if args.extend_vocab_start_token < 0 else args.extend_vocab_start_token
+    teacher_config = check_checkpoint(args.teacher_model)
+    check_same_base(args.base_model, args.teacher_model, start, int(teacher_config.get("vocab_size", 0)))
+    needed = args.max_prompt_length + args.response_length + 1
+    teacher_context = int(teacher_config.get("max_position_embeddings", needed))
+    for path, context in ((args.base_model, student.context), (args.teacher_model, teacher_context)):
+        if context < needed:
+            raise InputError(
+                path,
+                f"has a context of {context} tokens",
+                f"--max_prompt_length and --response_length under {context} together",
+            )
+    rows = check_data(args.dataset_parquet, ["prompt"])
+    if rows < args.train_batch_size:
+        raise InputError(
+            args.dataset_parquet,
+            f"has {rows} prompts, fewer than one batch of {args.train_batch_size}",
+            "more prompts, or a smaller --train_batch_size",
+        )
+    return start
+
+
+def check_checkpoint(path: Path) -> dict:
+    """``config.json`` of a Hugging Face checkpoint; raises `InputError` where the folder is none."""
+    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        raise InputError(
+            path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
+        )
+    return read_json(path / "config.json")
+
+
+def token_ids(path: Path) -> dict[str, int]:
+    """Token to id of a checkpoint's ``tokenizer.json``, added tokens included."""
+    value = read_json(path / "tokenizer.json")
+    try:
+        return {**value["model"]["vocab"], **{t["content"]: t["id"] for t in value.get("added_tokens", [])}}
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            path / "tokenizer.json", f"is not a fast tokenizer ({error})", "one with model.vocab"
+        ) from None
+
+
+def check_same_base(student: Path, teacher: Path, start: int, teacher_rows: int) -> None:
+    """Raise `InputError` unless student and teacher give every id below ``start`` to the same token.
+
+    The teacher scores the student's ids, not its text, so a teacher with another tokenizer would silently teach nonsense;
+    and ids between the teacher's tokens and its embedding rows would silently be scored -inf, so every id below ``start`` must be a token.
+    """
+    right = "the base model that the student was made from"
+    theirs = {id: token for token, id in token_ids(teacher).items() if id < start}
+    ours = {id: token for token, id in token_ids(student).items() if id < start}
+    for id in range(start):
+        if theirs.get(id) != ours.get(id):
+            what = f"its id {id} is {theirs.get(id, 'no token')!r}, the student's is {ours.get(id, 'no token')!r}"
+            raise InputError(teacher, what, right)
+        if id not in ours:
+            raise InputError(
+                "--extend_vocab_start_token",
+                f"{start} counts ids without a token ({id} is one)",
+                "the student's first itemic id",
+            )
+    if teacher_rows < start:
+        raise InputError(teacher, f"has {teacher_rows} embedding rows, fewer than {start} base tokens", right)

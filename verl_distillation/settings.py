@@ -1,0 +1,137 @@
+"""From the command line to verl's overrides. No torch, no verl here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+# The names by which the registered pieces (verl_plugin.py) are asked for.
+PLUGIN = "verl_distillation.verl_plugin"
+LOSS_MODE = "clipped_reverse_kl"
+START_KEY, EXTENDED_KEY = "extend_vocab_start", "extended_logits"
+EXTENDED = {"reverse_kl": "masked", "forward_kl_topk": "fixed"}
+LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
+
+
+def overrides(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
+    """Hydra overrides of verl 0.9.1 for one run; ``start`` is the first extended id."""
+    return [
+        *_data(args),
+        *_student(args, start, on_cpu),
+        *_rollout(args, on_cpu),
+        *_teacher(args, start, on_cpu),
+        *_trainer(args),
+    ]
+
+
+def _data(args: argparse.Namespace) -> list[str]:
+    think = ["+data.apply_chat_template_kwargs.enable_thinking=False"] if args.think_mode == "off" else []
+    return [
+        f"data.train_files={args.dataset_parquet}",
+        f"data.val_files={args.dataset_parquet}",
+        "data.custom_cls.path=pkg://verl_distillation.dataset",
+        "data.custom_cls.name=DistillationDataset",
+        f"+data.think_mode={args.think_mode}",
+        *think,
+        f"data.train_batch_size={args.train_batch_size}",
+        f"data.max_prompt_length={args.max_prompt_length}",
+        f"data.max_response_length={args.response_length}",
+        "data.filter_overlong_prompts=True",
+        "data.filter_overlong_prompts_workers=1",
+        f"data.seed={args.seed}",
+    ]
+
+
+def _student(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
+    actor = "actor_rollout_ref.actor"
+    gpu = ["actor_rollout_ref.model.use_remove_padding=True", f"{actor}.strategy=fsdp2"]
+    return [
+        f"actor_rollout_ref.model.path={args.base_model}",
+        f"+actor_rollout_ref.model.override_config.{START_KEY}={start}",
+        f"+actor_rollout_ref.model.override_config.{EXTENDED_KEY}={EXTENDED[args.loss]}",
+        *([] if on_cpu else gpu),
+        f"{actor}.optim.lr={args.learning_rate}",
+        f"{actor}.optim.lr_scheduler_type={args.lr_scheduler_type}",
+        f"{actor}.optim.lr_warmup_steps={args.warmup_steps}",
+        f"{actor}.optim.weight_decay={args.weight_decay}",
+        f"{actor}.ppo_mini_batch_size={args.train_batch_size}",
+        f"{actor}.use_dynamic_bsz=True",
+        f"{actor}.ppo_max_token_len_per_gpu={args.max_tokens_per_gpu}",
+        f"{actor}.use_kl_loss=False",
+        f"{actor}.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
+        f"{actor}.data_loader_seed={args.seed}",
+    ]
+
+
+def _rollout(args: argparse.Namespace, on_cpu: bool) -> list[str]:
+    rollout = "actor_rollout_ref.rollout"
+    length = args.max_prompt_length + args.response_length
+    return [
+        f"{rollout}.name=vllm",
+        f"{rollout}.n={args.rollout_n}",
+        f"{rollout}.temperature={args.temperature}",
+        f"{rollout}.top_p=1.0",
+        f"{rollout}.tensor_model_parallel_size={args.rollout_tp_size}",
+        f"{rollout}.max_model_len={length + 1}",
+        f"{rollout}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
+        f"{rollout}.max_num_seqs={64 if on_cpu else 1024}",
+        f"{rollout}.log_prob_use_dynamic_bsz=True",
+        f"{rollout}.log_prob_max_token_len_per_gpu={args.max_tokens_per_gpu}",
+        f"+{rollout}.agent.agent_loop_manager_class={PLUGIN}.Manager",
+    ]
+
+
+def _teacher(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
+    loss, inference = (
+        "distillation.distillation_loss",
+        "distillation.teacher_models.teacher_model.inference",
+    )
+    length = args.max_prompt_length + args.response_length
+    # Weights never change in the teacher, so it keeps its memory, and on a CPU it may compute in float32.
+    awake = [
+        f"{inference}.free_cache_engine=False",
+        f"+{inference}.enable_sleep_mode=False",
+        f"{inference}.dtype=float32",
+    ]
+    return [
+        "distillation.enabled=True",
+        f"distillation.n_gpus_per_node={args.teacher_n_gpus}",
+        f"distillation.nnodes={args.teacher_nnodes}",
+        f"distillation.teacher_models.teacher_model.model_path={args.teacher_model}",
+        f"{inference}.tensor_model_parallel_size={args.teacher_tp_size}",
+        f"{inference}.max_model_len={length + 1}",
+        f"{inference}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
+        f"{inference}.max_num_seqs={64 if on_cpu else 256}",
+        *(awake if on_cpu else []),
+        f"{loss}._target_={PLUGIN}.LossConfig",
+        f"{loss}.loss_mode={LOSSES[args.loss]}",
+        f"{loss}.topk={args.topk}",
+        f"{loss}.use_task_rewards=False",
+        f"{loss}.use_policy_gradient={args.loss == 'reverse_kl'}",
+        f"+{loss}.adv_min={args.adv_min}",
+        f"+{loss}.adv_max={args.adv_max}",
+        f"+{loss}.extend_vocab_start={start}",
+        f"+{loss}.mask_response_if_extended={args.mask_response_if_have_extend_token}",
+    ]
+
+
+def _trainer(args: argparse.Namespace) -> list[str]:
+    output = Path(args.output_dir)
+    return [
+        # Distillation has no reward; the estimator only has to be one that needs no critic.
+        "algorithm.adv_estimator=grpo",
+        "reward.num_workers=0",
+        f"trainer.n_gpus_per_node={args.n_gpus}",
+        f"trainer.nnodes={args.nnodes}",
+        f"trainer.total_training_steps={args.total_steps}",
+        "trainer.total_epochs=1000000",
+        "trainer.val_before_train=False",
+        "trainer.test_freq=-1",
+        f"trainer.save_freq={args.save_freq}",
+        f"trainer.max_actor_ckpt_to_keep={args.keep_checkpoints}",
+        f"trainer.resume_mode={'auto' if args.resume else 'disable'}",
+        f"trainer.default_local_dir={output / 'checkpoints'}",
+        "trainer.logger=[console,file]",
+        "trainer.project_name=onerec",
+        "trainer.experiment_name=distillation",
+    ]
