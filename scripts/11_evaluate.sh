@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# 11. Evaluate one model of the run: bash scripts/11_evaluate.sh base|stage1|stage2|sft|baselines [evaluate.py's flags]
+# 11. Evaluate one model of the run: bash scripts/11_evaluate.sh base|stage1|stage2|sft|distill|rl|baselines [evaluate.py's flags]
 #     The base LLM has no SIDs, so only its general ability is measured. JUDGE names an LLM judge (benchmarks/judges/).
 source "$(dirname "$0")/common.sh"
 : "${VERSION:=v1.0}"
 seen=()
 [[ "$EXCLUDE_SEEN" == 1 ]] && seen=(--exclude_seen)
-name="${1:?error: 11_evaluate.sh: needs a model; base, stage1, stage2, sft or baselines}"
+name="${1:?error: 11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines}"
 if [[ "$name" == baselines ]]; then
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" \
     --sample_size "$EVAL_SAMPLE_SIZE" --baselines $BASELINES --epochs "$BASELINE_EPOCHS" "${seen[@]}" "${@:2}"

@@ -4,7 +4,7 @@ source "$(dirname "$0")/common.sh"
 : "${VERSION:=v1.0}"
 results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
-for stage in base stage1 stage2 sft; do
+for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done

@@ -3,6 +3,7 @@
 #   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
 #   --fresh              start over; without it a run goes on after its last finished stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
+#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM
 #   --seed <n>           seed of the world and of every stage (0)
 #   --run_dir <folder>   where everything goes (runs/quickstart; runs/smoke, runs/movielens)
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
@@ -10,15 +11,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fresh=0
+# vLLM has a CPU build for Linux only.
+: "${RL:=$([[ "$(uname -s)" == Linux ]] && echo 1 || echo 0)}"
 : "${PROFILE:=laptop}"
 while (($#)); do
   case "$1" in
     --smoke) PROFILE=smoke; : "${RUN_DIR:=runs/smoke}" ;;
     --fresh) fresh=1 ;;
+    --no-rl) RL=0 ;;
     --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE=movielens; : "${RUN_DIR:=runs/movielens}"; shift ;;
     --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
     --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
-    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --seed or --run_dir" >&2; exit 2 ;;
+    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
   esac
   shift
 done
@@ -75,7 +79,14 @@ stage 07_evaluate scripts/11_evaluate.sh stage2
 # SFT on the eight tasks and general chat.
 stage 08_posttrain_sft scripts/08_posttrain_sft.sh
 stage 08_evaluate scripts/11_evaluate.sh sft
-# On-policy distillation (09) and GRPO (10) join the chain here.
+if [[ "$RL" == 1 ]]; then
+  # On-policy distillation: the base model teaches the SFT model, so that general ability comes back.
+  stage 09_distillation scripts/09_distillation.sh
+  stage 09_evaluate scripts/11_evaluate.sh distill
+  # GRPO: what users take is rewarded, on Ray and vLLM.
+  stage 10_rl_grpo scripts/10_rl_grpo.sh
+  stage 10_evaluate scripts/11_evaluate.sh rl
+fi
 stage 11_baselines scripts/11_evaluate.sh baselines
 # The table, as text, Markdown, JSON and one HTML page.
 rm -f "$RUN_DIR/.done/12_report"
