@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -67,7 +68,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(path.parent, "is a file", "the output folder must be a folder") from None
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    # Named by process and thread: two that write the same file each finish their own.
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         yield temporary
         if path.is_dir() and temporary.is_dir():

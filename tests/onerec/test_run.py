@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -20,6 +22,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         raise RuntimeError
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_threads_that_write_one_file_do_not_take_each_others(tmp_path):
+    def write(barrier):
+        with atomic_path(tmp_path / "x") as temporary:
+            temporary.write_text("whole")
+            barrier.wait()
+
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, barrier) for _ in range(4)]:
+            done.result()
+    assert (tmp_path / "x").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
