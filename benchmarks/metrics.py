@@ -10,23 +10,14 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from onerec.ranking import pass_at_k, recall_at_k
+
 KS = (1, 10, 32)
-
-
-def pass_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
-    """1 where any of the first ``k`` is in ``answer``, else 0."""
-    return float(bool(set(ranked[:k]) & set(answer)))
 
 
 def position1_pass_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
     """1 where the first item of ``answer`` is among the first ``k``, else 0."""
     return float(answer[0] in ranked[:k])
-
-
-def recall_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:
-    """|first k ∩ answer| / |answer|, over distinct ids."""
-    wanted = set(answer)
-    return len(wanted & set(ranked[:k])) / len(wanted)
 
 
 def ndcg_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) -> float:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from onerec.chat import IM_START, prompt_text
+from onerec.chat import prompt_text
 from onerec.errors import InputError
-from onerec.sid import BEGIN, END, SidSpec
-
-# A SID and the separator that follows it in a list.
-_SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END) + "(?:[,，、;；] ?)?")
-_USER = f"{IM_START}user\n"
+from onerec.prompts import shorten
+from onerec.sid import SidSpec
 
 
 class Prompts:
@@ -40,24 +36,10 @@ class Prompts:
         coded = self._ids(texts) if texts else []
         for i, ids in enumerate(coded):
             if len(ids) > limit:
-                coded[i] = self._cut(texts[i], ids, limit)
+                layers = self.spec.n_layers if self.spec else 0
+                coded[i] = shorten(texts[i], ids, limit, lambda text: self._ids([text])[0], layers)
                 self.truncated += 1
         return coded
-
-    def _cut(self, text: str, ids: list[int], limit: int) -> list[int]:
-        tokens_per_item = 2 + (self.spec.n_layers if self.spec else 0)
-        while len(ids) > limit:
-            text, removed = _SID.subn("", text, count=-(-(len(ids) - limit) // tokens_per_item))
-            if not removed:
-                break
-            [ids] = self._ids([text])
-        if len(ids) <= limit:
-            return ids
-        at = text.find(_USER)
-        head = self._ids([text[: at + len(_USER)]])[0] if at >= 0 else []
-        if len(head) >= limit:
-            return ids[-limit:]
-        return [*head, *ids[len(head) - limit :]]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]

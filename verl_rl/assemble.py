@@ -6,12 +6,12 @@ Tokens that were forced (a closed think block, the SID's begin and end) carry no
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE, prompt_text
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.prompts import shorten
+from onerec.sid import SidSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,22 +112,21 @@ def with_item(
     return thought.response.written(token_ids, logprobs).forced([marks.end])
 
 
-_SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END))
-
-
 def encode_prompt(
     messages: Sequence[dict[str, Any]], thinking: bool, tokenizer: Any, spec: SidSpec, limit: int
 ) -> tuple[list[int], bool]:
     """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
 
-    A longer one loses its oldest items first, then, where that does not do, its first tokens. Without thinking the empty
-    think block is left to the response, whose forced tokens carry no loss either.
+    A longer one is shortened as in the benchmark (`onerec.prompts`). Without thinking the empty think block is left to the
+    response, whose forced tokens carry no loss either.
     """
+
+    def ids_of(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
     text = prompt_text(messages, thinking)
     text = text if thinking else text.removesuffix(EMPTY_THINK)
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = ids_of(text)
     if len(ids) <= limit:
         return ids, False
-    items = -(-(len(ids) - limit) // (spec.n_layers + 2))
-    ids = list(tokenizer(_SID.sub("", text, count=items), add_special_tokens=False)["input_ids"])
-    return ids[-limit:], True
+    return shorten(text, ids, limit, ids_of, spec.n_layers), True

@@ -17,6 +17,7 @@ from typing import Any
 
 from onerec.chat import IM_END, THINK_CLOSE, THINK_OPEN
 from onerec.errors import InputError
+from onerec.ranking import pass_at_k, recall_at_k
 from onerec.sid import BEGIN, SidSpec
 
 Sid = tuple[int, ...]
@@ -189,22 +190,8 @@ def compute_score(
     )[0]
 
 
-# Metrics of a ranking, for validation; definitions as in RecIF-Bench.
-
-
-def pass_at_k(ranked: Sequence[Sid], truth: Sequence[Sid], k: int) -> float:
-    """1 where any of the first ``k`` is in ``truth``, else 0."""
-    return float(bool(set(ranked[:k]) & set(truth)))
-
-
-def recall_at_k(ranked: Sequence[Sid], truth: Sequence[Sid], k: int) -> float:
-    """|first k ∩ truth| / |truth|, over distinct SIDs; 0 where there is no truth."""
-    wanted = set(truth)
-    return len(wanted & set(ranked[:k])) / len(wanted) if wanted else 0.0
-
-
 def ranking_metrics(ranked: Sequence[Sid], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:
-    """``pass@k`` and ``recall@k`` of one ranked list for every k."""
+    """``pass@k`` and ``recall@k`` of one ranked list for every k, for validation."""
     return {f"pass@{k}": pass_at_k(ranked, truth, k) for k in ks} | {
         f"recall@{k}": recall_at_k(ranked, truth, k) for k in ks
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onerec.errors import InputError
+from onerec.ranking import recall_at_k
 from onerec.sid import SidSpec
 from verl_rl import rewards
 
@@ -141,4 +142,4 @@ def test_ranking_metrics():
         "recall@1": 0,
         "recall@2": 0.5,
     }
-    assert rewards.recall_at_k(ranked, [], 1) == 0
+    assert recall_at_k(ranked, [], 1) == 0
