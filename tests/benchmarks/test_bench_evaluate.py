@@ -13,37 +13,12 @@ from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, text_record, write_records
 from onerec.sid import SidSpec
-
-SPEC = SidSpec((4, 4, 4))
+from tests.benchmarks.conftest import TINY_SPEC as SPEC
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A tiny random Qwen3 with a byte-level tokenizer, chat tokens and the SIDs of `SPEC`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    core = Tokenizer(
-        models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, [])
-    )
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.add_tokens(["<|im_start|>", "<think>", "</think>"], special_tokens=True)
-    spec = SidSpec(SPEC.codebook_sizes, first_id=len(tokenizer))
-    tokenizer.add_tokens(spec.tokens)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    spec.save(folder)
-    return folder
+def checkpoint(tiny_checkpoint):
+    return tiny_checkpoint
 
 
 def sid(pid):
