@@ -9,7 +9,8 @@ export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 select=()
 if [[ "${1:-}" == "--fast" ]]; then
-  select=(-m "not slow")
+  # Two at a time; a file's tests stay together, for they share what its fixtures make.
+  select=(-m "not slow" -n 2 --dist loadfile)
   shift
 fi
 set -x
