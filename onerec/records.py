@@ -91,18 +91,37 @@ def message_text(content: str | list[dict[str, Any]]) -> str:
 
 def parse_messages(value: str) -> list[dict[str, str]]:
     """``messages`` JSON to ``[{"role", "content": str}, …]``, what chat templates take."""
-    return [{**item, "content": message_text(item["content"])} for item in orjson.loads(value)]
+    return _texts(orjson.loads(value))
+
+
+def _texts(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [{**item, "content": message_text(item["content"])} for item in messages]
 
 
 def parse_segments(value: str) -> str:
     """``segments`` JSON to the whole text."""
-    return "".join(part["text"] for part in orjson.loads(value) if part.get("type") == "text")
+    return _whole(orjson.loads(value))
+
+
+def _whole(segments: list[dict[str, Any]]) -> str:
+    return "".join(part["text"] for part in segments if part.get("type") == "text")
 
 
 def check_record(row: dict[str, Any]) -> str | None:
     """None where ``row`` keeps every rule of the format, otherwise the reason (short, fit to be counted)."""
-    values = (row.get(name) for name in ("uuid", "source", "metadata", "segments", "messages"))
-    return _check(*values)
+    return read_record(row)[0]
+
+
+def read_record(row: dict[str, Any]) -> tuple[str | None, list[dict[str, str]] | str | None]:
+    """(reason, content): what `check_record` says of ``row`` and, where that is None, its messages or its whole text.
+
+    Messages as `parse_messages` gives them, text as `parse_segments` does; the JSON is parsed once.
+    """
+    values = [row.get(name) for name in ("uuid", "source", "metadata", "segments", "messages")]
+    reason, parsed = _read(*values)
+    if reason:
+        return reason, None
+    return None, _texts(parsed) if values[4] is not None else _whole(parsed)
 
 
 def check_columns(batch: pa.RecordBatch) -> list[str | None]:
@@ -114,19 +133,24 @@ def check_columns(batch: pa.RecordBatch) -> list[str | None]:
         sources.to_pylist(),
         *(text.view(pa.binary()).to_pylist() for text in texts),
     ]
-    return [_check(*values) for values in zip(*columns, strict=True)]
+    return [_read(*values)[0] for values in zip(*columns, strict=True)]
 
 
-def _check(uuid: Any, source: Any, metadata: Any, segments: Any, messages: Any) -> str | None:
+def _read(uuid: Any, source: Any, metadata: Any, segments: Any, messages: Any) -> tuple[str | None, Any]:
+    """(reason or None, the parsed segments or messages)."""
     if not isinstance(uuid, str) or not _UUID.fullmatch(uuid):
-        return "uuid is not valid"
+        return "uuid is not valid", None
     if not isinstance(source, str) or not source.strip():
-        return "source is empty"
+        return "source is empty", None
     if not isinstance(_loads(metadata), dict):
-        return "metadata is not a JSON object"
+        return "metadata is not a JSON object", None
     if (segments is None) == (messages is None):
-        return "neither or both of segments and messages"
-    return _check_segments(_loads(segments)) if messages is None else _check_messages(_loads(messages))
+        return "neither or both of segments and messages", None
+    if messages is None:
+        parsed = _loads(segments)
+        return _check_segments(parsed), parsed
+    parsed = _loads(messages)
+    return _check_messages(parsed), parsed
 
 
 def _loads(value: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from onerec.chat import END_OF_TEXT, encode
 from onerec.errors import InputError
 from onerec.parquet import iter_batches
-from onerec.records import check_record, parse_messages, parse_segments
+from onerec.records import read_record
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
 from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
@@ -116,10 +116,11 @@ def _tokenize_shard(job: Job) -> Part:
     rows = 0
     for row in _rows(job.shard):
         rows += 1
-        if wrong := check_record(row):
+        wrong, content = read_record(row)
+        if wrong:
             bad[wrong] += 1
             continue
-        sample_ids, mask = _encode(row, tokenizer, job)
+        sample_ids, mask = _encode(content, tokenizer, job)
         if job.cut_long and len(sample_ids) > job.sample_limit:
             sample_ids, mask = sample_ids[: job.sample_limit], mask[: job.sample_limit]
             left_out[CUT] += 1
@@ -152,16 +153,15 @@ def _foreign_error(job: Job, token: str) -> InputError:
     )
 
 
-def _encode(row: dict[str, Any], tokenizer: FastTokenizer, job: Job) -> tuple[list[int], list[bool]]:
-    if row["messages"] is not None:
-        coded = encode(
-            parse_messages(row["messages"]), tokenizer, job.add_think_pattern, job.only_assistant_loss
-        )
-        return coded.input_ids, coded.loss_mask
-    sample_ids = tokenizer(parse_segments(row["segments"]) + END_OF_TEXT, return_offsets_mapping=False)[
-        "input_ids"
-    ]
-    return sample_ids, [True] * len(sample_ids)
+def _encode(
+    content: list[dict[str, str]] | str, tokenizer: FastTokenizer, job: Job
+) -> tuple[list[int], list[bool]]:
+    """Ids of a conversation or of a whole text, and which of them are learnt."""
+    if isinstance(content, str):
+        ids = tokenizer(content + END_OF_TEXT, return_offsets_mapping=False)["input_ids"]
+        return ids, [True] * len(ids)
+    coded = encode(content, tokenizer, job.add_think_pattern, job.only_assistant_loss)
+    return coded.input_ids, coded.loss_mask
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any]]:
