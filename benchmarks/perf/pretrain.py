@@ -331,7 +331,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=20, help="steps: of a round")
     parser.add_argument("--codes", type=int, default=256, help="steps: codes a layer")
-    parser.add_argument("--model", default="--hidden_size 256 --num_hidden_layers 6", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
+    parser.add_argument("--model", default="--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
     parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument(
