@@ -3,7 +3,8 @@
 #   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
 #   --fresh              start over; without it a run goes on after its last finished stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
-#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM
+#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (a CPU build of it: Linux only)
+#   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
 #   --seed <n>           seed of the world and of every stage (0)
 #   --run_dir <folder>   where everything goes (runs/quickstart; runs/smoke, runs/movielens)
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
@@ -11,21 +12,24 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fresh=0
-# vLLM has a CPU build for Linux only.
-: "${RL:=$([[ "$(uname -s)" == Linux ]] && echo 1 || echo 0)}"
 : "${PROFILE:=laptop}"
 while (($#)); do
   case "$1" in
     --smoke) PROFILE=smoke; : "${RUN_DIR:=runs/smoke}" ;;
     --fresh) fresh=1 ;;
+    --rl) RL=1 ;;
     --no-rl) RL=0 ;;
     --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE=movielens; : "${RUN_DIR:=runs/movielens}"; shift ;;
     --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
     --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
-    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
+    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
   esac
   shift
 done
+if [[ -z "${RL:-}" ]]; then
+  RL=1
+  [[ "$(uname -s)" == Linux && "$PROFILE" != smoke ]] || RL=0
+fi
 export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 
 bash scripts/install.sh
