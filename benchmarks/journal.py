@@ -19,33 +19,29 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tasks import fingerprint
 from onerec.errors import InputError
-from onerec.files import test_file
 from onerec.run import read_json, write_json
 
 RUN, PROGRESS = "run.json", "progress"
 _SAMPLE = 1 << 16
 
 
-def file_digest(path: Path, whole: bool = True) -> str:
-    """SHA-256 of a file, 16 hexadecimal digits; else of its size, first and last 64 KiB (weights of many GB)."""
-    digest = hashlib.sha256()
+def weights_digest(path: Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file's size and its first and last 64 KiB: weights may be many GB."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        if whole:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        else:
-            size = os.fstat(file.fileno()).st_size
-            digest.update(str(size).encode() + file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read())
+        digest.update(file.read(_SAMPLE))
+        file.seek(max(0, size - _SAMPLE))
+        digest.update(file.read())
     return digest.hexdigest()[:16]
 
 
 def model_digest(path: Path) -> str:
     """What tells one checkpoint folder from another, wherever it lies: its configuration and weights."""
     files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    parts = [f"{file.name} {file_digest(file, whole=False)}" for file in files]
+    parts = [f"{file.name} {weights_digest(file)}" for file in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -55,10 +51,8 @@ def open_journal(args: Any, folder: Path, tasks: Sequence[str]) -> Journal:
         raise InputError(
             args.model_path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
         )
-    files = {name: args.data_dir / test_file(name) for name in tasks}
-    data = {name: file_digest(path) for name, path in files.items() if path.exists()}
-    version = getattr(args, "data_version", "") or ""
-    return Journal(folder, model_digest(args.model_path), data, version, args.overwrite)
+    data = {name: fingerprint(args.data_dir, name) for name in tasks}
+    return Journal(folder, model_digest(args.model_path), data, args.data_version, args.overwrite)
 
 
 def work_keys(settings: dict[str, Any], prompts: Iterable[Sequence[Any]]) -> list[str]:
