@@ -58,9 +58,12 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": CONTINUE.format(text=text[:MAX_TEXT])}] if text else []
 
 
-def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float) -> np.ndarray:
-    """First pass: the sampling keys (uint64, by seed and uuid) of every row that gives a prompt, once each."""
-    keys, bad, total = [], 0, 0
+def keys_of_prompts(
+    paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float
+) -> dict[str, np.ndarray]:
+    """First pass: the sampling keys (uint64, by seed and uuid) of every row that gives a prompt, once each, by ``source``."""
+    found: dict[str, list[np.ndarray]] = {}
+    bad = total = 0
     for path in paths:
         for file in record_files(path, manifest):
             manifest.input(file.path, file.rows)
@@ -70,28 +73,53 @@ def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad
                     manifest.drop(reason)
                 good = batch.filter(pa.array([reason is None for reason in reasons]))
                 total, bad = total + batch.num_rows, bad + batch.num_rows - good.num_rows
-                has = [bool(to_prompt(row)) for row in good.to_pylist()]
-                manifest.drop("no prompt", len(has) - sum(has))
-                keys.append(uuid_keys(good.column("uuid"), seed)[0][np.array(has, bool)])
+                has = np.array([bool(to_prompt(row)) for row in good.to_pylist()], bool)
+                manifest.drop("no prompt", len(has) - int(has.sum()))
+                keys = uuid_keys(good.column("uuid"), seed)[0]
+                sources = np.array(good.column("source").to_pylist(), object)
+                for source in sorted(set(sources[has])):
+                    found.setdefault(source, []).append(keys[has & (sources == source)])
     manifest.check_bad_ratio(paths[0], bad, total, max_bad_ratio)
-    found = np.concatenate(keys) if keys else np.empty(0, np.uint64)
-    unique = np.unique(found)
-    manifest.drop("uuid stands twice", len(found) - len(unique))
-    if not len(unique):
+    by_source = {source: np.unique(np.concatenate(parts)) for source, parts in sorted(found.items())}
+    if not by_source:
         raise InputError(paths[0], "gives no prompt", "at least one chat or text")
-    return unique
+    passed = sum(len(part) for parts in found.values() for part in parts)
+    manifest.drop("uuid stands twice", passed - len(np.unique(np.concatenate(list(by_source.values())))))
+    return by_source
+
+
+def limits(by_source: dict[str, np.ndarray], num_samples: int, max_per_source: int) -> dict[str, np.uint64]:
+    """The largest key of each source that is taken: at most ``max_per_source`` (-1: all) a source, then ``num_samples`` in all.
+
+    ``by_source``: sorted keys. The smallest keys of a hash of seed and uuid are a uniform sample that neither order nor
+    batches can change. A source of which nothing is taken is left out.
+    """
+    capped = {
+        source: keys if max_per_source < 0 else keys[:max_per_source] for source, keys in by_source.items()
+    }
+    together = np.concatenate(list(capped.values()))
+    last = (
+        np.partition(together, num_samples - 1)[num_samples - 1]
+        if len(together) > num_samples
+        else together.max()
+    )
+    taken = {source: keys[keys <= last] for source, keys in capped.items()}
+    return {source: keys[-1] for source, keys in taken.items() if len(keys)}
 
 
 def chosen_rows(
-    paths: Sequence[str], seed: int, last: np.uint64, manifest: Manifest
+    paths: Sequence[str], seed: int, last: dict[str, np.uint64], manifest: Manifest
 ) -> Iterator[pa.RecordBatch]:
-    """Second pass: the prompts whose key is at most ``last``, in the order of the input; the first of doubles."""
+    """Second pass: the prompts whose key is at most ``last`` of their source, in the order of the input; the first of doubles."""
     seen: set[int] = set()
     for path in paths:
         for file in record_files(path, manifest):
             for batch in record_batches(file):
                 keys, valid = uuid_keys(batch.column("uuid"), seed)
-                places = np.flatnonzero(valid & (keys <= last))
+                most = np.array(
+                    [last.get(source, -1) for source in batch.column("source").to_pylist()], object
+                )
+                places = np.flatnonzero(valid & (keys.astype(object) <= most))
                 rows = []
                 for place, row in zip(places, batch.take(pa.array(places)).to_pylist(), strict=True):
                     if int(keys[place]) in seen or check_record(row) or not (prompt := to_prompt(row)):
@@ -112,6 +140,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--num_samples", type=int, default=200_000, help="prompts; all where there are fewer")
+    parser.add_argument(
+        "--max_per_source",
+        type=int,
+        default=-1,
+        help="prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the sample")
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
@@ -119,20 +153,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.num_samples < 1:
         raise InputError("--num_samples", f"{args.num_samples} is not a positive number", "at least 1")
+    if args.max_per_source < 1 and args.max_per_source != -1:
+        raise InputError("--max_per_source", f"is {args.max_per_source}", "at least 1, or -1 for all")
     manifest = Manifest("prepare_distillation", args)
-    keys = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
-    # The smallest keys of a hash of seed and uuid: a uniform sample that neither order nor batches can change.
-    last = (
-        np.partition(keys, args.num_samples - 1)[args.num_samples - 1]
-        if len(keys) > args.num_samples
-        else keys.max()
-    )
+    by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
+    last = limits(by_source, args.num_samples, args.max_per_source)
     rows = write_batches(
         args.output, OUTPUT_SCHEMA, chosen_rows(args.input, args.seed, last, Manifest("again"))
     )
     manifest.output(args.output, rows)
     manifest.write(args.output.parent, f"{args.output.stem}.manifest.json")
-    print(f"{rows:,} of {len(keys):,} prompts in {args.output}; {manifest.dropped_text()}")
+    print(
+        f"{rows:,} of {sum(map(len, by_source.values())):,} prompts in {args.output}; {manifest.dropped_text()}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from onerec.sid import SidSpec
 
 VERL_VERSION = "0.9.1"
 CPU_MODULE = "onerec.verl_cpu"
+# The trainer of onerec.verl_trainer, by the name under which verl finds it.
+WATCHED_TRAINER = "onerec_watched"
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onerec.verl_launch import WATCHED_TRAINER
+
 # The names by which the registered pieces (verl_plugin.py) are asked for.
 PLUGIN = "verl_distillation.verl_plugin"
 LOSS_MODE = "clipped_reverse_kl"
@@ -121,6 +123,7 @@ def _trainer(args: argparse.Namespace) -> list[str]:
         # Distillation has no reward; the estimator only has to be one that needs no critic.
         "algorithm.adv_estimator=grpo",
         "reward.num_workers=0",
+        f"trainer.v1.trainer_mode={WATCHED_TRAINER}",
         f"trainer.n_gpus_per_node={args.n_gpus}",
         f"trainer.nnodes={args.nnodes}",
         f"trainer.total_training_steps={args.total_steps}",

@@ -21,6 +21,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.utils.padding import no_padding_2_padding
 
+import onerec.verl_trainer  # noqa: F401  registers itself
 from verl_distillation.alignment import (
     advantage,
     fix_extended,

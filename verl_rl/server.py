@@ -37,10 +37,6 @@ class OneRecServer(vLLMHttpServer):
     def _get_worker_extension_cls(self) -> str:
         return "verl_rl.worker.OneRecWorkerExtension"
 
-    async def check(self) -> None:
-        """Raises where the engine behind this server is dead."""
-        await self.engine.check_health()
-
     async def find_items(
         self, prompt_ids: list[int], catalogue: str | None, width: int, seed: int | None, temperature: float
     ) -> tuple[list[Found], int | None]:

@@ -1,61 +1,22 @@
-"""verl's synchronous trainer with this stage's metrics, and with an end where rollouts fail; registers itself."""
+"""The trainer that distillation and GRPO share, with this stage's metrics; registers itself."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from typing import Any
 
 import numpy as np
-import ray
 import transfer_queue as tq
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.trainer.ppo.v1 import register_trainer
 
-from onerec.errors import InputError
+from onerec.verl_trainer import WatchedTrainer
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
 
 TRAINER = "onerec_sync"
-# How often the rollout servers are asked whether they live.
-_WATCH_SECONDS = 10
 
 
 @register_trainer(TRAINER)
-class OneRecTrainer(PPOTrainerSync):
-    """`PPOTrainerSync` that reports by task, splits a step's time, and stops where a prompt's rollouts are missing."""
-
-    def _build_replay_buffer(self) -> Any:
-        # verl tells its synchronous trainer by this name, in the replay buffer and in checkpoints.
-        self.trainer_mode = "sync"
-        return super()._build_replay_buffer()
-
-    def on_train_begin(self) -> None:
-        super().on_train_begin()
-        threading.Thread(target=self._watch_servers, daemon=True).start()
-
-    def _watch_servers(self) -> None:
-        """End this process when a rollout server dies: verl's weight sync would wait for it for ever."""
-        servers = [server for replica in self.llm_server_manager.get_replicas() for server in replica.servers]
-        while True:
-            time.sleep(_WATCH_SECONDS)
-            try:
-                ray.get([server.check.remote() for server in servers], timeout=10 * _WATCH_SECONDS)
-            except ray.exceptions.GetTimeoutError:
-                continue  # busy
-            except ray.exceptions.RayError as error:
-                what = str(error).strip().splitlines()[-1]
-                print(f"InputError: a rollout server died in step {self.global_steps} ({what})", flush=True)
-                time.sleep(1)  # Ray forwards what was printed
-                os._exit(1)
-
-    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted = self.config.data.train_batch_size
-        found = len({key.rsplit("_", 2)[0] for key in batch.keys})
-        if found < wanted:
-            raise InputError(
-                "rollout", f"{wanted - found} of {wanted} prompts of step {self.global_steps} came back without an answer", "a rollout server that lives; its error stands above in the log"
-            )  # fmt: skip
-        return super()._balance_batch(batch, *args, **kwargs)
+class OneRecTrainer(WatchedTrainer):
+    """`WatchedTrainer` that reports by task and splits a step's time."""
 
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, float], *args: Any, **kwargs: Any

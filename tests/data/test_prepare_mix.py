@@ -194,6 +194,25 @@ def test_distillation_takes_a_uniform_sample(tmp_path):
     assert (tmp_path / "out.parquet").read_bytes() == first
 
 
+def test_distillation_caps_each_source_then_samples_them_together(tmp_path):
+    common = [chat(i, "common") for i in range(50)]
+    rare = [chat(100 + i, "rare") for i in range(3)]
+    again = {**common[7], "source": "other"}
+    write_records(tmp_path / "in.parquet", [*common, *rare])
+    write_records(tmp_path / "more.parquet", [again])
+    argv = ["--input", str(tmp_path / "in.parquet"), str(tmp_path / "more.parquet"), "--output"]
+    distill([*argv, str(tmp_path / "all.parquet")])
+    assert pq.read_table(tmp_path / "all.parquet").num_rows == 53  # one uuid stands twice
+    distill([*argv, str(tmp_path / "capped.parquet"), "--max_per_source", "10"])
+    sources = pq.read_table(tmp_path / "capped.parquet").column("source").to_pylist()
+    assert sources.count("common") == 10 and sources.count("rare") == 3
+    distill([*argv, str(tmp_path / "few.parquet"), "--max_per_source", "10", "--num_samples", "6"])
+    assert pq.read_table(tmp_path / "few.parquet").num_rows == 6
+    with pytest.raises(InputError, match="--max_per_source"):
+        distill([*argv, str(tmp_path / "none.parquet"), "--max_per_source", "0"])
+    assert not (tmp_path / "none.parquet").exists()
+
+
 def rl_inputs(folder, users=40):
     names = ("video_rec", "ad_rec", "product_rec", "label_cond_rec", "interactive_rec")
     for name in names:
