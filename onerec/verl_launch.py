@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
@@ -28,6 +29,8 @@ VERL_VERSION = "0.9.1"
 CPU_MODULE = "onerec.verl_cpu"
 # The trainer of onerec.verl_trainer, by the name under which verl finds it.
 WATCHED_TRAINER = "onerec_watched"
+# Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server dies at its start.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -99,7 +102,17 @@ def check_model(path: Path, codebooks: SidSpec | None = None) -> CheckedModel:
             raise InputError(
                 path, f"its tokenizer has {token} at {added.get(token)}, its {SID_SPEC} at {spec.first_id + offset}", "expand its vocabulary again"
             )  # fmt: skip
+    check_head_size(path, config)
     return CheckedModel(path, spec, vocab_size, int(config.get("max_position_embeddings", 1 << 30)))
+
+
+def check_head_size(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises `InputError` where vLLM would serve the model of this ``config.json`` on a CPU and has no kernel for its heads."""
+    heads = config.get("num_attention_heads") or 0
+    size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)
+    if size and size not in CPU_HEAD_SIZES and not has_accelerator():
+        known = ", ".join(map(str, CPU_HEAD_SIZES))
+        raise InputError(path, f"has attention heads of {size}", f"one of {known}, those of vLLM on a CPU")
 
 
 def check_data(path: Path, columns: Sequence[str]) -> int:

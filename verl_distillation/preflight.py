@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onerec.errors import InputError
 from onerec.run import read_json
-from onerec.verl_launch import check_data, check_gpus, check_model
+from onerec.verl_launch import check_data, check_gpus, check_head_size, check_model
 
 
 def check(args: argparse.Namespace) -> int:
@@ -39,6 +39,7 @@ def check(args: argparse.Namespace) -> int:
     student = check_model(args.base_model)
     start = student.spec.id_range[0] if args.extend_vocab_start_token < 0 else args.extend_vocab_start_token
     teacher_config = check_checkpoint(args.teacher_model)
+    check_head_size(args.teacher_model, teacher_config)
     check_same_base(args.base_model, args.teacher_model, start, int(teacher_config.get("vocab_size", 0)))
     needed = args.max_prompt_length + args.response_length + 1
     teacher_context = int(teacher_config.get("max_position_embeddings", needed))

@@ -50,6 +50,25 @@ def test_a_model_that_cannot_be_trained_is_refused(tmp_path, make, codebooks, wo
         verl_launch.check_model(tmp_path / "m", codebooks)
 
 
+def test_heads_that_vllm_cannot_serve_on_a_cpu_are_refused(tmp_path, monkeypatch):
+    folder = checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "num_attention_heads": 4}))
+    monkeypatch.setattr(verl_launch, "has_accelerator", lambda: False)
+    with pytest.raises(InputError, match="heads of 16; one of 32, 64"):
+        verl_launch.check_model(folder)
+    monkeypatch.setattr(verl_launch, "has_accelerator", lambda: True)
+    verl_launch.check_model(folder)
+
+
+@pytest.mark.slow
+def test_the_known_heads_are_those_of_vllm():
+    pytest.importorskip("vllm")
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(verl_launch.CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
+
+
 def test_empty_data_and_missing_columns_are_refused(tmp_path):
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
     with pytest.raises(InputError, match="has no rows"):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,10 +41,17 @@ def models(tmp_path_factory):
             *("--itemic_layer_n", "3", "--vocab_size_per_layer", "32"),
         ]
     )
+    sid = SidSpec((32, 32, 32)).text((1, 2, 3))
+    questions = ["What is 3 plus 4?", "云石国的首都是哪里？", f"{sid} 3?"] * 6
+    pq.write_table(
+        pa.table({"prompt": [[{"role": "user", "content": q}] for q in questions]}),
+        folder / "prompts.parquet",
+    )
     return folder
 
 
-def distill(models: Path, **variables: str) -> subprocess.CompletedProcess:
+def command(models: Path, **variables: str) -> dict[str, object]:
+    """Arguments of `subprocess` for the stage's script on the small models."""
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
@@ -59,16 +69,30 @@ def distill(models: Path, **variables: str) -> subprocess.CompletedProcess:
         **variables,
     }
     script = ROOT / "verl_distillation" / "recipe" / "onpolicy_distill" / "run_qwen3_distill.sh"
-    return subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, timeout=900)
+    return {"args": ["bash", str(script)], "env": environment, "text": True}
+
+
+def distill(models: Path, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(**command(models, **variables), capture_output=True, timeout=900)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps with metrics, over all attempts."""
+    files = sorted(folder.glob("metrics_from_step_*.jsonl"))
+    return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
+
+
+def engines(process: subprocess.Popen) -> list[psutil.Process]:
+    """vLLM's engines among the descendants of ``process``; Ray's workers stay in its tree."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "EngineCore" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def test_two_steps_on_verl_end_with_a_checkpoint_that_transformers_loads(models):
-    sid = SidSpec((32, 32, 32)).text((1, 2, 3))
-    questions = ["What is 3 plus 4?", "云石国的首都是哪里？", f"{sid} 3?"] * 6
-    pq.write_table(
-        pa.table({"prompt": [[{"role": "user", "content": q}] for q in questions]}),
-        models / "prompts.parquet",
-    )
     run = distill(models, TOTAL_STEPS="2")
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
     lines = (models / "out" / "metrics_from_step_1.jsonl").read_text().splitlines()
@@ -93,3 +117,30 @@ def test_two_steps_on_verl_end_with_a_checkpoint_that_transformers_loads(models)
     # All steps are done: the same command only exports again, and Ray is not started.
     again = distill(models, TOTAL_STEPS="2")
     assert again.returncode == 0 and "main_ppo" not in again.stdout and "distilled model" in again.stdout
+
+
+def test_a_dead_server_ends_the_run_and_the_same_command_goes_on(models):
+    out = models / "fault"
+    with subprocess.Popen(
+        **command(models, OUTPUT_DIR=str(out), TOTAL_STEPS="500"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as run:
+        deadline = time.monotonic() + 600
+        while run.poll() is None and time.monotonic() < deadline and not steps_of(out):
+            time.sleep(0.2)
+        found = engines(run)
+        assert len(found) == 2, "the servers of student and teacher"
+        found[0].kill()
+        assert run.wait(timeout=300) == 2
+        error = run.stderr.read()
+    assert (
+        error.count("error: ") == 1 and "server died" in error and "goes on from the last checkpoint" in error
+    )
+    assert not (out / "hf").exists()
+
+    kept = max(int(path.name.rpartition("_")[2]) for path in (out / "checkpoints").glob("global_step_*"))
+    again = distill(models, OUTPUT_DIR=str(out), TOTAL_STEPS=str(kept + 1))
+    assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
+    assert (out / f"metrics_from_step_{kept + 1}.jsonl").exists() and steps_of(out)[-1] == kept + 1
+    assert (out / "hf" / "model.safetensors").exists()
