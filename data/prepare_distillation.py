@@ -36,7 +36,7 @@ PROMPT_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()
 OUTPUT_SCHEMA = SCHEMA.append(pa.field("prompt", PROMPT_TYPE))
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 CONTINUE = "请接着写下去：\n{text}"
-MAX_TEXT = 200  # characters of a plain text that the request to go on shows
+MAX_TEXT = 200  # characters of a plain text that the request to go on shows; at most the half of it
 
 
 def repair(text: str) -> str:
@@ -55,7 +55,8 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
             turns.pop()
         return turns
     text = repair(parse_segments(row["segments"])).strip()
-    return [{"role": "user", "content": CONTINUE.format(text=text[:MAX_TEXT])}] if text else []
+    start = text[: min(MAX_TEXT, (len(text) + 1) // 2)]
+    return [{"role": "user", "content": CONTINUE.format(text=start)}] if start else []
 
 
 def keys_of_prompts(

@@ -15,5 +15,5 @@ INPUT_METADATA="$items/onerec_bench_release.parquet" PID2SID_MAPPING="$items/vid
   GENERAL_HELDOUT="$RAW_DATA/general_text/heldout" OUTPUT_BASE_DIR="$DATA_OUTPUT" run bash "$ROOT/data/onerec_data/run.sh"
 CONFIG="$ROOT/$DATA_CONFIGS/pretrain.json" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$ROOT/$DATA_CONFIGS/sft.json" run bash "$ROOT/data/prepare_sft.sh"
-run bash "$ROOT/data/prepare_distillation.sh"
+TEXT_INPUT="$RAW_DATA/general_text/pretrain" MAX_PER_SOURCE="$DISTILL_MAX_PER_SOURCE" run bash "$ROOT/data/prepare_distillation.sh"
 TEST_SIZE="$RL_TEST_SIZE" TASKS="$tasks" run bash "$ROOT/data/prepare_rl.sh"
