@@ -250,6 +250,31 @@ _CAUSES = (
 )
 
 
+class _Log:
+    """A log file that a run survives: where it cannot be written (a full disk), that is said once and the run goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, path.open("ab", buffering=0)
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, text: str) -> None:
+        """Append; after the first failure nothing more is written."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(text.encode("utf-8"))
+        except OSError as error:
+            print(f"warning: {self._path}: {error.strerror}; the log ends here", file=sys.stderr, flush=True)
+            self._file.close()
+            self._file = None
+
+
 _ANY_ERROR = re.compile(r"(\w+(?:Error|Exception)): (.+)")
 
 
@@ -286,7 +311,7 @@ def launch(
     log = output_dir / "verl.log"
     tail: collections.deque[str] = collections.deque(maxlen=400)
     with (
-        log.open("a", encoding="utf-8", buffering=1) as file,
+        _Log(log) as file,
         subprocess.Popen(line, env=inherited | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          text=True, errors="replace") as process,
     ):  # fmt: skip

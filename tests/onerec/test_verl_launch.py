@@ -143,3 +143,16 @@ def test_verl_takes_the_platform():
         text=True,
     )
     assert result.stdout.strip() == "cpu FSDPEngineWithLMHead", result.stderr[-2000:]
+
+
+def test_a_full_disk_is_named_and_does_not_hide_behind_the_log(monkeypatch, capsys, tmp_path):
+    (tmp_path / "verl.log").symlink_to("/dev/full")
+    says = "print('OSError: [Errno 28] No space left on device'); raise SystemExit(1)"
+    monkeypatch.setattr(verl_launch, "resolve", lambda overrides: None)
+    monkeypatch.setattr(verl_launch, "command", lambda overrides: [sys.executable, "-c", says])
+    with pytest.raises(
+        InputError, match="no space left on the device; free some space; the same command goes on"
+    ):
+        verl_launch.launch([], [], 1, tmp_path)
+    error = capsys.readouterr().err
+    assert error.count("warning: ") == 1 and "verl.log: No space left on device" in error
