@@ -26,10 +26,12 @@ def last_checkpoint(checkpoints: Path) -> int | None:
     return int(text)
 
 
-def export(checkpoints: Path, base_model: Path, output: Path) -> None:
+def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:
     """Write ``output``: the newest checkpoint's weights and configuration, everything else from ``base_model``.
 
     Tokenizer, chat template, generation configuration and sid_spec.json are the base model's files, byte for byte.
+    ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of WiSE-FT
+    (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
     """
     step = last_checkpoint(checkpoints)
     if step is None:
@@ -44,4 +46,26 @@ def export(checkpoints: Path, base_model: Path, output: Path) -> None:
             if file.is_file() and ".safetensors" not in file.name and not file.name.startswith("."):
                 shutil.copy2(file, folder / file.name)
         for file in weights:
-            shutil.copy2(file, folder / file.name)
+            if merge_ratio == 1 or file.suffix != ".safetensors":
+                shutil.copy2(file, folder / file.name)
+            else:
+                _merge(base_model, file, folder / file.name, merge_ratio)
+
+
+def _merge(base_model: Path, trained: Path, output: Path, ratio: float) -> None:
+    """Write the weighted average of one file of trained weights with the base model's; averaged in float32, kept in the trained type."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    places = {}
+    for path in sorted(base_model.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            places |= dict.fromkeys(file.keys(), path)
+    merged = load_file(trained)
+    for name, tensor in merged.items():
+        if name not in places:
+            raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")
+        with safe_open(places[name], "pt") as file:
+            merged[name] = torch.lerp(file.get_tensor(name).float(), tensor.float(), ratio).to(tensor.dtype)
+    save_file(merged, output, metadata={"format": "pt"})

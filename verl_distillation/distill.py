@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--resume", type=boolean, default=True, help="go on from the newest checkpoint in --output_dir"
     )
+    training.add_argument(
+        "--merge_ratio",
+        type=float,
+        default=1.0,
+        help="the exported weights: this share of the distilled model, the rest of the student as it came",
+    )
     training.add_argument("--seed", type=int, default=42, help="order of the prompts")
     cluster = p.add_argument_group("machines")
     cluster.add_argument("--n_gpus", type=int, default=8, help="student: GPUs a node (on a CPU: processes)")
@@ -135,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     if args.dry_run:
         return None
-    export(checkpoints, args.base_model, args.output_dir / "hf")
+    export(checkpoints, args.base_model, args.output_dir / "hf", args.merge_ratio)
     manifest.output(args.output_dir / "hf")
     manifest.write(args.output_dir)
     print(f"distilled model: {args.output_dir / 'hf'}")

@@ -16,6 +16,10 @@ def check(args: argparse.Namespace) -> int:
         raise InputError(
             "--adv_min", f"{args.adv_min:g} is not below --adv_max {args.adv_max:g}", "as -30 and 5"
         )
+    if not 0 < args.merge_ratio <= 1:
+        raise InputError(
+            "--merge_ratio", f"is {args.merge_ratio:g}", "above 0, at most 1 (the distilled model itself)"
+        )
     for name in (
         "train_batch_size",
         "rollout_n",

@@ -205,6 +205,27 @@ def test_the_export_carries_everything_but_the_weights_from_the_base(tmp_path):
         last_checkpoint(tmp_path / "checkpoints")
 
 
+def test_an_export_may_average_with_the_base(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base, saved = tmp_path / "base", tmp_path / "checkpoints" / "global_step_3" / "actor" / "huggingface"
+    base.mkdir(), saved.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3")
+    save_file({"b": torch.zeros(2)}, base / "model-00001-of-00002.safetensors")
+    save_file({"a": torch.ones(2)}, base / "model-00002-of-00002.safetensors")
+    trained = {"a": torch.full((2,), 3.0), "b": torch.full((2,), 2.0, dtype=torch.bfloat16)}
+    save_file(trained, saved / "model.safetensors")
+    export(tmp_path / "checkpoints", base, tmp_path / "hf", merge_ratio=0.25)
+    merged = load_file(tmp_path / "hf" / "model.safetensors")
+    assert merged["a"].tolist() == [1.5, 1.5] and merged["b"].tolist() == [0.5, 0.5]
+    assert merged["b"].dtype == torch.bfloat16
+    save_file({"c": torch.ones(1)}, saved / "model.safetensors")
+    with pytest.raises(InputError, match="has no weight c to average with"):
+        export(tmp_path / "checkpoints", base, tmp_path / "other", merge_ratio=0.5)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_switch_is_on_or_off():
     import argparse
 

@@ -33,6 +33,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${SAVE_FREQ:=50}"
 : "${KEEP_CHECKPOINTS:=2}"
 : "${RESUME:=True}"
+: "${MERGE_RATIO:=1.0}" # share of the distilled weights in what is exported; the rest are BASE_MODEL's
 : "${SEED:=42}"
 # Machines: the student's GPUs (training and rollout share them), and the teacher's own. On a CPU: processes.
 : "${N_GPUS:=8}"
@@ -61,7 +62,7 @@ command=("$PYTHON" distill.py --base_model "$BASE_MODEL" --teacher_model "$TEACH
   --learning_rate "$LEARNING_RATE" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --warmup_steps "$WARMUP_STEPS"
   --weight_decay "$WEIGHT_DECAY" --train_batch_size "$TRAIN_BATCH_SIZE" --total_steps "$TOTAL_STEPS"
   --max_tokens_per_gpu "$MAX_TOKENS_PER_GPU" --save_freq "$SAVE_FREQ" --keep_checkpoints "$KEEP_CHECKPOINTS"
-  --resume "$RESUME" --seed "$SEED" --n_gpus "$N_GPUS" --nnodes "$NNODES" --rollout_tp_size "$ROLLOUT_TP_SIZE"
+  --resume "$RESUME" --merge_ratio "$MERGE_RATIO" --seed "$SEED" --n_gpus "$N_GPUS" --nnodes "$NNODES" --rollout_tp_size "$ROLLOUT_TP_SIZE"
   --teacher_n_gpus "$TEACHER_N_GPUS" --teacher_nnodes "$TEACHER_NNODES" --teacher_tp_size "$TEACHER_TP_SIZE"
   "${flags[@]}" "$@")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
