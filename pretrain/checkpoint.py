@@ -123,7 +123,8 @@ def model_fingerprint(model_dir: str | Path) -> str:
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
-    before = read_json(checkpoint / RUN)
+    # Checkpoints from before there was dropout do not name it.
+    before = {"dropout": 0.0, "attention_dropout": 0.0} | read_json(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
     if "world_size" in changed:
         raise InputError(

@@ -82,6 +82,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--beta1", type=float, default=0.9, help="AdamW beta1")
     add("--beta2", type=float, default=0.95, help="AdamW beta2")
     add("--clip_range", type=float, default=1.0, help="gradient norm to clip at; 0 does not clip")
+    add(
+        "--dropout",
+        type=float,
+        default=0.0,
+        help="share of the embedded tokens and of the outputs of attention and MLP that training drops",
+    )
+    add(
+        "--attention_dropout",
+        type=float,
+        default=0.0,
+        help="share of the attention probabilities that training drops",
+    )
     # stage 1
     add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
     add(
@@ -156,6 +168,9 @@ def check_args(args: argparse.Namespace) -> None:
         )
     if args.eval_per_step and not args.eval_sources:
         raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
+    for name in ("dropout", "attention_dropout"):
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"--{name}", f"is {getattr(args, name)}", "from 0 (none) to below 1")
     if args.learning_rate <= 0:
         raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
     if args.resume_training_state and not args.resume_from:

@@ -199,6 +199,7 @@ def make_trainer(
 
     from onerec.run import seed_everything
     from pretrain.checkpoint import check_same_run, model_fingerprint
+    from pretrain.dropout import add_dropout
     from pretrain.extras import apply_liger, compile_layers
     from pretrain.model import PackedLM, checkpoint_state, load_lm
     from pretrain.trainer import PackedTrainer, trim_log
@@ -220,6 +221,8 @@ def make_trainer(
         "beta2",
         "clip_range",
         "gradient_accumulation_steps",
+        "dropout",
+        "attention_dropout",
         "seed",
     )
     run = {name: getattr(args, name) for name in names} | {
@@ -236,6 +239,7 @@ def make_trainer(
     model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation)
     if args.use_liger_kernel:
         apply_liger(lm)
+    add_dropout(lm, args.dropout, args.attention_dropout)
     if args.compile:
         compile_layers(lm, args.compile_backend)
     if args.enable_gradient_checkpointing:

@@ -8,12 +8,15 @@ seen=()
 name="${1:?error: 11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines}"
 if [[ "$name" == baselines ]]; then
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" \
-    --sample_size "$EVAL_SAMPLE_SIZE" --baselines $BASELINES --epochs "$BASELINE_EPOCHS" "${seen[@]}" "${@:2}"
+    --sample_size "$EVAL_SAMPLE_SIZE" --baselines $BASELINES --epochs "$BASELINE_EPOCHS" --seed "${SEED:-0}" $BASELINE_ARGS "${seen[@]}" "${@:2}"
   exit
 fi
-flags=(--sample_size "$EVAL_SAMPLE_SIZE" --text_sample_size "$TEXT_SAMPLE_SIZE" --max_answer_tokens "$MAX_ANSWER_TOKENS"
+rows="$EVAL_SAMPLE_SIZE"
+[[ "$name" == base || "$name" == stage1 || "$name" == stage2 ]] && rows="$EARLY_SAMPLE_SIZE"
+flags=(--sample_size "$rows" --text_sample_size "$TEXT_SAMPLE_SIZE" --max_answer_tokens "$MAX_ANSWER_TOKENS"
   --num_beams "$NUM_BEAMS" --free_sids "$FREE_SIDS" "${seen[@]}")
 [[ -n "${JUDGE:-}" ]] && flags+=(--judge "$JUDGE")
+[[ -n "$EVAL_TASKS" ]] && flags+=(--tasks $EVAL_TASKS)
 [[ "$name" == base ]] && flags+=(--tasks general)
 [[ "$name" == sft ]] && flags+=(--beam_widths $BEAM_WIDTHS --beam_samples "$BEAM_SAMPLES")
 run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name" false "${flags[@]}" "${@:2}"

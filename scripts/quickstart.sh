@@ -7,6 +7,7 @@
 #   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
 #   --seed <n>           seed of the world and of every stage (0)
 #   --run_dir <folder>   where everything goes (runs/quickstart; runs/smoke, runs/movielens)
+# Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,7 @@ if [[ -z "${RL:-}" ]]; then
   [[ "$(uname -s)" == Linux && "$PROFILE" != smoke ]] || RL=0
 fi
 export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
+export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
 
 bash scripts/install.sh
 ((fresh)) && rm -rf "$RUN_DIR"
@@ -38,7 +40,10 @@ source scripts/common.sh
 mkdir -p "$RUN_DIR/.done" "$RUN_DIR/logs"
 
 # A run keeps one set of settings: numbers from two would not belong in one table.
-settings="$(sed -n 's/^: "${\([A-Z0-9_]*\):=.*/\1/p' "scripts/profiles/$PROFILE.env" | sort | while read -r name; do printf '%s=%q\n' "$name" "${!name}"; done; printf 'SEED=%q\nMOVIELENS_DIR=%q\n' "$SEED" "$MOVIELENS_DIR")"
+settings="$({
+  sed -n 's/^: "${\([A-Z0-9_]*\):=.*/\1/p' scripts/profiles/*.env scripts/profiles/*/*.env
+  printf '%s\n' SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES
+} | sort -u | while read -r name; do printf '%s=%q\n' "$name" "${!name-}"; done)"
 if [[ -f "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
   echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
   exit 2
@@ -64,7 +69,7 @@ stage() {
   echo "== $name: $((SECONDS - start)) s, $((SECONDS - began)) s in all"
 }
 
-# Raw logs, captions and embeddings: the toy world, or MovieLens.
+# Raw logs, captions and embeddings: the toy world, MovieLens or Amazon.
 stage 01_world scripts/01_world.sh
 # Item embeddings to SIDs by residual k-means.
 stage 02_tokenizer scripts/02_tokenizer.sh
@@ -79,9 +84,11 @@ stage 05_expand_vocab scripts/05_expand_vocab.sh
 stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
 stage 06_evaluate scripts/11_evaluate.sh stage1
 stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
+((VALIDATION_USERS)) && stage 07_choose scripts/choose_checkpoint.sh stage2
 stage 07_evaluate scripts/11_evaluate.sh stage2
 # SFT on the eight tasks and general chat.
 stage 08_posttrain_sft scripts/08_posttrain_sft.sh
+((VALIDATION_USERS)) && stage 08_choose scripts/choose_checkpoint.sh sft
 stage 08_evaluate scripts/11_evaluate.sh sft
 if [[ "$RL" == 1 ]]; then
   # On-policy distillation: the base model teaches the SFT model, so that general ability comes back.

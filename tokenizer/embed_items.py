@@ -40,6 +40,7 @@ from tokenizer.embeddings import FirstOfPid
 from tokenizer.quantizer import unit
 
 TFIDF_SVD = "tfidf_svd"
+NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
@@ -59,7 +60,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--template", default="", help='text from several columns, as "{title}. {genre}"')
     parser.add_argument(
-        "--encoder", default=TFIDF_SVD, help=f"path or hub name of an HF text encoder, or {TFIDF_SVD}"
+        "--encoder",
+        default=TFIDF_SVD,
+        help=f"path or hub name of an HF text encoder, {TFIDF_SVD}, or {NO_TEXT}: the embeddings of --concat alone",
     )
     parser.add_argument(
         "--pooling",
@@ -209,7 +212,11 @@ class Beside:
         for rows, scale, found in self._others:
             places = np.array([rows.get(pid, -1) for pid in pids])
             parts.append(scale * np.where(places[:, None] >= 0, found[places], 0))
-        return unit(np.concatenate(parts, axis=1))
+        joined = np.concatenate(parts, axis=1)
+        unknown = ~joined.any(1)
+        if unknown.any() and not unknown.all():  # no source knows the item: the middle of the others
+            joined[unknown] = joined[~unknown].mean(0)
+        return unit(joined)
 
 
 def as_table(
@@ -328,17 +335,21 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
 
 
 def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
-    """Embed all texts at once; returns (items, dimensions)."""
+    """Embed all texts at once, or none of them; returns (items, dimensions)."""
     if processes()[1] > 1:
         raise InputError(
-            "--encoder", f"{TFIDF_SVD} needs all texts in one process", "run it without torchrun"
+            "--encoder", f"{args.encoder} needs all items in one process", "run it without torchrun"
         )
     pieces = [piece for _, some in texts.shards(max(texts.rows, 1)) for piece in some]
     pids, wanted = texts.texts(pieces, manifest)
     manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
     if not wanted:
         raise InputError(args.input, "holds no text", "at least one item with text")
-    vectors = Beside(args.concat).join(pids, tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed))
+    if args.encoder == NO_TEXT:
+        own = np.zeros((len(wanted), 0), np.float32)
+    else:
+        own = tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed)
+    vectors = Beside(args.concat).join(pids, own)
     output = (
         args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
     )
@@ -356,10 +367,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             "--batch_size, --max_tokens, --max_batch_tokens, --shard_rows, --dim", "are not positive numbers", "at least 1 (--dim -1: all)"
         )  # fmt: skip
+    if args.encoder == NO_TEXT and not args.concat:
+        raise InputError("--encoder", f"{NO_TEXT} leaves nothing to embed", "embeddings to take, by --concat")
     manifest = Manifest("embed_items", args)
     texts = Texts(args)
     texts.note_inputs(manifest)
-    items, dim = (by_tfidf if args.encoder == TFIDF_SVD else by_encoder)(args, texts, manifest)
+    items, dim = (by_tfidf if args.encoder in (TFIDF_SVD, NO_TEXT) else by_encoder)(args, texts, manifest)
     if processes()[0]:
         return
     manifest.output(args.output_path, items)

@@ -6,7 +6,8 @@
 Reads a JSON object of item id to codes, as published beside several papers: ``{"7": [220, 123, 2, 149]}``. Codes may also be
 token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first layers (the last one of
 such files often only numbers the items of a SID; resolve_collisions.py has other ways). Writes pid (int64) and codes
-(list<int32>), and sid_spec.json and a manifest beside them.
+(list<int32>), and sid_spec.json and a manifest beside them. ``--embedding_path`` also writes embeddings that say what the codes
+say, for SIDs of the project's own from them and other sources (embed_items.py --concat).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from onerec.parquet import write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 from tokenizer.infer_res_kmeans import SCHEMA, sid_keys
+from tokenizer.quantizer import unit
 
 _TOKEN = re.compile(r"<[^<>]*?_(\d+)>")
 
@@ -69,6 +71,18 @@ def read_codes(
     return pids, np.array([found[pid] for pid in pids.tolist()], np.int32)
 
 
+def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> np.ndarray:
+    """Embeddings float32 [n, dim], unit length, of ``codes`` [n, layers]: items are near where they share codes.
+
+    A code is a random direction (seeded), half as long as those of the layer before: what a layer of residual codes adds is
+    smaller, and an agreement in it alone says little.
+    """
+    rng, vectors = np.random.default_rng(seed), np.zeros((len(codes), dim))
+    for layer in range(codes.shape[1]):
+        vectors += 0.5**layer * unit(rng.normal(size=(codebook_size, dim)))[codes[:, layer]]
+    return unit(vectors).astype(np.float32)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -88,7 +102,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
+    parser.add_argument("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
+    parser.add_argument("--embedding_dim", type=int, default=64, help="dimensions of --embedding_path")
+    parser.add_argument("--seed", type=int, default=0, help="seed of --embedding_path")
     args = parser.parse_args(argv)
+    if args.embedding_dim < 1:
+        raise InputError("--embedding_dim", f"is {args.embedding_dim}", "1 or more")
     try:
         spec = SidSpec((args.codebook_size,) * args.n_layers, collision=args.collision)
     except ValueError as error:
@@ -106,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     distinct = len(np.unique(sid_keys(codes, spec)))
     manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / len(pids), 6)}
     manifest.output(output, len(pids))
+    if args.embedding_path:
+        vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
+        fixed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.embedding_dim)
+        write_table(args.embedding_path, pa.table({"pid": pa.array(pids), "embedding": fixed}))
+        manifest.output(args.embedding_path, len(pids))
     manifest.write(output.parent, f"{output.stem}.manifest.json")
     print(
         f"took {len(pids):,} items into {output}: {distinct:,} distinct SIDs, collision rate "

@@ -30,6 +30,8 @@ launch() {
 # train_flags: the variables that every training script shares, as flags of train.py, in the array FLAGS.
 #   SOURCES MAX_LENGTH NUM_EPOCHS   replace what the dataset config says (SOURCES with commas between paths)
 #   TOKEN_DIR   folder, seen by every process, for the tokenized data (none: each process keeps them in memory)
+#   DROPOUT ATTENTION_DROPOUT   shares that training drops                            (0 0)
+#   KEEP_CHECKPOINTS   newest checkpoints kept; -1 keeps all                          (2)
 #   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one   (1)
 train_flags() {
@@ -38,7 +40,8 @@ train_flags() {
     --lr_scheduler_type "$LR_SCHEDULER_TYPE" --num_warmup_steps "$NUM_WARMUP_STEPS"
     --num_training_steps "$NUM_TRAINING_STEPS" --gradient_accumulation_steps "$GRADIENT_ACCUMULATION_STEPS"
     --minibatch_size "$MINIBATCH_SIZE" --logging_per_step "$LOGGING_PER_STEP"
-    --save_checkpoint_per_step "$SAVE_CHECKPOINT_PER_STEP" --seed "$SEED")
+    --save_checkpoint_per_step "$SAVE_CHECKPOINT_PER_STEP" --keep_checkpoints "${KEEP_CHECKPOINTS:-2}"
+    --dropout "${DROPOUT:-0}" --attention_dropout "${ATTENTION_DROPOUT:-0}" --seed "$SEED")
   local list
   if [[ -n "${SOURCES:-}" ]]; then
     IFS=',' read -r -a list <<< "$SOURCES"

@@ -1,0 +1,152 @@
+"""Which checkpoint of a training run ranks best on the validation targets: the one that goes on, chosen without the test.
+
+    python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --sample_size 2500
+
+``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
+``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark files
+(data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by ``--seed``; the
+curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh makes a model of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.catalogues import load_catalogue
+from benchmarks.evaluators import rank
+from benchmarks.model import BenchModel
+from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
+from onerec.errors import InputError, cli
+from onerec.run import Manifest, get_logger, write_json
+
+CHOICE = "choice.json"
+WEIGHTS = "model.safetensors"
+METRICS = ("recall@1", "recall@10", "ndcg@10")
+_STEP = re.compile(r"global_step(\d+)")
+log = get_logger("choose")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run_dir", type=Path, required=True, help="output of train.py: hf/ and step<N>/")
+    add("--data_dir", type=Path, required=True, help="benchmark_data folder of the validation targets")
+    ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
+    add("--task", choices=ranked, default="video", help="the task that decides")
+    add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
+    add("--sample_size", type=int, default=2500, help="users that are asked about, by lot (-1: all)")
+    add("--seed", type=int, default=0, help="seed of that lot")
+    add("--num_beams", type=int, default=20, help="beams of the item search")
+    add("--exclude_seen", action="store_true", help="never recommend the items of the history")
+    add("--token_budget", type=int, default=16384, help="tokens of a padded batch")
+    add("--device", default="auto", help="cpu, cuda or auto")
+    return parser.parse_args(argv)
+
+
+def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, weights) of the checkpoints that a run kept, oldest first; raises `InputError` where there is none."""
+    found = []
+    for path in run_dir.glob(f"step*/global_step*/{WEIGHTS}"):
+        if match := _STEP.fullmatch(path.parent.name):
+            found.append((int(match[1]), path))
+    if not found:
+        raise InputError(
+            run_dir, f"holds no step<N>/global_step<N>/{WEIGHTS}", "the output of train.py, its checkpoints kept and not in shards"
+        )  # fmt: skip
+    return sorted(found)
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Put a checkpoint's weights into a model of transformers; raises `InputError` where they are not of its shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    wrong = "a checkpoint of the run that wrote hf/"
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(path, f"does not fit its run's hf/ ({str(error).splitlines()[0]})", wrong) from None
+    # A tied head is not stored a second time.
+    missing = [name for name in missing if name != "lm_head.weight" or not model.config.tie_word_embeddings]
+    if missing or unexpected:
+        name = (missing or unexpected)[0]
+        raise InputError(path, f"does not fit its run's hf/ ({name} is in one of them only)", wrong)
+
+
+def best_of(curve: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """The point with the most of ``metric``; the earlier one of two that are equal."""
+    return max(curve, key=lambda point: (point[metric], -point["step"]))
+
+
+class Validation:
+    """A sample of the validation users, and how a model does on it."""
+
+    def __init__(self, args: argparse.Namespace, model: BenchModel, manifest: Manifest) -> None:
+        self.args, self.model, task = args, model, TASKS[args.task]
+        self.spec = model.check_spec(load_spec(args.data_dir), args.data_dir)
+        examples = load_examples(args.data_dir, task, -1, manifest)
+        if 0 < args.sample_size < len(examples):
+            lot = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
+            examples = [examples[i] for i in np.sort(lot)]
+        self.examples = examples
+        self.index = load_catalogue(args.data_dir, task.catalogue, self.spec)
+        conversations = [example.messages for example in examples]
+        self.prompts = model.prompt_ids(conversations, False, self.spec.n_layers + 1)
+        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]  # fmt: skip
+
+    def __call__(self, label: str) -> dict[str, float]:
+        """Mean of every metric over the sample."""
+        banned = [self.index.sids_within(pids) for pids in self.seen] if self.args.exclude_seen else None
+        found = self.model.rank_items(self.prompts, self.index, self.args.num_beams, label, banned)
+        rows = zip(self.examples, found, self.seen, strict=True)
+        lines = [rank.line(e, sids, self.index, "all", self.args.seed, skip) for e, sids, skip in rows]
+        scores = rank.score(self.examples, lines, self.spec).columns
+        return {name: float(scores[name].mean()) for name in METRICS}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.num_beams < 10:
+        raise InputError("--num_beams", f"is {args.num_beams}", "10 or more, for metrics at 10")
+    if args.sample_size == 0 or args.sample_size < -1:
+        raise InputError("--sample_size", f"is {args.sample_size}", "a number of users, or -1 for all")
+    found = checkpoints(args.run_dir)
+    if not (args.run_dir / "hf" / "config.json").is_file():
+        raise InputError(
+            args.run_dir / "hf", "is not a Hugging Face checkpoint", "a run of train.py that ended"
+        )
+    manifest = Manifest("choose_checkpoint", args)
+    model = BenchModel(args.run_dir / "hf", args.device, args.token_budget)
+    validation = Validation(args, model, manifest)
+    curve: list[dict[str, Any]] = []
+    for step, path in found:
+        start = time.monotonic()
+        load_weights(model.backend.model, path)
+        values = validation(f"step {step}")
+        curve.append({"step": step} | {name: round(value, 6) for name, value in values.items()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        log.info(f"step {step}  {shown}  ({time.monotonic() - start:.0f} s)")
+        manifest.input(path)
+    best = best_of(curve, args.metric)
+    choice = {
+        "best": best["step"], "metric": args.metric, "task": args.task, "users": len(validation.examples),
+        "data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict(),
+    }  # fmt: skip
+    write_json(args.run_dir / CHOICE, choice)
+    print(
+        f"best of {len(curve)} checkpoints by {args.metric} on {len(validation.examples):,} validation users: step {best['step']} "
+        f"({best[args.metric]:.4f}); {manifest.dropped_text()}"
+    )
+
+
+if __name__ == "__main__":
+    cli(main)()

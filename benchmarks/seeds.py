@@ -1,0 +1,167 @@
+"""One table over the seeds of a recipe: every model's mean and spread, beside what others published.
+
+    python seeds.py --runs runs/amazon_beauty/seed0 runs/amazon_beauty/seed1 --output_dir runs/amazon_beauty
+
+Reads the predictions of every evaluated model of every run (<run>/benchmarks/results/<version>/results_<model>/), so that
+metrics at 5 are there too. Writes seeds.json and seeds.md and prints the table. A model that a run lacks is left out of the mean,
+and the table says of how many seeds each row is; results of other test rows are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.metrics import ndcg_at_k
+from benchmarks.results import check_same_data, load_metrics, load_predictions
+from onerec.errors import InputError, cli
+from onerec.ranking import recall_at_k
+from onerec.run import Manifest, read_json, write_json, write_text
+
+METRICS = {
+    "recall@5": lambda ranked, answer: recall_at_k(ranked, answer, 5),
+    "ndcg@5": lambda ranked, answer: ndcg_at_k(ranked, answer, 5),
+    "recall@10": lambda ranked, answer: recall_at_k(ranked, answer, 10),
+    "ndcg@10": lambda ranked, answer: ndcg_at_k(ranked, answer, 10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the table: ``values`` by metric, one a seed; ``source`` where somebody else published them."""
+
+    name: str
+    values: dict[str, list[float]]
+    users: int = 0
+    source: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        """The line as JSON: mean and sample standard deviation (null with one seed) of every metric."""
+        stats = {
+            name: {"mean": round(float(np.mean(x)), 6), "sd": spread(x), "seeds": [round(v, 6) for v in x]}
+            for name, x in self.values.items()
+        }
+        return {"name": self.name, "users": self.users, "source": self.source, "metrics": stats}
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; None of one value."""
+    return round(float(np.std(values, ddof=1)), 6) if len(values) > 1 else None
+
+
+def measure(folder: Path, task: str) -> tuple[dict[str, float], int] | None:
+    """(mean of every metric, test rows) of a results folder; None where it has no predictions of ``task``."""
+    lines = load_predictions(folder, task)
+    if not lines:
+        return None
+    values = {
+        name: float(np.mean([metric(line["items"], line["answer"]) for line in lines]))
+        for name, metric in METRICS.items()
+    }
+    return values, len(lines)
+
+
+def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
+    """A row a model, in the order in which the runs have them; raises `InputError` where there is none."""
+    found: dict[str, list[tuple[dict[str, float], int]]] = {}
+    folders = [
+        folder
+        for run in runs
+        for folder in sorted((run / "benchmarks" / "results" / version).glob("results_*"))
+    ]
+    check_same_data(folders, [_only(load_metrics(folder), task) for folder in folders])
+    for folder in folders:
+        if (measured := measure(folder, task)) is not None:
+            found.setdefault(folder.name.removeprefix("results_"), []).append(measured)
+    if not found:
+        raise InputError(
+            runs[0], f"has no predictions of {task}", "runs of quickstart.sh that were evaluated"
+        )
+    rows = []
+    for name, several in found.items():
+        counts = {count for _, count in several}
+        if len(counts) > 1:
+            raise InputError(
+                runs[0], f"{name} was measured on {sorted(counts)} rows", "the same rows in every run"
+            )
+        values = {metric: [value[metric] for value, _ in several] for metric in METRICS}
+        rows.append(Row(name, values, counts.pop()))
+    return rows
+
+
+def _only(metrics: dict[str, Any], task: str) -> dict[str, Any]:
+    tests = metrics.get("data", {}).get("tests", {})
+    return {"data": {"tests": {task: tests[task]} if task in tests else {}}}
+
+
+def published_rows(path: Path, data_set: str) -> list[Row]:
+    """The rows of ``published.json`` for a data set; raises `InputError` where it does not know it."""
+    value = read_json(path)
+    if data_set not in value:
+        known = ", ".join(name for name in value if name not in ("comment", "metrics"))
+        raise InputError(path, f"has no data set {data_set}", f"one of {known}")
+    names = value["metrics"]
+    return [
+        Row(
+            row["name"],
+            {name: [x] for name, x in zip(names, row["values"], strict=True)},
+            source=row["source"],
+        )
+        for row in value[data_set]
+    ]
+
+
+def cell(values: Sequence[float]) -> str:
+    """``0.0612 ± 0.0008``, without the spread where there is one value."""
+    deviation = spread(values)
+    return f"{np.mean(values):.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table; means with the sample standard deviation over the seeds."""
+    head = ["model", *METRICS, "seeds", "users"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for row in rows:
+        cells = [cell(row.values[name]) if name in row.values else "–" for name in METRICS]
+        seeds = "published" if row.source else str(len(next(iter(row.values.values()))))
+        lines.append(" | ".join([row.name, *cells, seeds, f"{row.users:,}" if row.users else "–"]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--runs", type=Path, nargs="+", required=True, help="run folders, one a seed")
+    add("--output_dir", type=Path, required=True, help="folder for seeds.json and seeds.md")
+    add("--task", default="video", help="the ranking task")
+    add("--version", default="v1.0", help="version of the results")
+    add("--published", type=Path, help="JSON file of published rows (scripts/recipes/published.json)")
+    add("--data_set", default="", help="which of its data sets")
+    args = parser.parse_args(argv)
+    manifest = Manifest("seeds", args)
+    rows = measured_rows(args.runs, args.version, args.task)
+    # The models by what they reach, the best last; then what others published.
+    rows.sort(key=lambda row: math.fsum(row.values["ndcg@10"]) / len(row.values["ndcg@10"]))
+    if args.published:
+        rows += published_rows(args.published, args.data_set)
+    for run in args.runs:
+        manifest.input(run)
+    table = markdown(rows)
+    write_text(args.output_dir / "seeds.md", table)
+    write_json(
+        args.output_dir / "seeds.json",
+        {"task": args.task, "rows": [row.summary() for row in rows], "manifest": manifest.as_dict()},
+    )
+    print(table + f"{len(args.runs)} runs; {args.output_dir / 'seeds.json'}; {manifest.dropped_text()}")
+
+
+if __name__ == "__main__":
+    cli(main)()

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Amazon 2014 Beauty, leave one out, the whole catalogue ranked: bash scripts/recipes/amazon_beauty.sh <folder> [quickstart's flags]
+#   <folder>   with inter.json (user to items in time order) and index_rqkmeans.json (item to content codes), as published by
+#              github.com/NonameUntitled/tiger
+# Settings: scripts/profiles/amazon_beauty.env. SEEDS="0 1 2", RUNS=runs/amazon_beauty; see recipes/common.sh.
+source "$(dirname "$0")/common.sh"
+data="$(realpath -m "${1:?error: amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json}")"
+: "${AMAZON_SEQUENCES:=$data/inter.json}"
+: "${SID_CODES:=$data/index_rqkmeans.json}"
+need amazon_beauty "$AMAZON_SEQUENCES"
+need amazon_beauty "$SID_CODES"
+export AMAZON_SEQUENCES SID_CODES PROFILE="${PROFILE:-amazon_beauty}"
+every_seed amazon_beauty "${@:2}"

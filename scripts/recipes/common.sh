@@ -1,0 +1,31 @@
+# Sourced by the recipes: the same chain for every seed, then one table over the seeds.
+#   SEEDS    seeds, one run each                       (0 1 2)
+#   RUNS     folder of the runs, seed<k>/ in it        (runs/<recipe>)
+#   RL       1: distillation and GRPO too, as --rl     (0)
+# Every setting of the profile can be set in the environment as well.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+: "${VENV:=$PWD/.venv}"
+: "${SEEDS:=0 1 2}"
+export RL="${RL:-0}"
+
+# need <recipe> <file>: stop where a data file is not there.
+need() {
+  if [[ ! -f "$2" ]]; then
+    echo "error: $2: no such file; $1.sh wants the folder that holds it as its first argument" >&2
+    exit 2
+  fi
+}
+
+# every_seed <recipe> [quickstart's flags]: run the chain once a seed, then the table.
+every_seed() {
+  local recipe="$1" seed runs=()
+  shift
+  : "${RUNS:=runs/$recipe}"
+  for seed in $SEEDS; do
+    bash scripts/quickstart.sh --seed "$seed" --run_dir "$RUNS/seed$seed" "$@"
+    runs+=("$RUNS/seed$seed")
+  done
+  [[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"
+  python benchmarks/seeds.py --runs "${runs[@]}" --published scripts/recipes/published.json --data_set "$recipe" --output_dir "$RUNS"
+}
