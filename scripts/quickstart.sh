@@ -86,11 +86,15 @@ evaluate 04 base
 # Itemic tokens into the vocabulary.
 stage 05_expand_vocab scripts/05_expand_vocab.sh
 # Stage 1: only the itemic embeddings learn. Stage 2: everything learns, recommendation mixed with general text.
-stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
-evaluate 06 stage1
-stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
-if ((VALIDATION_USERS)); then stage 07_choose scripts/choose_checkpoint.sh stage2; fi
-evaluate 07 stage2
+if ((STG1_STEPS)); then
+  stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
+  evaluate 06 stage1
+fi
+if ((STG2_STEPS)); then
+  stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
+  if ((VALIDATION_USERS)); then stage 07_choose scripts/choose_checkpoint.sh stage2; fi
+  evaluate 07 stage2
+fi
 # SFT on the eight tasks and general chat.
 stage 08_posttrain_sft scripts/08_posttrain_sft.sh
 if ((VALIDATION_USERS)); then stage 08_choose scripts/choose_checkpoint.sh sft; fi
