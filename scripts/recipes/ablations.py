@@ -53,7 +53,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
     """Table to its variants; raises `InputError` where the file is not of that shape."""
     wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}} or {"name", "evaluate": […]}]}]}'
     try:
-        return {
+        tables = {
             table["name"]: [
                 Variant(v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())))
                 for v in table["variants"]
@@ -62,6 +62,10 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
         }
     except (KeyError, TypeError) as error:
         raise InputError(path, f"is no list of ablations ({error!r})", wanted) from None
+    slugs = [BASE, *(variant.slug for variants in tables.values() for variant in variants)]
+    if doubles := [slug for slug in slugs if slugs.count(slug) > 1]:
+        raise InputError(path, f"has two variants whose folder would be {doubles[0]}", "names of their own")
+    return tables
 
 
 def profile_settings(profile: str) -> dict[str, str]:
