@@ -13,6 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fresh=0
+given="${PROFILE:-}" # a profile of your own stays under --movielens
 : "${PROFILE:=laptop}"
 while (($#)); do
   case "$1" in
@@ -20,7 +21,7 @@ while (($#)); do
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
-    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE=movielens; : "${RUN_DIR:=runs/movielens}"; shift ;;
+    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=runs/movielens}"; shift ;;
     --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
     --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
     *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;

@@ -143,8 +143,7 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
     )
     for name in ("ml-100k.item", "ml-100k.user"):
         (data / name).write_bytes((real / name).read_bytes())
-    # Leave one out here has no validation part.
-    rows = finished(recipe("movielens100k", data, tmp_path / "runs", VALIDATION_USERS="0"), tmp_path / "runs")
+    rows = finished(recipe("movielens100k", data, tmp_path / "runs"), tmp_path / "runs")
     assert rows["sft"]["users"] == 10
 
 

@@ -25,11 +25,7 @@ from onerec.run import get_logger, read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-PROFILES = {
-    "amazon_beauty": "amazon_beauty",
-    "amazon_toys": "amazon_toys",
-    "movielens100k": "movielens",
-}
+RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
 BASE = "base"
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
@@ -93,8 +89,8 @@ class Runner:
     """Where the runs are, and how one is made."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.profile = args, PROFILES[args.recipe]
-        self.settings = profile_settings(self.profile)
+        self.args = args
+        self.settings = profile_settings(args.recipe)
 
     def run_dir(self, slug: str) -> Path:
         """The run of a variant with settings."""
@@ -130,7 +126,7 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = os.environ | {"PROFILE": self.profile, "RUN_DIR": str(self.run_dir(BASE))}
+            env = os.environ | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(BASE))}
         else:
             command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
             env = self.environment(variant)
@@ -180,7 +176,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--recipe", choices=PROFILES, required=True, help="which chain")
+    add("--recipe", choices=RECIPES, required=True, help="which chain")
     add("--folder", type=Path, required=True, help="its data folder")
     add("--output_dir", type=Path, required=True, help="folder of the runs and the tables")
     add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
