@@ -7,6 +7,7 @@ Two forms of a catalogue are read: the data stage's ``<catalogue>_pid2sid.parque
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ RELEASE_FILES = {"video_ad": ("sid2pid.json", "pid"), "product": ("sid2iid.json"
 RELEASE_BASE = 8192
 COUNTS = ("count", "count_after_downsample")
 POLICIES = ("all", "popular", "random")
+MOST_SIDS = 1 << 21  # of a search without constraint
 
 
 def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0]) -> ItemIndex:
@@ -40,6 +42,20 @@ def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0
     if not path.exists():
         raise InputError(folder, f"has no catalogue of {name}", f"{table.name} or {path.name}")
     return ItemIndex(*read_release(path, RELEASE_FILES[name][1], spec, count))
+
+
+def every_sid(spec: SidSpec) -> ItemIndex:
+    """All combinations of codes as a catalogue, for a search without constraint; the numbers of its items mean nothing.
+
+    Raises `InputError` where there are more than `MOST_SIDS`.
+    """
+    count = math.prod(spec.codebook_sizes)
+    if count > MOST_SIDS:
+        raise InputError(
+            "--unconstrained", f"has {count:,} SIDs to search", f"at most {MOST_SIDS:,}; --free_sids measures what is generated freely"
+        )  # fmt: skip
+    codes = np.indices(spec.codebook_sizes, dtype=np.int32).reshape(spec.n_layers, -1).T
+    return ItemIndex(np.arange(count), codes, spec)
 
 
 def target_counts(folder: Path) -> dict[str, dict[int, int]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.catalogues import COUNTS, POLICIES, load_catalogue
+from benchmarks.catalogues import COUNTS, POLICIES, every_sid, load_catalogue
 from benchmarks.evaluators import general, label, rank, similarity, text
 from benchmarks.intervals import N_BOOT, values_and_intervals
 from benchmarks.journal import open_journal
@@ -75,6 +75,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what popularity is in the release's catalogue",
     )
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
+    add(
+        "--unconstrained",
+        action="store_true",
+        help="search all combinations of codes, not the catalogue's alone; what is no item falls out afterwards",
+    )
     add(
         "--free_sids",
         type=int,
@@ -209,7 +214,8 @@ class Evaluation:
         prompts, thoughts = self._prompts(task.name, [e.messages for e in examples], spec.n_layers + 1)
         seen = [rank.seen_items(e, index, spec) if args.exclude_seen else set() for e in examples]
         banned = [index.sids_within(pids) for pids in seen] if args.exclude_seen else None
-        ranked = self.model.rank_items(prompts, index, args.num_beams, task.name, banned)
+        searched = every_sid(spec) if args.unconstrained else index
+        ranked = self.model.rank_items(prompts, searched, args.num_beams, task.name, banned)
         lines = [
             rank.line(example, hypotheses, index, args.sid_to_item, args.seed, skip, thought)
             for example, hypotheses, skip, thought in zip(examples, ranked, seen, thoughts, strict=True)
@@ -224,7 +230,7 @@ class Evaluation:
         for width in args.beam_widths:
             n = args.beam_samples
             found = self.model.rank_items(
-                prompts[:n], index, width, f"{task.name}: {width} beams", banned and banned[:n]
+                prompts[:n], searched, width, f"{task.name}: {width} beams", banned and banned[:n]
             )
             narrow = [
                 rank.line(example, hypotheses, index, args.sid_to_item, args.seed, skip)

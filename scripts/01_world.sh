@@ -14,7 +14,8 @@ case "$WORLD" in
     exit
     ;;
   movielens)
-    run python "$ROOT/data/adapters/movielens.py" --input "$MOVIELENS_DIR" --output_dir "$RAW_DATA" --windows "${MOVIELENS_WINDOWS:-1}"
+    run python "$ROOT/data/adapters/movielens.py" --input "$MOVIELENS_DIR" --output_dir "$RAW_DATA" \
+      --windows "${MOVIELENS_WINDOWS:-1}" --validation "$((VALIDATION_USERS > 0))"
     ;;
   amazon)
     attributes=()

@@ -5,7 +5,7 @@
 source "$(dirname "$0")/common.sh"
 stage="${1:?error: choose_checkpoint.sh: needs a stage; stage2 or sft}"
 case "$stage" in
-  stage2) from=stage1 ;;
+  stage2) from="$STG2_FROM" ;;
   sft) from="$SFT_FROM" ;;
   *) echo "error: choose_checkpoint.sh: $stage is not a stage with checkpoints to choose from; stage2 or sft" >&2; exit 2 ;;
 esac
@@ -14,5 +14,5 @@ seen=()
 run python "$ROOT/benchmarks/choose_checkpoint.py" --run_dir "$MODELS/$stage" --data_dir "$RUN_DIR/validation/benchmark_data" \
   --sample_size "$VALIDATION_USERS" --num_beams "$VALIDATION_BEAMS" "${seen[@]}" "${@:2}"
 best="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["best"])' "$MODELS/$stage/choice.json")"
-run python "$ROOT/pretrain/convert_checkpoint_to_hf.py" --base_model_dir "$MODELS/$from/hf" --checkpoint_dir "$MODELS/$stage/step$best" \
+run python "$ROOT/pretrain/convert_checkpoint_to_hf.py" --base_model_dir "$from" --checkpoint_dir "$MODELS/$stage/step$best" \
   --output_dir "$MODELS/$stage/hf"

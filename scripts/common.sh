@@ -29,6 +29,11 @@ MODELS="$RUN_DIR/models"
 BENCHMARK_DATA_DIR="$DATA_OUTPUT/benchmark_data"
 BENCHMARK_BASE_DIR="$RUN_DIR/benchmarks"
 export BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
+# What stage 2 and SFT begin from: a stage of 0 steps is left out.
+STG2_FROM="$MODELS/stage1/hf"
+((STG1_STEPS)) || STG2_FROM="$MODELS/base_itemic"
+SFT_FROM="$MODELS/stage2/hf"
+((STG2_STEPS)) || SFT_FROM="$STG2_FROM"
 
 # run <command …>: print the command, then run it.
 run() {

@@ -13,6 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fresh=0
+given="${PROFILE:-}" # a profile of your own stays under --movielens
 : "${PROFILE:=laptop}"
 while (($#)); do
   case "$1" in
@@ -20,7 +21,7 @@ while (($#)); do
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
-    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE=movielens; : "${RUN_DIR:=runs/movielens}"; shift ;;
+    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=runs/movielens}"; shift ;;
     --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
     --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
     *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
@@ -69,6 +70,11 @@ stage() {
   echo "== $name: $((SECONDS - start)) s, $((SECONDS - began)) s in all"
 }
 
+# evaluate <number> <model>: evaluate a model, where EVAL_STAGES names it.
+evaluate() {
+  if [[ " $EVAL_STAGES " == *" $2 "* ]]; then stage "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
+}
+
 # Raw logs, captions and embeddings: the toy world, MovieLens or Amazon.
 stage 01_world scripts/01_world.sh
 # Item embeddings to SIDs by residual k-means.
@@ -77,26 +83,30 @@ stage 02_tokenizer scripts/02_tokenizer.sh
 stage 03_data scripts/03_data.sh
 # A tiny Qwen3 that speaks: stands for the base LLM, which a cluster run downloads.
 stage 04_base_model scripts/04_base_model.sh
-stage 04_evaluate scripts/11_evaluate.sh base
+evaluate 04 base
 # Itemic tokens into the vocabulary.
 stage 05_expand_vocab scripts/05_expand_vocab.sh
 # Stage 1: only the itemic embeddings learn. Stage 2: everything learns, recommendation mixed with general text.
-stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
-stage 06_evaluate scripts/11_evaluate.sh stage1
-stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
-((VALIDATION_USERS)) && stage 07_choose scripts/choose_checkpoint.sh stage2
-stage 07_evaluate scripts/11_evaluate.sh stage2
+if ((STG1_STEPS)); then
+  stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
+  evaluate 06 stage1
+fi
+if ((STG2_STEPS)); then
+  stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
+  if ((VALIDATION_USERS)); then stage 07_choose scripts/choose_checkpoint.sh stage2; fi
+  evaluate 07 stage2
+fi
 # SFT on the eight tasks and general chat.
 stage 08_posttrain_sft scripts/08_posttrain_sft.sh
-((VALIDATION_USERS)) && stage 08_choose scripts/choose_checkpoint.sh sft
-stage 08_evaluate scripts/11_evaluate.sh sft
+if ((VALIDATION_USERS)); then stage 08_choose scripts/choose_checkpoint.sh sft; fi
+evaluate 08 sft
 if [[ "$RL" == 1 ]]; then
   # On-policy distillation: the base model teaches the SFT model, so that general ability comes back.
   stage 09_distillation scripts/09_distillation.sh
-  stage 09_evaluate scripts/11_evaluate.sh distill
+  evaluate 09 distill
   # GRPO: what users take is rewarded, on Ray and vLLM.
   stage 10_rl_grpo scripts/10_rl_grpo.sh
-  stage 10_evaluate scripts/11_evaluate.sh rl
+  evaluate 10 rl
 fi
 stage 11_baselines scripts/11_evaluate.sh baselines
 # The table, as text, Markdown, JSON and one HTML page.

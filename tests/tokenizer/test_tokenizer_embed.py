@@ -104,3 +104,17 @@ def test_an_encoder_that_cannot_be_had_is_one_line(tmp_path):
 def test_more_dimensions_than_the_encoder_has_are_refused(tmp_path, encoder):
     with pytest.raises(InputError, match="--dim: 64 is more than the encoder gives; at most 32"):
         run(tmp_path, CATS, "--encoder", str(encoder[0]), "--dim", "64")
+
+
+def test_other_embeddings_alone_and_an_item_that_none_knows(tmp_path):
+    known = {"pid": [0, 1], "embedding": [[3.0, 4.0], [0.0, 2.0]]}
+    write_table(tmp_path / "a.parquet", pa.table(known))
+    write_table(tmp_path / "b.parquet", pa.table({"pid": [1], "embedding": [[1.0]]}))
+    concat = ["--concat", f"{tmp_path / 'a.parquet'}:2", str(tmp_path / "b.parquet")]
+    vectors = run(tmp_path, CATS[:3], "--encoder", "none", *concat)
+    second = np.array([0, 2, 1]) / np.sqrt(5)
+    assert np.allclose(vectors[0], [0.6, 0.8, 0]) and np.allclose(vectors[1], second)
+    middle = (np.array([1.2, 1.6, 0]) + np.array([0, 2, 1])) / 2
+    assert np.allclose(vectors[2], middle / np.linalg.norm(middle))
+    with pytest.raises(InputError, match="leaves nothing to embed"):
+        run(tmp_path, CATS[:3], "--encoder", "none")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -55,3 +56,20 @@ def test_the_published_sids_of_beauty(tmp_path, capsys, shared_data, name, disti
     path = shared_data(f"amazon2014/beauty_sids/index_{name}.json")
     take(["--codes", str(path), "--output_path", str(tmp_path / "o.parquet"), "--codebook_size", "256"])
     assert f"12,101 items into {tmp_path / 'o.parquet'}: {distinct} distinct SIDs" in capsys.readouterr().out
+
+
+def test_codes_as_embeddings_are_near_where_the_codes_agree(tmp_path, capsys):
+    value = {"1": [0, 1, 2], "2": [0, 1, 3], "3": [0, 2, 2], "4": [3, 1, 2], "5": [0, 1, 2]}
+    out = tmp_path / "e.parquet"
+    flags = ["--codebook_size", "4", "--embedding_path", str(out), "--embedding_dim", "256"]
+    run(tmp_path, value, *flags)
+    first = out.read_bytes()
+    vectors = np.stack(pq.read_table(out)["embedding"].to_numpy())
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    near = vectors[0] @ vectors.T
+    # The same SID, then two layers in common from the first on, then the first alone with the third, then without the first.
+    assert near[4] > 0.999 > near[1] > near[2] > near[3]
+    run(tmp_path, value, *flags)
+    assert out.read_bytes() == first
+    with pytest.raises(InputError, match="--embedding_dim"):
+        run(tmp_path, value, *flags[:4], "--embedding_dim", "0")

@@ -1,0 +1,217 @@
+"""Run a recipe with one thing changed at a time and put what comes out into tables; ablations.sh calls this.
+
+    python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
+
+Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of the unchanged run's model.
+Finished runs are not repeated. The tables, ablations.md and ablations.json in --output_dir, are written anew after every variant, so
+that what is there is always what has been measured; a variant that failed is named with its log and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.seeds import measure
+from onerec.errors import InputError, cli
+from onerec.run import get_logger, read_json, write_json, write_text
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
+BASE = "base"
+METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+log = get_logger("ablations")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What is changed: settings of the chain, or flags of the evaluation."""
+
+    name: str
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """Its name as a folder's."""
+        return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
+
+
+def read_tables(path: Path) -> dict[str, list[Variant]]:
+    """Table to its variants; raises `InputError` where the file is not of that shape."""
+    wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}} or {"name", "evaluate": […]}]}]}'
+    try:
+        tables = {
+            table["name"]: [
+                Variant(v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())))
+                for v in table["variants"]
+            ]
+            for table in read_json(path)["tables"]
+        }
+    except (KeyError, TypeError) as error:
+        raise InputError(path, f"is no list of ablations ({error!r})", wanted) from None
+    slugs = [BASE, *(variant.slug for variants in tables.values() for variant in variants)]
+    if doubles := [slug for slug in slugs if slugs.count(slug) > 1]:
+        raise InputError(path, f"has two variants whose folder would be {doubles[0]}", "names of their own")
+    return tables
+
+
+def profile_settings(profile: str) -> dict[str, str]:
+    """Every setting of a profile, as the environment and the profile leave it."""
+    script = f'set -a; ROOT="$PWD"; source scripts/profiles/{profile}.env; env -0'
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=True)
+    pairs = (entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
+    return {name: value for name, value in pairs}
+
+
+def resolved(settings: dict[str, str], profile: dict[str, str]) -> dict[str, str]:
+    """``settings`` with every ``=NAME`` or ``=NAME+NAME`` replaced by what the profile says."""
+    found = {}
+    for name, value in settings.items():
+        if value.startswith("="):
+            terms = value[1:].split("+")
+            if missing := [term for term in terms if term not in profile]:
+                raise InputError("ablations.json", f"{name} names {missing[0]}", "a setting of the profile")
+            value = profile[terms[0]] if len(terms) == 1 else str(sum(int(profile[term]) for term in terms))
+        found[name] = value
+    return found
+
+
+class Runner:
+    """Where the runs are, and how one is made."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.settings = profile_settings(args.recipe)
+
+    def run_dir(self, slug: str) -> Path:
+        """The run of a variant with settings."""
+        return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
+
+    def environment(self, variant: Variant) -> dict[str, str]:
+        """What the chain is called with: no model but the last is evaluated, and of the baselines the cheapest."""
+        own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | resolved(variant.settings, self.settings)
+        return (
+            os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
+        )
+
+    def result(self, variant: Variant) -> dict[str, Any] | None:
+        """What a variant reached on test and validation; None where it has not been run."""
+        run = self.run_dir(BASE if variant.flags else variant.slug)
+        results = run / "benchmarks" / "results" / "v1.0"
+        last = "rl" if variant.settings.get("RL") == "1" else "sft"
+        folder = results / (f"results_{variant.slug}" if variant.flags else f"results_{last}")
+        if not (folder / "metrics.json").is_file() or (found := measure(folder, "video")) is None:
+            return None
+        values, users = found
+        choice = run / "models" / "sft" / "choice.json"
+        chosen = read_json(choice) if choice.is_file() and not variant.flags else None
+        best = (
+            next((p["ndcg@10"] for p in chosen["curve"] if p["step"] == chosen["best"]), None)
+            if chosen
+            else None
+        )
+        return {"name": variant.name, "users": users, "validation_ndcg@10": best} | values
+
+    def make(self, variant: Variant) -> bool:
+        """Run a variant to its end; False where it failed, with its log named."""
+        path = self.args.output_dir / f"{variant.slug}.log"
+        if variant.flags:
+            command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
+            env = os.environ | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(BASE))}
+        else:
+            command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
+            env = self.environment(variant)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log.info(
+            f"{variant.name}: {' '.join(f'{k}={v}' for k, v in variant.settings.items())}{' '.join(variant.flags)} (log: {path})"
+        )
+        with path.open("wb") as file:
+            done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
+        if done.returncode == 130 or done.returncode < 0:
+            raise KeyboardInterrupt
+        return done.returncode == 0
+
+
+def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """A table: what was changed, and what it reached."""
+    head = [name, "validation ndcg@10", *METRICS, "users"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
+    for row in rows:
+        best = row["validation_ndcg@10"]
+        cells = ["–" if best is None else f"{best:.4f}", *(f"{row[metric]:.4f}" for metric in METRICS)]
+        lines.append(" | ".join([row["name"], *cells, f"{row['users']:,}"]))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def write_tables(runner: Runner, tables: dict[str, list[Variant]]) -> str:
+    """Write what has been measured so far; returns the Markdown."""
+    base, texts, values = runner.result(Variant(BASE)), [], {}
+    for name, variants in tables.items():
+        rows = [row for row in map(runner.result, variants) if row is not None]
+        if rows and base is not None:
+            rows = [base, *rows]
+        if rows:
+            values[name] = rows
+            texts.append(markdown(name, rows))
+    text = "\n".join(texts)
+    write_text(runner.args.output_dir / "ablations.md", text)
+    write_json(
+        runner.args.output_dir / "ablations.json",
+        {"recipe": runner.args.recipe, "seed": runner.args.seed, "tables": values},
+    )
+    return text
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", choices=RECIPES, required=True, help="which chain")
+    add("--folder", type=Path, required=True, help="its data folder")
+    add("--output_dir", type=Path, required=True, help="folder of the runs and the tables")
+    add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
+    add("--tables", nargs="+", help="only these tables (default: all)")
+    add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
+    add("--seed", type=int, default=0, help="seed of every run")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    tables = read_tables(args.list)
+    for name in args.tables or []:
+        if name not in tables:
+            raise InputError(args.list, f"has no table {name}", f"it has {', '.join(tables)}")
+    chosen = {name: tables[name] for name in args.tables or tables}
+    known = {variant.name for variants in chosen.values() for variant in variants}
+    if unknown := sorted(set(args.variants or []) - known):
+        raise InputError(
+            args.list, f"has no variant {unknown[0]} there", f"one of {', '.join(sorted(known))}"
+        )
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    runner, failed = Runner(args), []
+    todo = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]
+    for variant in [Variant(BASE), *todo]:
+        if runner.result(variant) is None and not runner.make(variant):
+            failed.append(variant)
+            if variant.name == BASE:
+                break
+        write_tables(runner, tables)
+    print(write_tables(runner, tables))
+    for variant in failed:
+        print(f"error: {args.output_dir / (variant.slug + '.log')}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)  # fmt: skip
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    cli(main)()

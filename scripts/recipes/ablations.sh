@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# One table for every question of ablations.json: bash scripts/recipes/ablations.sh <recipe> <its folder> [ablations.py's flags]
+#   bash scripts/recipes/ablations.sh amazon_beauty data/beauty_sids --tables dropout decoding
+#   ABLATION_RUNS   folder of the runs (runs/ablations/<recipe>); a second run goes on where the first stopped
+# The variants' settings: ablations.json; all others as in the recipe's profile, and each of them can be set in the environment.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+: "${VENV:=$PWD/.venv}"
+recipe="${1:?error: ablations.sh: needs a recipe; amazon_beauty, amazon_toys or movielens100k}"
+folder="${2:?error: ablations.sh: needs the recipe's data folder}"
+export VENV
+bash scripts/install.sh
+export PATH="$VENV/bin:$PATH"
+command=(python scripts/recipes/ablations.py --recipe "$recipe" --folder "$folder" --output_dir "${ABLATION_RUNS:-runs/ablations/$recipe}" "${@:3}")
+printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
+exec "${command[@]}"

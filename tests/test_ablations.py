@@ -1,0 +1,121 @@
+"""The ablations: what is called with which settings, what is not repeated, and tables of what has been measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onerec.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("ablations", ROOT / "scripts" / "recipes" / "ablations.py")
+ablations = importlib.util.module_from_spec(SPEC)
+sys.modules["ablations"] = ablations
+SPEC.loader.exec_module(ablations)
+
+LIST = {
+    "tables": [
+        {"name": "dropout", "variants": [{"name": "0.3", "set": {"STG2_DROPOUT": "0.3"}}]},
+        {
+            "name": "rest",
+            "variants": [
+                {"name": "SFT only", "set": {"STG2_STEPS": "0", "SFT_STEPS": "=STG2_STEPS+SFT_STEPS", "SFT_LR": "=STG2_LR"}},
+                {"name": "beam 10", "evaluate": ["--num_beams", "10"]},
+                {"name": "breaks", "set": {"N_LAYERS": "99"}},
+            ],
+        },
+    ]
+}  # fmt: skip
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Commands and environments that would be run; a run leaves the result of a model that is always right."""
+    made, real = [], subprocess.run
+
+    def run(command, **kwargs):
+        if command[:2] == ["bash", "-c"]:
+            return real(command, **kwargs)
+        env = kwargs["env"]
+        made.append((command, env))
+        if env.get("N_LAYERS") == "99":
+            return subprocess.CompletedProcess(command, 2)
+        run_dir = Path(env["RUN_DIR"]) if "--result_name" in command else Path(env["RUNS"]) / "seed0"
+        folder = (
+            run_dir
+            / "benchmarks/results/v1.0"
+            / f"results_{command[-1] if '--result_name' in command else 'sft'}"
+        )
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text("{}")
+        (folder / "predictions_video.jsonl").write_text(json.dumps({"items": [1], "answer": [1]}) + "\n")
+        choice = {"best": 2, "curve": [{"step": 1, "ndcg@10": 0.1}, {"step": 2, "ndcg@10": 0.25}]}
+        (run_dir / "models/sft").mkdir(parents=True, exist_ok=True)
+        (run_dir / "models/sft/choice.json").write_text(json.dumps(choice))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(ablations.subprocess, "run", run)
+    for name in ("STG2_STEPS", "SFT_STEPS", "STG2_LR"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_path, calls, capsys):
+    (tmp_path / "list.json").write_text(json.dumps(LIST))
+    out = tmp_path / "out"
+    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    assert ablations.main(argv) == 2, "one variant failed"
+    names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
+    assert names == ["base", "0.3", "sft_only", "seed0", "breaks"]
+    environments = {name: env for name, (_, env) in zip(names, calls, strict=True)}
+    assert environments["0.3"]["STG2_DROPOUT"] == "0.3" and "STG2_DROPOUT" not in environments["base"]
+    profile = ablations.profile_settings("amazon_beauty")
+    steps = int(profile["STG2_STEPS"]) + int(profile["SFT_STEPS"])
+    assert environments["sft_only"]["SFT_STEPS"] == str(steps)
+    assert environments["sft_only"]["SFT_LR"] == profile["STG2_LR"]
+    assert calls[3][0] == ["bash", "scripts/11_evaluate.sh", "sft", "--num_beams", "10", "--result_name", "beam_10"]  # fmt: skip
+    tables = json.loads((out / "ablations.json").read_text())["tables"]
+    assert [row["name"] for row in tables["dropout"]] == ["base", "0.3"]
+    assert [row["name"] for row in tables["rest"]] == ["base", "SFT only", "beam 10"], (
+        "what failed is in no table"
+    )
+    assert tables["dropout"][1]["validation_ndcg@10"] == 0.25 and tables["dropout"][1]["recall@10"] == 1
+    assert tables["rest"][2]["validation_ndcg@10"] is None
+    printed = capsys.readouterr()
+    assert "| 0.3 | 0.2500 | 1.0000 | 1.0000 | 1.0000 | 1.0000 | 1 |" in printed.out
+    assert "breaks failed" in printed.err and "breaks.log" in printed.err
+
+    calls.clear()
+    assert ablations.main([*argv, "--tables", "dropout"]) == 0 and not calls
+    assert set(json.loads((out / "ablations.json").read_text())["tables"]) == {"dropout", "rest"}
+
+
+def test_names_that_are_not_there_are_one_line(tmp_path):
+    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    for more, says in (
+        (["--tables", "nothing"], "has no table nothing"),
+        (["--variants", "x"], "has no variant x"),
+    ):
+        with pytest.raises(InputError, match=says):
+            ablations.main([*argv, *more])
+    (tmp_path / "list.json").write_text('{"tables": [{"variants": []}]}')
+    with pytest.raises(InputError, match="is no list of ablations"):
+        ablations.main([*argv, "--list", str(tmp_path / "list.json")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="names STEPZ"):
+        ablations.resolved({"A": "=STEPZ"}, {})
+
+
+def test_the_list_that_ships_names_settings_that_there_are():
+    known = ablations.profile_settings("amazon_beauty")
+    for variants in ablations.read_tables(ROOT / "scripts" / "recipes" / "ablations.json").values():
+        assert variants
+        for variant in variants:
+            assert bool(variant.settings) != bool(variant.flags)
+            assert set(variant.settings) <= {*known, "RL"}, variant.name
+            ablations.resolved(variant.settings, known)

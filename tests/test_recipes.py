@@ -1,0 +1,154 @@
+"""The recipes from the raw files to the table over seeds: on an invented log, and on one per cent of the real ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+# A few steps of a model of a few thousand parameters: what is tested is the chain, not its numbers.
+SMALL = {
+    "N_USERS": "150", "N_VIDEOS": "240", "N_ADS": "24", "N_GOODS": "48", "N_FACTS": "10", "N_TEXTS": "40",
+    "CODEBOOK_SIZE": "32", "EMBEDDING_DIM": "16", "RL_TEST_SIZE": "5", "MAX_LENGTH": "1024", "BASE_STEPS": "4",
+    "STG1_STEPS": "4", "STG2_STEPS": "12", "SFT_STEPS": "8", "SAVE_STEPS": "6", "SFT_SAVE_STEPS": "4", "LOG_STEPS": "4",
+    "VALIDATION_USERS": "40", "EVAL_SAMPLE_SIZE": "60", "BEAM_WIDTHS": "10", "BEAM_SAMPLES": "10", "NUM_BEAMS": "10",
+    "FREE_SIDS": "5", "TEXT_SAMPLE_SIZE": "2", "MAX_ANSWER_TOKENS": "8", "EVAL_STAGES": "sft", "EVAL_TASKS": "video",
+    "BASELINES": "popularity sasrec", "BASELINE_EPOCHS": "1", "OMP_NUM_THREADS": "2",
+    "TINY_ARGS": "--vocab_size 300 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 1 --num_key_value_heads 1 "
+    "--intermediate_size 64 --initializer_range 0.08",
+}  # fmt: skip
+
+
+def recipe(name: str, data: Path, runs: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / "recipes" / f"{name}.sh"), str(data)],
+        cwd=ROOT,
+        env=os.environ | SMALL | {"RUNS": str(runs), "SEEDS": "0"} | settings,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def finished(done: subprocess.CompletedProcess[str], runs: Path) -> dict[str, dict]:
+    """The rows of the table, by name."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "| sft |" in done.stdout and (runs / "seed0" / "report" / "report.html").exists()
+    rows = json.loads((runs / "seeds.json").read_text())["rows"]
+    return {row["name"]: row for row in rows}
+
+
+def one_in_a_hundred(path: Path, seed: int = 0) -> dict[str, list[int]]:
+    """One per cent of the users of a sequence file."""
+    if path.suffix == ".json":
+        users = json.loads(path.read_text())
+    else:
+        users = {user: items for user, *items in map(str.split, path.read_text().splitlines())}
+    return {user: users[user] for user in random.Random(seed).sample(sorted(users), len(users) // 100)}
+
+
+def write_beauty(folder: Path, sequences: dict[str, list[int]], codes: dict[str, list[int]]) -> Path:
+    folder.mkdir()
+    items = {str(item) for sequence in sequences.values() for item in sequence}
+    (folder / "inter.json").write_text(json.dumps(sequences))
+    (folder / "index_rqkmeans.json").write_text(json.dumps({item: codes[item] for item in items}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def invented(tmp_path_factory) -> Path:
+    """Eighty users of two hundred items; the codes say which of ten groups an item is of."""
+    rng = np.random.default_rng(0)
+    sequences = {
+        str(user): (rng.permutation(20)[: rng.integers(5, 12)] + 20 * rng.integers(10)).tolist()
+        for user in range(80)
+    }
+    codes = {str(item): [item // 20, item % 5, item % 3, item % 7] for item in range(200)}
+    return write_beauty(tmp_path_factory.mktemp("invented") / "data", sequences, codes)
+
+
+def test_beauty_on_an_invented_log_and_again(invented, tmp_path):
+    rows = finished(recipe("amazon_beauty", invented, tmp_path), tmp_path)
+    assert {"sft", "popularity", "sasrec", "TIGER"} <= set(rows)
+    assert rows["sft"]["users"] == 60 and rows["TIGER"]["source"] == "arXiv 2305.05065"
+    run = tmp_path / "seed0"
+    # What went on is the checkpoint that the validation targets chose, which are not the test's.
+    for stage, steps in (("stage2", [6, 12]), ("sft", [4, 8])):
+        choice = json.loads((run / "models" / stage / "choice.json").read_text())
+        assert [point["step"] for point in choice["curve"]] == steps and choice["users"] == 40
+        best = (
+            run
+            / "models"
+            / stage
+            / f"step{choice['best']}"
+            / f"global_step{choice['best']}"
+            / "model.safetensors"
+        )
+        assert weights(run / "models" / stage / "hf" / "model.safetensors") == weights(best)
+        metrics = json.loads((run / "benchmarks/results/v1.0/results_sft/metrics.json").read_text())
+        assert choice["data"] != metrics["data"]["tests"]["video"]
+    again = recipe("amazon_beauty", invented, tmp_path)
+    assert again.returncode == 0 and "== 08_choose: finished before" in again.stdout
+    other = recipe("amazon_beauty", invented, tmp_path, STG2_DROPOUT="0.3")
+    assert other.returncode == 2 and "was begun with other settings" in other.stderr
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    from safetensors.numpy import load_file
+
+    return {name: value.tobytes() for name, value in load_file(path).items()}
+
+
+def test_beauty_takes_the_published_codes_as_they_are(invented, tmp_path):
+    imported = {"SIDS": "imported", "N_LAYERS": "3", "COLLISIONS": "own", "ITEMIC_INIT": "mean"}
+    finished(recipe("amazon_beauty", invented, tmp_path, **imported), tmp_path)
+    spec = json.loads((tmp_path / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
+    assert len(spec["codebook_sizes"]) == 4 and spec["collision"] == "extra_layer"
+
+
+def test_beauty_on_one_per_cent(shared_data, tmp_path):
+    real = shared_data("amazon2014/beauty_sids")
+    codes = json.loads((real / "index_rqkmeans.json").read_text())
+    data = write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes)
+    assert finished(recipe("amazon_beauty", data, tmp_path / "runs"), tmp_path / "runs")["sft"]["users"] == 60
+
+
+def test_toys_on_one_per_cent(shared_data, tmp_path):
+    real = shared_data("amazon2014")
+    users = one_in_a_hundred(real / "Toys_and_Games.txt")
+    lines = [" ".join([user, *map(str, items)]) for user, items in users.items()]
+    (tmp_path / "Toys_and_Games.txt").write_text("\n".join(lines) + "\n")
+    name = "Toys_and_Games_item2attributes.json"
+    (tmp_path / name).write_text((real / name).read_text())
+    assert (
+        finished(recipe("amazon_toys", tmp_path, tmp_path / "runs"), tmp_path / "runs")["sft"]["users"] == 60
+    )
+
+
+def test_movielens_on_one_per_cent(shared_data, tmp_path):
+    real, data = shared_data("ml-100k"), tmp_path / "data"
+    data.mkdir()
+    head, *lines = (real / "ml-100k.inter").read_text().splitlines()
+    kept = set(random.Random(0).sample(sorted({line.split("\t")[0] for line in lines}), 10))
+    (data / "ml-100k.inter").write_text(
+        "\n".join([head, *(x for x in lines if x.split("\t")[0] in kept)]) + "\n"
+    )
+    for name in ("ml-100k.item", "ml-100k.user"):
+        (data / name).write_bytes((real / name).read_bytes())
+    rows = finished(recipe("movielens100k", data, tmp_path / "runs"), tmp_path / "runs")
+    assert rows["sft"]["users"] == 10
+
+
+@pytest.mark.parametrize("name", ["amazon_beauty", "amazon_toys", "movielens100k"])
+def test_a_missing_folder_is_one_line(name, tmp_path):
+    wrong = recipe(name, tmp_path / "nowhere", tmp_path / "runs")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
