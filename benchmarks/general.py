@@ -2,6 +2,7 @@
 
     python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir general
     python general.py … --lm_eval_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
+    python general.py … --lm_eval_tasks gsm8k_local --lm_eval_data_dir data      # out of data/gsm8k/{train,test}.jsonl
 
 Writes <output_dir>/results_<name>/ as evaluate.py does (with the harness' numbers as the task lm_eval) and
 report.md, report.json and report.html. A harness task whose data are not there is named and left out.
@@ -15,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from onerec.errors import InputError, cli
 from onerec.run import write_json
 
 HARNESS = "lm_eval"
+OWN_TASKS = Path(__file__).with_name("harness")
+_Z = 1.96  # of a 95 % interval out of a standard error
+Values = dict[str, float]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,43 +41,90 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, required=True, help="benchmark_data folder with general/")
     add("--output_dir", type=Path, required=True, help="folder for results_<name>/ and the comparison")
     add("--lm_eval_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
-    add("--lm_eval_task_dir", default="", help="folder of harness task YAMLs of your own")
+    add(
+        "--lm_eval_task_dir",
+        type=Path,
+        default=OWN_TASKS,
+        help="folder of harness task YAMLs over local files",
+    )
+    add("--lm_eval_data_dir", type=Path, default=Path("."), help="what the YAMLs' data files are relative to")
     add("--sample_size", type=int, default=-1, help="questions and texts a task, from the first (-1: all)")
     add("--device", default="auto", help="cpu, cuda or auto")
     return parser.parse_args(argv)
 
 
-def run_harness(model: Path, task: str, args: argparse.Namespace) -> dict[str, float] | str:
-    """Metrics of one harness task by name, or the reason why there are none."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", HARNESS, "--model", "hf", "--model_args", f"pretrained={model}"]
-        command += ["--tasks", task, "--output_path", folder]
+def run_harness(
+    model: Path, task: str, args: argparse.Namespace
+) -> tuple[Values, dict[str, list[float]]] | str:
+    """Metrics of one harness task by name and their intervals, or the reason why there are none.
+
+    The harness runs in ``--lm_eval_data_dir``; its own progress is passed on every few seconds.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [
+            sys.executable,
+            "-m",
+            HARNESS,
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={model.resolve()}",
+        ]
+        command += [
+            "--tasks",
+            task,
+            "--output_path",
+            str(folder),
+            "--include_path",
+            str(args.lm_eval_task_dir.resolve()),
+        ]
         command += ["--device", "cuda" if args.device == "cuda" else "cpu"] if args.device != "auto" else []
-        command += ["--include_path", args.lm_eval_task_dir] if args.lm_eval_task_dir else []
         command += ["--limit", str(args.sample_size)] if args.sample_size > 0 else []
-        done = subprocess.run(command, capture_output=True, text=True)
-        files = sorted(Path(folder).rglob("results_*.json"))
-        if done.returncode or not files:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            return lines[-1].strip() if lines else f"exit status {done.returncode}"
+        lines, last = [], time.monotonic()
+        # In text mode a bar's carriage returns end lines too.
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=args.lm_eval_data_dir
+        ) as run:
+            assert run.stderr is not None
+            for line in filter(None, map(str.strip, run.stderr)):
+                lines.append(line)
+                if "requests: " in line and time.monotonic() - last > 5:
+                    last = time.monotonic()
+                    print(f"{task}: {line}", file=sys.stderr, flush=True)
+        files = sorted(folder.rglob("results_*.json"))
+        if run.returncode or not files:
+            return lines[-1] if lines else f"exit status {run.returncode}"
         return harness_metrics(json.loads(files[-1].read_text(encoding="utf-8")))
 
 
-def harness_metrics(value: dict) -> dict[str, float]:
-    """``"<task> <metric>"`` to number out of a result file of the harness (``results`` by task, keys ``metric,filter``)."""
-    found = {}
+def harness_metrics(value: dict) -> tuple[Values, dict[str, list[float]]]:
+    """``"<task> <metric>"`` to number, and to its 95 % interval, out of a result file of the harness.
+
+    That has ``results`` by task, keys ``metric,filter`` and ``metric_stderr,filter``; intervals are normal ones of the standard error.
+    """
+    found: Values = {}
+    intervals: dict[str, list[float]] = {}
     for task, metrics in value["results"].items():
         for key, number in metrics.items():
             name, _, filter_ = key.partition(",")
-            if isinstance(number, int | float) and filter_ and not name.endswith("_stderr"):
-                found[f"{task} {name}" + ("" if filter_ == "none" else f" ({filter_})")] = float(number)
-    return found
+            if not isinstance(number, int | float) or not filter_ or name.endswith("_stderr"):
+                continue
+            label = f"{task} {name}" + ("" if filter_ == "none" else f" ({filter_})")
+            found[label] = float(number)
+            error = metrics.get(f"{name}_stderr,{filter_}")
+            if isinstance(error, int | float):
+                intervals[label] = [round(number - _Z * error, 6), round(number + _Z * error, 6)]
+    return found, intervals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     choose_tasks(args.data_dir, [GENERAL])
     wanted = [task for task in args.lm_eval_tasks.split(",") if task]
+    for folder in (args.lm_eval_task_dir, args.lm_eval_data_dir) if wanted else ():
+        if not folder.is_dir():
+            raise InputError(folder, "is no folder", "task YAMLs, and what their data files are relative to")
     installed = importlib.util.find_spec(HARNESS) is not None
     if wanted and not installed:
         print(f"lm-evaluation-harness is not installed (pip install lm-eval): {', '.join(wanted)} left out")
@@ -87,16 +139,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
         folder = args.output_dir / f"results_{name}"
         folders.append(str(folder))
-        measured: dict[str, float] = {}
+        measured: Values = {}
+        intervals: dict[str, list[float]] = {}
         for task in wanted if installed else []:
             result = run_harness(Path(path), task, args)
             if isinstance(result, str):
                 print(f"{name}: {task} left out: {result}")
             else:
-                measured |= result
+                measured |= result[0]
+                intervals |= result[1]
+                print(f"{name}: " + "  ".join(f"{key} {number:.4f}" for key, number in result[0].items()))
         if measured:
             value = load_metrics(folder)
             value["tasks"][HARNESS] = measured
+            value["intervals"][HARNESS] = intervals
             write_json(folder / METRICS, value)
     report.main(
         [

@@ -2,7 +2,9 @@
 # General ability before and after: bash general.sh <name>=<model_path> [<name>=<model_path> …]
 #   Exact match and bits per byte on the project's held-out text of BENCHMARK_DATA_DIR; and the tasks of GENERAL_TASKS by
 #   lm-evaluation-harness (pip install lm-eval) as far as it is installed and their data are at hand.
-#   GENERAL_TASKS  gsm8k,mmlu,… (none)        GENERAL_TASK_DIR  folder of task YAMLs of your own, whose data are local files
+#   GENERAL_TASKS     gsm8k,mmlu,gsm8k_local,… (none)
+#   GENERAL_TASK_DIR  folder of task YAMLs whose data are local files (harness/, which has gsm8k_local)
+#   GENERAL_DATA_DIR  what those files are relative to (here, the folder that the command is given in)
 #   SAMPLE_SIZE    questions a task (-1: all) BENCHMARK_DATA_DIR, BENCHMARK_BASE_DIR, DATA_VERSION, VERSION as in eval_script.sh
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -12,10 +14,11 @@ here="$(cd "$(dirname "$0")" && pwd)"
 : "${DATA_VERSION:=}"
 : "${VERSION:=v1.0}"
 : "${GENERAL_TASKS:=}"
-: "${GENERAL_TASK_DIR:=}"
+: "${GENERAL_TASK_DIR:=$here/harness}"
+: "${GENERAL_DATA_DIR:=.}"
 : "${SAMPLE_SIZE:=-1}"
 command=("$PYTHON" "$here/general.py" --models "$@" --data_dir "$BENCHMARK_DATA_DIR${DATA_VERSION:+/$DATA_VERSION}"
   --output_dir "$BENCHMARK_BASE_DIR/general/$VERSION" --lm_eval_tasks "$GENERAL_TASKS" --lm_eval_task_dir "$GENERAL_TASK_DIR"
-  --sample_size "$SAMPLE_SIZE")
+  --lm_eval_data_dir "$GENERAL_DATA_DIR" --sample_size "$SAMPLE_SIZE")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
 "${command[@]}"

@@ -6,7 +6,6 @@ python recbole_parts.py <output.npz>
 import sys
 
 import numpy as np
-import old_numpy  # noqa: F401
 import torch
 from recbole.config import Config
 from recbole.evaluator.metrics import NDCG, Hit, Recall

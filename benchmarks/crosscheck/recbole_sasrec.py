@@ -1,6 +1,9 @@
 """RecBole's SASRec, run by crosscheck/sasrec.py in an environment of its own; imports nothing of this project.
 
-python recbole_sasrec.py <file.inter> <seed> <epochs> <patience> <max_items> <metrics.json>
+python recbole_sasrec.py <file.inter> <settings as JSON> <output.json>
+
+Settings: seed, epochs, patience, max_items, dim, dropout, lr, batch_size. The output has the metrics of the test and, by user,
+the item that was to be found.
 """
 
 import json
@@ -11,24 +14,26 @@ import tempfile
 # RecBole loads its own checkpoints as whole pickles.
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
-import old_numpy  # noqa: F401
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 
 
 def main() -> None:
-    path, seed, epochs, patience, max_items, output = sys.argv[1:]
+    path, given, output = sys.argv[1:]
+    given = json.loads(given)
     folder = tempfile.mkdtemp()
     os.makedirs(os.path.join(folder, "data"))
     os.symlink(path, os.path.join(folder, "data", "data.inter"))
     settings = {
-        "data_path": folder, "checkpoint_dir": folder, "seed": int(seed), "epochs": int(epochs), "stopping_step": int(patience),
+        "data_path": folder, "checkpoint_dir": folder, "seed": given["seed"], "epochs": given["epochs"],
+        "stopping_step": given["patience"] - 1,  # RecBole stops when more epochs than that have not been better
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "loss_type": "CE",
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-        "metrics": ["Hit", "NDCG"], "topk": [10], "valid_metric": "NDCG@10", "train_batch_size": 2048, "eval_batch_size": 4096,
-        "hidden_size": 64, "inner_size": 256, "n_layers": 2, "n_heads": 2, "hidden_dropout_prob": 0.5, "attn_dropout_prob": 0.5,
-        "MAX_ITEM_LIST_LENGTH": int(max_items), "learning_rate": 1e-3, "use_gpu": False, "show_progress": False, "state": "ERROR",
+        "metrics": ["Hit", "NDCG"], "topk": [10], "valid_metric": "NDCG@10", "train_batch_size": given["batch_size"],
+        "eval_batch_size": 1 << 21, "hidden_size": given["dim"], "inner_size": 4 * given["dim"], "n_layers": 2, "n_heads": 2,
+        "hidden_dropout_prob": given["dropout"], "attn_dropout_prob": given["dropout"], "learning_rate": given["lr"],
+        "MAX_ITEM_LIST_LENGTH": given["max_items"], "use_gpu": False, "show_progress": False, "state": "INFO",
         "save_dataset": False, "log_wandb": False,
     }  # fmt: skip
     sys.argv = sys.argv[:1]
@@ -38,10 +43,19 @@ def main() -> None:
     init_seed(config["seed"], config["reproducibility"])
     model = get_model("SASRec")(config, train.dataset)
     trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
-    trainer.fit(train, valid, saved=True, show_progress=False, verbose=False)
+
+    def report(epoch: int, score: float) -> None:
+        print(f"epoch {epoch + 1}: validation ndcg@10 {score:.4f}", flush=True)
+
+    trainer.fit(train, valid, saved=True, show_progress=False, verbose=False, callback_fn=report)
     found = trainer.evaluate(test, load_best_model=True, show_progress=False)
+    rows = test.dataset
+    names = [rows.id2token(field, rows.inter_feat[field]).tolist() for field in ("user_id", "item_id")]
+    value = {
+        "recall@10": float(found["hit@10"]), "ndcg@10": float(found["ndcg@10"]), "targets": dict(zip(*names)),  # noqa: B905
+    }  # fmt: skip
     with open(output, "w") as file:
-        json.dump({"recall@10": float(found["hit@10"]), "ndcg@10": float(found["ndcg@10"])}, file)
+        json.dump(value, file)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Our SASRec beside RecBole's on the same users, leave one out: is the baseline what the field calls SASRec?
 
-    python -m venv /tmp/recbole && /tmp/recbole/bin/pip install recbole     # a scratch environment, whatever it pulls in
+    python -m venv /tmp/recbole     # a scratch environment: RecBole 1.2.1 wants NumPy below 2 and pandas below 3
+    /tmp/recbole/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
     python crosscheck/sasrec.py --inter ml-100k/ml-100k.inter --recbole_python /tmp/recbole/bin/python --seeds 0 1 2
 
 Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included, as
-RecBole does it for sequential models. Both sides: dim 64, two layers, two heads, dropout 0.5, the same length of histories, cross entropy
-over all items, learning rate 1e-3, the epoch with the best NDCG@10 on validation. RecBole learns from every beginning of a
-sequence, ours from every position at once; both see each target once an epoch. Says the two means over seeds, their
-difference and its standard error.
+RecBole does it for sequential models. RecBole reads the sequences from a file whose times are places in the sequence, so that
+items of one second have one order on both sides; that its test items are ours is checked. Both sides: two layers, two heads, the
+same width, dropout, learning rate and length of histories, cross entropy over all items, and of the epochs the one with the
+best NDCG@10 on validation. RecBole learns from every beginning of a sequence, one target each; ours from every position of
+windows that overlap by half. Says the two means over seeds, and whether their difference is within the seeds' noise (Welch's
+interval); the exit status is 1 where it is not.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +51,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=200, help="epochs at most")
     add("--patience", type=int, default=10, help="epochs without a better validation before it stops")
     add("--max_items", type=int, default=50, help="items of a history")
-    add("--batch_size", type=int, default=32, help="users a batch of ours; RecBole's has 2,048 beginnings")
+    add("--dim", type=int, default=64, help="width")
+    add("--dropout", type=float, default=0.5, help="dropout, of attention too")
+    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--batch_size", type=int, default=32, help="windows a batch of ours")
+    add("--recbole_batch_size", type=int, default=2048, help="beginnings of sequences a batch of RecBole's")
     add("--output", type=Path, default=None, help="JSON file of both sides' numbers")
     return parser.parse_args(argv)
 
@@ -73,7 +81,9 @@ def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -
         patience=args.patience,
         batch_size=args.batch_size,
         max_items=args.max_items,
-        dropout=0.5,
+        dim=args.dim,
+        dropout=args.dropout,
+        lr=args.lr,
         seed=seed,
     )
     users = list(sequences)
@@ -88,46 +98,94 @@ def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -
     }
 
 
-def recboles(path: Path, seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Test metrics of RecBole's SASRec, in its own environment."""
+def write_sequences(path: Path, sequences: Mapping[str, Sequence[int]]) -> None:
+    """The sequences in RecBole's form, with an item's place in its sequence as its time."""
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    lines += [
+        f"{user}\t{item}\t{place}" for user, items in sequences.items() for place, item in enumerate(items)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -> dict[str, float]:
+    """Test metrics of RecBole's SASRec, in its own environment; raises `InputError` where it fails or tests other items."""
+    log = get_logger("crosscheck")
     script = Path(__file__).with_name("recbole_sasrec.py")
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "metrics.json"
-        numbers = [str(x) for x in (seed, args.epochs, args.patience, args.max_items)]
-        command = [args.recbole_python, str(script), str(path), *numbers, str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        if done.returncode:
-            raise InputError(args.recbole_python, f"RecBole failed ({done.stderr.strip().splitlines()[-1]})", "an environment with RecBole")  # fmt: skip
-        return json.loads(output.read_text(encoding="utf-8"))
+    settings = {
+        name: getattr(args, name) for name in ("epochs", "patience", "max_items", "dim", "dropout", "lr")
+    }
+    settings |= {"seed": seed, "batch_size": args.recbole_batch_size}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_sequences(folder / "sequences.inter", sequences)
+        command = [args.recbole_python, str(script), str(folder / "sequences.inter"), json.dumps(settings)]
+        with open(folder / "errors", "w+") as errors:
+            run = subprocess.Popen(
+                [*command, str(folder / "out.json")],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=folder,
+            )
+            assert run.stdout is not None
+            for line in run.stdout:
+                if line.startswith("epoch "):
+                    log.info(f"recbole: {line.strip()}")
+            if run.wait():
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+                raise InputError(
+                    args.recbole_python, f"RecBole failed ({last})", "an environment with RecBole"
+                )
+        found = json.loads((folder / "out.json").read_text(encoding="utf-8"))
+    if {user: int(item) for user, item in found["targets"].items()} != {
+        u: s[-1] for u, s in sequences.items()
+    }:
+        raise InputError(args.inter, "RecBole tests other items than every user's last", "RecBole 1.2.1")
+    return {metric: found[metric] for metric in METRICS}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def within_noise(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float, bool]:
+    """Mean difference over seeds, its 95 % interval (Welch 1947, unequal variances), and whether that holds 0."""
+    from scipy.stats import t
+
+    difference = float(np.mean(ours) - np.mean(theirs))
+    errors = [float(np.var(side, ddof=1)) / len(side) for side in (ours, theirs)]
+    error = sum(errors)
+    if error == 0:  # no spread on either side
+        return difference, difference, difference, difference == 0
+    freedom = error**2 / sum(e**2 / (len(side) - 1) for e, side in zip(errors, (ours, theirs), strict=True))
+    half = float(t.ppf(0.975, freedom)) * error**0.5
+    return difference, difference - half, difference + half, abs(difference) <= half
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     log = get_logger("crosscheck")
     sequences = read_sequences(args.inter)
     sides: dict[str, list[dict[str, float]]] = {"ours": []} | ({"recbole": []} if args.recbole_python else {})
     for seed in args.seeds:
-        for name in sides:
-            value = (
-                ours(sequences, seed, args) if name == "ours" else recboles(args.inter.resolve(), seed, args)
-            )
-            sides[name].append(value)
-            log.info(f"seed {seed} {name}: " + "  ".join(f"{m} {value[m]:.4f}" for m in METRICS))
+        for name, side in sides.items():
+            start = time.monotonic()
+            value = (ours if name == "ours" else recboles)(sequences, seed, args)
+            side.append(value)
+            numbers = "  ".join(f"{m} {value[m]:.4f}" for m in METRICS)
+            log.info(f"seed {seed} {name}: {numbers}  ({time.monotonic() - start:.0f} s)")
+            if args.output:
+                write_json(args.output, sides)
+    failed = False
     for metric in METRICS:
         line = f"{metric:10s}"
         values = {name: np.array([v[metric] for v in side]) for name, side in sides.items()}
         for name, x in values.items():
             line += f"  {name} {x.mean():.4f}" + (f" (sd {x.std(ddof=1):.4f})" if len(x) > 1 else "")
         if len(values) == 2 and len(args.seeds) > 1:
-            a, b = values["ours"], values["recbole"]
-            error = float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a)))
-            line += f"  difference {a.mean() - b.mean():+.4f}, standard error over seeds {error:.4f}"
-            p = float(np.clip((a.mean() + b.mean()) / 2, 0, 1))
-            users = float(np.sqrt(2 * p * (1 - p) / len(sequences)))
-            line += f", of {len(sequences)} users at most {users:.4f}"
+            difference, low, high, same = within_noise(values["ours"], values["recbole"])
+            line += f"  difference {difference:+.4f} ({low:+.4f} to {high:+.4f} over {len(args.seeds)} seeds)"
+            line += ": within noise" if same else ": beyond noise"
+            failed |= not same
         print(line)
-    if args.output:
-        write_json(args.output, sides)
+    return int(failed)
 
 
 if __name__ == "__main__":

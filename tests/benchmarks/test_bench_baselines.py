@@ -130,3 +130,22 @@ def test_the_cross_check_reads_recboles_form_and_measures_ours(tmp_path, capsys)
     path.write_text("user_id:token\titem_id:token\n1\t2\n")
     with pytest.raises(InputError, match="has no timestamp"):
         sasrec.read_sequences(path)
+
+
+def test_seeds_noise_is_welchs_interval():
+    from scipy.stats import ttest_ind
+
+    ours, theirs = [0.10, 0.12, 0.11, 0.13], [0.09, 0.16, 0.12]
+    difference, low, high, same = sasrec.within_noise(ours, theirs)
+    expected = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high)) and low < difference < high and same
+    assert not sasrec.within_noise([0.10, 0.101], [0.20, 0.201])[3]
+    assert sasrec.within_noise([0.1, 0.1], [0.1, 0.1]) == (0, 0, 0, True)
+    assert not sasrec.within_noise([0.1, 0.1], [0.2, 0.2])[3]
+
+
+def test_recbole_reads_every_sequence_in_our_order_whatever_the_times_ties(tmp_path):
+    path = tmp_path / "x.inter"
+    sasrec.write_sequences(path, {"7": [5, 3, 4, 9], "8": [1, 2, 3]})
+    assert sasrec.read_sequences(path) == {"7": [5, 3, 4, 9], "8": [1, 2, 3]}
+    assert path.read_text().splitlines()[:2] == ["user_id:token\titem_id:token\ttimestamp:float", "7\t5\t0"]

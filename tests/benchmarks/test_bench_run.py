@@ -14,7 +14,6 @@ import pytest
 from test_bench_evaluate import SPEC, checkpoint, data, run, test_row  # noqa: F401
 from test_bench_judge import start  # noqa: F401
 
-from benchmarks import general
 from benchmarks.results import Scores
 from benchmarks.tasks import TASKS
 from onerec.errors import InputError
@@ -133,20 +132,3 @@ def test_eval_script_logs_the_configuration_first_and_the_table_last(checkpoint,
     assert "Loading" not in "".join(log) and "95 % interval" in "".join(log[-8:])
     value = json.loads((tmp_path / "base" / "results" / "v9" / "results_mine" / "metrics.json").read_text())
     assert value["data"]["version"] == data.name and value["tasks"]["label_pred"]["samples"] == 4
-
-
-def test_general_ability_before_and_after(checkpoint, data, tmp_path, capsys):
-    general.main(["--models", f"before={checkpoint}", f"after={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--lm_eval_tasks", "gsm8k"])  # fmt: skip
-    value = json.loads((tmp_path / "g" / "report.json").read_text())
-    assert [row["label"] for row in value["rows"]] == ["before", "after"]
-    assert {c["metric"] for c in value["paired"]} == {"exact_match", "bits_per_byte"}
-    assert all(c["result"]["difference"] == 0 for c in value["paired"])
-    assert "gsm8k" in capsys.readouterr().out  # not installed, or its data are not at hand: said either way
-
-
-def test_harness_results_become_metrics():
-    results = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.1}, "piqa": {"acc,none": 0.5}}  # fmt: skip
-    assert general.harness_metrics({"results": results}) == {
-        "gsm8k exact_match (strict-match)": 0.25,
-        "piqa acc": 0.5,
-    }
