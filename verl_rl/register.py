@@ -6,7 +6,8 @@ from verl.trainer.ppo.core_algos import register_adv_est
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-import verl_rl.trainer  # noqa: F401  registers itself
+import verl_rl.engine
+import verl_rl.trainer  # noqa: F401  both register themselves
 from verl_rl.advantage import ESTIMATOR, onerec_grpo
 
 ROLLOUT = "onerec_vllm"

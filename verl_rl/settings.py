@@ -10,6 +10,8 @@ from typing import Any
 from verl_rl.rewards import check_weights
 
 DEFAULT_CATALOGUE = "default"
+# Under this name the model's configuration tells verl_rl.engine to compute rows that begin alike once.
+SHARE_KEY = "onerec_share_prompts"
 
 
 @dataclasses.dataclass(frozen=True)

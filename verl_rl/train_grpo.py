@@ -22,9 +22,9 @@ from onerec.parquet import iter_batches
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, launch
+from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, has_accelerator, launch
 from verl_rl.rewards import REWARDS, parse_weights
-from verl_rl.settings import DEFAULT_CATALOGUE, RolloutSettings
+from verl_rl.settings import DEFAULT_CATALOGUE, SHARE_KEY, RolloutSettings
 from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
@@ -110,6 +110,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--train_batch_size", type=int, default=64, help="prompts a step")
     add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
     add("--max_tokens_per_gpu", type=int, default=16384, help="tokens of a micro-batch (dynamic batch)")
+    add(
+        "--share_prompts",
+        type=switch,
+        default=not has_accelerator(),
+        help="compute the prompt of a group once for all its items, with attn_implementation=sdpa (default: 1 without a GPU, 0 with one)",
+    )
     add("--num_training_steps", type=int, default=-1, help="-1: by epochs")
     add("--num_epochs", type=int, default=1)
     add("--seed", type=int, default=42)
@@ -276,6 +282,12 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "trainer.project_name": "onerec",
         "trainer.experiment_name": "grpo",
     }
+    shared = {
+        f"+actor_rollout_ref.model.override_config.{SHARE_KEY}": True,
+        "++actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+        "actor_rollout_ref.model.use_remove_padding": False,
+    }
+    values |= shared if args.share_prompts else {}
     return [*(f"{name}={value}" for name, value in values.items()), settings.override(), *args.overrides]
 
 

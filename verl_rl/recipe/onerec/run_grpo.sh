@@ -41,6 +41,7 @@ here="$(cd "$(dirname "$0")/../.." && pwd)"
 : "${TRAIN_BATCH_SIZE:=64}"
 : "${MINI_BATCH_SIZE:=-1}"
 : "${MAX_TOKENS_PER_GPU:=16384}"
+: "${SHARE_PROMPTS:=}" # 1: a group's prompt is computed once (sdpa attention); empty: 1 without a GPU, 0 with one
 : "${NUM_TRAINING_STEPS:=-1}"
 : "${NUM_EPOCHS:=1}"
 : "${SEED:=42}"
@@ -56,6 +57,7 @@ here="$(cd "$(dirname "$0")/../.." && pwd)"
 
 flags=()
 [[ -n "$PRODUCT_PID2SID" && -f "$PRODUCT_PID2SID" ]] && flags+=(--catalogues "product=$PRODUCT_PID2SID")
+[[ -n "$SHARE_PROMPTS" ]] && flags+=(--share_prompts "$SHARE_PROMPTS")
 [[ "$DRY_RUN" == 1 ]] && flags+=(--dry_run)
 command=("$PYTHON" "$here/train_grpo.py" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --catalogue "$PID2SID" --output_dir "$OUTPUT_DIR"
   --rollout_n "$ROLLOUT_N" --two_stage "$TWO_STAGE" --stage2_mode "$STAGE2_MODE" --stage2_beam_size "$STAGE2_BEAM_SIZE"

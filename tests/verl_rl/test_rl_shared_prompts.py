@@ -1,0 +1,85 @@
+"""Rows that share their prompts: as trees they have the log-probabilities, entropies and gradients that they have one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verl_rl.shared_prompts import build, gather, spread
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, attn_implementation="sdpa",
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config).eval()
+
+
+def rows():
+    """Two prompts of different length; answers that share nothing, a beginning, or everything."""
+    a, b = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([1, 2, 9])
+    answers = [(a, [7, 8, 9]), (b, [7, 8]), (a, [7, 8, 10, 11]), (a, [12]), (b, [7, 8]), (b, [])]
+    return [prompt for prompt, _ in answers], [
+        torch.tensor(answer, dtype=torch.int64) for _, answer in answers
+    ]
+
+
+def one_by_one(model, prompts, responses):
+    """(log-probabilities, entropies) of all response tokens, each row computed alone."""
+    log_probs, entropies = [], []
+    for prompt, response in zip(prompts, responses, strict=True):
+        logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0].log_softmax(-1)
+        logits = logits[len(prompt) - 1 : len(prompt) - 1 + len(response)]
+        log_probs.append(logits.gather(1, response[:, None])[:, 0])
+        entropies.append(-(logits.exp() * logits).sum(-1))
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def as_trees(model, prompts, responses):
+    trees = build(prompts, responses, pad_id=0)
+    output = model(
+        input_ids=trees.input_ids, position_ids=trees.position_ids, attention_mask=trees.mask,
+        logits_to_keep=trees.keep, use_cache=False,
+    )  # fmt: skip
+    return gather(output.logits, trees, entropy=True)
+
+
+def test_trees_give_what_rows_give(model):
+    prompts, responses = rows()
+    expected, found = one_by_one(model, prompts, responses), as_trees(model, prompts, responses)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_are_the_same(model):
+    prompts, responses = rows()
+    weights = torch.linspace(-1, 1, sum(len(response) for response in responses))
+    gradients = []
+    for way in (one_by_one, as_trees):
+        model.zero_grad()
+        (way(model, prompts, responses)[0] * weights).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-3)
+
+
+def test_a_prefix_is_computed_once():
+    prompts, responses = rows()
+    trees = build(prompts, responses, pad_id=0)
+    # Prompts of 5 and 3; the first has 7 8 9 | 10 11 | 12 behind it, the second 7 8.
+    assert tuple(trees.input_ids.shape) == (2, 5 + 6) and trees.keep == 7
+    assert trees.input_ids[0].tolist() == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+    assert trees.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7, 8, 5]
+    assert trees.input_ids[1].tolist() == [0, 0, 1, 2, 9, 7, 8, 0, 0, 0, 0]
+    assert trees.mask[0, 0, 8].tolist() == [True] * 7 + [False, True, False, False]
+
+
+def test_values_stand_one_before_their_token():
+    values = torch.tensor([1.0, 2.0, 3.0])
+    assert spread(values, torch.tensor([2, 1]), torch.tensor([2, 1])).tolist() == [0, 1, 2, 0, 3, 0]
+    assert spread(values[:1], torch.tensor([2, 3]), torch.tensor([1, 0])).tolist() == [0, 1, 0, 0, 0, 0]

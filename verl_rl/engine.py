@@ -1,0 +1,70 @@
+"""verl's FSDP engine on rows that share their prompts (`verl_rl.shared_prompts`); registers itself."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from verl_rl.settings import SHARE_KEY
+from verl_rl.shared_prompts import build, gather, spread
+
+# An engine of our own beside verl's: the registry tells engines of one device apart by their vendor.
+_VENDOR = "onerec_grpo"
+os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
+
+
+@EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
+class SharedPromptEngine(FSDPEngineWithLMHead):
+    """verl's FSDP engine; a micro-batch's rows that begin alike are computed once where the model's configuration says so."""
+
+    @property
+    def _shares(self) -> bool:
+        return bool(getattr(self.model_config.hf_config, SHARE_KEY, False))
+
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The micro-batch as trees, and what `prepare_model_outputs` needs of them."""
+        if not self._shares:
+            return super().prepare_model_inputs(micro_batch)
+        for name in (
+            "use_remove_padding",
+            "use_fused_kernels",
+            "calculate_sum_pi_squared",
+            "distillation_use_topk",
+        ):
+            if tu.get_non_tensor_data(data=micro_batch, key=name, default=False):
+                raise NotImplementedError(f"shared prompts do not go together with {name}")
+        temperature = micro_batch["temperature"]
+        if isinstance(temperature, torch.Tensor):
+            if temperature.unique().numel() > 1:
+                raise NotImplementedError("shared prompts want one temperature for all rows")
+            temperature = float(temperature.flatten()[0])
+        pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
+        trees = build(micro_batch["prompts"].unbind(), micro_batch["responses"].unbind(), pad_id)
+        inputs = {
+            "input_ids": trees.input_ids,
+            "position_ids": trees.position_ids,
+            "attention_mask": trees.mask,
+            "logits_to_keep": trees.keep,
+        }
+        return inputs, {"trees": trees, "temperature": temperature}
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
+    ) -> dict[str, Any]:
+        """Log-probabilities, and entropies where they are asked for, in verl's form: nested, one before each response token."""
+        if "trees" not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
+        log_probs, entropy = gather(output.logits / output_args["temperature"], output_args["trees"], wanted)
+        lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
+        found = {"log_probs": log_probs} | ({"entropy": entropy} if wanted else {})
+        offsets = micro_batch["input_ids"].offsets()
+        return {
+            name: torch.nested.nested_tensor_from_jagged(spread(values, *lengths), offsets)
+            for name, values in found.items()
+        }

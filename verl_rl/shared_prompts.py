@@ -1,0 +1,122 @@
+"""Rows that begin alike, computed once: the items of a prompt as one tree of tokens.
+
+A group of GRPO is one prompt with many short answers; as rows of a batch each answer pays for its prompt again. Here every
+distinct prefix is one column: a token attends to its ancestors in the tree, its position is its depth, and the head is
+applied behind the prompts only. The same log-probabilities, in the arithmetic of one prompt and its answers.
+
+The idea is that of tree attention (SpecInfer, Miao et al., arXiv 2305.09781) and of Prefix Grouper (arXiv 2506.05433).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Trees:
+    """Rows laid out as trees; ``g`` prompts, ``w`` columns, of which the last ``k`` have logits.
+
+    ``input_ids``, ``position_ids``: int64 [g, w], prompts end in the same column. ``mask``: bool [g, 1, w, w], what a column
+    attends to. ``place``: int64 [2, n], group and kept column whose logits predict each of the ``n`` response tokens, row
+    after row; ``labels``: int64 [n], these tokens.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    keep: int
+    place: torch.Tensor
+    labels: torch.Tensor
+
+
+class _Tree:
+    """The answers to one prompt: nodes in order of appearance, each with its token, its parent (-1: the prompt) and its depth."""
+
+    def __init__(self, prompt: np.ndarray) -> None:
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def add(self, response: Sequence[int]) -> list[int]:
+        """Parent nodes of the response's tokens, new nodes made where its path is new."""
+        node, parents = -1, []
+        for token in response:
+            parents.append(node)
+            child = self._children.get((node, token))
+            if child is None:
+                child = self._children[node, token] = len(self.tokens)
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.depths.append(1 + (self.depths[node] if node >= 0 else 0))
+            node = child
+        return parents
+
+    def ancestors(self) -> np.ndarray:
+        """Bool [nodes, nodes]: a node's ancestors and itself."""
+        found = np.eye(len(self.tokens), dtype=bool)
+        for node, parent in enumerate(self.parents):  # parents come first
+            if parent >= 0:
+                found[node] |= found[parent]
+        return found
+
+
+def build(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int) -> Trees:
+    """Lay rows out as trees; prompts and responses: int64 [length] of every row, on one device; prompts are not empty."""
+    device = prompts[0].device
+    trees: dict[bytes, _Tree] = {}
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = prompt.cpu().numpy()
+        tree = trees.setdefault(ids.tobytes(), _Tree(ids))
+        rows.append((tree, tree.add(response.tolist())))
+    groups = list(trees.values())
+    number = {id(tree): g for g, tree in enumerate(groups)}
+    head = max(len(tree.prompt) for tree in groups)
+    width = head + max(len(tree.tokens) for tree in groups)
+    input_ids = np.full((len(groups), width), pad_id, np.int64)
+    position_ids = np.zeros((len(groups), width), np.int64)
+    # A padding column attends to itself: attending to nothing is not a number.
+    mask = np.broadcast_to(np.eye(width, dtype=bool), (len(groups), width, width)).copy()
+    for g, tree in enumerate(groups):
+        first, last = head - len(tree.prompt), head + len(tree.tokens)
+        input_ids[g, first:last] = np.concatenate([tree.prompt, np.array(tree.tokens, np.int64)])
+        depths = np.array(tree.depths, np.int64) + len(tree.prompt) - 1
+        position_ids[g, first:last] = np.concatenate([np.arange(len(tree.prompt)), depths])
+        mask[g, first:head, first:head] = np.tri(len(tree.prompt), dtype=bool)
+        mask[g, head:last, first:head] = True
+        mask[g, head:last, head:last] = tree.ancestors()
+    # Kept columns begin with the prompts' last one, so node n is kept column n + 1 and the prompt (-1) is column 0.
+    place = [(number[id(tree)], parent + 1) for tree, parents in rows for parent in parents]
+    tensors = (input_ids, position_ids, mask[:, None], np.array(place, np.int64).reshape(-1, 2).T.copy())
+    ids, positions, attention, places = (torch.from_numpy(array).to(device) for array in tensors)
+    return Trees(ids, positions, attention, width - head + 1, places, torch.cat(list(responses)))
+
+
+def gather(logits: torch.Tensor, trees: Trees, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(log-probabilities, entropies or None) of the response tokens, float32 [n] in nats; logits: [g, k, vocabulary] of the kept columns."""
+    logits = logits.float()
+    norm = logits.logsumexp(-1)
+    group, column = trees.place
+    log_probs = logits[group, column, trees.labels] - norm[group, column]
+    if not entropy:
+        return log_probs, None
+    probabilities = (logits - norm.unsqueeze(-1)).exp()
+    return log_probs, (norm - (probabilities * logits).sum(-1))[group, column]
+
+
+def spread(
+    values: torch.Tensor, prompt_lengths: torch.Tensor, response_lengths: torch.Tensor
+) -> torch.Tensor:
+    """Values of response tokens, [n], where verl looks for them: one before each token in rows of prompt and response, [total]; 0 elsewhere."""
+    lengths = prompt_lengths + response_lengths
+    starts = lengths.cumsum(0) - lengths + prompt_lengths - 1
+    within = torch.arange(len(values), device=values.device)
+    within -= (response_lengths.cumsum(0) - response_lengths).repeat_interleave(response_lengths)
+    places = starts.repeat_interleave(response_lengths) + within
+    return values.new_zeros(int(lengths.sum())).index_put((places,), values)
