@@ -51,6 +51,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=int, default=200, help="epochs at most")
     add("--patience", type=int, default=10, help="epochs without a better validation before it stops")
     add("--max_items", type=int, default=50, help="items of a history")
+    add("--last", type=int, default=0, help="only so many of each user's last items, to save hours (0: all)")
     add("--dim", type=int, default=64, help="width")
     add("--dropout", type=float, default=0.5, help="dropout, of attention too")
     add("--lr", type=float, default=1e-3, help="learning rate")
@@ -162,7 +163,7 @@ def within_noise(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     log = get_logger("crosscheck")
-    sequences = read_sequences(args.inter)
+    sequences = {user: items[-args.last :] for user, items in read_sequences(args.inter).items()}
     sides: dict[str, list[dict[str, float]]] = {"ours": []} | ({"recbole": []} if args.recbole_python else {})
     for seed in args.seeds:
         for name, side in sides.items():

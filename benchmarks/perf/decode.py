@@ -8,7 +8,8 @@
 The bare prefill is the model on the prompts, keeping its cache, with the logits of the last position: nothing that decodes can do
 less. All sides run in one process, taking turns; a ratio is the median over the rounds of that round's ratio. `generate` is
 slow and runs in the first round only, constrained by prefix_allowed_tokens_fn to the same catalogue. Memory: each side in a
-process of its own, its peak above the loaded model. Weights are random, items are drawn evenly.
+process of its own, its peak above the loaded model. Weights are random, items are drawn evenly. Beside the times stand the products
+that each side's matrices take (counted, not measured): what a side costs at the prefill's own speed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
 from onerec.catalog import ItemIndex
-from onerec.decode import decode_items
+from onerec.decode import NORMALIZE, decode_items
 from onerec.run import write_json
 from onerec.sid import SidSpec
 
@@ -133,11 +134,31 @@ class World:
         return self.clock() - max(start, self.generate_start)
 
 
+def products(args: argparse.Namespace, vocabulary: str, beams: int = 0, normalize: str = "") -> int:
+    """Multiplications of the prefill and, with ``beams``, of item decoding: projections, attention, logits.
+
+    Decoding adds two steps of the beams, and the softmax's denominator of every hypothesis that is extended: a product with the
+    whole vocabulary, or with the ``level``'s codes. Causal attention is counted as the half that it needs.
+    """
+    text, codes, _ = VOCABULARIES[vocabulary]
+    rows = text + 3 * codes + 2
+    inner = args.heads * args.head_dim
+    token = 2 * args.hidden * (inner + args.kv_heads * args.head_dim) + 3 * args.hidden * args.intermediate
+    prompt = args.prompt * token + inner * args.prompt * (args.prompt + 1)
+    total = args.batch * (args.layers * prompt + args.hidden * rows)
+    if not beams:
+        return total
+    steps = 2 * beams * args.layers * (token + 2 * inner * args.prompt)
+    extended = 1 + 2 * min(beams, codes)
+    head = extended * args.hidden * (rows if normalize == "vocabulary" else codes)
+    return total + args.batch * (steps + head - args.hidden * rows)
+
+
 def sides(world: World, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """What is compared, by name; the prefill first."""
     runs: dict[str, Callable[[], None]] = {"prefill": world.prefill}
     for beams in args.beams:
-        for normalize in ("vocabulary", "level"):
+        for normalize in NORMALIZE:
             runs[f"beam {beams}, {normalize}"] = lambda b=beams, n=normalize: world.decode(b, n)
     return runs
 
@@ -163,6 +184,12 @@ def compare(args: argparse.Namespace, vocabulary: str) -> dict[str, Any]:
             "times_prefill": statistics.median(v / b for v, b in zip(values, base, strict=True)),
             "users_per_second": args.batch / statistics.median(values),
         }
+    for name in ("prefill", *(f"beam {beams}, {n}" for beams in args.beams for n in NORMALIZE)):
+        beams, _, normalize = name.removeprefix("beam ").partition(", ")
+        counted = (
+            products(args, vocabulary, int(beams), normalize) if normalize else products(args, vocabulary)
+        )
+        result[name]["products_times_prefill"] = counted / products(args, vocabulary)
     return result
 
 
@@ -221,15 +248,18 @@ def main() -> None:
                 row["peak_mib"] = bare if name == "prefill" else peak_above_model(args, vocabulary, name)
                 row["peak_times_prefill"] = row["peak_mib"] / bare
     print(f"{args.layers} layers x {args.hidden}, batch {args.batch}, {args.prompt} tokens, {args.device}")
-    print("| vocabulary | side | seconds | x prefill | users/s | peak MiB | x prefill |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| vocabulary | side | seconds | x prefill | products, x prefill | users/s | peak MiB | x prefill |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for vocabulary, rows in figures.items():
         for name, row in rows.items():
             peak = (
                 f"{row['peak_mib']:.0f} | {row['peak_times_prefill']:.2f}" if "peak_mib" in row else "— | —"
             )
+            counted = f"{row['products_times_prefill']:.2f}" if "products_times_prefill" in row else "—"
             print(
-                f"| {vocabulary} | {name} | {row['seconds']:.3f} | {row['times_prefill']:.2f} "
+                f"| {vocabulary} | {name} | {row['seconds']:.3f} | {row['times_prefill']:.2f} | {counted} "
                 f"| {row['users_per_second']:.1f} | {peak} |"
             )
     if args.output:
