@@ -133,13 +133,18 @@ def mask_extended(logits: torch.Tensor, start: int) -> torch.Tensor:
     return logits
 
 
-def fix_extended(logits: torch.Tensor, start: int) -> torch.Tensor:
+def fix_extended(logits: torch.Tensor, start: int, taught: torch.Tensor | None = None) -> torch.Tensor:
     """``logits`` [..., vocabulary] of which those from ``start`` on are constants: in the softmax, without a gradient.
 
     For the forward KL, which has no such bias: mass on extended ids is taken back by raising the base tokens. The itemic rows of
     the head (and of a tied embedding) get no gradient, which Adam would turn into full steps however small it is, and
-    recommendation would pay for that.
+    recommendation would pay for that. Rows where ``taught`` (bool, [..., 1]) is True keep their gradient: their teacher has the
+    extended ids.
     """
     import torch
 
-    return torch.cat([logits[..., :start], logits[..., start:].detach()], dim=-1)
+    extended = logits[..., start:]
+    fixed = extended.detach()
+    if taught is not None:
+        fixed = torch.where(taught, extended, fixed)
+    return torch.cat([logits[..., :start], fixed], dim=-1)

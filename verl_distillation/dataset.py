@@ -7,10 +7,10 @@ from typing import Any
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from onerec.chat import with_switch
+from verl_distillation.settings import ANCHOR, GENERAL
 
 # Think mode to what `with_switch` appends; the empty think block of `off` is the chat template's (enable_thinking=False).
 THINK_MODES = {"on": True, "off": False, "auto": None}
-SOURCE = "onpolicy_distillation"
 
 
 class DistillationDataset(RLHFDataset):
@@ -26,7 +26,7 @@ class DistillationDataset(RLHFDataset):
 
         def convert(row: dict[str, Any]) -> dict[str, Any]:
             turns = row[key] if thinking is None else with_switch(row[key], thinking)
-            return {key: turns, "data_source": SOURCE}
+            return {key: turns, "data_source": ANCHOR if row.get("data_source") == ANCHOR else GENERAL}
 
         dataframe = dataframe.map(convert, remove_columns=[n for n in dataframe.column_names if n != key])
         return super().maybe_filter_out_long_prompts(dataframe)

@@ -17,8 +17,9 @@ from onerec.errors import cli
 from onerec.run import Manifest
 from onerec.verl_export import export, last_checkpoint
 from onerec.verl_launch import has_accelerator, launch
+from verl_distillation.anchors import mix
 from verl_distillation.preflight import check
-from verl_distillation.settings import LOSSES, PLUGIN, overrides
+from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
 
 
 def boolean(text: str) -> bool:
@@ -39,6 +40,15 @@ def parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet"
+    )
+    models.add_argument(
+        "--anchor_parquet",
+        type=Path,
+        default=None,
+        help="recommendation prompts (rl_data/train.parquet) on which the student as it came is the teacher; needs forward_kl_topk",
+    )
+    models.add_argument(
+        "--anchor_share", type=float, default=0.25, help="share of such prompts among all of them"
     )
     models.add_argument("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
     signal = p.add_argument_group("signal")
@@ -83,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--warmup_steps", type=int, default=0, help="steps of rising learning rate")
     training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
     training.add_argument("--train_batch_size", type=int, default=256, help="prompts a step")
+    training.add_argument(
+        "--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)"
+    )
     training.add_argument("--total_steps", type=int, default=200, help="steps in all")
     training.add_argument(
         "--max_tokens_per_gpu", type=int, default=16384, help="tokens of a forward pass on one GPU"
@@ -123,13 +136,28 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     for name in ("base_model", "teacher_model", "dataset_parquet", "output_dir"):
         setattr(args, name, getattr(args, name).absolute())
+    if args.anchor_parquet:
+        args.anchor_parquet = args.anchor_parquet.absolute()
     start = check(args)
     manifest = Manifest("distill", args)
     manifest.input(args.dataset_parquet)
+    if args.anchor_parquet:
+        manifest.input(args.anchor_parquet)
     checkpoints = args.output_dir / "checkpoints"
     done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
     if done < args.total_steps or args.dry_run:
         slots = args.n_gpus * args.nnodes + args.teacher_n_gpus * args.teacher_nnodes
+        if args.anchor_parquet:
+            slots += args.teacher_tp_size
+            if not args.dry_run:
+                counts = mix(
+                    args.dataset_parquet,
+                    args.anchor_parquet,
+                    args.anchor_share,
+                    args.seed,
+                    prompts_file(args),
+                )
+                print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
         metrics = args.output_dir / f"metrics_from_step_{done + 1}.jsonl"
         launch(
             [*overrides(args, start, not has_accelerator()), *args.override],

@@ -32,6 +32,12 @@ def check(args: argparse.Namespace) -> int:
             raise InputError(f"--{name}", f"is {getattr(args, name)}", "at least 1")
     if not args.temperature > 0:
         raise InputError("--temperature", f"is {args.temperature:g}", "above 0; 1 samples from the student")
+    if args.mini_batch_size > 0 and args.train_batch_size % args.mini_batch_size:
+        raise InputError(
+            "--mini_batch_size",
+            f"{args.mini_batch_size} does not divide the {args.train_batch_size} prompts of a step",
+            "a divisor, or -1",
+        )
     if args.max_prompt_length + args.response_length > args.max_tokens_per_gpu:
         raise InputError(
             "--max_tokens_per_gpu",
@@ -61,7 +67,28 @@ def check(args: argparse.Namespace) -> int:
             f"has {rows} prompts, fewer than one batch of {args.train_batch_size}",
             "more prompts, or a smaller --train_batch_size",
         )
+    if args.anchor_parquet:
+        check_anchors(args)
     return start
+
+
+def check_anchors(args: argparse.Namespace) -> None:
+    """Raise `InputError` unless anchors can be used as asked."""
+    check_data(args.anchor_parquet, ["prompt"])
+    if args.loss != "forward_kl_topk":
+        raise InputError(
+            "--anchor_parquet",
+            f"does not go with --loss {args.loss}, which leaves itemic tokens out",
+            "--loss forward_kl_topk",
+        )
+    if not 0 < args.anchor_share < 1:
+        raise InputError("--anchor_share", f"is {args.anchor_share:g}", "between 0 and 1")
+    if args.teacher_nnodes > 1:
+        raise InputError(
+            "--teacher_nnodes",
+            "is more than 1, and the anchors' teacher stands beside the other on one node",
+            "1",
+        )
 
 
 def check_checkpoint(path: Path) -> dict:

@@ -13,6 +13,10 @@ LOSS_MODE = "clipped_reverse_kl"
 START_KEY, EXTENDED_KEY = "extend_vocab_start", "extended_logits"
 EXTENDED = {"reverse_kl": "masked", "forward_kl_topk": "fixed"}
 LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
+# What a prompt is for, as the data set's `data_source` and so as the name of its teacher: general prompts have the base LLM,
+# anchors (recommendation prompts) have the student as it came.
+GENERAL, ANCHOR = "onpolicy_distillation", "anchor"
+PROMPTS = "prompts.parquet"
 
 
 def overrides(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
@@ -26,11 +30,17 @@ def overrides(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
     ]
 
 
+def prompts_file(args: argparse.Namespace) -> Path:
+    """What verl reads: the prompts as they are, or with the anchors among them."""
+    return args.output_dir / PROMPTS if args.anchor_parquet else args.dataset_parquet
+
+
 def _data(args: argparse.Namespace) -> list[str]:
+    prompts = prompts_file(args)
     think = ["+data.apply_chat_template_kwargs.enable_thinking=False"] if args.think_mode == "off" else []
     return [
-        f"data.train_files={args.dataset_parquet}",
-        f"data.val_files={args.dataset_parquet}",
+        f"data.train_files={prompts}",
+        f"data.val_files={prompts}",
         "data.custom_cls.path=pkg://verl_distillation.dataset",
         "data.custom_cls.name=DistillationDataset",
         f"+data.think_mode={args.think_mode}",
@@ -56,7 +66,7 @@ def _student(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
         f"{actor}.optim.lr_scheduler_type={args.lr_scheduler_type}",
         f"{actor}.optim.lr_warmup_steps={args.warmup_steps}",
         f"{actor}.optim.weight_decay={args.weight_decay}",
-        f"{actor}.ppo_mini_batch_size={args.train_batch_size}",
+        f"{actor}.ppo_mini_batch_size={args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size}",
         f"{actor}.use_dynamic_bsz=True",
         f"{actor}.ppo_max_token_len_per_gpu={args.max_tokens_per_gpu}",
         f"{actor}.use_kl_loss=False",
@@ -84,27 +94,13 @@ def _rollout(args: argparse.Namespace, on_cpu: bool) -> list[str]:
 
 
 def _teacher(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
-    loss, inference = (
-        "distillation.distillation_loss",
-        "distillation.teacher_models.teacher_model.inference",
-    )
-    length = args.max_prompt_length + args.response_length
-    # Weights never change in the teacher, so it keeps its memory, and on a CPU it may compute in float32.
-    awake = [
-        f"{inference}.free_cache_engine=False",
-        f"+{inference}.enable_sleep_mode=False",
-        f"{inference}.dtype=float32",
-    ]
+    loss = "distillation.distillation_loss"
+    anchors = int(bool(args.anchor_parquet))
     return [
         "distillation.enabled=True",
-        f"distillation.n_gpus_per_node={args.teacher_n_gpus}",
+        f"distillation.n_gpus_per_node={args.teacher_n_gpus + anchors * args.teacher_tp_size}",
         f"distillation.nnodes={args.teacher_nnodes}",
-        f"distillation.teacher_models.teacher_model.model_path={args.teacher_model}",
-        f"{inference}.tensor_model_parallel_size={args.teacher_tp_size}",
-        f"{inference}.max_model_len={length + 1}",
-        f"{inference}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
-        f"{inference}.max_num_seqs={64 if on_cpu else 256}",
-        *(awake if on_cpu else []),
+        *(_two_teachers(args, on_cpu) if anchors else _one_teacher(args, on_cpu)),
         f"{loss}._target_={PLUGIN}.LossConfig",
         f"{loss}.loss_mode={LOSSES[args.loss]}",
         f"{loss}.topk={args.topk}",
@@ -115,6 +111,57 @@ def _teacher(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
         f"+{loss}.extend_vocab_start={start}",
         f"+{loss}.mask_response_if_extended={args.mask_response_if_have_extend_token}",
     ]
+
+
+def _server(args: argparse.Namespace, on_cpu: bool) -> dict[str, object]:
+    """Settings of a teacher's server."""
+    length = args.max_prompt_length + args.response_length
+    values: dict[str, object] = {
+        "tensor_model_parallel_size": args.teacher_tp_size,
+        "max_model_len": length + 1,
+        "max_num_batched_tokens": max(length + 1, 1024 if on_cpu else 8192),
+        "max_num_seqs": 64 if on_cpu else 256,
+    }
+    # Weights never change in a teacher, so it keeps its memory, and on a CPU it may compute in float32.
+    return values | ({"free_cache_engine": False, "dtype": "float32"} if on_cpu else {})
+
+
+def _one_teacher(args: argparse.Namespace, on_cpu: bool) -> list[str]:
+    teacher = "distillation.teacher_models.teacher_model"
+    return [
+        f"{teacher}.model_path={args.teacher_model}",
+        *(f"{teacher}.inference.{name}={value}" for name, value in _server(args, on_cpu).items()),
+        *([f"+{teacher}.inference.enable_sleep_mode=False"] if on_cpu else []),
+    ]
+
+
+def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
+    """Teachers by the `data_source` of their prompts. verl drops its entry `teacher_model` where there are others, so each is written whole."""
+    server = {
+        "_target_": "verl.workers.config.RolloutConfig",
+        "name": "vllm",
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "prompt_length": args.max_prompt_length,
+        "response_length": args.response_length,
+        "temperature": args.temperature,
+        **_server(args, on_cpu),
+        **({"enable_sleep_mode": False} if on_cpu else {}),
+    }
+    lines = []
+    for name, key, model, gpus in (
+        ("general", GENERAL, args.teacher_model, args.teacher_n_gpus * args.teacher_nnodes),
+        ("anchor", ANCHOR, args.base_model, args.teacher_tp_size),
+    ):
+        teacher = f"+distillation.teacher_models.{name}"
+        lines += [
+            f"{teacher}._target_=verl.workers.config.DistillationTeacherModelConfig",
+            f"{teacher}.key={key}",
+            f"{teacher}.model_path={model}",
+            f"{teacher}.num_replicas={gpus // args.teacher_tp_size}",
+            *(f"{teacher}.inference.{field}={value}" for field, value in server.items()),
+        ]
+    return lines
 
 
 def _trainer(args: argparse.Namespace) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from typing import Any
 
 import ray
@@ -31,7 +32,7 @@ from verl_distillation.alignment import (
     present,
     realign,
 )
-from verl_distillation.settings import EXTENDED_KEY, LOSS_MODE, START_KEY
+from verl_distillation.settings import ANCHOR, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
 
 
 @dataclasses.dataclass
@@ -85,13 +86,32 @@ class StudentEngine(FSDPEngineWithLMHead):
     """verl's FSDP engine; the logits of ids from ``extend_vocab_start`` on (of the model's configuration) are out of the softmax,
     or constants in it."""
 
-    def prepare_model_outputs(self, output: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_model_outputs(
+        self, output: Any, output_args: Any, micro_batch: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Treat the extended logits as the loss wants it, then what verl does."""
         start = getattr(self.model_config.hf_config, START_KEY, None)
         if start is not None:
-            masked = getattr(self.model_config.hf_config, EXTENDED_KEY) == "masked"
-            output.logits = (mask_extended if masked else fix_extended)(output.logits, start)
-        return super().prepare_model_outputs(output, *args, **kwargs)
+            if getattr(self.model_config.hf_config, EXTENDED_KEY) == "masked":
+                output.logits = mask_extended(output.logits, start)
+            else:
+                output.logits = fix_extended(
+                    output.logits, start, self._taught(output.logits, micro_batch, start)
+                )
+        return super().prepare_model_outputs(output, output_args, micro_batch, *args, **kwargs)
+
+    def _taught(self, logits: torch.Tensor, micro_batch: Any, start: int) -> torch.Tensor | None:
+        """Of every row of logits, [..., 1], whether its teacher knows extended ids (an anchor's does); None where there is no teacher's answer."""
+        ids = micro_batch.get("teacher_ids", None)
+        if ids is None:
+            return None
+        rows = [(row >= start).any(-1) for row in ids.unbind()]
+        if logits.shape[0] == len(rows) and logits.shape[0] > 1:
+            taught = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        else:
+            taught = torch.cat(rows)[None]
+        padding = logits.shape[1] - taught.shape[1]
+        return torch.nn.functional.pad(taught, (0, padding)).unsqueeze(-1)
 
 
 # verl's class is an actor class already; what it was made of can be subclassed.
@@ -119,18 +139,21 @@ class Worker(_Stock):
             return
         settings = self.config.distillation.distillation_loss
         sequence = [*prompt_ids, *response_ids]
+        source = str((sample_kwargs or {}).get("data_source", GENERAL))
+        # The teacher of an anchor is the student as it came: it has every id.
+        anchor = source == ANCHOR
         asked = plan(
             prompt_ids,
             response_ids,
             output.response_mask,
-            settings.extend_vocab_start,
-            settings.mask_response_if_extended,
+            sys.maxsize if anchor else settings.extend_vocab_start,
+            settings.mask_response_if_extended and not anchor,
         )
         width = 1 if settings.loss_mode == LOSS_MODE else settings.topk
         ids, logprobs = torch.zeros(0, width, dtype=torch.int32), torch.zeros(0, width)
         if asked.places:
             ids, logprobs = await self.teacher_server_manager.compute_teacher_logprobs_single(
-                sequence_ids=[sequence[i] for i in asked.places]
+                sequence_ids=[sequence[i] for i in asked.places], routing_key=source
             )
         ids, logprobs = realign(asked.places, ids, logprobs, len(sequence))
         ids, logprobs, output.response_mask = mask_rows(asked.learn, ids, logprobs)

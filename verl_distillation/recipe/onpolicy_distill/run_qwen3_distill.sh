@@ -9,6 +9,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${TEACHER_MODEL:=}" # the LLM that the student was made from
 : "${DATASET_PARQUET:=../data/output/onpolicy_distillation.parquet}"
 : "${OUTPUT_DIR:=output/distill}"
+: "${ANCHOR_PARQUET:=}"   # recommendation prompts (rl_data/train.parquet) that the student as it came teaches; empty: none
+: "${ANCHOR_SHARE:=0.25}" # of all prompts
 # Signal
 : "${LOSS:=reverse_kl}" # or forward_kl_topk
 : "${TOPK:=32}"
@@ -28,6 +30,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${WARMUP_STEPS:=0}"
 : "${WEIGHT_DECAY:=0.01}"
 : "${TRAIN_BATCH_SIZE:=256}"
+: "${MINI_BATCH_SIZE:=-1}" # prompts an update; -1: all of a step's
 : "${TOTAL_STEPS:=200}"
 : "${MAX_TOKENS_PER_GPU:=16384}"
 : "${SAVE_FREQ:=50}"
@@ -51,6 +54,7 @@ for name in BASE_MODEL TEACHER_MODEL; do
   fi
 done
 flags=()
+[[ -n "$ANCHOR_PARQUET" ]] && flags+=(--anchor_parquet "$ANCHOR_PARQUET" --anchor_share "$ANCHOR_SHARE")
 [[ "$DRY_RUN" == 1 ]] && flags+=(--dry_run)
 command=("$PYTHON" distill.py --base_model "$BASE_MODEL" --teacher_model "$TEACHER_MODEL"
   --dataset_parquet "$DATASET_PARQUET" --output_dir "$OUTPUT_DIR"
@@ -60,7 +64,7 @@ command=("$PYTHON" distill.py --base_model "$BASE_MODEL" --teacher_model "$TEACH
   --think_mode "$THINK_MODE" --temperature "$TEMPERATURE" --rollout_n "$ROLLOUT_N"
   --max_prompt_length "$MAX_PROMPT_LENGTH" --response_length "$RESPONSE_LENGTH"
   --learning_rate "$LEARNING_RATE" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --warmup_steps "$WARMUP_STEPS"
-  --weight_decay "$WEIGHT_DECAY" --train_batch_size "$TRAIN_BATCH_SIZE" --total_steps "$TOTAL_STEPS"
+  --weight_decay "$WEIGHT_DECAY" --train_batch_size "$TRAIN_BATCH_SIZE" --mini_batch_size "$MINI_BATCH_SIZE" --total_steps "$TOTAL_STEPS"
   --max_tokens_per_gpu "$MAX_TOKENS_PER_GPU" --save_freq "$SAVE_FREQ" --keep_checkpoints "$KEEP_CHECKPOINTS"
   --resume "$RESUME" --merge_ratio "$MERGE_RATIO" --seed "$SEED" --n_gpus "$N_GPUS" --nnodes "$NNODES" --rollout_tp_size "$ROLLOUT_TP_SIZE"
   --teacher_n_gpus "$TEACHER_N_GPUS" --teacher_nnodes "$TEACHER_NNODES" --teacher_tp_size "$TEACHER_TP_SIZE"
