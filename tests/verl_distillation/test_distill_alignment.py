@@ -112,6 +112,14 @@ def test_fixed_extended_logits_stay_in_the_softmax_and_get_no_gradient():
     assert weight.grad[0].tolist() == pytest.approx([-0.75, 0.25, 0.0, 0.0])
 
 
+def test_rows_whose_teacher_has_the_extended_ids_keep_their_gradient():
+    weight = torch.zeros(2, 4, requires_grad=True)
+    taught = torch.tensor([[False], [True]])
+    (-fix_extended(weight * 1.0, 2, taught).log_softmax(-1)[:, 0].sum()).backward()
+    assert weight.grad[0].tolist() == pytest.approx([-0.75, 0.25, 0.0, 0.0])
+    assert weight.grad[1].tolist() == pytest.approx([-0.75, 0.25, 0.25, 0.25])
+
+
 class TestAgainstTransformers:
     """With real models: a student of 40 base ids and 14 itemic ones, a teacher of 40 (48 rows)."""
 

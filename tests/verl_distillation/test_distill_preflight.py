@@ -14,6 +14,8 @@ import pytest
 
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from onerec.verl_launch import cpu_overrides, resolve
+from verl_distillation.anchors import mix
 from verl_distillation.distill import parser
 from verl_distillation.preflight import check
 from verl_distillation.settings import overrides
@@ -67,6 +69,7 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
     pq.write_table(pa.table({"prompt": pa.array([], pa.list_(pa.string()))}), empty)
     other = checkpoint(tmp_path / "other", ["a", "c", "b", *BASE[3:]])
     small = checkpoint(tmp_path / "small", BASE, rows=4)
+    anchors = {"--anchor_parquet": files["--dataset_parquet"], "--loss": "forward_kl_topk"}
     cases = [
         ({"--teacher_model": other}, "its id 1 is 'c', the student's is 'b'"),
         ({"--teacher_model": small}, "has 4 embedding rows, fewer than 6 base tokens"),
@@ -80,6 +83,11 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         ({"--adv_min": 6}, "6 is not below --adv_max 5"),
         ({"--temperature": 0}, "is 0"),
         ({"--rollout_tp_size": 2}, "tensor parallelism 2"),
+        ({"--mini_batch_size": 3}, "3 does not divide the 4 prompts of a step"),
+        ({"--merge_ratio": 0}, "--merge_ratio: is 0"),
+        ({"--anchor_parquet": tmp_path / "none.parquet"}, "no such file"),
+        ({"--anchor_parquet": files["--dataset_parquet"]}, "does not go with --loss reverse_kl"),
+        (anchors | {"--anchor_share": 1}, "--anchor_share: is 1"),
     ]
     for change, words in cases:
         with pytest.raises(InputError) as error:
@@ -108,6 +116,32 @@ def test_settings_reach_verl(files):
     for lines, how in ((wanted, "masked"), (topk, "fixed")):
         assert "+actor_rollout_ref.model.override_config.extend_vocab_start=6" in lines
         assert f"+actor_rollout_ref.model.override_config.extended_logits={how}" in lines
+
+
+def test_anchors_are_mixed_in_and_have_the_student_as_their_teacher(files, tmp_path):
+    rec = tmp_path / "train.parquet"
+    turns = [[{"content": f"推荐{i}", "role": "user"}] for i in range(20)]
+    pq.write_table(pa.table({"data_source": ["onerec/video"] * 20, "prompt": turns}), rec)
+    mixed = tmp_path / "out" / "prompts.parquet"
+    assert mix(files["--dataset_parquet"], rec, 0.2, 7, mixed) == (8, 2)
+    first = mixed.read_bytes()
+    rows = pq.read_table(mixed).to_pylist()
+    assert [row["data_source"] for row in rows] == ["onpolicy_distillation"] * 8 + ["anchor"] * 2
+    assert rows[-1]["prompt"][0]["content"].startswith("推荐")
+    mix(files["--dataset_parquet"], rec, 0.2, 7, mixed)
+    assert mixed.read_bytes() == first
+    assert mix(files["--dataset_parquet"], rec, 0.9, 7, mixed) == (8, 20)
+    with pytest.raises(InputError, match="is none"):
+        mix(files["--dataset_parquet"], rec, 0.01, 7, mixed)
+
+    args = parse(files | {"--anchor_parquet": rec, "--loss": "forward_kl_topk", "--teacher_n_gpus": 2})
+    lines = [*cpu_overrides(4), *overrides(args, 6, on_cpu=True)]
+    resolve(lines)  # every name is one of verl's
+    assert f"data.train_files={files['--output_dir'] / 'prompts.parquet'}" in lines
+    assert "distillation.n_gpus_per_node=3" in lines
+    teachers = [line.split("teacher_models.", 1)[1] for line in lines if "teacher_models." in line]
+    assert {"general.num_replicas=2", "anchor.num_replicas=1", "anchor.key=anchor"} <= set(teachers)
+    assert f"anchor.model_path={files['--base_model']}" in teachers
 
 
 def test_a_dry_run_prints_the_whole_command_and_starts_nothing(files):
