@@ -140,6 +140,9 @@ def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
     server = {
         "_target_": "verl.workers.config.RolloutConfig",
         "name": "vllm",
+        # A rollout's own default is random weights, since training would send it better ones.
+        "load_format": "auto",
+        "gpu_memory_utilization": 0.5,
         "enforce_eager": True,
         "skip_tokenizer_init": True,
         "prompt_length": args.max_prompt_length,

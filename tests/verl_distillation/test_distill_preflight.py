@@ -141,6 +141,7 @@ def test_anchors_are_mixed_in_and_have_the_student_as_their_teacher(files, tmp_p
     assert "distillation.n_gpus_per_node=3" in lines
     teachers = [line.split("teacher_models.", 1)[1] for line in lines if "teacher_models." in line]
     assert {"general.num_replicas=2", "anchor.num_replicas=1", "anchor.key=anchor"} <= set(teachers)
+    assert {"general.inference.load_format=auto", "anchor.inference.load_format=auto"} <= set(teachers)
     assert f"anchor.model_path={files['--base_model']}" in teachers
 
 
