@@ -78,7 +78,9 @@ def world(tmp_path):
             }
         )
         sids = [i, 7] if i % 2 else [6, 7]
-        items = [*range(100, 109), i] if i % 2 else sids  # a hit in the last of the ten places is a hit that is shown
+        items = (
+            [*range(100, 109), i] if i % 2 else sids
+        )  # a hit in the last of the ten places is a hit that is shown
         lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids], "thought": "想" * 30})  # fmt: skip
     write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
