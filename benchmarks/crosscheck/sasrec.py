@@ -9,8 +9,8 @@ RecBole does it for sequential models. RecBole reads the sequences from a file w
 items of one second have one order on both sides; that its test items are ours is checked. Both sides: two layers, two heads, the
 same width, dropout, learning rate and length of histories, cross entropy over all items, and of the epochs the one with the
 best NDCG@10 on validation. RecBole learns from every beginning of a sequence, one target each; ours from every position of
-windows that overlap by half. Says the two means over seeds, and whether their difference is within the seeds' noise (Welch's
-interval); the exit status is 1 where it is not.
+runs in which a target of a long sequence has at least three quarters of a history before it. Says the two means over seeds,
+and whether their difference is within the seeds' noise (Welch's interval); the exit status is 1 where it is not.
 """
 
 from __future__ import annotations

@@ -109,13 +109,17 @@ def fit(
     recommender = SequentialRecommender(net, items, options)
     windows = [w for s in training.whole() for w in _windows(recommender.encode(s), options.max_items)]
 
-    def batches(rng: np.random.Generator) -> Iterator[torch.Tensor]:
+    def batches(rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = rng.permutation(len(windows))
         for first in range(0, len(order), options.batch_size):
-            yield _pad([windows[i] for i in order[first : first + options.batch_size]])
+            chosen = [windows[i] for i in order[first : first + options.batch_size]]
+            ids, target = _pad([ids[:-1] for ids, _ in chosen]), _pad([ids[1:] for ids, _ in chosen])
+            for row, (_, known) in enumerate(chosen):
+                target[row, :known] = 0
+            yield ids, target
 
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        ids, target = batch[:, :-1], batch[:, 1:]
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        ids, target = batch
         hidden = net(ids)[target > 0]
         return nn.functional.cross_entropy(hidden @ net.items.weight[1:].T, target[target > 0] - 1)
 
@@ -124,14 +128,19 @@ def fit(
     return recommender
 
 
-def _windows(ids: list[int], size: int) -> Iterator[list[int]]:
-    """Runs of ``size`` + 1 ids that overlap by half, so that every item is predicted; the last ends with the sequence."""
-    if len(ids) <= size + 1:
-        if len(ids) > 1:
-            yield ids
-        return
-    for first in [*range(0, len(ids) - size - 1, max(1, size // 2)), len(ids) - size - 1]:
-        yield ids[first : first + size + 1]
+def _windows(ids: list[int], size: int) -> Iterator[tuple[list[int], int]]:
+    """(run of at most ``size`` + 1 ids, how many of its targets another run has) such that every item is predicted once.
+
+    The first run predicts all its items; each later one begins a quarter of ``size`` on and predicts what is new, so that behind a
+    long history nothing is learnt from a short one, as nothing is ranked from a short one either.
+    """
+    end = min(len(ids), size + 1)
+    if end > 1:
+        yield ids[:end], 0
+    while end < len(ids):
+        new = min(max(1, size // 4), len(ids) - end)
+        end += new
+        yield ids[end - size - 1 : end], size - new
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -20,7 +20,7 @@ from onerec.parquet import open_parquet, read_table
 from onerec.sid import SidSpec
 
 TITLE_COLUMNS = ("title", "caption", "dense_caption")
-HISTORY, PREDICTED, TITLE_LENGTH, PROMPT_LENGTH, K = 8, 8, 48, 400, 10
+HISTORY, TITLE_LENGTH, PROMPT_LENGTH, K = 8, 48, 400, 10
 HEAD, MIDDLE = 0.1, 0.5  # the most popular tenth of the items; then those down to the half
 
 
@@ -116,7 +116,7 @@ def _ranking(task: BenchTask, bench: Bench):
         reading = Reading(
             task.name, example.uuid, f"{hits} of {len(taken)} found in the first {K}", line.get("thought", ""),
             tuple(Item(title(pid)) for pid in history[-HISTORY:]),
-            tuple(Item(title(pid), pid in taken) for pid in top[:PREDICTED]),
+            tuple(Item(title(pid), pid in taken) for pid in top),
             tuple(Item(title(pid), pid in top) for pid in example.answer_ids),
         )  # fmt: skip
         return hits > 0, reading

@@ -70,10 +70,15 @@ def test_a_users_sequence_that_begins_a_longer_one_is_learnt_once():
     assert training.whole() == [[1, 2, 3], [1, 2]]
 
 
-def test_windows_predict_every_item_of_a_long_sequence():
-    assert list(_windows([1, 2, 3], 4)) == [[1, 2, 3]] and list(_windows([1], 4)) == []
-    windows = list(_windows(list(range(1, 12)), 4))
-    assert {x for w in windows for x in w[1:]} == set(range(2, 12)) and max(map(len, windows)) == 5
+def test_windows_predict_every_item_once_and_behind_a_long_history():
+    for n, size in ((2, 4), (5, 4), (6, 4), (30, 8), (31, 8), (9, 1)):
+        ids = list(range(1, n + 1))
+        found = [(known, run) for run, known in _windows(ids, size)]
+        predicted = [x for known, run in found for x in run[1 + known :]]
+        assert predicted == ids[1:] and all(len(run) <= size + 1 for _, run in found)
+        for known, run in found[1:]:  # of every later target at least three quarters of the size are seen
+            assert len(run) == size + 1 and known >= size - max(1, size // 4)
+    assert list(_windows([7], 4)) == []
 
 
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "tiger"])

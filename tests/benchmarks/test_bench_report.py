@@ -77,8 +77,11 @@ def world(tmp_path):
                 "metadata": json.dumps(metadata),
             }
         )
-        items = [i, 7] if i % 2 else [6, 7]
-        lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in items], "thought": "想" * 30})  # fmt: skip
+        sids = [i, 7] if i % 2 else [6, 7]
+        items = (
+            [*range(100, 109), i] if i % 2 else sids
+        )  # a hit in the last of the ten places is a hit that is shown
+        lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids], "thought": "想" * 30})  # fmt: skip
     write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
     write_table(data / "video_ad_pid2sid.parquet", pa.table({"pid": list(range(8)), "codes": codes}))
