@@ -172,6 +172,8 @@ def _trainer(args: argparse.Namespace) -> list[str]:
     return [
         # Distillation has no reward; the estimator only has to be one that needs no critic.
         "algorithm.adv_estimator=grpo",
+        # The forward KL has no use for the old policy's log-probabilities; verl then keeps the rollout's instead of computing them.
+        f"algorithm.rollout_correction.bypass_mode={args.loss == 'forward_kl_topk'}",
         "reward.num_workers=0",
         f"trainer.v1.trainer_mode={WATCHED_TRAINER}",
         f"trainer.n_gpus_per_node={args.n_gpus}",
