@@ -33,6 +33,9 @@ def lines_of(folder, task):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it"
+)
 def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(
     tiny_checkpoint, tiny_data, tmp_path
 ):

@@ -1,4 +1,4 @@
-"""A real distillation run: verl, Ray, two vLLM servers (student and teacher), on a CPU. Two steps, then the export."""
+"""Real distillation runs: verl, Ray, a vLLM server for the student and one for each teacher, on a CPU."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ def models(tmp_path_factory):
         pa.table({"prompt": [[{"role": "user", "content": q}] for q in questions]}),
         folder / "prompts.parquet",
     )
+    anchors = [[{"role": "user", "content": f"{sid}{sid}"}]] * 6
+    pq.write_table(pa.table({"prompt": anchors}), folder / "anchors.parquet")
     return folder
 
 
@@ -92,46 +94,23 @@ def engines(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-def test_two_steps_on_verl_end_with_a_checkpoint_that_transformers_loads(models):
-    run = distill(models, TOTAL_STEPS="2")
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    lines = (models / "out" / "metrics_from_step_1.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["data"] for line in lines]
-    assert [step["training/global_step"] for step in steps] == [1, 2]
-    for step in steps:
-        assert math.isfinite(step["actor/grad_norm"]) and step["actor/grad_norm"] > 0
-        assert 0 < step["actor/distillation/masked_share"] < 1
-        assert -30 <= step["actor/distillation/advantage_mean"] <= 5
-
+def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transformers_loads(models):
+    """Two steps, the student's server killed, the same command again; with an anchor among the prompts."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out, student = models / "out" / "hf", models / "student"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
-    spec = SidSpec.load(out)
-    assert tokenizer.convert_tokens_to_ids(spec.tokens[0]) == spec.first_id and tokenizer.chat_template
-    before = load_file(student / "model.safetensors")["model.embed_tokens.weight"].float()
-    after = model.get_input_embeddings().weight.float()
-    assert not before[: spec.first_id].allclose(after[: spec.first_id], atol=1e-4)
-
-    # All steps are done: the same command only exports again, and Ray is not started.
-    again = distill(models, TOTAL_STEPS="2")
-    assert again.returncode == 0 and "main_ppo" not in again.stdout and "distilled model" in again.stdout
-
-
-def test_a_dead_server_ends_the_run_and_the_same_command_goes_on(models):
-    out = models / "fault"
+    out, student = models / "out", models / "student"
+    settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
+    settings |= {"ANCHOR_PARQUET": str(models / "anchors.parquet"), "ANCHOR_SHARE": "0.25"}
     with subprocess.Popen(
-        **command(models, OUTPUT_DIR=str(out), TOTAL_STEPS="500"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        **command(models, TOTAL_STEPS="500", **settings), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as run:
         deadline = time.monotonic() + 600
-        while run.poll() is None and time.monotonic() < deadline and not steps_of(out):
+        while run.poll() is None and time.monotonic() < deadline and len(steps_of(out)) < 2:
             time.sleep(0.2)
-        found = engines(run)
-        assert len(found) == 2, "the servers of student and teacher"
-        found[0].kill()
+        servers = engines(run)
+        assert len(servers) == 3, "the servers of student, teacher and anchor"
+        servers[0].kill()
         assert run.wait(timeout=300) == 2
         error = run.stderr.read()
     assert (
@@ -140,7 +119,41 @@ def test_a_dead_server_ends_the_run_and_the_same_command_goes_on(models):
     assert not (out / "hf").exists()
 
     kept = max(int(path.name.rpartition("_")[2]) for path in (out / "checkpoints").glob("global_step_*"))
-    again = distill(models, OUTPUT_DIR=str(out), TOTAL_STEPS=str(kept + 1))
+    settings |= {"TOTAL_STEPS": str(kept + 1)}
+    again = distill(models, **settings)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
-    assert (out / f"metrics_from_step_{kept + 1}.jsonl").exists() and steps_of(out)[-1] == kept + 1
-    assert (out / "hf" / "model.safetensors").exists()
+    assert steps_of(out)[-1] == kept + 1
+    for file in sorted(out.glob("metrics_from_step_*.jsonl")):
+        for line in file.read_text().splitlines():
+            step = json.loads(line)["data"]
+            assert math.isfinite(step["actor/grad_norm"]) and step["actor/grad_norm"] > 0
+            assert 0 <= step["actor/distillation/loss"] < 20
+            # The top 8 of 300 to 400 ids of a random model hold more than their share, and less than everything.
+            assert 8 / 400 < step["actor/distillation/teacher_mass"] < 1
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(out / "hf"),
+        AutoTokenizer.from_pretrained(out / "hf"),
+    )
+    spec = SidSpec.load(out / "hf")
+    assert tokenizer.convert_tokens_to_ids(spec.tokens[0]) == spec.first_id and tokenizer.chat_template
+    before = load_file(student / "model.safetensors")["model.embed_tokens.weight"].float()
+    after = model.get_input_embeddings().weight.float()
+    assert not before[: spec.first_id].allclose(after[: spec.first_id], atol=1e-4)
+
+    # All steps are done: the same command only exports again, and Ray is not started.
+    more = distill(models, **settings)
+    assert more.returncode == 0 and "main_ppo" not in more.stdout and "distilled model" in more.stdout
+
+
+def test_reverse_kl_on_the_sampled_token(models):
+    """Two steps of the policy gradient, with itemic tokens among what the student says."""
+    out = models / "reverse"
+    run = distill(models, OUTPUT_DIR=str(out), TOTAL_STEPS="2", SAVE_FREQ="2")
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert steps_of(out) == [1, 2] and (out / "hf" / "model.safetensors").exists()
+    for line in (out / "metrics_from_step_1.jsonl").read_text().splitlines():
+        step = json.loads(line)["data"]
+        assert math.isfinite(step["actor/grad_norm"]) and step["actor/grad_norm"] > 0
+        assert 0 < step["actor/distillation/masked_share"] < 1
+        assert -30 <= step["actor/distillation/advantage_mean"] <= 5
