@@ -7,10 +7,10 @@ cd "$(dirname "$0")/.."
 bash scripts/install.sh --dev
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-select=()
+# Two files at a time; a file's tests stay together, for they share what its fixtures make.
+select=(-n 2 --dist loadfile)
 if [[ "${1:-}" == "--fast" ]]; then
-  # Two at a time; a file's tests stay together, for they share what its fixtures make.
-  select=(-m "not slow" -n 2 --dist loadfile)
+  select+=(-m "not slow")
   shift
 fi
 set -x

@@ -107,18 +107,24 @@ def weights(path: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in load_file(path).items()}
 
 
-def test_beauty_takes_the_published_codes_as_they_are(invented, tmp_path):
-    imported = {"SIDS": "imported", "N_LAYERS": "3", "COLLISIONS": "own", "ITEMIC_INIT": "mean"}
-    finished(recipe("amazon_beauty", invented, tmp_path, **imported), tmp_path)
-    spec = json.loads((tmp_path / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
-    assert len(spec["codebook_sizes"]) == 4 and spec["collision"] == "extra_layer"
-
-
-def test_beauty_on_one_per_cent(shared_data, tmp_path):
+def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data, tmp_path):
     real = shared_data("amazon2014/beauty_sids")
     codes = json.loads((real / "index_rqkmeans.json").read_text())
-    data = write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes)
-    assert finished(recipe("amazon_beauty", data, tmp_path / "runs"), tmp_path / "runs")["sft"]["users"] == 60
+    data, runs = (
+        write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
+        tmp_path / "runs",
+    )
+    imported = {
+        "SIDS": "imported",
+        "N_LAYERS": "3",
+        "COLLISIONS": "own",
+        "ITEMIC_INIT": "mean",
+        "CODEBOOK_SIZE": "256",
+    }
+    assert finished(recipe("amazon_beauty", data, runs, **imported), runs)["sft"]["users"] == 60
+    spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
+    assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4
+    assert spec["collision"] == "extra_layer"
 
 
 def test_toys_on_one_per_cent(shared_data, tmp_path):
