@@ -1,7 +1,7 @@
 """Our SASRec and metrics against RecBole's, number by number: the same weights give the same scores, the same rankings the
 same Hit, Recall and NDCG. Seconds, where crosscheck/sasrec.py, which trains both, takes hours.
 
-    python crosscheck/parts.py --recbole_python /tmp/recbole/bin/python
+    python crosscheck/parts.py --recbole_python recbole-env/bin/python
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Our SASRec beside RecBole's on the same users, leave one out: is the baseline what the field calls SASRec?
 
-    python -m venv /tmp/recbole     # a scratch environment: RecBole 1.2.1 wants NumPy below 2 and pandas below 3
-    /tmp/recbole/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
-    python crosscheck/sasrec.py --inter ml-100k/ml-100k.inter --recbole_python /tmp/recbole/bin/python --seeds 0 1 2
+    python -m venv recbole-env     # a scratch environment: RecBole 1.2.1 wants NumPy below 2 and pandas below 3
+    recbole-env/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
+    python crosscheck/sasrec.py --inter ml-100k/ml-100k.inter --recbole_python recbole-env/bin/python --seeds 0 1 2
 
 Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included, as
 RecBole does it for sequential models. RecBole reads the sequences from a file whose times are places in the sequence, so that
