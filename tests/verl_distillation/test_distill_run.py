@@ -113,9 +113,9 @@ def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transforme
         servers[0].kill()
         assert run.wait(timeout=300) == 2
         error = run.stderr.read()
-    assert (
-        error.count("error: ") == 1 and "server died" in error and "goes on from the last checkpoint" in error
-    )
+    assert error.count("error: ") == 1 and "goes on from the last checkpoint" in error
+    # Whichever is noticed first: the dead server, or the prompts that it did not answer.
+    assert "server died" in error or "came back without an answer" in error
     assert not (out / "hf").exists()
 
     kept = max(int(path.name.rpartition("_")[2]) for path in (out / "checkpoints").glob("global_step_*"))
