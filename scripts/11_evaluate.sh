@@ -5,7 +5,8 @@ source "$(dirname "$0")/common.sh"
 : "${VERSION:=v1.0}"
 seen=()
 [[ "$EXCLUDE_SEEN" == 1 ]] && seen=(--exclude_seen)
-name="${1:?error: 11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines}"
+argument "${1:-}" "11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines"
+name="$1"
 if [[ "$name" == baselines ]]; then
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" \
     --sample_size "$EVAL_SAMPLE_SIZE" --baselines $BASELINES --epochs "$BASELINE_EPOCHS" --seed "${SEED:-0}" $BASELINE_ARGS "${seen[@]}" "${@:2}"

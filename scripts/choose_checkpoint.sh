@@ -3,7 +3,8 @@
 # Scores the stage's checkpoints on the validation targets of so many users and makes $MODELS/<stage>/hf of the best one; the curve
 # is in $MODELS/<stage>/choice.json. The test targets are never read.
 source "$(dirname "$0")/common.sh"
-stage="${1:?error: choose_checkpoint.sh: needs a stage; stage2 or sft}"
+argument "${1:-}" "choose_checkpoint.sh: needs a stage; stage2 or sft"
+stage="$1"
 case "$stage" in
   stage2) from="$STG2_FROM" ;;
   sft) from="$SFT_FROM" ;;

@@ -2,6 +2,7 @@
 #   RUN_DIR  the folder that everything of a run goes into   (runs/quickstart)
 #   PROFILE  the settings of scripts/profiles/<PROFILE>.env  (laptop); each of them can be set in the environment
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/argument.sh"
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 : "${VENV:=$ROOT/.venv}"
 : "${PROFILE:=laptop}"

@@ -11,6 +11,7 @@
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/argument.sh
 
 fresh=0
 given="${PROFILE:-}" # a profile of your own stays under --movielens
@@ -21,9 +22,9 @@ while (($#)); do
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
-    --movielens) MOVIELENS_DIR="$(cd "${2:?error: --movielens: needs a folder; the one with ml-100k.inter or u.data}" && pwd)"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=runs/movielens}"; shift ;;
-    --seed) SEED="${2:?error: --seed: needs a number; --seed 0}"; shift ;;
-    --run_dir) RUN_DIR="${2:?error: --run_dir: needs a folder; --run_dir runs/mine}"; shift ;;
+    --movielens) argument "${2:-}" "--movielens: needs a folder; the one with ml-100k.inter or u.data"; MOVIELENS_DIR="$(cd "$2" && pwd)"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=runs/movielens}"; shift ;;
+    --seed) argument "${2:-}" "--seed: needs a number; --seed 0"; SEED="$2"; shift ;;
+    --run_dir) argument "${2:-}" "--run_dir: needs a folder; --run_dir runs/mine"; RUN_DIR="$2"; shift ;;
     *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
   esac
   shift

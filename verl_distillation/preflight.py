@@ -32,7 +32,9 @@ def check(args: argparse.Namespace) -> int:
             raise InputError(f"--{name}", f"is {getattr(args, name)}", "at least 1")
     if not args.temperature > 0:
         raise InputError("--temperature", f"is {args.temperature:g}", "above 0; 1 samples from the student")
-    if args.mini_batch_size > 0 and args.train_batch_size % args.mini_batch_size:
+    if args.mini_batch_size != -1 and (
+        args.mini_batch_size < 1 or args.train_batch_size % args.mini_batch_size
+    ):
         raise InputError(
             "--mini_batch_size",
             f"{args.mini_batch_size} does not divide the {args.train_batch_size} prompts of a step",

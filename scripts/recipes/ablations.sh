@@ -3,11 +3,10 @@
 #   bash scripts/recipes/ablations.sh amazon_beauty data/beauty_sids --tables dropout decoding
 #   ABLATION_RUNS   folder of the runs (runs/ablations/<recipe>); a second run goes on where the first stopped
 # The variants' settings: ablations.json; all others as in the recipe's profile, and each of them can be set in the environment.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-: "${VENV:=$PWD/.venv}"
-recipe="${1:?error: ablations.sh: needs a recipe; amazon_beauty, amazon_toys or movielens100k}"
-folder="${2:?error: ablations.sh: needs the recipe's data folder}"
+source "$(dirname "$0")/common.sh"
+argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty, amazon_toys or movielens100k"
+argument "${2:-}" "ablations.sh: needs the data folder of the recipe; bash scripts/recipes/ablations.sh $1 <folder>"
+recipe="$1" folder="$2"
 export VENV
 bash scripts/install.sh
 export PATH="$VENV/bin:$PATH"

@@ -4,7 +4,8 @@
 #              github.com/NonameUntitled/tiger
 # Settings: scripts/profiles/amazon_beauty.env. SEEDS="0 1 2", RUNS=runs/amazon_beauty; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
-data="$(realpath -m "${1:?error: amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json}")"
+argument "${1:-}" "amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json"
+data="$(realpath -m "$1")"
 : "${AMAZON_SEQUENCES:=$data/inter.json}"
 : "${SID_CODES:=$data/index_rqkmeans.json}"
 need amazon_beauty "$AMAZON_SEQUENCES"

@@ -4,7 +4,8 @@
 #              published by github.com/aHuiWang/CIKM2020-S3Rec
 # Settings: scripts/profiles/amazon_toys.env. SEEDS="0 1 2", RUNS=runs/amazon_toys; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
-data="$(realpath -m "${1:?error: amazon_toys.sh: needs a folder; the one with Toys_and_Games.txt}")"
+argument "${1:-}" "amazon_toys.sh: needs a folder; the one with Toys_and_Games.txt"
+data="$(realpath -m "$1")"
 : "${AMAZON_SEQUENCES:=$data/Toys_and_Games.txt}"
 : "${AMAZON_ATTRIBUTES:=$data/Toys_and_Games_item2attributes.json}"
 need amazon_toys "$AMAZON_SEQUENCES"

@@ -5,6 +5,7 @@
 # Every setting of the profile can be set in the environment as well.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source scripts/argument.sh
 : "${VENV:=$PWD/.venv}"
 : "${SEEDS:=0 1 2}"
 export RL="${RL:-0}"

@@ -84,6 +84,7 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         ({"--temperature": 0}, "is 0"),
         ({"--rollout_tp_size": 2}, "tensor parallelism 2"),
         ({"--mini_batch_size": 3}, "3 does not divide the 4 prompts of a step"),
+        ({"--mini_batch_size": 0}, "0 does not divide the 4 prompts of a step"),
         ({"--merge_ratio": 0}, "--merge_ratio: is 0"),
         ({"--anchor_parquet": tmp_path / "none.parquet"}, "no such file"),
         ({"--anchor_parquet": files["--dataset_parquet"]}, "does not go with --loss reverse_kl"),
