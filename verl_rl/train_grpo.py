@@ -97,6 +97,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     # Optimisation
     add("--learning_rate", type=float, default=2e-6)
+    add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
     add("--warmup_steps", type=int, default=0)
     add(
         "--kl_loss_coef",
@@ -242,6 +243,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "data.seed": args.seed,
         "actor_rollout_ref.model.path": args.base_model.resolve(),
         f"{actor}.optim.lr": args.learning_rate,
+        f"{actor}.optim.lr_scheduler_type": args.lr_scheduler_type,
         f"{actor}.optim.lr_warmup_steps": args.warmup_steps,
         f"{actor}.ppo_mini_batch_size": mini,
         f"{actor}.use_dynamic_bsz": True,
