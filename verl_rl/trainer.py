@@ -54,17 +54,21 @@ class OneRecTrainer(WatchedTrainer):
         sources, extras = (
             [getattr(v, "data", v) for v in data[name]] for name in ("data_source", "extra_fields")
         )
+        # Taken apart once: indexing a nested tensor takes all of its rows apart each time.
+        tensors = {
+            name: data[name].unbind() for name in fields if name not in ("data_source", "extra_fields")
+        }
         rows = []
         for i, key in enumerate(real):
-            mask = data["response_mask"][i].numpy().astype(bool)
+            mask = tensors["response_mask"][i].numpy().astype(bool)
             own = {
-                "entropy": data["entropy"][i].float().numpy()[mask],
+                "entropy": tensors["entropy"][i].float().numpy()[mask],
                 "response_tokens": np.array([mask.size]),
                 "learnt_tokens": np.array([mask.sum()]),
             }
             if self.use_reference_policy:
                 policy, reference = (
-                    data[name][i].float().numpy() for name in ("old_log_probs", "ref_log_prob")
+                    tensors[name][i].float().numpy() for name in ("old_log_probs", "ref_log_prob")
                 )
                 own["kl"] = low_var_kl(policy, reference)[mask]
             info = dict(extras[i]["reward_extra_info"])
@@ -75,8 +79,8 @@ class OneRecTrainer(WatchedTrainer):
                 {
                     "task": sources[i].rsplit("/", 1)[-1],
                     "group": key.rsplit("_", 2)[0],
-                    "reward": float(data["rm_scores"][i].sum()),
-                    "answer": tuple(data["responses"][i].tolist()[-2 - self._layers :]),
+                    "reward": float(tensors["rm_scores"][i].sum()),
+                    "answer": tuple(tensors["responses"][i].tolist()[-2 - self._layers :]),
                     "info": info,
                 }
             )
