@@ -11,7 +11,7 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_rl.settings import SHARE_KEY
-from verl_rl.shared_prompts import build, gather, spread
+from verl_rl.shared_prompts import build, gather, split_groups, spread
 
 # An engine of our own beside verl's: the registry tells engines of one device apart by their vendor.
 _VENDOR = "onerec_grpo"
@@ -25,6 +25,20 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     @property
     def _shares(self) -> bool:
         return bool(getattr(self.model_config.hf_config, SHARE_KEY, False))
+
+    def forward_backward_batch(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """verl's, in micro-batches of whole groups where rows come in groups: a group in two of them would pay for its prompt twice."""
+        if self._shares and tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
+            lengths = data["input_ids"].offsets().diff().tolist()
+            groups, parts = split_groups(data["prompts"].unbind(), lengths, data["max_token_len_per_gpu"])
+            # As many on every rank, or FSDP's collectives would wait for each other.
+            most = torch.tensor([parts, -groups, groups], device=data["prompts"].device)
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, self.get_data_parallel_group())
+            parts, fewest, groups = (int(value) for value in most)
+            if groups and -fewest == groups:
+                rows = len(lengths) // parts
+                tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=rows)
+        return super().forward_backward_batch(data, *args, **kwargs)
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The micro-batch as trees, and what `prepare_model_outputs` needs of them."""

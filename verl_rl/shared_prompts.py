@@ -10,7 +10,9 @@ The idea is that of tree attention (SpecInfer, Miao et al., arXiv 2305.09781) an
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -120,3 +122,49 @@ def spread(
     within -= (response_lengths.cumsum(0) - response_lengths).repeat_interleave(response_lengths)
     places = starts.repeat_interleave(response_lengths) + within
     return values.new_zeros(int(lengths.sum())).index_put((places,), values)
+
+
+def keep_groups(
+    groups: Sequence[str],
+    lengths: Sequence[int],
+    ranks: int,
+    partition: Callable[..., list[list[int]]],
+    by_length: bool,
+) -> list[int] | None:
+    """An order of a batch's rows in which each group stands together, on one rank; None where groups differ in size or ranks would.
+
+    ``groups``, ``lengths``: a row's group and tokens; rows go to ``ranks`` in equal parts. ``partition(lengths, k_partitions,
+    equal_size)`` deals the groups out (verl's ``get_seqlen_balanced_partitions``). ``by_length``: shortest first on each rank,
+    so that a micro-batch is padded little; otherwise in the batch's order, which mini-batches want.
+    """
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        rows[group].append(row)
+    members = list(rows.values())
+    if len({len(member) for member in members}) != 1 or len(members) % ranks:
+        return None
+    tokens = [sum(lengths[row] for row in member) for member in members]
+    parts = partition(tokens, k_partitions=ranks, equal_size=True) if ranks > 1 else [range(len(members))]
+    order = []
+    for part in parts:
+        for group in sorted(part, key=(lambda g: (tokens[g], g)) if by_length else None):
+            order += members[group]
+    return order
+
+
+def split_groups(prompts: Sequence[torch.Tensor], lengths: Sequence[int], limit: int) -> tuple[int, int]:
+    """(groups, fewest equal parts of consecutive whole groups of which none has more than ``limit`` tokens); (0, 0) where rows are not in groups of one size.
+
+    ``prompts``: int64 [length] of every row; ``lengths``: tokens of every row, prompt included.
+    """
+    sizes = [len(list(run)) for _, run in groupby(prompt.cpu().numpy().tobytes() for prompt in prompts)]
+    if len(set(sizes)) != 1 or sizes[0] == 1:
+        return 0, 0
+    n, size = len(sizes), sizes[0]
+    before = np.concatenate([[0], np.cumsum(lengths)])[::size]
+    for parts in range(1, n + 1):
+        width = n // parts
+        # Any run of so many groups, not only the parts' own: ranks agree on the largest number that one of them needs.
+        if n % parts == 0 and (before[width:] - before[:-width]).max() <= limit:
+            return n, parts
+    return n, n

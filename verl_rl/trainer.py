@@ -7,11 +7,19 @@ from typing import Any
 import numpy as np
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import register_trainer
+from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from onerec.verl_trainer import WatchedTrainer
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
+from verl_rl.settings import SHARE_KEY
+from verl_rl.shared_prompts import keep_groups
 
 TRAINER = "onerec_sync"
+
+
+def group_of(key: str) -> str:
+    """The group of a row's key in verl's queue: the prompt's identifier, without rollout and item."""
+    return key.rsplit("_", 2)[0]
 
 
 @register_trainer(TRAINER)
@@ -32,6 +40,23 @@ class OneRecTrainer(WatchedTrainer):
             f"{metrics['onerec/all/no_signal']:.0%}, valid {metrics['onerec/all/valid_sid']:.0%}; {whole:.1f} s: {shares}",
             flush=True,
         )
+
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """verl's, and where groups share their prompt, each of them whole on one rank."""
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        override = self.config.actor_rollout_ref.model.get("override_config") or {}
+        if override.get(SHARE_KEY):
+            actor = self.config.actor_rollout_ref.actor
+            order = keep_groups(
+                [group_of(key) for key in batch.keys],
+                [tag["seq_len"] for tag in batch.tags],
+                max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+                get_seqlen_balanced_partitions,
+                by_length=actor.ppo_mini_batch_size >= self.config.data.train_batch_size,
+            )
+            if order is not None:
+                batch.reorder(order)
+        return batch
 
     def _rows(self, batch: Any) -> list[dict[str, Any]]:
         """The batch's real rows in `task_metrics`' form."""
@@ -78,7 +103,7 @@ class OneRecTrainer(WatchedTrainer):
             rows.append(
                 {
                     "task": sources[i].rsplit("/", 1)[-1],
-                    "group": key.rsplit("_", 2)[0],
+                    "group": group_of(key),
                     "reward": float(tensors["rm_scores"][i].sum()),
                     "answer": tuple(tensors["responses"][i].tolist()[-2 - self._layers :]),
                     "info": info,

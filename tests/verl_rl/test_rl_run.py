@@ -39,7 +39,15 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
-    result = run(world, tmp_path / "out", DRY_RUN=1, STAGE2_BEAM_SIZE=4, ROLLOUT_N=3, N_GPUS=2, LR_SCHEDULER_TYPE="cosine")
+    result = run(
+        world,
+        tmp_path / "out",
+        DRY_RUN=1,
+        STAGE2_BEAM_SIZE=4,
+        ROLLOUT_N=3,
+        N_GPUS=2,
+        LR_SCHEDULER_TYPE="cosine",
+    )
     assert result.returncode == 0, result.stderr
     assert "-m verl.trainer.main_ppo" in result.stdout and "actor_rollout_ref.rollout.n=12" in result.stdout
     assert "trainer.n_gpus_per_node=2" in result.stdout and not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verl_rl.shared_prompts import build, gather, spread
+from verl_rl.shared_prompts import build, gather, keep_groups, split_groups, spread
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,31 @@ def test_values_stand_one_before_their_token():
     values = torch.tensor([1.0, 2.0, 3.0])
     assert spread(values, torch.tensor([2, 1]), torch.tensor([2, 1])).tolist() == [0, 1, 2, 0, 3, 0]
     assert spread(values[:1], torch.tensor([2, 3]), torch.tensor([1, 0])).tolist() == [0, 1, 0, 0, 0, 0]
+
+
+def deal(lengths, k_partitions, equal_size):
+    """A stand-in for verl's partition: every k-th group to a rank."""
+    assert equal_size
+    return [list(range(rank, len(lengths), k_partitions)) for rank in range(k_partitions)]
+
+
+def test_groups_stand_together_on_one_rank():
+    groups, lengths = list("acbbacdd"), [9, 4, 7, 7, 9, 4, 1, 1]
+    assert keep_groups(groups, lengths, 1, deal, by_length=False) == [0, 4, 1, 5, 2, 3, 6, 7]
+    assert keep_groups(groups, lengths, 1, deal, by_length=True) == [6, 7, 1, 5, 2, 3, 0, 4]
+    assert keep_groups(groups, lengths, 2, deal, by_length=False) == [0, 4, 2, 3, 1, 5, 6, 7]
+    assert keep_groups(groups, lengths, 3, deal, by_length=False) is None
+    assert keep_groups([*groups, "e"], [*lengths, 1], 1, deal, by_length=False) is None
+
+
+def test_micro_batches_are_whole_groups_within_the_limit():
+    prompts = [torch.tensor([prompt]) for prompt in (1, 2, 3, 4, 5, 6) for _ in range(2)]
+    lengths = [1, 1, 2, 2, 2, 3, 4, 4, 4, 4, 5, 5]
+    assert split_groups(prompts, lengths, limit=100) == (6, 1)
+    assert split_groups(prompts, lengths, limit=37) == (6, 1)
+    assert split_groups(prompts, lengths, limit=36) == (6, 2)
+    assert split_groups(prompts, lengths, limit=25) == (6, 3)
+    # Never less than a group.
+    assert split_groups(prompts, lengths, limit=3) == (6, 6)
+    assert split_groups(prompts[1:], lengths[1:], limit=100) == (0, 0)
+    assert split_groups(prompts[::2], lengths[::2], limit=100) == (0, 0)
