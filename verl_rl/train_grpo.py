@@ -117,6 +117,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=not has_accelerator(),
         help="compute the prompt of a group once for all its items, with attn_implementation=sdpa (default: 1 without a GPU, 0 with one)",
     )
+    add(
+        "--merge_ratio",
+        type=float,
+        default=1.0,
+        help="the exported weights: this share of the trained model, the rest of the base model; validated once more",
+    )
     add("--num_training_steps", type=int, default=-1, help="-1: by epochs")
     add("--num_epochs", type=int, default=1)
     add("--seed", type=int, default=42)
@@ -162,6 +168,10 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
     if not args.enable_think and not args.enable_nonthink:
         raise InputError("--enable_think, --enable_nonthink", "are both off", "one of them, or both")
+    if not 0 < args.merge_ratio <= 1:
+        raise InputError(
+            "--merge_ratio", f"is {args.merge_ratio:g}", "above 0, at most 1 (the trained model itself)"
+        )
     if args.stage2_num_tokens not in (-1, model.spec.n_layers):
         raise InputError(
             "--stage2_num_tokens", f"is {args.stage2_num_tokens}", f"the layers of the model's SIDs: {model.spec.n_layers}"
@@ -293,6 +303,26 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     return [*(f"{name}={value}" for name, value in values.items()), settings.override(), *args.overrides]
 
 
+def validate_merged(
+    args: argparse.Namespace, settings: RolloutSettings, step: int
+) -> dict[str, dict[str, float]]:
+    """The exported average of two models on the test file, by verl's own validation: task to metric. Kept, and read where it was done before."""
+    folder = args.output_dir / "merged"
+    log = folder / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
+    if not (log.exists() and read_validation([log])):
+        average = vars(args) | {
+            "base_model": args.output_dir / "hf",
+            "output_dir": folder,
+            "kl_loss_coef": 0.0,
+        }
+        only = ["trainer.val_only=True", "trainer.val_before_train=True", "trainer.resume_mode=disable"]
+        launch(
+            [*overrides(argparse.Namespace(**average), settings, step), *only], ["verl_rl.register"], args.n_gpus, folder,
+            extra_environment={"VERL_FILE_LOGGER_PATH": str(log.resolve())},
+        )  # fmt: skip
+    return next(iter(read_validation([log]).values()))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     manifest = Manifest("grpo", args)
@@ -313,8 +343,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
     if args.dry_run:
         return
-    export(args.output_dir / "checkpoints", args.base_model, args.output_dir / "hf")
+    export(args.output_dir / "checkpoints", args.base_model, args.output_dir / "hf", args.merge_ratio)
     validation = read_validation(sorted(args.output_dir.glob("metrics_*.jsonl")))
+    if args.merge_ratio < 1 and args.test_freq > 0:
+        validation["merged"] = validate_merged(args, settings, steps)
     write_json(args.output_dir / "validation.json", validation)
     manifest.input(args.data_dir / RL_TRAIN, rows)
     manifest.output(args.output_dir / "hf")

@@ -85,6 +85,7 @@ def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
     refused(r"has codebooks \[8, 8, 8\]", catalogue=other / "pid2sid.parquet")
     refused("full_hits is not a reward", reward_weights="full_hits=1")
     refused("does not divide", n_gpus=3, rollout_tp_size=2)
+    refused("above 0, at most 1", merge_ratio=0)
     refused("are both off", enable_think=0, enable_nonthink=0)
     refused("at most the model's context of 512", prompt_length=500)
     refused("at least --train_batch_size 64", train_batch_size=64)
@@ -128,3 +129,13 @@ def test_two_steps_on_two_ranks(world, tmp_path):
     for name in ("tokenizer.json", "chat_template.jinja", "sid_spec.json", "config.json"):
         assert (out / "hf" / name).read_bytes() == (world / "model" / name).read_bytes()
     assert "checkpoint in" in result.stdout and "generation" in result.stdout
+    # The same command on the finished run, with another share: the average of both models, validated once more.
+    result = run(world, out, MERGE_RATIO=0.25, VAL_BEFORE_TRAIN=0)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    merged = load_file(out / "hf" / "model.safetensors")
+    for name, values in merged.items():
+        average = 0.75 * base[name].float() + 0.25 * trained[name].float()
+        assert torch.allclose(values.float(), average, atol=1e-6), name
+    validation = json.loads((out / "validation.json").read_text())
+    assert list(validation) == ["2", "merged"] and "recall@10" in validation["merged"]["all"]
+    assert "test file, step 2 → step merged" in result.stdout
