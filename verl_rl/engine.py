@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import torch
-from tensordict import LazyStackedTensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -29,11 +28,6 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
 
     def forward_backward_batch(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """verl's, in micro-batches of whole groups where rows come in groups: a group in two of them would pay for its prompt twice."""
-        if self._shares:
-            # What rows carry that is no tensor (strings, dictionaries) takes longer to move to the device, one by one, than a forward pass.
-            data = data.exclude(
-                *(name for name, value in data.items() if isinstance(value, LazyStackedTensorDict))
-            )
         if self._shares and tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
             lengths = data["input_ids"].offsets().diff().tolist()
             groups, parts = split_groups(data["prompts"].unbind(), lengths, data["max_token_len_per_gpu"])

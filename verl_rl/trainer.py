@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,19 @@ TRAINER = "onerec_sync"
 def group_of(key: str) -> str:
     """The group of a row's key in verl's queue: the prompt's identifier, without rollout and item."""
     return key.rsplit("_", 2)[0]
+
+
+@contextlib.contextmanager
+def tensors_only(batch: Any) -> Iterator[None]:
+    """Within it workers fetch the batch's tensors alone: strings and dictionaries of the rows, which no engine reads, take longer than a forward pass."""
+    meta = tq.get_client().kv_retrieve_meta(keys=batch.keys, partition_id=batch.partition_id, create=False)
+    batch.fields = [
+        name for name, field in meta.field_schema.items() if not field.get("is_non_tensor", False)
+    ]
+    try:
+        yield
+    finally:
+        batch.fields = None
 
 
 @register_trainer(TRAINER)
@@ -57,6 +72,18 @@ class OneRecTrainer(WatchedTrainer):
             if order is not None:
                 batch.reorder(order)
         return batch
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        with tensors_only(batch):
+            return super()._compute_old_log_prob(batch, metrics)
+
+    def _compute_ref_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        with tensors_only(batch):
+            return super()._compute_ref_log_prob(batch, metrics)
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        with tensors_only(batch):
+            return super()._update_actor(batch, metrics)
 
     def _rows(self, batch: Any) -> list[dict[str, Any]]:
         """The batch's real rows in `task_metrics`' form."""
