@@ -56,9 +56,9 @@ class OneRecTrainer(WatchedTrainer):
             flush=True,
         )
 
-    def _balance_batch(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """verl's, and where groups share their prompt, each of them whole on one rank."""
-        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        batch = super()._balance_batch(batch, *args, **kwargs)
         override = self.config.actor_rollout_ref.model.get("override_config") or {}
         if override.get(SHARE_KEY):
             actor = self.config.actor_rollout_ref.actor
