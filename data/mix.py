@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
 from data.sampling import StreamSample, batch_rows
 from onerec.errors import InputError
-from onerec.parquet import iter_batches, list_parquet, open_parquet
+from onerec.parquet import iter_batches, list_parquet, open_parquet, read_table
 from onerec.records import SCHEMA, check_columns
 from onerec.run import Manifest, read_json
 
-CONFIG_KEYS = {"sources", "rows_per_file", "comment"}
+CONFIG_KEYS = {"sources", "rows_per_file", "exclude_users", "comment"}
 SOURCE_KEYS = {"name", "path", "weight", "max_rows"}
 KEY_COLUMNS = ("uuid", "source", "metadata")
 _TEXT_COLUMNS = ("segments", "messages")
@@ -34,17 +36,33 @@ class RecordFile:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Files that belong to the mix and how much of them: ``weight`` a share of the rows (0 to 1), ``max_rows`` a cap."""
+    """Files that belong to the mix and how much of them.
+
+    ``weight`` is a share of the rows (0 to 1), ``max_rows`` a cap, both of what is left once the rows of the
+    ``excluded`` users are taken out.
+    """
 
     name: str
     files: list[RecordFile]
     weight: float = 1.0
     max_rows: int = -1
+    excluded: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def total(self) -> int:
-        """Rows of the files."""
-        return sum(file.rows for file in self.files)
+        """Rows of the files that are of no excluded user."""
+        rows = sum(file.rows for file in self.files)
+        return rows - sum(self.excluded_rows(file) for file in self.files) if self.excluded else rows
+
+    def excluded_rows(self, file: RecordFile) -> int:
+        """Rows of a file that are of an excluded user, from its metadata column."""
+        batches = iter_batches(file.path, ["metadata"], batch_size=8192)
+        return sum(len(batch) - int(self.keeps(batch).sum()) for batch in batches)
+
+    def keeps(self, batch: pa.RecordBatch) -> np.ndarray:
+        """(rows,) bool: the rows of a batch that are of no excluded user; rows without a user are kept."""
+        users = map(uid_of, batch.column("metadata").to_pylist())
+        return np.fromiter((uid not in self.excluded for uid in users), bool, batch.num_rows)
 
     @property
     def wanted(self) -> int:
@@ -64,6 +82,7 @@ def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source
     if not isinstance(value, dict) or not isinstance(value.get("sources"), list) or not value["sources"]:
         raise InputError(path, "has no list of sources", '{"sources": [{"name": …, "path": …}]}')
     _check_keys(path, value, CONFIG_KEYS)
+    excluded = read_excluded(path, base, value.get("exclude_users", []), manifest)
     sources = []
     for item in value["sources"]:
         _check_keys(path, item, SOURCE_KEYS)
@@ -80,11 +99,42 @@ def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source
                 path, f"source {item['name']} has max_rows {cap}", "a positive number, or -1 for all"
             )
         files = record_files(base / item["path"], manifest)
-        sources.append(Source(item["name"], files, float(weight), cap))
+        sources.append(Source(item["name"], files, float(weight), cap, excluded))
     rows_per_file = value.get("rows_per_file", 1000)
     if not isinstance(rows_per_file, int) or rows_per_file < 1:
         raise InputError(path, f"rows_per_file is {rows_per_file}", "a positive number")
     return sources, rows_per_file
+
+
+def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int]:
+    """The users whom the files of a config's ``exclude_users`` name: RL data or records, relative to ``base``."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            path, f"exclude_users is {names!r}", "a list of files, as output/rl_data/test.parquet"
+        )
+    users: set[int] = set()
+    for name in names:
+        for file in list_parquet(base / name):
+            columns = open_parquet(file).schema_arrow.names
+            column = "extra_info" if "extra_info" in columns else "metadata"
+            rows = read_table(file, [column])[column].to_pylist()
+            found = {row["uid"] for row in rows} if column == "extra_info" else set(map(uid_of, rows))
+            if not (found := found - {None}):
+                raise InputError(
+                    file, "names no user to exclude", "RL data, or records with a uid in their metadata"
+                )
+            users |= found
+            manifest.input(file, len(rows))
+    return frozenset(users)
+
+
+def uid_of(metadata: str | None) -> int | None:
+    """The user that a record's metadata names; None where it names none."""
+    try:
+        uid = orjson.loads(metadata or "").get("uid")
+    except (ValueError, AttributeError):
+        return None
+    return uid if isinstance(uid, int) else None
 
 
 def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
@@ -125,12 +175,20 @@ def file_of(path: Path) -> RecordFile:
 
 
 def source_batches(source: Source, rng: np.random.Generator, manifest: Manifest) -> Iterator[pa.RecordBatch]:
-    """The chosen rows of a source in the record schema, in batches; bad ones dropped and counted."""
+    """The chosen rows of a source in the record schema, in batches; bad ones dropped and counted.
+
+    Rows of excluded users are counted by source in the manifest's ``rows_of_excluded_users``.
+    """
     sample = StreamSample(source.total, source.wanted, rng)
+    left_out = sum(file.rows for file in source.files) - source.total
+    if left_out:
+        manifest.extra.setdefault("rows_of_excluded_users", {})[source.name] = left_out
     for file in source.files:
         manifest.input(file.path, file.rows)
         size = batch_rows(file.bytes / max(file.rows, 1))
         for batch in iter_batches(file.path, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=size):
+            if source.excluded:
+                batch = batch.filter(pa.array(source.keeps(batch)))
             places = sample.take(batch.num_rows)
             chosen = as_records(batch)
             yield checked(

@@ -3,7 +3,8 @@
     python prepare_mix.py --config configs/sft.json --base_dir . --output_dir output/split_data_sft --seed 42
 
 The config names the sources: {"sources": [{"name", "path" (file, folder or pattern, relative to --base_dir), "weight"
-(share of the rows) and "max_rows"}], "rows_per_file"}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
+(share of the rows) and "max_rows"}], "rows_per_file", "exclude_users" (files of RL data or records whose users stay out of
+every source)}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
 bounded by --buffer_mb whatever the input's size, and the result does not depend on it.
 """
 
@@ -79,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError(args.config, "names sources that give no row", "at least one good record")
         manifest.output(args.output_dir, sum(rows))
         manifest.write(folder)
+    excluded = manifest.extra.get("rows_of_excluded_users", {})
     for name, count in manifest.extra["rows_by_source"].items():
-        print(f"{count:>9,} rows  {name}")
+        note = f" ({excluded[name]:,} of excluded users left out)" if name in excluded else ""
+        print(f"{count:>9,} rows  {name}{note}")
     print(f"{sum(rows):,} rows in {len(rows)} shards in {args.output_dir}; {manifest.dropped_text()}")
 
 

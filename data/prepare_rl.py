@@ -1,6 +1,6 @@
 """RL data: the five recommendation tasks in verl's format, train and test without a user in common.
 
-    python prepare_rl.py --input_dir output --output_dir output/rl_data --test_size 1000
+    python prepare_rl.py --input_dir output --output_dir output/rl_data --test_size 1000 --user_share 0.3
 
 Columns: data_source (the task), prompt (list of {role, content}), ability, reward_model {style, ground_truth (the SID
 text)}, extra_info {uid, task, index, uuid}. ``--test_size`` rows a task go to the test file, taken user by user; a user
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 
-from data.mix import KEY_COLUMNS
+from data.mix import KEY_COLUMNS, uid_of
 from data.outputs import Outputs
 from onerec.errors import InputError, cli
 from onerec.files import RL_TEST, RL_TRAIN
@@ -51,15 +50,6 @@ SCHEMA = pa.schema(
 )
 
 
-def uid_of(metadata: str | None) -> int | None:
-    """The user that a record's metadata names; None where it names none."""
-    try:
-        uid = orjson.loads(metadata or "").get("uid")
-    except (ValueError, AttributeError):
-        return None
-    return uid if isinstance(uid, int) else None
-
-
 def to_rl_row(task: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
     """One record as a row of verl's format; raises ValueError where it has no answer or no uid."""
     turns, uid = parse_messages(row["messages"]), uid_of(row["metadata"])
@@ -79,15 +69,23 @@ def rank_of(seed: int, uid: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{uid}".encode(), digest_size=8).digest()
 
 
-def split_users(counts: dict[int, Counter[str]], test_size: int, seed: int) -> set[int]:
-    """Users of the test file, given each user's rows by task: in hash order, until every task has ``test_size`` rows."""
+def split_users(
+    counts: dict[int, Counter[str]], test_size: int, seed: int, share: float = 1.0
+) -> tuple[set[int], set[int]]:
+    """Users of the test file and of the training file, given each user's rows by task.
+
+    In hash order the first ``share`` of the users are taken: for the test file until every task has ``test_size`` rows,
+    then for the training file.
+    """
     taken: Counter[str] = Counter()
-    chosen: set[int] = set()
-    for uid in sorted(counts, key=lambda uid: (rank_of(seed, uid), uid)):
+    test: set[int] = set()
+    users = sorted(counts, key=lambda uid: (rank_of(seed, uid), uid))
+    users = users[: round(len(users) * share)]
+    for uid in users:
         if any(taken[task] < test_size for task in counts[uid]):
-            chosen.add(uid)
+            test.add(uid)
             taken += counts[uid]
-    return chosen
+    return test, set(users) - test
 
 
 def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter[str]]:
@@ -105,10 +103,13 @@ def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter
 class Writer:
     """Second pass: each task's rows to the training or the test file."""
 
-    def __init__(self, folder: Path, test_users: set[int], test_size: int, manifest: Manifest) -> None:
+    def __init__(
+        self, folder: Path, test_users: set[int], train_users: set[int], test_size: int, manifest: Manifest
+    ) -> None:
         self.train, self.test = folder / RL_TRAIN, folder / RL_TEST
         self.outputs = Outputs({self.train: SCHEMA, self.test: SCHEMA})
-        self._test_users, self._test_size, self._manifest = test_users, test_size, manifest
+        self._test_users, self._train_users = test_users, train_users
+        self._test_size, self._manifest = test_size, manifest
         self._taken: Counter[str] = Counter()
 
     def add(self, task: str, first: int, rows: list[dict[str, Any]]) -> None:
@@ -120,8 +121,11 @@ class Writer:
             except (ValueError, TypeError, KeyError):
                 self._manifest.drop("no prompt and answer of a user")
                 continue
-            if made["extra_info"]["uid"] not in self._test_users:
+            uid = made["extra_info"]["uid"]
+            if uid in self._train_users:
                 parts[self.train].append(made)
+            elif uid not in self._test_users:
+                self._manifest.drop("its user is past --user_share")
             elif self._taken[task] < self._test_size:
                 self._taken[task] += 1
                 parts[self.test].append(made)
@@ -145,14 +149,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take"
     )
     parser.add_argument("--test_size", type=int, default=1000, help="test rows a task")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of test users")
+    parser.add_argument(
+        "--user_share",
+        type=float,
+        default=1.0,
+        help="share of the users whose rows are taken, test users included",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of users")
     args = parser.parse_args(argv)
     if args.test_size < 1:
         raise InputError("--test_size", f"{args.test_size} is not a positive number", "at least 1")
+    if not 0 < args.user_share <= 1:
+        raise InputError(
+            "--user_share", f"{args.user_share} is no share of the users", "over 0 and at most 1"
+        )
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
-    test_users = split_users(count_users(files, manifest), args.test_size, args.seed)
-    writer = Writer(args.output_dir, test_users, args.test_size, manifest)
+    counts = count_users(files, manifest)
+    test_users, train_users = split_users(counts, args.test_size, args.seed, args.user_share)
+    writer = Writer(args.output_dir, test_users, train_users, args.test_size, manifest)
     with writer.outputs as outputs:
         for task, path in files.items():
             first = 0
@@ -162,8 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not outputs.rows[writer.train]:
             raise InputError(
                 args.input_dir,
-                f"leaves no training user at --test_size {args.test_size}",
-                "a smaller test size",
+                f"leaves no training user at --test_size {args.test_size} and --user_share {args.user_share}",
+                "a smaller test size or a larger share",
             )
     for path, rows in outputs.rows.items():
         manifest.output(path, rows)

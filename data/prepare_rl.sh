@@ -7,6 +7,8 @@ cd "$(dirname "$0")"
 : "${INPUT_DIR:=$BASE_DIR/output}"
 : "${OUTPUT_DIR:=$BASE_DIR/output/rl_data}"
 : "${TEST_SIZE:=1000}"
+# Share of the users whose rows RL takes, its test users included; a mix with exclude_users can leave them all out.
+: "${USER_SHARE:=1}"
 : "${SEED:=42}"
 # Fewer where the logs lack a domain, as TASKS="video label_cond interactive".
 : "${TASKS:=video ad product label_cond interactive}"
@@ -15,5 +17,5 @@ cd "$(dirname "$0")"
 spec=()
 [[ -f "$SID_SPEC" ]] && spec=(--sid_spec "$SID_SPEC")
 set -x
-"$PYTHON" prepare_rl.py --input_dir "$INPUT_DIR" --output_dir "$OUTPUT_DIR" --test_size "$TEST_SIZE" --seed "$SEED" --tasks $TASKS
+"$PYTHON" prepare_rl.py --input_dir "$INPUT_DIR" --output_dir "$OUTPUT_DIR" --test_size "$TEST_SIZE" --user_share "$USER_SHARE" --seed "$SEED" --tasks $TASKS
 "$PYTHON" validate.py "$OUTPUT_DIR/train.parquet" "$OUTPUT_DIR/test.parquet" "${spec[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# 3. Logs and SIDs to training records and benchmark files, then the mixes of pretraining and SFT, the prompts of
-#    distillation and the RL data. With VALIDATION_USERS also the validation targets as benchmark files, for choose_checkpoint.sh.
+# 3. Logs and SIDs to training records and benchmark files, then the RL data, the mixes of pretraining and SFT (which may
+#    leave RL's users out) and the prompts of distillation. With VALIDATION_USERS also the validation targets as benchmark files, for choose_checkpoint.sh.
 source "$(dirname "$0")/common.sh"
 export SEED="${SEED:-0}" BASE_DIR="$RUN_DIR"
 items="$RAW_DATA/onerec_data"
@@ -13,12 +13,12 @@ if ((VALIDATION_USERS)); then
   run python "$ROOT/data/onerec_data/run.py" --input "$items/onerec_bench_release.parquet" --pid2sid "$items/video_ad_pid2sid.parquet" \
     --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" --seed "$SEED" --tasks --benchmark_split 2
 fi
-CONFIG="$ROOT/$DATA_CONFIGS/pretrain.json" run bash "$ROOT/data/prepare_pretrain.sh"
-CONFIG="$ROOT/$DATA_CONFIGS/sft.json" run bash "$ROOT/data/prepare_sft.sh"
-TEXT_INPUT="$RAW_DATA/general_text/pretrain" MAX_PER_SOURCE="$DISTILL_MAX_PER_SOURCE" run bash "$ROOT/data/prepare_distillation.sh"
 # The tasks that these logs have.
 tasks=""
 for task in video ad product label_cond interactive; do
   [[ -f "$DATA_OUTPUT/sft_${task}_rec.parquet" ]] && tasks+="${tasks:+ }$task"
 done
-TEST_SIZE="$RL_TEST_SIZE" TASKS="$tasks" run bash "$ROOT/data/prepare_rl.sh"
+TEST_SIZE="$RL_TEST_SIZE" USER_SHARE="$RL_USER_SHARE" TASKS="$tasks" run bash "$ROOT/data/prepare_rl.sh"
+CONFIG="$ROOT/$DATA_CONFIGS/pretrain.json" run bash "$ROOT/data/prepare_pretrain.sh"
+CONFIG="$ROOT/$DATA_CONFIGS/sft.json" run bash "$ROOT/data/prepare_sft.sh"
+TEXT_INPUT="$RAW_DATA/general_text/pretrain" MAX_PER_SOURCE="$DISTILL_MAX_PER_SOURCE" run bash "$ROOT/data/prepare_distillation.sh"

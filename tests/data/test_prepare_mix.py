@@ -242,3 +242,73 @@ def test_rl_data_without_a_training_user_is_refused(tmp_path):
     rl_inputs(tmp_path, users=6)
     with pytest.raises(InputError, match="leaves no training user"):
         prepare_rl(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--test_size", "100"])
+
+
+def rl_users(folder):
+    return [
+        {row["extra_info"]["uid"] for row in pq.read_table(folder / "rl" / f"{name}.parquet").to_pylist()}
+        for name in ("train", "test")
+    ]
+
+
+def test_a_share_of_the_users_is_for_rl_and_a_mix_can_leave_them_out(world):
+    folder, config = world
+    rl_inputs(folder)
+    argv = ["--input_dir", str(folder), "--output_dir", str(folder / "rl"), "--test_size", "5"]
+    prepare_rl([*argv, "--user_share", "0.5"])
+    train, test = rl_users(folder)
+    assert len(train | test) == 20 and not train & test
+    prepare_rl(argv)
+    whole_train, whole_test = rl_users(folder)
+    assert whole_test == test and len(whole_train | whole_test) == 40, (
+        "the share does not move the test users"
+    )
+
+    prepare_rl([*argv, "--user_share", "0.5"])
+    sources = [
+        {"name": "video", "path": "sft_video_rec.parquet"},
+        {"name": "ad", "path": "sft_ad_rec.parquet", "max_rows": 8},
+        {"name": "text", "path": "text.parquet"},
+    ]
+    config(*sources, exclude_users=["rl/*.parquet"])
+    rows = run(folder)
+    users = {
+        source: {json.loads(row["metadata"])["uid"] for row in rows if row["source"] == source}
+        for source in ("video_rec", "ad_rec")
+    }
+    assert users["video_rec"] == set(range(40)) - train - test
+    assert len(users["ad_rec"]) == 8 and not users["ad_rec"] & (train | test), "the cap counts what is left"
+    assert sum(row["source"] == "text" for row in rows) == 10, "records of no user stay"
+    manifest = json.loads((folder / "mixed" / "manifest.json").read_text())
+    odd = sum(uid % 2 for uid in train | test)
+    assert manifest["rows_of_excluded_users"] == {"video": 20, "ad": odd} and manifest["dropped"] == {}
+    config(*sources, exclude_users=["rl/test.parquet"])
+    run(folder)
+    manifest = json.loads((folder / "mixed" / "manifest.json").read_text())
+    assert manifest["rows_of_excluded_users"]["video"] == len(test)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "match"),
+    [
+        ("rl/test.parquet", "a list of files"),
+        (["rl/none.parquet"], "names no Parquet file"),
+        (["text.parquet"], "names no user"),
+        (["other.parquet"], "has no column metadata"),
+    ],
+)
+def test_users_to_exclude_that_cannot_be_read_are_an_error(world, excluded, match):
+    folder, config = world
+    write_table(folder / "other.parquet", pa.table({"pid": [1]}))
+    config({"name": "chat", "path": "chat.parquet"}, exclude_users=excluded)
+    with pytest.raises(InputError, match=match):
+        run(folder)
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan"])
+def test_a_share_that_is_none_is_refused(tmp_path, share):
+    rl_inputs(tmp_path)
+    with pytest.raises(InputError, match="no share of the users"):
+        prepare_rl(
+            ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share]
+        )
