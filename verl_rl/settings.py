@@ -12,6 +12,8 @@ from verl_rl.rewards import check_weights
 DEFAULT_CATALOGUE = "default"
 # Under this name the model's configuration tells verl_rl.engine to compute rows that begin alike once.
 SHARE_KEY = "onerec_share_prompts"
+# Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, and whether its rows are samples.
+ADVANTAGE_KEY, SAMPLED_KEY = "advantage", "sampled"
 
 
 @dataclasses.dataclass(frozen=True)

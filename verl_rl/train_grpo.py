@@ -23,8 +23,9 @@ from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_export import export, last_checkpoint
 from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, has_accelerator, launch
+from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS, parse_weights
-from verl_rl.settings import DEFAULT_CATALOGUE, SHARE_KEY, RolloutSettings
+from verl_rl.settings import ADVANTAGE_KEY, DEFAULT_CATALOGUE, SAMPLED_KEY, SHARE_KEY, RolloutSettings
 from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
@@ -107,7 +108,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--clip_ratio_low", type=float, default=0.2)
     add("--clip_ratio_high", type=float, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
-    add("--norm_adv_by_std", type=switch, default=True, help="divide a group's advantages by their deviation")
+    add(
+        "--advantage",
+        choices=ADVANTAGES,
+        default="grpo",
+        help="grpo: every beam of a group counts alike; maxrl: by its probability, over the group's expected reward",
+    )
+    add(
+        "--norm_adv_by_std",
+        type=switch,
+        default=True,
+        help="grpo: divide a group's advantages by their deviation",
+    )
     add("--train_batch_size", type=int, default=64, help="prompts a step")
     add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
     add("--max_tokens_per_gpu", type=int, default=16384, help="tokens of a micro-batch (dynamic batch)")
@@ -168,6 +180,17 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
     if not args.enable_think and not args.enable_nonthink:
         raise InputError("--enable_think, --enable_nonthink", "are both off", "one of them, or both")
+    below = [
+        name
+        for name, weight in parse_weights(args.reward_weights).items()
+        if weight < 0 or name == "rank_aware"
+    ]
+    if args.advantage == "maxrl" and below:
+        raise InputError(
+            "--reward_weights",
+            f"can be below 0 by {', '.join(below)}",
+            "rewards of 0 and more for --advantage maxrl",
+        )
     if not 0 < args.merge_ratio <= 1:
         raise InputError(
             "--merge_ratio", f"is {args.merge_ratio:g}", "above 0, at most 1 (the trained model itself)"
@@ -239,6 +262,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     values = {
         "algorithm.adv_estimator": "onerec_grpo",
         "algorithm.norm_adv_by_std_in_grpo": args.norm_adv_by_std,
+        f"+onerec.{ADVANTAGE_KEY}": args.advantage,
+        f"+onerec.{SAMPLED_KEY}": settings.stage2 == "sample" or not settings.two_stage,
         "data.train_files": (args.data_dir / RL_TRAIN).resolve(),
         "data.val_files": (args.data_dir / RL_TEST).resolve(),
         "data.custom_cls.path": "pkg://verl_rl.dataset",

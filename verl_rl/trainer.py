@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 import transfer_queue as tq
+from tensordict import TensorDict
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from onerec.verl_trainer import WatchedTrainer
+from verl_rl.advantage import likelihood_advantages
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
-from verl_rl.settings import SHARE_KEY
+from verl_rl.settings import ADVANTAGE_KEY, SAMPLED_KEY, SHARE_KEY
 from verl_rl.shared_prompts import keep_groups
 
 TRAINER = "onerec_sync"
@@ -22,6 +25,11 @@ TRAINER = "onerec_sync"
 def group_of(key: str) -> str:
     """The group of a row's key in verl's queue: the prompt's identifier, without rollout and item."""
     return key.rsplit("_", 2)[0]
+
+
+def rollout_of(key: str) -> str:
+    """The rollout of a row's key: without the item."""
+    return key.rsplit("_", 1)[0]
 
 
 @contextlib.contextmanager
@@ -84,6 +92,24 @@ class OneRecTrainer(WatchedTrainer):
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         with tensors_only(batch):
             return super()._update_actor(batch, metrics)
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's way to the registered estimator, which sees rewards alone; MaxRL's needs the beams' probabilities too."""
+        if self.config.onerec[ADVANTAGE_KEY] != "maxrl":
+            return super()._compute_advantage(batch, metrics)
+        fields = ["rm_scores", "response_mask", "old_log_probs"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        scores, masks, log_probs = (data[name].unbind() for name in fields)
+        beams = torch.stack([(row * mask).sum() for row, mask in zip(log_probs, masks, strict=True)])
+        advantages = likelihood_advantages(
+            torch.stack([row.sum() for row in scores]), list(map(group_of, batch.keys)),
+            list(map(rollout_of, batch.keys)), None if self.config.onerec[SAMPLED_KEY] else beams,
+        )  # fmt: skip
+        spread = torch.nested.as_nested_tensor(
+            [advantage * mask for advantage, mask in zip(advantages, masks, strict=True)], layout=torch.jagged
+        )
+        rows = TensorDict({"advantages": spread, "returns": spread}, batch_size=len(batch))
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows)
 
     def _rows(self, batch: Any) -> list[dict[str, Any]]:
         """The batch's real rows in `task_metrics`' form."""

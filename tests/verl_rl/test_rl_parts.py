@@ -90,6 +90,49 @@ def test_every_beam_gets_its_own_advantage_in_its_group():
     assert plain[:, 0].numpy() == pytest.approx(np.array([2 / 3, -1 / 3, -1 / 3, 0, 0, 0]), abs=1e-6)
 
 
+def test_maxrl_weighs_beams_by_their_probability_over_the_expected_reward():
+    import torch
+
+    from verl_rl.advantage import likelihood_advantages
+
+    # One rollout of three beams, probabilities 1/2, 1/4, 1/4 among them; the second is a hit: R = 1/4.
+    log_probs = torch.tensor([0.5, 0.25, 0.25, 0.3, 0.3]).log() - 7
+    scores, groups = torch.tensor([0, 1.0, 0, 0, 0]), list("aaabb")
+    found = likelihood_advantages(scores, groups, ["a0", "a0", "a0", "b0", "b0"], log_probs)
+    assert found.numpy() == pytest.approx(np.array([3 / 2 * -1, 3 / 4 * 3, 3 / 4 * -1, 0, 0]), abs=1e-6)
+    # Samples count alike: R = 1/3.
+    found = likelihood_advantages(scores, groups, ["a0", "a0", "a0", "b0", "b0"], None)
+    assert found.numpy() == pytest.approx(np.array([-1, 2, -1, 0, 0]), abs=1e-6)
+    # A hit of hardly any probability is no division by zero, a miss of none is left alone.
+    found = likelihood_advantages(
+        torch.tensor([0, 1.0, 0]), list("aaa"), ["a0"] * 3, torch.tensor([0, -60.0, -80.0])
+    )
+    assert torch.isfinite(found).all() and abs(float(found[2])) < 1e-6
+
+
+def test_maxrl_is_the_gradient_of_the_logarithm_of_the_expected_reward():
+    import torch
+
+    from verl_rl.advantage import likelihood_advantages
+
+    torch.manual_seed(0)
+    # Two thoughts of a prompt with 4 and 2 beams: the expected reward is the mean over the thoughts.
+    log_probs = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    scores, rollouts = torch.tensor([0, 1.0, 0.5, 0, 1, 0]), ["r0"] * 4 + ["r1"] * 2
+    shares = torch.cat([log_probs[:4].softmax(0), log_probs[4:].softmax(0)])
+    (shares * scores).sum().div(2).log().backward()
+    found = likelihood_advantages(scores, ["p"] * 6, rollouts, log_probs.detach())
+    # With beams' probabilities alone, beside the likelihood of the thoughts: what all beams of a thought get is the thought's.
+    own = (
+        found / 6
+        - torch.tensor(np.repeat([float(found[:4].sum()), float(found[4:].sum())], [4, 2]))
+        / 6
+        * shares.detach()
+    )
+    assert own.numpy() == pytest.approx(log_probs.grad.numpy(), abs=1e-6)
+    assert float(found.sum()) == pytest.approx(0, abs=1e-5)
+
+
 def test_stock_grpo_and_ours_agree_where_every_rollout_is_one_output():
     import torch
     from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage

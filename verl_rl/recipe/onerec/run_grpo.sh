@@ -39,7 +39,8 @@ here="$(cd "$(dirname "$0")/../.." && pwd)"
 : "${KL_LOSS_COEF:=0.001}"
 : "${CLIP_RATIO_LOW:=0.2}"
 : "${CLIP_RATIO_HIGH:=0.28}"
-: "${NORM_ADV_BY_STD:=1}" # 0: advantages are not divided by their group's deviation (Dr. GRPO)
+: "${ADVANTAGE:=grpo}" # maxrl: beams count by their probability, over the group's expected reward (arXiv 2602.02710)
+: "${NORM_ADV_BY_STD:=1}" # 0: grpo's advantages are not divided by their group's deviation (Dr. GRPO)
 : "${TRAIN_BATCH_SIZE:=64}"
 : "${MINI_BATCH_SIZE:=-1}"
 : "${MAX_TOKENS_PER_GPU:=16384}"
@@ -70,7 +71,7 @@ command=("$PYTHON" "$here/train_grpo.py" --base_model "$BASE_MODEL" --data_dir "
   --gpu_memory_utilization "$GPU_MEMORY_UTILIZATION" --max_num_seqs "$MAX_NUM_SEQS" --max_num_batched_tokens "$MAX_NUM_BATCHED_TOKENS"
   --reward_weights "$REWARD_WEIGHTS" --learning_rate "$LEARNING_RATE" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --warmup_steps "$WARMUP_STEPS"
   --kl_loss_coef "$KL_LOSS_COEF"
-  --clip_ratio_low "$CLIP_RATIO_LOW" --clip_ratio_high "$CLIP_RATIO_HIGH" --norm_adv_by_std "$NORM_ADV_BY_STD" --train_batch_size "$TRAIN_BATCH_SIZE"
+  --clip_ratio_low "$CLIP_RATIO_LOW" --clip_ratio_high "$CLIP_RATIO_HIGH" --advantage "$ADVANTAGE" --norm_adv_by_std "$NORM_ADV_BY_STD" --train_batch_size "$TRAIN_BATCH_SIZE"
   --mini_batch_size "$MINI_BATCH_SIZE" --max_tokens_per_gpu "$MAX_TOKENS_PER_GPU" --merge_ratio "$MERGE_RATIO"
   --num_training_steps "$NUM_TRAINING_STEPS"
   --num_epochs "$NUM_EPOCHS" --seed "$SEED" --val_before_train "$VAL_BEFORE_TRAIN" --test_freq "$TEST_FREQ"
