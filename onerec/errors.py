@@ -7,6 +7,8 @@ import functools
 import sys
 from collections.abc import Callable
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class InputError(Exception):
     """Input that the program cannot use.
@@ -23,7 +25,7 @@ class InputError(Exception):
 def from_os_error(error: OSError) -> InputError:
     """Say an operating-system error (disk full, no permission, no such file) in the house's form."""
     file = error.filename or "output"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in DISK_FULL:
         return InputError(
             file, "no space left on the device", "free some space or choose another output folder"
         )

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onerec.errors import InputError
+from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
 from onerec.parquet import count_rows, open_parquet
 from onerec.run import read_json
@@ -241,8 +241,11 @@ def resolve(overrides: Sequence[str]) -> None:
 
 
 # What a failed run's log says, in the order in which it is looked for, and what the user is told.
+_FULL = ("no space left on the device", "free some space")
 _CAUSES = (
-    ("No space left on device", "no space left on the device", "free some space"),
+    ("No space left on device", *_FULL),
+    # What torch.save says where a file ends before it was written whole; the reason stays in C++.
+    ("inline_container.cc", "a checkpoint could not be written whole", "free some space"),
     ("InputError: ", "", ""),
     ("EngineDeadError", "a rollout server died", "see the log"),
     ("ActorDiedError", "a worker process died (killed, or out of memory)", "see the log"),
@@ -255,6 +258,7 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("ab", buffering=0)
+        self.disk_full = False
 
     def __enter__(self) -> _Log:
         return self
@@ -270,6 +274,7 @@ class _Log:
         try:
             self._file.write(text.encode("utf-8"))
         except OSError as error:
+            self.disk_full = error.errno in DISK_FULL
             print(f"warning: {self._path}: {error.strerror}; the log ends here", file=sys.stderr, flush=True)
             self._file.close()
             self._file = None
@@ -321,7 +326,8 @@ def launch(
             file.write(text)
             tail.append(text)
     if process.returncode:
-        what, right = cause(tail) or (f"verl ended with status {process.returncode}", "see the log")
+        told = _FULL if file.disk_full else cause(tail)
+        what, right = told or (f"verl ended with status {process.returncode}", "see the log")
         raise InputError(log, what, f"{right}; the same command goes on from the last checkpoint")
     return 0
 

@@ -127,6 +127,9 @@ def test_the_cause_of_a_failure_is_read_from_the_log():
     )
     assert verl_launch.cause(["vllm.v1.engine.exceptions.EngineDeadError: …"])[0] == "a rollout server died"
     assert verl_launch.cause(["ValueError: 2 GPU", "(pid=1) more"]) == ("ValueError: 2 GPU", "see the log")
+    # What a run said whose disk was full while torch saved its second checkpoint.
+    torch_says = "RuntimeError: [enforce fail at inline_container.cc:672] . unexpected pos 271808 vs 271700"
+    assert verl_launch.cause([torch_says])[0] == "a checkpoint could not be written whole"
     assert verl_launch.cause(["fine"]) is None
 
 
@@ -147,7 +150,8 @@ def test_verl_takes_the_platform():
 
 def test_a_full_disk_is_named_and_does_not_hide_behind_the_log(monkeypatch, capsys, tmp_path):
     (tmp_path / "verl.log").symlink_to("/dev/full")
-    says = "print('OSError: [Errno 28] No space left on device'); raise SystemExit(1)"
+    # torch does not say why a checkpoint ends early; that the log could not be written does.
+    says = "print('RuntimeError: [enforce fail at inline_container.cc:672]'); raise SystemExit(1)"
     monkeypatch.setattr(verl_launch, "resolve", lambda overrides: None)
     monkeypatch.setattr(verl_launch, "command", lambda overrides: [sys.executable, "-c", says])
     with pytest.raises(
