@@ -99,7 +99,14 @@ def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source
                 path, f"source {item['name']} has max_rows {cap}", "a positive number, or -1 for all"
             )
         files = record_files(base / item["path"], manifest)
-        sources.append(Source(item["name"], files, float(weight), cap, excluded))
+        source = Source(item["name"], files, float(weight), cap, excluded)
+        if excluded and not source.total and any(file.rows for file in files):
+            raise InputError(
+                path,
+                f"source {source.name} has no row but those of excluded users",
+                "fewer users in the files of exclude_users (a smaller --user_share of prepare_rl.py), or none of these files",
+            )
+        sources.append(source)
     rows_per_file = value.get("rows_per_file", 1000)
     if not isinstance(rows_per_file, int) or rows_per_file < 1:
         raise InputError(path, f"rows_per_file is {rows_per_file}", "a positive number")

@@ -183,7 +183,7 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
-        if weight < 0 or name == "rank_aware"
+        if weight < 0 or (weight and name == "rank_aware")
     ]
     if args.advantage == "maxrl" and below:
         raise InputError(

@@ -288,6 +288,16 @@ def test_a_share_of_the_users_is_for_rl_and_a_mix_can_leave_them_out(world):
     assert manifest["rows_of_excluded_users"]["video"] == len(test)
 
 
+def test_a_source_of_nobody_but_excluded_users_is_an_error(world):
+    folder, config = world
+    rl_inputs(folder)
+    prepare_rl(["--input_dir", str(folder), "--output_dir", str(folder / "rl"), "--test_size", "5"])
+    config({"name": "video", "path": "sft_video_rec.parquet"}, exclude_users=["rl/*.parquet"])
+    with pytest.raises(InputError, match="source video has no row but those of excluded users"):
+        run(folder)
+    assert not (folder / "mixed").exists()
+
+
 @pytest.mark.parametrize(
     ("excluded", "match"),
     [

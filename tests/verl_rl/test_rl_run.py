@@ -84,6 +84,7 @@ def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
     SidSpec((16, 16, 16)).save(other)
     refused(r"has codebooks \[8, 8, 8\]", catalogue=other / "pid2sid.parquet")
     refused("full_hits is not a reward", reward_weights="full_hits=1")
+    refused("can be below 0 by rank_aware", advantage="maxrl", reward_weights="full_hit=1,rank_aware=0.1")
     refused("does not divide", n_gpus=3, rollout_tp_size=2)
     refused("above 0, at most 1", merge_ratio=0)
     refused("are both off", enable_think=0, enable_nonthink=0)
