@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+# A GPU wants large matrices; on a CPU the logits of a chunk should stay in its cache.
+CHUNKS = {"cuda": 4096, "cpu": 128}
+
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     """See `linear_cross_entropy`."""
@@ -34,18 +37,19 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             part, target = hidden[rows], labels[rows, None]
             logits = torch.cat([part @ h.T for h in heads], dim=1) if len(heads) > 1 else part @ heads[0].T
             logits = logits.float()
-            lse = torch.logsumexp(logits, dim=1, keepdim=True)
-            losses[rows] = (lse - logits.gather(1, target)).squeeze(1)
+            learnt, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+            # In the memory of the logits: one exponential each, over their sum at the end of the small factors.
+            total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+            losses[rows] = (total.log() + top - learnt).squeeze(1)
             if not want_hidden and not any(want_heads):
                 continue
-            grad = logits.sub_(lse).exp_()  # softmax, in the memory of the logits
-            grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
-            parts = grad.to(part.dtype).split(sizes, dim=1)
+            parts = logits.scatter_add_(1, target, -total).to(part.dtype).split(sizes, dim=1)
             if want_hidden:
-                total = parts[0] @ heads[0]
+                summed = parts[0] @ heads[0]
                 for piece, h in zip(parts[1:], heads[1:], strict=True):
-                    total = total + piece @ h
-                grad_hidden[rows] = total
+                    summed = summed + piece @ h
+                grad_hidden[rows] = summed / total
+            part = (part / total).to(part.dtype)
             for piece, buffer in zip(parts, grad_heads, strict=True):
                 if buffer is None:
                     continue
@@ -71,15 +75,17 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, labels: torch.Tensor, *heads: torch.Tensor, chunk: int = 4096
+    hidden: torch.Tensor, labels: torch.Tensor, *heads: torch.Tensor, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of ``hidden @ cat(heads).T`` against ``labels``.
 
     Args:
         hidden: [N, H]. labels: int64 [N], row numbers of the concatenated heads.
         heads: parts of the head's weight [rows, H], in order; one part that needs a gradient does not cost the others one.
-        chunk: positions whose logits exist at a time.
+        chunk: positions whose logits exist at a time; None: `CHUNKS`.
 
     Returns (sum of the N losses, differentiable; the N losses float32, for statistics only).
     """
+    if chunk is None:
+        chunk = CHUNKS.get(hidden.device.type, CHUNKS["cuda"])
     return _ChunkedLinearCrossEntropy.apply(hidden, labels, chunk, *heads)

@@ -63,14 +63,14 @@ class PackedLM(nn.Module):
     Args:
         lm: the Hugging Face model; its attention is switched to the packed one of this machine.
         itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
-        loss_chunk: positions whose logits exist at a time. attn: the attention, see `attention.register`.
+        loss_chunk: positions whose logits exist at a time; None: `loss.CHUNKS`. attn: the attention, see `attention.register`.
     """
 
     def __init__(
         self,
         lm: Any,
         itemic_rows: tuple[int, int] | None = None,
-        loss_chunk: int = 4096,
+        loss_chunk: int | None = None,
         attn: str = "auto",
     ) -> None:
         super().__init__()
