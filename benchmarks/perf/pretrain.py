@@ -92,11 +92,12 @@ def loss_once(args: argparse.Namespace, kind: str) -> Callable[[], None]:
 def bench_loss(args: argparse.Namespace) -> None:
     """Time in one process, memory in one process a side."""
     seconds = in_turns(args.repeats, chunked=loss_once(args, "chunked"), plain=loss_once(args, "plain"))
-    flags = [f"--{name}={getattr(args, name)}" for name in ("tokens", "hidden", "vocabulary", "chunk")]
+    given = {name: getattr(args, name) for name in ("tokens", "hidden", "vocabulary", "chunk")}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     peak = {kind: memory_of(["memory", "--kind", kind, *flags]) for kind in ("none", "chunked", "plain")}
     own = {kind: peak[kind] - peak["none"] for kind in ("chunked", "plain")}
     print(
-        f"{args.tokens:,} tokens x {args.vocabulary:,}, hidden {args.hidden}, {args.chunk:,} positions a chunk"
+        f"{args.tokens:,} tokens x {args.vocabulary:,}, hidden {args.hidden}, {args.chunk or 'as train.py has'} positions a chunk"
     )
     print(f"chunked {seconds['chunked']:.2f} s, {own['chunked']:.2f} GiB; plain {seconds['plain']:.2f} s, {own['plain']:.2f} GiB (without the tensors that both need)")  # fmt: skip
     print(
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="loss: learnt positions")
     parser.add_argument("--vocabulary", type=int, default=176_384, help="loss: rows of the head")
     parser.add_argument("--hidden", type=int, default=256, help="loss: width of the hidden states")
-    parser.add_argument("--chunk", type=int, default=512, help="loss: positions whose logits exist at a time")
+    parser.add_argument("--chunk", type=int, help="loss: positions whose logits exist at a time (train.py's)")
     parser.add_argument("--rows", type=int, default=2000, help="steps, packing: conversations")
     parser.add_argument(
         "--wordings",
