@@ -70,12 +70,12 @@ def measure(folder: Path, task: str) -> tuple[dict[str, float], int] | None:
 def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
     """A row a model, in the order in which the runs have them; raises `InputError` where there is none."""
     found: dict[str, list[tuple[dict[str, float], int]]] = {}
-    folders = [
-        folder
-        for run in runs
-        for folder in sorted((run / "benchmarks" / "results" / version).glob("results_*"))
-    ]
-    check_same_data(folders, [_only(load_metrics(folder), task) for folder in folders])
+    folders = []
+    for run in runs:
+        own = sorted((run / "benchmarks" / "results" / version).glob("results_*"))
+        # Within a run only: another seed has other SIDs, so that its test files differ where its targets do not.
+        check_same_data(own, [_only(load_metrics(folder), task) for folder in own])
+        folders += own
     for folder in folders:
         if (measured := measure(folder, task)) is not None:
             found.setdefault(folder.name.removeprefix("results_"), []).append(measured)

@@ -38,7 +38,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             logits = torch.cat([part @ h.T for h in heads], dim=1) if len(heads) > 1 else part @ heads[0].T
             logits = logits.float()
             learnt, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
-            # In the memory of the logits: one exponential each, over their sum at the end of the small factors.
+            # The softmax before its division, in the memory of the logits; the small factors below are divided instead.
             total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
             losses[rows] = (total.log() + top - learnt).squeeze(1)
             if not want_hidden and not any(want_heads):

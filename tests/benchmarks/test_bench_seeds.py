@@ -29,7 +29,8 @@ def rows(folder):
 
 def test_means_spread_and_published_rows(tmp_path, capsys):
     first = run(tmp_path, 0, {"sft": [[7, 1], [1, 2, 3, 4, 5, 7]], "popularity": [[1], [2]]})
-    second = run(tmp_path, 1, {"sft": [[7, 1], [1, 7]]})
+    # Another seed's SIDs make other test files of the same targets.
+    second = run(tmp_path, 1, {"sft": [[7, 1], [1, 7]]}, mark="of other SIDs")
     published = tmp_path / "published.json"
     value = {"metrics": ["recall@10"], "toys": [{"name": "Theirs", "source": "a paper", "values": [0.5]}]}
     published.write_text(json.dumps(value))
@@ -58,13 +59,14 @@ def test_means_spread_and_published_rows(tmp_path, capsys):
 
 def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path):
     one = run(tmp_path, 0, {"sft": [[7], [7]]})
-    other = run(tmp_path, 1, {"sft": [[7], [7]]}, mark="another")
+    mixed = run(tmp_path, 1, {"sft": [[7], [7]]})
+    run(tmp_path, 1, {"stage2": [[7], [7]]}, mark="another")
     fewer = run(tmp_path, 2, {"sft": [[7]]})
     (tmp_path / "empty").mkdir()
     (tmp_path / "p.json").write_text('{"metrics": [], "toys": []}')
     out = ["--output_dir", str(tmp_path / "out")]
     for runs, more, says in (
-        ([one, other], [], "another version of the data"),
+        ([one, mixed], [], "another version of the data"),
         ([one, fewer], [], r"measured on \[1, 2\] rows"),
         ([tmp_path / "empty"], [], "has no predictions of video"),
         ([one], ["--published", str(tmp_path / "p.json"), "--data_set", "beauty"], "no data set beauty"),
