@@ -4,7 +4,7 @@
 
 Reads the predictions of every evaluated model of every run (<run>/benchmarks/results/<version>/results_<model>/), so that
 metrics at 5 are there too. Writes seeds.json and seeds.md and prints the table. A model that a run lacks is left out of the mean,
-and the table says of how many seeds each row is; results of other test rows are refused.
+and the table says of how many seeds each row is; results of other targets are refused.
 """
 
 from __future__ import annotations
@@ -55,30 +55,33 @@ def spread(values: Sequence[float]) -> float | None:
     return round(float(np.std(values, ddof=1)), 6) if len(values) > 1 else None
 
 
-def measure(folder: Path, task: str) -> tuple[dict[str, float], int] | None:
-    """(mean of every metric, test rows) of a results folder; None where it has no predictions of ``task``."""
-    lines = load_predictions(folder, task)
-    if not lines:
-        return None
-    values = {
+def measure(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of every metric over the predictions of a task."""
+    return {
         name: float(np.mean([metric(line["items"], line["answer"]) for line in lines]))
         for name, metric in METRICS.items()
     }
-    return values, len(lines)
 
 
 def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
-    """A row a model, in the order in which the runs have them; raises `InputError` where there is none."""
+    """A row a model, in the order in which the runs have them; raises `InputError` where there is none or runs differ in their targets."""
     found: dict[str, list[tuple[dict[str, float], int]]] = {}
-    folders = []
+    targets: dict[str, list[int]] = {}
     for run in runs:
-        own = sorted((run / "benchmarks" / "results" / version).glob("results_*"))
-        # Within a run only: another seed has other SIDs, so that its test files differ where its targets do not.
-        check_same_data(own, [_only(load_metrics(folder), task) for folder in own])
-        folders += own
-    for folder in folders:
-        if (measured := measure(folder, task)) is not None:
-            found.setdefault(folder.name.removeprefix("results_"), []).append(measured)
+        folders = sorted((run / "benchmarks" / "results" / version).glob("results_*"))
+        # Within a run: another seed has other SIDs, hence other test files. Its targets are the same items.
+        check_same_data(folders, [_only(load_metrics(folder), task) for folder in folders])
+        for folder in folders:
+            lines = load_predictions(folder, task)
+            for line in lines:
+                if targets.setdefault(line["uuid"], line["answer"]) != line["answer"]:
+                    raise InputError(
+                        folder, f"has another target of {line['uuid']} than a result before it", "runs on the same data"
+                    )  # fmt: skip
+            if lines:
+                found.setdefault(folder.name.removeprefix("results_"), []).append(
+                    (measure(lines), len(lines))
+                )
     if not found:
         raise InputError(
             runs[0], f"has no predictions of {task}", "runs of quickstart.sh that were evaluated"

@@ -11,12 +11,12 @@ from benchmarks.seeds import main
 from onerec.errors import InputError
 
 
-def run(folder, seed, results, mark="same"):
-    """A run folder with one result a model: model to the items that it ranks for the target 7 of two users."""
+def run(folder, seed, results, mark="same", target=7):
+    """A run folder with one result a model: model to the items that it ranks for the target of two users."""
     for name, rankings in results.items():
         path = folder / f"seed{seed}" / "benchmarks" / "results" / "v1.0" / f"results_{name}"
         path.mkdir(parents=True)
-        lines = [{"uuid": str(i), "answer": [7], "items": items} for i, items in enumerate(rankings)]
+        lines = [{"uuid": str(i), "answer": [target], "items": items} for i, items in enumerate(rankings)]
         (path / "predictions_video.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         metrics = {"name": name, "tasks": {"video": {}}, "data": {"tests": {"video": mark}}}
         (path / "metrics.json").write_text(json.dumps(metrics))
@@ -61,12 +61,14 @@ def test_runs_that_cannot_stand_in_one_table_are_refused(tmp_path):
     one = run(tmp_path, 0, {"sft": [[7], [7]]})
     mixed = run(tmp_path, 1, {"sft": [[7], [7]]})
     run(tmp_path, 1, {"stage2": [[7], [7]]}, mark="another")
+    elsewhere = run(tmp_path, 3, {"sft": [[7], [7]]}, mark="another", target=8)
     fewer = run(tmp_path, 2, {"sft": [[7]]})
     (tmp_path / "empty").mkdir()
     (tmp_path / "p.json").write_text('{"metrics": [], "toys": []}')
     out = ["--output_dir", str(tmp_path / "out")]
     for runs, more, says in (
         ([one, mixed], [], "another version of the data"),
+        ([one, elsewhere], [], "another target of 0"),
         ([one, fewer], [], r"measured on \[1, 2\] rows"),
         ([tmp_path / "empty"], [], "has no predictions of video"),
         ([one], ["--published", str(tmp_path / "p.json"), "--data_set", "beauty"], "no data set beauty"),
