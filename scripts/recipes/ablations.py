@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import load_predictions
 from benchmarks.seeds import measure
 from onerec.errors import InputError, cli
 from onerec.run import get_logger, read_json, write_json, write_text
@@ -109,9 +110,9 @@ class Runner:
         results = run / "benchmarks" / "results" / "v1.0"
         last = "rl" if variant.settings.get("RL") == "1" else "sft"
         folder = results / (f"results_{variant.slug}" if variant.flags else f"results_{last}")
-        if not (folder / "metrics.json").is_file() or (found := measure(folder, "video")) is None:
+        if not (folder / "metrics.json").is_file() or not (lines := load_predictions(folder, "video")):
             return None
-        values, users = found
+        values, users = measure(lines), len(lines)
         choice = run / "models" / "sft" / "choice.json"
         chosen = read_json(choice) if choice.is_file() and not variant.flags else None
         best = (
