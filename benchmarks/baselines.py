@@ -31,6 +31,7 @@ from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
 
 QUICK = ("popularity", "cooccurrence", "itemknn")
+UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of the history, where one with them stands beside it
 
 
 def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Training:
@@ -80,6 +81,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baselines", nargs="+", choices=RECOMMENDERS, default=list(QUICK), help="which")
     add("--tasks", nargs="+", default=None, help="ranking tasks (default: all there are)")
     add("--exclude_seen", action="store_true", help="leave out the items of the history")
+    add(
+        "--also_exclude_seen",
+        action="store_true",
+        help=f"the second protocol as well, in results_<baseline>{UNSEEN}/",
+    )
     add("--sample_size", type=int, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
@@ -88,6 +94,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(defaults, field.name)
         add(f"--{field.name}", type=type(value), default=value, help=f"of what is trained ({value})")
     return parser.parse_args(argv)
+
+
+class Output:
+    """A results folder on its way: what its tasks measured."""
+
+    def __init__(self, args: argparse.Namespace, name: str, exclude_seen: bool, manifest: Manifest) -> None:
+        self.args, self.name, self.folder = args, name, args.output_dir / f"results_{name}"
+        self.exclude_seen, self.manifest = exclude_seen, manifest
+        self.metrics: Metrics = {}
+        self.extra = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
+
+    def add(self, task: str, lines: list[dict], scores: Scores, index: ItemIndex, start: float) -> None:
+        """A task's predictions and scores, written at once; ``start``: when its work began, for the line that is printed."""
+        values, self.extra["intervals"][task] = values_and_intervals(
+            list(scores.columns), scores, self.args.bootstrap, self.args.seed
+        )
+        self.metrics[task] = values | rank.coverage(lines, index.n_items) | {"samples": len(lines)}
+        self.extra["data"]["tests"][task] = fingerprint(self.args.data_dir, task)
+        self.manifest.output(scores.save(self.folder, task), len(lines))
+        path = self.folder / f"predictions_{task}.jsonl"
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self.manifest.output(path, len(lines))
+        print(
+            f"{self.name:14s} {task:12s} recall@10 {values['recall@10']:.4f}  ndcg@10 {values['ndcg@10']:.4f}"
+            f"  ({len(lines)} samples, {time.monotonic() - start:.1f} s)",
+            flush=True,
+        )
+
+    def save(self) -> None:
+        """The folder's metrics.json, when all tasks are there."""
+        settings = {k: str(v) for k, v in {**vars(self.args), "exclude_seen": self.exclude_seen}.items()}
+        save_metrics(self.folder, self.name, self.metrics, self.manifest, settings, self.extra)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,32 +137,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     spec = load_spec(args.data_dir)
     indexes = {name: load_catalogue(args.data_dir, name, spec) for name in {task.catalogue for task in tasks}}
+    protocols = {"": args.exclude_seen} | ({UNSEEN: True} if args.also_exclude_seen else {})
     for name in args.baselines:
         manifest = Manifest("baseline", args)
-        metrics: Metrics = {}
-        extra = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
-        folder = args.output_dir / f"results_{name}"
+        outputs = [Output(args, name + suffix, exclude, manifest) for suffix, exclude in protocols.items()]
         for task in tasks:
             start, index = time.monotonic(), indexes[task.catalogue]
             seed_everything(args.seed)
             examples = load_examples(args.data_dir, task, args.sample_size, manifest)
             recommender = RECOMMENDERS[name](load_training(args.data_dir, task.name, index), options)
-            lines, scores = evaluate(recommender, examples, index, spec, args.exclude_seen)
-            values, extra["intervals"][task.name] = values_and_intervals(
-                list(scores.columns), scores, args.bootstrap, args.seed
-            )
-            metrics[task.name] = values | rank.coverage(lines, index.n_items) | {"samples": len(lines)}
-            extra["data"]["tests"][task.name] = fingerprint(args.data_dir, task.name)
-            manifest.output(scores.save(folder, task.name), len(lines))
-            path = folder / f"predictions_{task.name}.jsonl"
-            write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            manifest.output(path, len(lines))
-            print(
-                f"{name:14s} {task.name:12s} recall@10 {values['recall@10']:.4f}  ndcg@10 {values['ndcg@10']:.4f}"
-                f"  ({len(lines)} samples, {time.monotonic() - start:.1f} s)",
-                flush=True,
-            )
-        save_metrics(folder, name, metrics, manifest, {k: str(v) for k, v in vars(args).items()}, extra)
+            for output in outputs:
+                lines, scores = evaluate(recommender, examples, index, spec, output.exclude_seen)
+                output.add(task.name, lines, scores, index, start)
+        for output in outputs:
+            output.save()
 
 
 if __name__ == "__main__":

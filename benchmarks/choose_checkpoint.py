@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.backends import PRECISIONS
 from benchmarks.catalogues import load_catalogue
 from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
@@ -49,6 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--token_budget", type=int, default=16384, help="tokens of a padded batch")
     add("--device", default="auto", help="cpu, cuda or auto")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
     return parser.parse_args(argv)
 
 
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.run_dir / "hf", "is not a Hugging Face checkpoint", "a run of train.py that ended"
         )
     manifest = Manifest("choose_checkpoint", args)
-    model = BenchModel(args.run_dir / "hf", args.device, args.token_budget)
+    model = BenchModel(args.run_dir / "hf", args.device, args.token_budget, precision=args.precision)
     validation = Validation(args, model, manifest)
     curve: list[dict[str, Any]] = []
     for step, path in found:

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.backends import BACKENDS, Excluded, Finished, Sampling, open_backend
+from benchmarks.backends import BACKENDS, PRECISIONS, Excluded, Finished, Sampling, open_backend
 from benchmarks.journal import Journal, work_keys
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
@@ -64,6 +64,7 @@ class BenchModel:
         normalize: str = "vocabulary",
         tensor_parallel: int = 1,
         data_parallel: int = 1,
+        precision: str = "auto",
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -71,10 +72,10 @@ class BenchModel:
         self.thinking = thinking or Thinking()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.spec = SidSpec.load(path) if (path / SID_SPEC).exists() else None
-        self.backend_name = backend
+        self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = open_backend(
             backend, path, self.tokenizer, device=device, token_budget=token_budget,
-            tensor_parallel=tensor_parallel, data_parallel=data_parallel,
+            tensor_parallel=tensor_parallel, data_parallel=data_parallel, precision=precision,
         )  # fmt: skip
         self.context = self.backend.context
         self.prompts = Prompts(self.tokenizer, self.context, self.spec)
@@ -332,6 +333,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backend", choices=BACKENDS, default="hf", help="what runs the model: hf (any device) or vllm")
     add("--device", default="auto", help="hf: cpu, cuda or auto")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
     add("--token_budget", type=int, default=16384, help="hf: tokens of a padded batch")
     add("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one copy of the model")
     add("--data_parallel", type=int, default=1, help="vllm: copies of the model, run by Ray (0: all GPUs)")
@@ -363,4 +365,5 @@ def open_model(args: argparse.Namespace, journal: Journal | None) -> BenchModel:
     return BenchModel(
         args.model_path, args.device, args.token_budget, args.backend, journal,
         Thinking(args.thoughts, sampling, args.merge), args.normalize, args.tensor_parallel, args.data_parallel,
+        args.precision,
     )  # fmt: skip

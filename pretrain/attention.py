@@ -3,14 +3,18 @@
 A packed batch is one row of tokens [1, T] with the sample borders as ``cu_seq_lens_q`` / ``cu_seq_lens_k`` (int32
 [n_samples + 1]) and ``max_length_q`` / ``max_length_k``: the `FlashAttentionKwargs` of transformers, as its
 `DataCollatorWithFlattening` makes them. Where flash-attn is installed and a GPU is there, ``flash_attention_2`` takes
-them. Everywhere else ``packed_sdpa``, registered here with `transformers.AttentionInterface`, runs PyTorch's causal
-SDPA over groups of samples of similar length: exact, and without the [T, T] mask that a packed row would need.
+them. On a GPU without it ``packed_varlen`` gives them to the kernel of that kind which PyTorch brings along
+(`torch.nn.attention.varlen`; half precision, no attention dropout). Everywhere else ``packed_sdpa`` runs PyTorch's causal
+SDPA over groups of samples of similar length: exact, and without the [T, T] mask that a packed row would need. Both are
+registered here with `transformers.AttentionInterface`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +24,7 @@ import torch.nn.functional as F
 from onerec.errors import InputError
 
 PACKED_SDPA = "packed_sdpa"
+PACKED_VARLEN = "packed_varlen"
 FLASH = "flash_attention_2"
 # A group may hold at most this share of padding: below it, one larger call costs less than two smaller ones.
 _PADDING = 0.25
@@ -96,7 +101,6 @@ def packed_sdpa(
             raise ValueError("packed_sdpa needs one packed row and cu_seq_lens_q, the borders of its samples")
         plan = Plan(plan_groups(borders.tolist(), query.device))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
-    output = torch.empty_like(query)
     pieces = []
     for group in plan.groups:
         q, k, v = (tensor[group.gather].transpose(1, 2) for tensor in (query, key, value))
@@ -107,21 +111,85 @@ def packed_sdpa(
     target = torch.cat([group.target for group in plan.groups])
     inverse = torch.empty_like(target)
     inverse[target] = torch.arange(len(target), device=target.device)
-    output = torch.cat(pieces)[inverse]
-    return output[None], None
+    return torch.cat(pieces)[inverse][None], None
 
 
-def register(choice: str = "auto") -> str:
-    """Register ``packed_sdpa`` and return the name of the attention to use; ``auto`` is the best of this machine.
+@functools.cache
+def _varlen() -> tuple[Any, bool] | None:
+    """PyTorch's attention over packed rows and whether it takes grouped heads as they are; None where it has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # before 2.10
+        return None
+    parameters = inspect.signature(varlen_attn).parameters
+    return (varlen_attn, "enable_gqa" in parameters) if "window_size" in parameters else None
 
-    Raises `InputError` where ``flash_attention_2`` is asked for and cannot run.
+
+@torch.compiler.disable  # lengths differ from row to row, as above
+def packed_varlen(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """As `packed_sdpa`, by one call of PyTorch's kernel for packed rows (a GPU, bfloat16 or float16, no dropout).
+
+    Raises ValueError without ``cu_seq_lens_q``, and where ``dropout`` is not 0, which the kernel does not have.
+    """
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is None or query.shape[0] != 1:
+        raise ValueError("packed_varlen needs one packed row and cu_seq_lens_q, the borders of its samples")
+    if dropout:
+        raise ValueError("packed_varlen has no attention dropout; packed_sdpa has")
+    attend, grouped = _varlen()
+    # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half precision.
+    query, key, value = (
+        tensor[0].transpose(0, 1).to(value.dtype).contiguous() for tensor in (query, key, value)
+    )
+    shared = query.shape[1] // key.shape[1]
+    more = {}
+    if shared > 1 and grouped:
+        more["enable_gqa"] = True
+    elif shared > 1:
+        key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+    longest = kwargs.get("max_length_q") or int(borders.diff().max())
+    out = attend(
+        query, key, value, borders, borders, longest, longest, scale=scaling, window_size=(-1, 0), **more
+    )
+    return out[None], None
+
+
+def register(choice: str = "auto", half: bool = True, dropout: float = 0.0) -> str:
+    """Register the attentions of this module and return the name of the one to use; ``auto`` is the best of this machine.
+
+    half: whether the layers compute in bfloat16 or float16; dropout: of the attention probabilities.
+    Raises `InputError` where the one asked for cannot run.
     """
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED_SDPA, packed_sdpa)
-    flash = torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
+    AttentionInterface.register(PACKED_VARLEN, packed_varlen)
+    gpu = torch.cuda.is_available()
+    flash = gpu and importlib.util.find_spec("flash_attn") is not None
     if choice == FLASH and not flash:
         raise InputError(
             "--attn_implementation", f"{FLASH} needs a GPU and flash-attn", f"{PACKED_SDPA}, or auto"
         )
-    return FLASH if flash and choice != PACKED_SDPA else PACKED_SDPA
+    if choice == "auto" and flash and half:
+        return FLASH
+    if choice in ("auto", PACKED_VARLEN):
+        # Its kernels begin with Ampere.
+        able = gpu and half and not dropout and _varlen() and torch.cuda.get_device_capability() >= (8, 0)
+        if able:
+            return PACKED_VARLEN
+        if choice == PACKED_VARLEN:
+            raise InputError(
+                "--attn_implementation",
+                f"{PACKED_VARLEN} needs a GPU (Ampere or later), torch 2.11, half precision and no attention dropout",
+                f"{PACKED_SDPA}, or auto",
+            )
+    return PACKED_SDPA if choice == "auto" else choice

@@ -63,7 +63,9 @@ class PackedLM(nn.Module):
     Args:
         lm: the Hugging Face model; its attention is switched to the packed one of this machine.
         itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
-        loss_chunk: positions whose logits exist at a time; None: `loss.CHUNKS`. attn: the attention, see `attention.register`.
+        loss_chunk: positions whose logits exist at a time; None: `loss.CHUNKS`.
+        attn, half, attention_dropout: which attention, whether the layers compute in half precision and what they drop; see
+            `attention.register`.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class PackedLM(nn.Module):
         itemic_rows: tuple[int, int] | None = None,
         loss_chunk: int | None = None,
         attn: str = "auto",
+        half: bool = False,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.lm = lm
@@ -79,7 +83,7 @@ class PackedLM(nn.Module):
         self.rows = None if itemic_rows is None else (itemic_rows[0], itemic_rows[1] + 1)
         self.itemic_in: nn.Parameter | None = None
         self.itemic_out: nn.Parameter | None = None
-        lm.set_attn_implementation(attention.register(attn))
+        lm.set_attn_implementation(attention.register(attn, half, attention_dropout))
         lm.config.use_cache = False
         if self.rows is not None:
             lm.requires_grad_(False)

@@ -111,9 +111,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     add(
         "--attn_implementation",
-        choices=("auto", "packed_sdpa", "flash_attention_2"),
+        choices=("auto", "packed_sdpa", "packed_varlen", "flash_attention_2"),
         default="auto",
-        help="attention over packed rows; auto is flash_attention_2 where flash-attn and a GPU are there",
+        help="attention over packed rows; auto on a GPU is flash_attention_2 where flash-attn is there, else PyTorch's own "
+        "kernel of that kind (packed_varlen), and packed_sdpa where neither can run",
     )
     add("--compile", action="store_true", help="torch.compile of every layer")
     add("--compile_backend", default="inductor", help="backend of --compile, as torch names them")

@@ -236,7 +236,9 @@ def make_trainer(
     if resume is not None and args.resume_training_state:
         check_same_run(resume, run)
     lm = load_lm(args.model_dir)
-    model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation)
+    cuda = torch.cuda.is_available()
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation, bf16, args.attention_dropout)
     if args.use_liger_kernel:
         apply_liger(lm)
     add_dropout(lm, args.dropout, args.attention_dropout)
@@ -246,8 +248,6 @@ def make_trainer(
         lm.gradient_checkpointing_enable()
     if resume is not None and not args.resume_training_state:
         model.load_weights(checkpoint_state(resume, Path(args.model_dir)))
-    cuda = torch.cuda.is_available()
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training_args = TrainingArguments(
         output_dir=args.output_dir,

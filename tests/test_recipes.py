@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.results import load_predictions
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
@@ -77,7 +79,7 @@ def invented(tmp_path_factory) -> Path:
 
 def test_beauty_on_an_invented_log_and_again(invented, tmp_path):
     rows = finished(recipe("amazon_beauty", invented, tmp_path), tmp_path)
-    assert {"sft", "popularity", "sasrec", "TIGER"} <= set(rows)
+    assert {"sft", "sft_unseen", "popularity", "popularity_unseen", "sasrec", "TIGER"} <= set(rows)
     assert rows["sft"]["users"] == 60 and rows["TIGER"]["source"] == "arXiv 2305.05065"
     run = tmp_path / "seed0"
     # What went on is the checkpoint that the validation targets chose, which are not the test's.
@@ -95,8 +97,19 @@ def test_beauty_on_an_invented_log_and_again(invented, tmp_path):
         assert weights(run / "models" / stage / "hf" / "model.safetensors") == weights(best)
         metrics = json.loads((run / "benchmarks/results/v1.0/results_sft/metrics.json").read_text())
         assert choice["data"] != metrics["data"]["tests"]["video"]
-    again = recipe("amazon_beauty", invented, tmp_path)
-    assert again.returncode == 0 and "== 08_choose: finished before" in again.stdout
+    # Both protocols on the same users: one may recommend what a history holds, the other never does.
+    histories = {
+        int(user): items[:-1] for user, items in json.loads((invented / "inter.json").read_text()).items()
+    }
+    for name, least in (("sft", 1), ("sft_unseen", 0), ("popularity", 1), ("popularity_unseen", 0)):
+        lines = load_predictions(run / "benchmarks/results/v1.0" / f"results_{name}", "video")
+        repeats = sum(item in histories[line["uid"]] for line in lines for item in line["items"])
+        assert len(lines) == 60 and (repeats >= least if least else repeats == 0)
+    # Another seed in the same folder: what is there stays, and the table is of both.
+    again = recipe("amazon_beauty", invented, tmp_path, SEEDS="0 1")
+    assert "== 08_choose: finished before" in again.stdout
+    rows = finished(again, tmp_path)
+    assert len(rows["sft"]["metrics"]["recall@10"]["seeds"]) == 2 and rows["sft"]["users"] == 60
     other = recipe("amazon_beauty", invented, tmp_path, STG2_DROPOUT="0.3")
     assert other.returncode == 2 and "was begun with other settings" in other.stderr
 

@@ -25,6 +25,7 @@ T = TypeVar("T")
 Finished = Iterator[list[tuple[int, T]]]
 Excluded = Sequence[Collection[tuple[int, ...]]] | None
 BACKENDS = ("hf", "vllm")
+PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +88,25 @@ class Backend(Protocol):
         """Sum of the log-probabilities of each text's ``last`` tokens (fewer than it has) given those before."""
 
 
+def dtype_of(precision: str, gpu: bool) -> Any:
+    """torch's dtype of a precision of `PRECISIONS`; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
+    import torch
+
+    half = precision == "bf16" or (precision == "auto" and gpu)
+    return torch.bfloat16 if half else torch.float32
+
+
 def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backend:
-    """The backend of a name: ``device``, ``token_budget`` of hf; ``tensor_parallel``, ``data_parallel`` of vllm.
+    """The backend of a name: ``device``, ``token_budget`` of hf; ``tensor_parallel``, ``data_parallel`` of vllm; ``precision``.
 
     Raises `InputError` where vLLM is asked for and not installed.
     """
     if name == "hf":
         from benchmarks.backends.hf import HfBackend
 
-        return HfBackend(path, tokenizer, options["device"], options["token_budget"])
+        return HfBackend(
+            path, tokenizer, options["device"], options["token_budget"], options.get("precision", "auto")
+        )
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -106,4 +117,6 @@ def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backe
         ) from None
     from benchmarks.backends.vllm import VllmBackend
 
-    return VllmBackend(path, options["tensor_parallel"], options["data_parallel"])
+    return VllmBackend(
+        path, options["tensor_parallel"], options["data_parallel"], options.get("precision", "auto")
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling
+from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, batches_by_length, decode_items
 from onerec.sid import SidSpec
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
 
 
 class HfBackend:
-    """A causal language model of transformers: float32 on a CPU, bfloat16 on a GPU."""
+    """A causal language model of transformers; precision ``auto`` is float32 on a CPU and bfloat16 on a GPU."""
 
-    def __init__(self, path: Path, tokenizer: Any, device: str = "auto", token_budget: int = 16384) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tokenizer: Any,
+        device: str = "auto",
+        token_budget: int = 16384,
+        precision: str = "auto",
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+        dtype = dtype_of(precision, device.startswith("cuda"))
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
         self.model = model.to(device).eval()
         self.pad = tokenizer.pad_token_id

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling
+from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, dead_nodes
 from onerec.errors import InputError
@@ -33,7 +33,7 @@ _CPU_CACHE_GIB = "1"
 class Engine:
     """One copy of the model in one vLLM engine, in this process or in a Ray actor."""
 
-    def __init__(self, path: str, tensor_parallel: int = 1) -> None:
+    def __init__(self, path: str, tensor_parallel: int = 1, precision: str = "auto") -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_CACHE_GIB)
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         # vLLM's second model runner (a GPU's default for some models) takes no logits processors of others.
@@ -44,7 +44,7 @@ class Engine:
         gpu = torch.cuda.is_available()
         self.llm = LLM(
             model=path, skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
-            dtype="bfloat16" if gpu else "float32", enforce_eager=not gpu, max_logprobs=-1,
+            dtype=str(dtype_of(precision, gpu)).removeprefix("torch."), enforce_eager=not gpu, max_logprobs=-1,
             logprobs_mode="processed_logprobs", logits_processors=[_PROCESSOR], disable_log_stats=True,
         )  # fmt: skip
 
@@ -150,14 +150,16 @@ def _unlike(tokens: Sequence[int]) -> int:
 class VllmBackend:
     """One engine here, or ``data_parallel`` of them as Ray actors that take batches as they are free (0: all GPUs)."""
 
-    def __init__(self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1) -> None:
+    def __init__(
+        self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1, precision: str = "auto"
+    ) -> None:
         config = read_json(path / "config.json")
         self.context = int(config.get("max_position_embeddings", 1 << 30))
         self.rows = int(config["vocab_size"])
         self.engine: Engine | None = None
         self.actors: list[Any] = []
         if data_parallel == 1:
-            self.engine = Engine(str(path), tensor_parallel)
+            self.engine = Engine(str(path), tensor_parallel, precision)
             return
         import ray
         import torch
@@ -172,7 +174,7 @@ class VllmBackend:
             raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
         ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
         actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1)(Engine)
-        self.actors = [actor.remote(str(path.resolve()), tensor_parallel) for _ in range(copies)]
+        self.actors = [actor.remote(str(path.resolve()), tensor_parallel, precision) for _ in range(copies)]
 
     def generate(
         self,

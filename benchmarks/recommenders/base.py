@@ -40,6 +40,16 @@ class Options:
     tiger_items: int = 20
     num_beams: int = 32
     seed: int = 0
+    device: str = "auto"
+
+    @property
+    def place(self) -> torch.device:
+        """Where the nets are trained and asked: ``auto`` is a GPU where there is one."""
+        import torch
+
+        return torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        )
 
 
 class Training:

@@ -39,7 +39,7 @@ class SasRecNet(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         length = ids.shape[1]
         hidden = self.dropout(self.norm(self.items(ids) + self.places.weight[:length]))
-        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=ids.device)
         return self.encoder(hidden, mask=mask, is_causal=True)
 
 
@@ -85,7 +85,8 @@ class SequentialRecommender:
         for first in range(0, len(histories), 256):
             # A history without a known item is read as one pad, whose ranking is that of no history at all.
             rows = [self.encode(h)[-self.options.max_items :] or [0] for h in histories[first : first + 256]]
-            hidden = self.net(_pad(rows))[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])]
+            last = torch.tensor([len(r) - 1 for r in rows])
+            hidden = self.net(_pad(rows).to(self.options.place))[torch.arange(len(rows)), last]
             scores = hidden @ self.net.items.weight[1:].T
             widest = max((len(s) for s in skip[first : first + 256]), default=0)
             best = scores.topk(min(n + widest, len(self.items))).indices.tolist()
@@ -105,7 +106,7 @@ def fit(
     if validation is None:
         training, validation = training.split(options.seed)
     torch.manual_seed(options.seed)
-    net = make(len(items), options)
+    net = make(len(items), options).to(options.place)
     recommender = SequentialRecommender(net, items, options)
     windows = [w for s in training.whole() for w in _windows(recommender.encode(s), options.max_items)]
 
@@ -116,7 +117,7 @@ def fit(
             ids, target = _pad([ids[:-1] for ids, _ in chosen]), _pad([ids[1:] for ids, _ in chosen])
             for row, (_, known) in enumerate(chosen):
                 target[row, :known] = 0
-            yield ids, target
+            yield ids.to(options.place), target.to(options.place)
 
     def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         ids, target = batch

@@ -34,7 +34,7 @@ class TigerRecommender:
             max_position_embeddings=(options.tiger_items + 2) * (self.spec.n_layers + 1), attention_dropout=options.dropout,
             tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
-        self.model = Qwen3ForCausalLM(config)
+        self.model = Qwen3ForCausalLM(config).to(options.place)
 
     def encode(self, items: Sequence[int]) -> list[int]:
         """Tokens of a history: begin and codes of every item that has a SID."""
@@ -77,7 +77,7 @@ def fit(training: Training, options: Options) -> TigerRecommender:
             ids = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.int64)
             for i, row in enumerate(chosen):
                 ids[i, : len(row)] = torch.tensor(row)
-            yield ids
+            yield ids.to(options.place)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         # The begin tokens are not learnt: they stand where they must, and nobody generates them.

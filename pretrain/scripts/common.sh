@@ -33,6 +33,7 @@ launch() {
 #   DROPOUT ATTENTION_DROPOUT   shares that training drops                            (0 0)
 #   KEEP_CHECKPOINTS   newest checkpoints kept; -1 keeps all                          (2)
 #   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)
+#   PRECISION   bf16, fp32 or auto: bf16 on a GPU that has it                          (auto)
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one   (1)
 train_flags() {
   FLAGS=(--model_dir "$MODEL_DIR" --output_dir "$OUTPUT_DIR" --dataset_config "$DATASET_CONFIG"
@@ -41,7 +42,8 @@ train_flags() {
     --num_training_steps "$NUM_TRAINING_STEPS" --gradient_accumulation_steps "$GRADIENT_ACCUMULATION_STEPS"
     --minibatch_size "$MINIBATCH_SIZE" --logging_per_step "$LOGGING_PER_STEP"
     --save_checkpoint_per_step "$SAVE_CHECKPOINT_PER_STEP" --keep_checkpoints "${KEEP_CHECKPOINTS:-2}"
-    --dropout "${DROPOUT:-0}" --attention_dropout "${ATTENTION_DROPOUT:-0}" --seed "$SEED")
+    --dropout "${DROPOUT:-0}" --attention_dropout "${ATTENTION_DROPOUT:-0}"
+    --precision "${PRECISION:-auto}" --seed "$SEED")
   local list
   if [[ -n "${SOURCES:-}" ]]; then
     IFS=',' read -r -a list <<< "$SOURCES"

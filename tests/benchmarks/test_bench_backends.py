@@ -214,7 +214,7 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypat
     from benchmarks.backends import vllm
 
     class Echo:
-        def __init__(self, path, tensor_parallel):
+        def __init__(self, path, tensor_parallel, precision):
             self.calls = 0
 
         def generate(self, prompts, max_tokens, stop, sampling):

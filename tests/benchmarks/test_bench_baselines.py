@@ -13,6 +13,7 @@ from benchmarks.recommenders import RECOMMENDERS
 from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity
 from benchmarks.recommenders.sequential import _windows
+from benchmarks.results import load_predictions
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.parquet import write_table
@@ -105,6 +106,22 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
     assert value["tasks"]["video"]["recall@10"] == 0.25 and value["tasks"]["video"]["pass@1"] == 0.5
     assert value["tasks"]["video"]["sid_pass@1"] == 0.5 and value["data"]["tests"]["video"]
     assert value["intervals"]["video"]["pass@1"] == [0, 1]
+    baselines.main(
+        [
+            "--data_dir",
+            str(data),
+            "--output_dir",
+            str(tmp_path / "r"),
+            "--bootstrap",
+            "50",
+            "--also_exclude_seen",
+        ]
+    )
+    both = [load_predictions(tmp_path / "r" / f"results_popularity{end}", "video") for end in ("", "_unseen")]
+    assert [[line["uuid"] for line in lines] for lines in both] == [[line["uuid"] for line in both[0]]] * 2
+    assert not any({1, 2, 5} & set(line["items"]) for line in both[1])
+    settings = json.loads((tmp_path / "r" / "results_popularity_unseen" / "metrics.json").read_text())
+    assert settings["config"]["exclude_seen"] == "True"
     names = {path.name for path in folder.iterdir()}
     assert names == {"metrics.json", "manifest.json", "predictions_video.jsonl", "scores_video.parquet"}
 

@@ -78,8 +78,18 @@ def test_attention_is_chosen_by_what_is_there(monkeypatch):
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: object())
     assert attention.register() == attention.register("flash_attention_2") == "flash_attention_2"
     assert attention.register("packed_sdpa") == "packed_sdpa"
+    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert attention.register() == attention.register("packed_varlen") == "packed_varlen"
+    assert attention.register(half=False) == attention.register(dropout=0.1) == "packed_sdpa"
+    with pytest.raises(InputError, match="no attention dropout"):
+        attention.register("packed_varlen", dropout=0.1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert attention.register() == "packed_sdpa"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert attention.register() == "packed_sdpa"
+    with pytest.raises(InputError, match="needs a GPU \\(Ampere"):
+        attention.register("packed_varlen")
     with pytest.raises(InputError, match="needs a GPU and flash-attn"):
         attention.register("flash_attention_2")
 

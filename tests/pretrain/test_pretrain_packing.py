@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.attention import packed_sdpa, plan_groups
+from pretrain import attention
+from pretrain.attention import packed_sdpa, packed_varlen, plan_groups
 from pretrain.dataset import collate
 from pretrain.model import PackedLM, load_lm
 
@@ -76,3 +77,52 @@ def test_attention_without_borders_is_refused():
     q = torch.randn(1, 2, 4, 8)
     with pytest.raises(ValueError, match="borders"):
         packed_sdpa(torch.nn.Module(), q, q, q, None)
+
+
+def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    """What torch.nn.attention.varlen.varlen_attn promises for causal attention, sample by sample."""
+    assert window_size == (-1, 0) and query.shape == key.shape == value.shape
+    assert query.dtype == key.dtype == value.dtype and max_q == max_k == int(cu_seq_q.diff().max())
+    pieces = []
+    for begin, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        q, k, v = (t[begin:end].transpose(0, 1) for t in (query, key, value))
+        pieces.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+def grouped_kernel(query, key, value, *borders, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """As `kernel`, for a torch whose kernel takes grouped heads."""
+    assert enable_gqa and key.shape[1] < query.shape[1]
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    return kernel(query, key, value, *borders, scale=scale, window_size=window_size)
+
+
+@pytest.mark.parametrize("of_torch", [kernel, grouped_kernel])
+def test_torchs_kernel_is_asked_for_what_the_groups_give(of_torch, monkeypatch):
+    monkeypatch.setattr(attention, "_varlen", lambda: (of_torch, of_torch is grouped_kernel))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 30, 8) for heads in (4, 2, 2))
+    borders = torch.tensor([0, 5, 6, 22, 30], dtype=torch.int32)
+    given = {"scaling": 0.3, "cu_seq_lens_q": borders}
+    expected, _ = packed_sdpa(torch.nn.Module(), query, key, value, None, **given)
+    found, _ = packed_varlen(torch.nn.Module(), query, key, value, None, **given, max_length_q=16)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="no attention dropout"):
+        packed_varlen(torch.nn.Module(), query, key, value, None, dropout=0.1, **given)
+    with pytest.raises(ValueError, match="borders"):
+        packed_varlen(torch.nn.Module(), query, key, value, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch's kernel for packed rows runs on a GPU")
+def test_on_a_gpu_both_attentions_give_the_same_losses_and_gradients(world, samples):
+    found = {}
+    row = {name: t.cuda() if torch.is_tensor(t) else t for name, t in packed_row(samples).items()}
+    for name in ("packed_sdpa", "packed_varlen"):
+        model = PackedLM(load_lm(world / "base_itemic"), attn=name, half=True).cuda()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = model(**row)
+        out["loss_sum"].backward()
+        found[name] = out["losses"].detach(), model.lm.get_input_embeddings().weight.grad
+    torch.testing.assert_close(*(losses for losses, _ in found.values()), rtol=2e-2, atol=5e-2)
+    one, other = (gradient.flatten() for _, gradient in found.values())
+    assert F.cosine_similarity(one, other, dim=0) > 0.999
