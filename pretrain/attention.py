@@ -136,7 +136,7 @@ def packed_varlen(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_sdpa`, by one call of PyTorch's kernel for packed rows (a GPU, bfloat16 or float16, no dropout).
+    """As `packed_sdpa`, by one call of PyTorch's kernel for packed rows (a GPU, no dropout; float32 goes to `packed_sdpa`).
 
     Raises ValueError without ``cu_seq_lens_q``, and where ``dropout`` is not 0, which the kernel does not have.
     """
@@ -145,6 +145,8 @@ def packed_varlen(
         raise ValueError("packed_varlen needs one packed row and cu_seq_lens_q, the borders of its samples")
     if dropout:
         raise ValueError("packed_varlen has no attention dropout; packed_sdpa has")
+    if value.dtype == torch.float32:  # a forward pass outside autocast, which the kernel does not have
+        return packed_sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
     attend, grouped = _varlen()
     # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half precision.
     query, key, value = (
