@@ -29,6 +29,7 @@ if [[ "$ALSO_EXCLUDE_SEEN" == 1 && "$name" != base ]]; then
     [[ -d "$BENCHMARK_DATA_DIR/$task" ]] || continue
     [[ -z "$EVAL_TASKS" || " $EVAL_TASKS " == *" $task "* ]] && ranked+=("$task")
   done
+  ((${#ranked[@]})) || exit 0
   run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "${name}_unseen" false --sample_size "$rows" --num_beams "$NUM_BEAMS" \
     --free_sids 0 --exclude_seen --tasks "${ranked[@]}" "${@:2}"
 fi
