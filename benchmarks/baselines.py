@@ -135,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not tasks:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    if set(args.baselines) - set(QUICK):
+        _ = options.place  # said before anything is trained
     spec = load_spec(args.data_dir)
     indexes = {name: load_catalogue(args.data_dir, name, spec) for name in {task.catalogue for task in tasks}}
     protocols = {"": args.exclude_seen} | ({UNSEEN: True} if args.also_exclude_seen else {})

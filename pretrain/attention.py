@@ -78,6 +78,14 @@ def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") 
     return groups
 
 
+def _borders(query: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    """The borders of the samples; ValueError where a batch is no packed row."""
+    borders = given.get("cu_seq_lens_q")
+    if borders is None or query.shape[0] != 1:
+        raise ValueError("attention needs one packed row and cu_seq_lens_q, the borders of its samples")
+    return borders
+
+
 @torch.compiler.disable  # the groups differ from row to row; what stands around them is compiled
 def packed_sdpa(
     module: torch.nn.Module,
@@ -96,10 +104,7 @@ def packed_sdpa(
     """
     plan = kwargs.get("packed_plan")
     if plan is None:
-        borders = kwargs.get("cu_seq_lens_q")
-        if borders is None or query.shape[0] != 1:
-            raise ValueError("packed_sdpa needs one packed row and cu_seq_lens_q, the borders of its samples")
-        plan = Plan(plan_groups(borders.tolist(), query.device))
+        plan = Plan(plan_groups(_borders(query, kwargs).tolist(), query.device))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     pieces = []
     for group in plan.groups:
@@ -140,9 +145,7 @@ def packed_varlen(
 
     Raises ValueError without ``cu_seq_lens_q``, and where ``dropout`` is not 0, which the kernel does not have.
     """
-    borders = kwargs.get("cu_seq_lens_q")
-    if borders is None or query.shape[0] != 1:
-        raise ValueError("packed_varlen needs one packed row and cu_seq_lens_q, the borders of its samples")
+    borders = _borders(query, kwargs)
     if dropout:
         raise ValueError("packed_varlen has no attention dropout; packed_sdpa has")
     if value.dtype == torch.float32:  # a forward pass outside autocast, which the kernel does not have

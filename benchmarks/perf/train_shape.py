@@ -29,6 +29,7 @@ from pretrain import attention
 from pretrain.flops import peak_tflops, step_flops
 from pretrain.plan import ITEMIC, QWEN3, memory_gib, shape
 
+ATTENTIONS = (attention.PACKED_SDPA, attention.PACKED_VARLEN, attention.FLASH)
 TOY = (64, 2, 4, 2, 128, True)
 
 
@@ -44,7 +45,12 @@ def parse_args() -> argparse.Namespace:
     add("--steps", type=int, default=5, help="timed steps of each attention")
     add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
     add("--no_gradient_checkpointing", action="store_true")
-    add("--attentions", nargs="+", help="attentions to compare (all that this machine has)")
+    add(
+        "--attentions",
+        nargs="+",
+        choices=ATTENTIONS,
+        help="attentions to compare (all that this machine has)",
+    )
     return parser.parse_args()
 
 
@@ -53,7 +59,7 @@ def attentions(half: bool) -> list[str]:
     from onerec.errors import InputError
 
     found = []
-    for name in (attention.PACKED_SDPA, attention.PACKED_VARLEN, attention.FLASH):
+    for name in ATTENTIONS:
         with contextlib.suppress(InputError):
             found.append(attention.register(name, half))
     return found

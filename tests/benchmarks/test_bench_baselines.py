@@ -126,6 +126,14 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
     assert names == {"metrics.json", "manifest.json", "predictions_video.jsonl", "scores_video.parquet"}
 
 
+@pytest.mark.parametrize("device", ["cudda", "cuda"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(data, tmp_path, device, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=f"--device: {device} is not there"):
+        baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "popularity", "sasrec", "--device", device])  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_task_without_training_users_is_refused(data, tmp_path):
     table = {"uid": [1], "task": ["ad"], "history_pid": [[1]], "target_pid": [[2]]}
     write_table(data / "train_sequences.parquet", pa.table(table))
