@@ -103,11 +103,15 @@ if ((VALIDATION_USERS)); then stage 08_choose scripts/choose_checkpoint.sh sft; 
 evaluate 08 sft
 if [[ "$RL" == 1 ]]; then
   # On-policy distillation: the base model teaches the SFT model, so that general ability comes back.
-  stage 09_distillation scripts/09_distillation.sh
-  evaluate 09 distill
+  if ((DISTILL_STEPS)); then
+    stage 09_distillation scripts/09_distillation.sh
+    evaluate 09 distill
+  fi
   # GRPO: what users take is rewarded, on Ray and vLLM.
-  stage 10_rl_grpo scripts/10_rl_grpo.sh
-  evaluate 10 rl
+  if ((RL_STEPS)); then
+    stage 10_rl_grpo scripts/10_rl_grpo.sh
+    evaluate 10 rl
+  fi
 fi
 stage 11_baselines scripts/11_evaluate.sh baselines
 # The table, as text, Markdown, JSON and one HTML page.

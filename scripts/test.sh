@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 bash scripts/install.sh --dev
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# Two files at a time; a file's tests stay together, for they share what its fixtures make.
-select=(-n 2 --dist loadfile)
+# Two files at a time, in the order of tests/conftest.py; a file's tests stay together, for they share what its fixtures make.
+select=(-n 2 --dist loadfile --no-loadscope-reorder)
 if [[ "${1:-}" == "--fast" ]]; then
   select+=(-m "not slow")
   shift

@@ -12,6 +12,21 @@ import pytest
 
 from onerec.sid import SidSpec
 
+# The files that take minutes, in the order in which two workers begin them: none is left for the end, where the other worker would
+# wait for it, and the two that start Ray and vLLM servers for a training are not at work at the same time.
+LONGEST = [
+    "verl_rl/test_rl_run.py",
+    "test_recipes.py",
+    "test_quickstart.py",
+    "verl_distillation/test_distill_run.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the tests of `LONGEST` forward; the others stay in their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def toy_spec() -> SidSpec:

@@ -119,3 +119,40 @@ def test_the_list_that_ships_names_settings_that_there_are():
             assert bool(variant.settings) != bool(variant.flags)
             assert set(variant.settings) <= {*known, "RL"}, variant.name
             ablations.resolved(variant.settings, known)
+            if variant.after:  # nothing that the stages before it read
+                later = {
+                    "04": "ITEMIC_ STG1_ STG2_ SFT_",
+                    "05": "STG1_ STG2_ SFT_",
+                    "06": "STG2_ SFT_",
+                    "08": "RL DISTILL_",
+                }
+                prefixes = (*later[variant.after[:2]].split(), "EVAL_STAGES")
+                assert all(name.startswith(prefixes) for name in variant.settings), variant.name
+
+
+def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
+    table = {"name": "stages", "variants": [{"name": "on top", "after": "08_choose", "set": {"RL": "1", "EVAL_STAGES": "rl"}},
+                                            {"name": "mean", "after": "04_base_model", "set": {"ITEMIC_INIT": "mean"}},
+                                            {"name": "odd", "after": "05_nothing", "set": {"ITEMIC_INIT": "mean"}}]}  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps({"tables": [table]}))
+    out = tmp_path / "out"
+    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    with pytest.raises(InputError, match="mean goes on after 04_base_model; a stage of"):
+        ablations.main([*argv, "--variants", "mean"])
+    base = out / "base" / "seed0"
+    (base / ".done").mkdir()
+    for name in ("settings", "01_world", "04_base_model", "05_expand_vocab", "08_choose", "08_evaluate"):
+        (base / ".done" / name).write_text("1")
+    for name in ("raw_data/log", "models/base/weights", "models/base_itemic/weights", "models/sft/weights"):
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_text("x")
+    with pytest.raises(InputError, match="odd goes on after 05_nothing; a stage of"):
+        ablations.main([*argv, "--jobs", "2", "--variants", "odd"])
+    assert not (out / "odd").exists()
+    assert ablations.main([*argv, "--jobs", "2", "--variants", "mean", "on top"]) == 0
+    mean, top = out / "mean" / "seed0", out / "on_top" / "seed0"
+    assert sorted(p.name for p in (mean / ".done").iterdir()) == ["01_world", "04_base_model"]
+    assert sorted(p.name for p in (top / ".done").iterdir()) == ["01_world", "04_base_model", "05_expand_vocab", "08_choose"]  # fmt: skip
+    made = {str(p.relative_to(mean)) for p in mean.rglob("*") if p.is_file() and "results" not in p.parts}
+    assert made == {".done/01_world", ".done/04_base_model", "raw_data/log", "models/base/weights", "models/sft/choice.json"}  # fmt: skip
+    assert (top / "models/sft/weights").exists() and (top / "models/base_itemic/weights").exists()

@@ -29,6 +29,10 @@ SMALL = {
 }  # fmt: skip
 
 
+# Of the real files the chain alone: what stage 1, the choice among checkpoints, the second protocol and SASRec do is asked of the invented log.
+CHAIN = {"STG1_STEPS": "0", "VALIDATION_USERS": "0", "ALSO_EXCLUDE_SEEN": "0", "BASELINES": "popularity"}
+
+
 def recipe(name: str, data: Path, runs: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(ROOT / "scripts" / "recipes" / f"{name}.sh"), str(data)],
@@ -127,14 +131,8 @@ def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data
         write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
         tmp_path / "runs",
     )
-    imported = {
-        "SIDS": "imported",
-        "N_LAYERS": "3",
-        "COLLISIONS": "own",
-        "ITEMIC_INIT": "mean",
-        "CODEBOOK_SIZE": "256",
-    }
-    assert finished(recipe("amazon_beauty", data, runs, **imported), runs)["sft"]["users"] == 60
+    imported = {"SIDS": "imported", "N_LAYERS": "3", "CODEBOOK_SIZE": "256", "COLLISIONS": "own", "ITEMIC_INIT": "mean"}  # fmt: skip
+    assert finished(recipe("amazon_beauty", data, runs, **CHAIN, **imported), runs)["sft"]["users"] == 60
     spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
     assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4
     assert spec["collision"] == "extra_layer"
@@ -147,9 +145,8 @@ def test_toys_on_one_per_cent(shared_data, tmp_path):
     (tmp_path / "Toys_and_Games.txt").write_text("\n".join(lines) + "\n")
     name = "Toys_and_Games_item2attributes.json"
     (tmp_path / name).write_text((real / name).read_text())
-    assert (
-        finished(recipe("amazon_toys", tmp_path, tmp_path / "runs"), tmp_path / "runs")["sft"]["users"] == 60
-    )
+    runs = tmp_path / "runs"
+    assert finished(recipe("amazon_toys", tmp_path, runs, **CHAIN), runs)["sft"]["users"] == 60
 
 
 def test_movielens_on_one_per_cent(shared_data, tmp_path):
@@ -163,7 +160,8 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
     for name in ("ml-100k.item", "ml-100k.user"):
         (data / name).write_bytes((real / name).read_bytes())
     # Histories are long here: a shorter row would leave their samples out.
-    rows = finished(recipe("movielens100k", data, tmp_path / "runs", MAX_LENGTH="4096"), tmp_path / "runs")
+    runs = tmp_path / "runs"
+    rows = finished(recipe("movielens100k", data, runs, **CHAIN | {"MAX_LENGTH": "4096"}), runs)
     assert rows["sft"]["users"] == 10
 
 

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 Finished = Iterator[list[tuple[int, T]]]
@@ -96,10 +99,29 @@ def dtype_of(precision: str, gpu: bool) -> Any:
     return torch.bfloat16 if half else torch.float32
 
 
+def device_of(name: str) -> torch.device:
+    """torch's device of ``--device``: ``auto`` is a GPU where there is one.
+
+    Raises `InputError` for a device that torch does not know, and for a GPU that is not there.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or (device.type == "cuda" and (device.index or 0) >= gpus):
+        raise InputError("--device", f"{name} is not there", "auto, cpu, or cuda with a GPU")
+    return device
+
+
 def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backend:
     """The backend of a name: ``device``, ``token_budget`` of hf; ``tensor_parallel``, ``data_parallel`` of vllm; ``precision``.
 
-    Raises `InputError` where vLLM is asked for and not installed.
+    Raises `InputError` where vLLM is asked for and not installed, and for a device that is not there.
     """
     if name == "hf":
         from benchmarks.backends.hf import HfBackend

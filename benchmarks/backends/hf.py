@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
+from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, batches_by_length, decode_items
 from onerec.sid import SidSpec
@@ -29,14 +29,12 @@ class HfBackend:
         token_budget: int = 16384,
         precision: str = "auto",
     ) -> None:
-        import torch
+        place = device_of(device)
         from transformers import AutoModelForCausalLM
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = dtype_of(precision, device.startswith("cuda"))
+        dtype = dtype_of(precision, place.type == "cuda")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-        self.model = model.to(device).eval()
+        self.model = model.to(place).eval()
         self.pad = tokenizer.pad_token_id
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))

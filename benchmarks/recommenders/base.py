@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from benchmarks.backends import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
-from onerec.errors import InputError
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -46,17 +45,8 @@ class Options:
 
     @property
     def place(self) -> torch.device:
-        """Where the nets are trained and asked: ``auto`` is a GPU where there is one.
-
-        Raises `InputError` for a device that torch does not know or that is not there.
-        """
-        import torch
-
-        gpu = torch.cuda.is_available()
-        name = ("cuda" if gpu else "cpu") if self.device == "auto" else self.device
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", name) or (name != "cpu" and not gpu):
-            raise InputError("--device", f"{name} is not there", "auto, cpu, or cuda with a GPU")
-        return torch.device(name)
+        """Where the nets are trained and asked; raises `InputError` for a device that is not there."""
+        return device_of(self.device)
 
 
 class Training:

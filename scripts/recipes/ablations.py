@@ -3,18 +3,21 @@
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
 Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of the unchanged run's model.
-Finished runs are not repeated. The tables, ablations.md and ablations.json in --output_dir, are written anew after every variant, so
+Finished runs are not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew after every variant, so
 that what is there is always what has been measured; a variant that failed is named with its log and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,16 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
 BASE = "base"
+# What a run's first three stages make, and the models with the number of the stage that makes them.
+DATA = ("raw_data", "toy_raw_data", "tokenizer", "output", "validation")
+MODELS = [
+    ("04", "tiny"),
+    ("04", "base"),
+    ("05", "base_itemic"),
+    ("06", "stage1"),
+    ("07", "stage2"),
+    ("08", "sft"),
+]
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
@@ -39,6 +52,7 @@ class Variant:
     name: str
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    after: str | None = None  # the last stage that the base's run has made for it
 
     @property
     def slug(self) -> str:
@@ -48,11 +62,13 @@ class Variant:
 
 def read_tables(path: Path) -> dict[str, list[Variant]]:
     """Table to its variants; raises `InputError` where the file is not of that shape."""
-    wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}} or {"name", "evaluate": […]}]}]}'
+    wanted = (
+        '{"tables": [{"name", "variants": [{"name", "set": {…}, "after"} or {"name", "evaluate": […]}]}]}'
+    )
     try:
         tables = {
             table["name"]: [
-                Variant(v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())))
+                Variant(v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())), v.get("after"))
                 for v in table["variants"]
             ]
             for table in read_json(path)["tables"]
@@ -114,13 +130,35 @@ class Runner:
             return None
         values, users = measure(lines), len(lines)
         choice = run / "models" / "sft" / "choice.json"
-        chosen = read_json(choice) if choice.is_file() and not variant.flags else None
+        chosen = read_json(choice) if choice.is_file() and not variant.flags and last == "sft" else None
         best = (
             next((p["ndcg@10"] for p in chosen["curve"] if p["step"] == chosen["best"]), None)
             if chosen
             else None
         )
         return {"name": variant.name, "users": users, "validation_ndcg@10": best} | values
+
+    def begin(self, variant: Variant) -> None:
+        """Copy what the base's run has made up to the stage ``variant.after``, unless the variant has begun.
+
+        Raises `InputError` where the base's run has no such stage.
+        """
+        base, run = self.run_dir(BASE), self.run_dir(variant.slug)
+        if (run / ".done").exists():
+            return
+        done = sorted(path.name for path in (base / ".done").glob("*") if path.name != "settings")
+        if variant.after not in done:
+            raise InputError(self.args.list, f"{variant.name} goes on after {variant.after}", f"a stage of {base}: {', '.join(done)}")  # fmt: skip
+        models = {f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]}
+        with tempfile.TemporaryDirectory(dir=self.args.output_dir) as folder:
+            for name in [*DATA, *sorted(models)]:
+                if (base / name).exists():
+                    shutil.copytree(base / name, Path(folder) / name)
+            (Path(folder) / ".done").mkdir()
+            for name in done[: done.index(variant.after) + 1]:
+                shutil.copy(base / ".done" / name, Path(folder) / ".done" / name)
+            run.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(folder, run, dirs_exist_ok=True)
 
     def make(self, variant: Variant) -> bool:
         """Run a variant to its end; False where it failed, with its log named."""
@@ -131,6 +169,8 @@ class Runner:
         else:
             command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
             env = self.environment(variant)
+            if variant.after:
+                self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
         log.info(
             f"{variant.name}: {' '.join(f'{k}={v}' for k, v in variant.settings.items())}{' '.join(variant.flags)} (log: {path})"
@@ -184,7 +224,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tables", nargs="+", help="only these tables (default: all)")
     add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
     add("--seed", type=int, default=0, help="seed of every run")
-    return parser.parse_args(argv)
+    add("--jobs", type=int, default=1, help="runs at a time; the base's comes first, on its own")
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        raise InputError("--jobs", f"is {args.jobs}", "one or more")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,12 +246,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runner, failed = Runner(args), []
     todo = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]
-    for variant in [Variant(BASE), *todo]:
-        if runner.result(variant) is None and not runner.make(variant):
-            failed.append(variant)
-            if variant.name == BASE:
-                break
-        write_tables(runner, tables)
+
+    def measured(variant: Variant) -> bool:
+        return runner.result(variant) is not None or runner.make(variant)
+
+    if not measured(Variant(BASE)):
+        failed, todo = [Variant(BASE)], []
+    write_tables(runner, tables)
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        runs = {pool.submit(measured, variant): variant for variant in todo}
+        try:
+            for run in concurrent.futures.as_completed(runs):
+                if not run.result():
+                    failed.append(runs[run])
+                write_tables(runner, tables)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     print(write_tables(runner, tables))
     for variant in failed:
         print(f"error: {args.output_dir / (variant.slug + '.log')}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)  # fmt: skip

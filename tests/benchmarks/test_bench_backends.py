@@ -173,6 +173,14 @@ def test_a_backend_that_is_not_installed_is_one_line(tiny_checkpoint, monkeypatc
         open_backend("vllm", tiny_checkpoint, None)
 
 
+@pytest.mark.parametrize("device", ["cudda", "cuda", "cuda:1"])
+def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint, tiny_data, monkeypatch, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=f"--device: {device} is not there"):
+        evaluate(tiny_checkpoint, tiny_data, "--tasks", "video", "--device", device)
+    assert not (tiny_data.parent / "r" / "results_x").exists()
+
+
 @pytest.mark.slow
 def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
     """One engine, every question that the benchmark asks: items of both scores, seen ones left out, answers, text."""
