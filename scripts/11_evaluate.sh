@@ -23,7 +23,8 @@ flags=(--sample_size "$rows" --text_sample_size "$TEXT_SAMPLE_SIZE" --max_answer
 [[ "$name" == base ]] && flags+=(--tasks general)
 [[ "$name" == sft ]] && flags+=(--beam_widths $BEAM_WIDTHS --beam_samples "$BEAM_SAMPLES")
 run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name" false "${flags[@]}" "${@:2}"
-if [[ "$ALSO_EXCLUDE_SEEN" == 1 && "$name" != base ]]; then
+# A name of one's own is for one evaluation.
+if [[ "$ALSO_EXCLUDE_SEEN" == 1 && "$name" != base && " ${*:2} " != *" --result_name"* ]]; then
   ranked=()
   for task in video ad product label_cond interactive; do
     [[ -d "$BENCHMARK_DATA_DIR/$task" ]] || continue

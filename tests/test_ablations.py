@@ -72,6 +72,7 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     assert ablations.main(argv) == 2, "one variant failed"
     names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
     assert names == ["base", "0.3", "sft_only", "seed0", "breaks"]
+    assert all(env["ALSO_EXCLUDE_SEEN"] == "0" for _, env in calls)
     environments = {name: env for name, (_, env) in zip(names, calls, strict=True)}
     assert environments["0.3"]["STG2_DROPOUT"] == "0.3" and "STG2_DROPOUT" not in environments["base"]
     profile = ablations.profile_settings("amazon_beauty")

@@ -41,6 +41,7 @@ MODELS = [
     ("07", "stage2"),
     ("08", "sft"),
 ]
+ONCE = {"ALSO_EXCLUDE_SEEN": "0"}  # the tables are of one protocol
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
@@ -114,8 +115,12 @@ class Runner:
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
     def environment(self, variant: Variant) -> dict[str, str]:
-        """What the chain is called with: no model but the last is evaluated, and of the baselines the cheapest."""
-        own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | resolved(variant.settings, self.settings)
+        """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
+        own = (
+            {"EVAL_STAGES": "sft", "BASELINES": "popularity"}
+            | ONCE
+            | resolved(variant.settings, self.settings)
+        )
         return (
             os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
         )
@@ -165,7 +170,7 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = os.environ | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(BASE))}
+            env = os.environ | ONCE | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(BASE))}
         else:
             command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
             env = self.environment(variant)
