@@ -26,6 +26,7 @@ LIST = {
             "variants": [
                 {"name": "SFT only", "set": {"STG2_STEPS": "0", "SFT_STEPS": "=STG2_STEPS+SFT_STEPS", "SFT_LR": "=STG2_LR"}},
                 {"name": "beam 10", "evaluate": ["--num_beams", "10"]},
+                {"name": "SFT, beam 5", "of": "SFT only", "evaluate": ["--num_beams", "5"]},
                 {"name": "breaks", "set": {"N_LAYERS": "99"}},
             ],
         },
@@ -71,7 +72,7 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip
     assert ablations.main(argv) == 2, "one variant failed"
     names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
-    assert names == ["base", "0.3", "sft_only", "seed0", "breaks"]
+    assert names == ["base", "0.3", "sft_only", "seed0", "seed0", "breaks"]
     assert all(env["ALSO_EXCLUDE_SEEN"] == "0" for _, env in calls)
     environments = {name: env for name, (_, env) in zip(names, calls, strict=True)}
     assert environments["0.3"]["STG2_DROPOUT"] == "0.3" and "STG2_DROPOUT" not in environments["base"]
@@ -80,9 +81,10 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     assert environments["sft_only"]["SFT_STEPS"] == str(steps)
     assert environments["sft_only"]["SFT_LR"] == profile["STG2_LR"]
     assert calls[3][0] == ["bash", "scripts/11_evaluate.sh", "sft", "--num_beams", "10", "--result_name", "beam_10"]  # fmt: skip
+    assert Path(calls[4][1]["RUN_DIR"]).parent.name == "sft_only"
     tables = json.loads((out / "ablations.json").read_text())["tables"]
     assert [row["name"] for row in tables["dropout"]] == ["base", "0.3"]
-    assert [row["name"] for row in tables["rest"]] == ["base", "SFT only", "beam 10"], (
+    assert [row["name"] for row in tables["rest"]] == ["base", "SFT only", "beam 10", "SFT, beam 5"], (
         "what failed is in no table"
     )
     assert tables["dropout"][1]["validation_ndcg@10"] == 0.25 and tables["dropout"][1]["recall@10"] == 1

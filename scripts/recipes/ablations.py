@@ -46,6 +46,11 @@ METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
 
+def slug_of(name: str) -> str:
+    """A variant's name as a folder's."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """What is changed: settings of the chain, or flags of the evaluation."""
@@ -54,22 +59,27 @@ class Variant:
     settings: dict[str, str] = dataclasses.field(default_factory=dict)
     flags: tuple[str, ...] = ()
     after: str | None = None  # the last stage that the base's run has made for it
+    of: str = BASE  # with flags: the variant whose model is evaluated
 
     @property
     def slug(self) -> str:
         """Its name as a folder's."""
-        return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_")
+        return slug_of(self.name)
 
 
 def read_tables(path: Path) -> dict[str, list[Variant]]:
     """Table to its variants; raises `InputError` where the file is not of that shape."""
-    wanted = (
-        '{"tables": [{"name", "variants": [{"name", "set": {…}, "after"} or {"name", "evaluate": […]}]}]}'
-    )
+    wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}, "after"} or {"name", "evaluate": […], "of"}]}]}'
     try:
         tables = {
             table["name"]: [
-                Variant(v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())), v.get("after"))
+                Variant(
+                    v["name"],
+                    dict(v.get("set", {})),
+                    tuple(v.get("evaluate", ())),
+                    v.get("after"),
+                    v.get("of", BASE),
+                )
                 for v in table["variants"]
             ]
             for table in read_json(path)["tables"]
@@ -127,7 +137,7 @@ class Runner:
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """What a variant reached on test and validation; None where it has not been run."""
-        run = self.run_dir(BASE if variant.flags else variant.slug)
+        run = self.run_dir(slug_of(variant.of) if variant.flags else variant.slug)
         results = run / "benchmarks" / "results" / "v1.0"
         last = "rl" if variant.settings.get("RL") == "1" else "sft"
         folder = results / (f"results_{variant.slug}" if variant.flags else f"results_{last}")
@@ -170,7 +180,11 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = os.environ | ONCE | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(BASE))}
+            env = (
+                os.environ
+                | ONCE
+                | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
+            )
         else:
             command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
             env = self.environment(variant)
