@@ -119,6 +119,7 @@ class Runner:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.settings = profile_settings(args.recipe)
+        self.measured: dict[str, dict[str, Any]] = {}  # by slug; reading a run's predictions takes seconds
 
     def run_dir(self, slug: str) -> Path:
         """The run of a variant with settings."""
@@ -137,6 +138,8 @@ class Runner:
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """What a variant reached on test and validation; None where it has not been run."""
+        if variant.slug in self.measured:
+            return self.measured[variant.slug]
         run = self.run_dir(slug_of(variant.of) if variant.flags else variant.slug)
         results = run / "benchmarks" / "results" / "v1.0"
         last = "rl" if variant.settings.get("RL") == "1" else "sft"
@@ -151,7 +154,8 @@ class Runner:
             if chosen
             else None
         )
-        return {"name": variant.name, "users": users, "validation_ndcg@10": best} | values
+        row = {"name": variant.name, "users": users, "validation_ndcg@10": best} | values
+        return self.measured.setdefault(variant.slug, row)
 
     def begin(self, variant: Variant) -> None:
         """Copy what the base's run has made up to the stage ``variant.after``, unless the variant has begun.
