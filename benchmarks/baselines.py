@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.backends import device_of
 from benchmarks.catalogues import SEQUENCES, load_catalogue, sids_of
 from benchmarks.evaluators import rank
 from benchmarks.intervals import N_BOOT, values_and_intervals
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     if set(args.baselines) - set(QUICK):
-        _ = options.place  # said before anything is trained
+        device_of(options.device)  # said before anything is trained
     spec = load_spec(args.data_dir)
     indexes = {name: load_catalogue(args.data_dir, name, spec) for name in {task.catalogue for task in tasks}}
     protocols = {"": args.exclude_seen} | ({UNSEEN: True} if args.also_exclude_seen else {})

@@ -98,6 +98,19 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     assert set(json.loads((out / "ablations.json").read_text())["tables"]) == {"dropout", "rest"}
 
 
+def test_an_evaluation_brings_the_run_that_it_asks_for(tmp_path, calls):
+    evaluation = {"name": "beam 5", "of": "mean", "evaluate": ["--num_beams", "5"]}
+    tables = [{"name": "decoding", "variants": [evaluation]}, {"name": "init", "variants": [{"name": "mean", "set": {"ITEMIC_INIT": "mean"}}]}]  # fmt: skip
+    (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
+    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    assert ablations.main([*argv, "--tables", "decoding", "--jobs", "2"]) == 0
+    assert [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls] == ["base", "mean", "seed0"]
+    evaluation["of"] = "median"
+    (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
+    with pytest.raises(InputError, match="evaluates median; a variant with settings: base, mean"):
+        ablations.main(argv)
+
+
 def test_names_that_are_not_there_are_one_line(tmp_path):
     argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out")]
     for more, says in (

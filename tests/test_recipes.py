@@ -29,7 +29,8 @@ SMALL = {
 }  # fmt: skip
 
 
-# Of the real files the chain alone: what stage 1, the choice among checkpoints, the second protocol and SASRec do is asked of the invented log.
+# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are asked of the
+# invented log.
 CHAIN = {"STG1_STEPS": "0", "VALIDATION_USERS": "0", "ALSO_EXCLUDE_SEEN": "0", "BASELINES": "popularity"}
 
 
@@ -161,7 +162,9 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
         (data / name).write_bytes((real / name).read_bytes())
     # Histories are long here: a shorter row would leave their samples out.
     runs = tmp_path / "runs"
-    rows = finished(recipe("movielens100k", data, runs, **CHAIN | {"MAX_LENGTH": "4096"}), runs)
+    rows = finished(
+        recipe("movielens100k", data, runs, **CHAIN | {"MAX_LENGTH": "4096", "VALIDATION_USERS": "40"}), runs
+    )
     assert rows["sft"]["users"] == 10
 
 

@@ -2,9 +2,11 @@
 
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
-Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of the unchanged run's model.
-Finished runs are not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew after every variant, so
-that what is there is always what has been measured; a variant that failed is named with its log and the others go on.
+Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model, the
+unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are not repeated; --jobs
+makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written
+anew after every variant, so that what is there is always what has been measured; a variant that failed is named with its log and
+the others go on.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,23 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
     slugs = [BASE, *(variant.slug for variants in tables.values() for variant in variants)]
     if doubles := [slug for slug in slugs if slugs.count(slug) > 1]:
         raise InputError(path, f"has two variants whose folder would be {doubles[0]}", "names of their own")
+    chains = {BASE, *(v.name for variants in tables.values() for v in variants if v.settings)}
+    if foreign := [v.of for variants in tables.values() for v in variants if v.of not in chains]:
+        raise InputError(
+            path, f"evaluates {foreign[0]}", f"a variant with settings: {', '.join(sorted(chains))}"
+        )
     return tables
+
+
+def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> list[Variant]:
+    """``variants``, each once, an evaluation behind the run that it asks for, which is put there where it is missing."""
+    chains = {variant.name: variant for group in tables.values() for variant in group}
+    ordered: dict[str, Variant] = {}
+    for variant in variants:
+        if variant.of != BASE:
+            ordered.setdefault(variant.of, chains[variant.of])
+        ordered.setdefault(variant.name, variant)
+    return list(ordered.values())
 
 
 def profile_settings(profile: str) -> dict[str, str]:
@@ -168,16 +185,14 @@ class Runner:
         done = sorted(path.name for path in (base / ".done").glob("*") if path.name != "settings")
         if variant.after not in done:
             raise InputError(self.args.list, f"{variant.name} goes on after {variant.after}", f"a stage of {base}: {', '.join(done)}")  # fmt: skip
-        models = {f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]}
-        with tempfile.TemporaryDirectory(dir=self.args.output_dir) as folder:
-            for name in [*DATA, *sorted(models)]:
-                if (base / name).exists():
-                    shutil.copytree(base / name, Path(folder) / name)
-            (Path(folder) / ".done").mkdir()
-            for name in done[: done.index(variant.after) + 1]:
-                shutil.copy(base / ".done" / name, Path(folder) / ".done" / name)
-            run.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(folder, run, dirs_exist_ok=True)
+        models = [f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]]
+        for name in [*DATA, *models]:
+            if (base / name).exists():
+                shutil.copytree(base / name, run / name, dirs_exist_ok=True)
+        # Last, for a variant without it has not begun.
+        (run / ".done").mkdir(parents=True)
+        for name in done[: done.index(variant.after) + 1]:
+            shutil.copy(base / ".done" / name, run / ".done" / name)
 
     def make(self, variant: Variant) -> bool:
         """Run a variant to its end; False where it failed, with its log named."""
@@ -268,22 +283,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runner, failed = Runner(args), []
-    todo = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]
+    wanted = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]
+    todo, runs = in_order(wanted, tables), {}
 
     def measured(variant: Variant) -> bool:
+        if variant.of in runs:  # begun before, so that nobody waits for one behind
+            runs[variant.of].result()
         return runner.result(variant) is not None or runner.make(variant)
 
     if not measured(Variant(BASE)):
         failed, todo = [Variant(BASE)], []
     write_tables(runner, tables)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        runs = {pool.submit(measured, variant): variant for variant in todo}
+        for variant in todo:
+            runs[variant.name] = pool.submit(measured, variant)
+        variants = {run: variant for variant, run in zip(todo, runs.values(), strict=True)}
         try:
-            for run in concurrent.futures.as_completed(runs):
+            for run in concurrent.futures.as_completed(variants):
                 if not run.result():
-                    failed.append(runs[run])
+                    failed.append(variants[run])
                 write_tables(runner, tables)
-        except KeyboardInterrupt:
+        except BaseException:  # the others in the queue are not begun
             pool.shutdown(cancel_futures=True)
             raise
     print(write_tables(runner, tables))
