@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onerec.errors import InputError
 from onerec.run import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -33,13 +38,10 @@ def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float
     ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of WiSE-FT
     (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
     """
-    step = last_checkpoint(checkpoints)
-    if step is None:
-        raise InputError(checkpoints, "holds no whole checkpoint", "train at least one step")
-    saved = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+    saved = _saved(checkpoints)
     weights = sorted([*saved.glob("*.safetensors"), *saved.glob("*.safetensors.index.json")])
-    if not weights:
-        raise InputError(saved, "holds no *.safetensors", "a checkpoint saved with hf_model")
+    from safetensors.torch import save_file
+
     with atomic_path(output) as folder:
         folder.mkdir(parents=True)
         for file in base_model.iterdir():
@@ -49,14 +51,35 @@ def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float
             if merge_ratio == 1 or file.suffix != ".safetensors":
                 shutil.copy2(file, folder / file.name)
             else:
-                _merge(base_model, file, folder / file.name, merge_ratio)
+                save_file(
+                    _merged(base_model, file, merge_ratio), folder / file.name, metadata={"format": "pt"}
+                )
 
 
-def _merge(base_model: Path, trained: Path, output: Path, ratio: float) -> None:
-    """Write the weighted average of one file of trained weights with the base model's; averaged in float32, kept in the trained type."""
+def merged_weights(
+    checkpoints: Path, base_model: Path, merge_ratio: float
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The weights that `export` writes, file by file: name to tensor."""
+    for file in sorted(_saved(checkpoints).glob("*.safetensors")):
+        yield _merged(base_model, file, merge_ratio)
+
+
+def _saved(checkpoints: Path) -> Path:
+    """The folder with the newest checkpoint's Hugging Face files."""
+    step = last_checkpoint(checkpoints)
+    if step is None:
+        raise InputError(checkpoints, "holds no whole checkpoint", "train at least one step")
+    saved = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+    if not any(saved.glob("*.safetensors")):
+        raise InputError(saved, "holds no *.safetensors", "a checkpoint saved with hf_model")
+    return saved
+
+
+def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Tensor]:
+    """The weighted average of one file of trained weights with the base model's; averaged in float32, kept in the trained type."""
     import torch
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     places = {}
     for path in sorted(base_model.glob("*.safetensors")):
@@ -68,4 +91,4 @@ def _merge(base_model: Path, trained: Path, output: Path, ratio: float) -> None:
             raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")
         with safe_open(places[name], "pt") as file:
             merged[name] = torch.lerp(file.get_tensor(name).float(), tensor.float(), ratio).to(tensor.dtype)
-    save_file(merged, output, metadata={"format": "pt"})
+    return merged

@@ -50,6 +50,11 @@ class OneRecServer(vLLMHttpServer):
             self._searcher = asyncio.create_task(self._search())
         return await answer, self.global_steps
 
+    async def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
+        """Serve the average of the newest checkpoint and the base model from now on."""
+        await self.engine.collective_rpc("onerec_load_merged", args=(checkpoints, base_model, merge_ratio))
+        await self.clear_kv_cache()
+
     async def _search(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER_SECONDS)

@@ -14,6 +14,8 @@ DEFAULT_CATALOGUE = "default"
 SHARE_KEY = "onerec_share_prompts"
 # Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, and whether its rows are samples.
 ADVANTAGE_KEY, SAMPLED_KEY = "advantage", "sampled"
+# … and there, with what share of the trained weights the exported average is made, and where its validation is written.
+MERGE_RATIO_KEY, MERGE_LOG_KEY = "merge_ratio", "merge_log"
 
 
 @dataclasses.dataclass(frozen=True)

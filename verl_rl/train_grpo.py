@@ -25,7 +25,15 @@ from onerec.verl_export import export, last_checkpoint
 from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, has_accelerator, launch
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS, parse_weights
-from verl_rl.settings import ADVANTAGE_KEY, DEFAULT_CATALOGUE, SAMPLED_KEY, SHARE_KEY, RolloutSettings
+from verl_rl.settings import (
+    ADVANTAGE_KEY,
+    DEFAULT_CATALOGUE,
+    MERGE_LOG_KEY,
+    MERGE_RATIO_KEY,
+    SAMPLED_KEY,
+    SHARE_KEY,
+    RolloutSettings,
+)
 from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
@@ -263,6 +271,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "algorithm.adv_estimator": "onerec_grpo",
         "algorithm.norm_adv_by_std_in_grpo": args.norm_adv_by_std,
         f"+onerec.{ADVANTAGE_KEY}": args.advantage,
+        f"+onerec.{MERGE_RATIO_KEY}": args.merge_ratio,
+        f"+onerec.{MERGE_LOG_KEY}": merge_log(args, steps).resolve(),
         f"+onerec.{SAMPLED_KEY}": settings.stage2 == "sample" or not settings.two_stage,
         "data.train_files": (args.data_dir / RL_TRAIN).resolve(),
         "data.val_files": (args.data_dir / RL_TEST).resolve(),
@@ -328,12 +338,21 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     return [*(f"{name}={value}" for name, value in values.items()), settings.override(), *args.overrides]
 
 
+def merge_log(args: argparse.Namespace, step: int) -> Path:
+    """Where the validation of the exported average is kept."""
+    return args.output_dir / "merged" / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
+
+
 def validate_merged(
     args: argparse.Namespace, settings: RolloutSettings, step: int
 ) -> dict[str, dict[str, float]]:
-    """The exported average of two models on the test file, by verl's own validation: task to metric. Kept, and read where it was done before."""
-    folder = args.output_dir / "merged"
-    log = folder / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
+    """The exported average of two models on the test file, by verl's own validation: task to metric.
+
+    The run does it at its end (verl_rl.trainer); where that is not there, for it was stopped before or had another ratio, verl is
+    started once more.
+    """
+    log = merge_log(args, step)
+    folder = log.parent
     if not (log.exists() and read_validation([log])):
         average = vars(args) | {
             "base_model": args.output_dir / "hf",

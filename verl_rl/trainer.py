@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import transfer_queue as tq
 from tensordict import TensorDict
 from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
+from onerec.run import write_text
 from onerec.verl_trainer import WatchedTrainer
 from verl_rl.advantage import likelihood_advantages
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
-from verl_rl.settings import ADVANTAGE_KEY, SAMPLED_KEY, SHARE_KEY
+from verl_rl.settings import ADVANTAGE_KEY, MERGE_LOG_KEY, MERGE_RATIO_KEY, SAMPLED_KEY, SHARE_KEY
 from verl_rl.shared_prompts import keep_groups
 
 TRAINER = "onerec_sync"
@@ -47,7 +50,19 @@ def tensors_only(batch: Any) -> Iterator[None]:
 
 @register_trainer(TRAINER)
 class OneRecTrainer(WatchedTrainer):
-    """`WatchedTrainer` that reports by task and splits a step's time."""
+    """`WatchedTrainer` that reports by task, splits a step's time and validates the average that will be exported."""
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """verl's; then, where the exported weights are an average with the base model's, these on the same servers."""
+        super().fit(agent_loop_manager)
+        ratio, trainer = self.config.onerec[MERGE_RATIO_KEY], self.config.trainer
+        if ratio == 1 or trainer.test_freq <= 0 or trainer.get("val_only", False):
+            return
+        folders = (trainer.default_local_dir, self.config.actor_rollout_ref.model.path)
+        replicas = self.llm_server_manager.get_replicas()
+        ray.get([replica.servers[0].load_merged.remote(*folders, ratio) for replica in replicas])
+        line = {"step": self.total_training_steps, "data": self._validate()}
+        write_text(self.config.onerec[MERGE_LOG_KEY], json.dumps(line, default=float) + "\n")
 
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, float], *args: Any, **kwargs: Any

@@ -9,7 +9,7 @@ import pytest
 
 from onerec.errors import InputError
 from onerec.sid import SidSpec
-from onerec.verl_export import export, last_checkpoint
+from onerec.verl_export import export, last_checkpoint, merged_weights
 from verl_rl import assemble, metrics, train_grpo
 from verl_rl.settings import RolloutSettings
 from verl_rl.validation import read_validation, table
@@ -263,6 +263,8 @@ def test_an_export_may_average_with_the_base(tmp_path):
     merged = load_file(tmp_path / "hf" / "model.safetensors")
     assert merged["a"].tolist() == [1.5, 1.5] and merged["b"].tolist() == [0.5, 0.5]
     assert merged["b"].dtype == torch.bfloat16
+    (served,) = merged_weights(tmp_path / "checkpoints", base, 0.25)
+    assert served.keys() == merged.keys() and all(torch.equal(served[name], merged[name]) for name in merged)
     save_file({"c": torch.ones(1)}, saved / "model.safetensors")
     with pytest.raises(InputError, match="has no weight c to average with"):
         export(tmp_path / "checkpoints", base, tmp_path / "other", merge_ratio=0.5)

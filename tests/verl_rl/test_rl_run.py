@@ -130,7 +130,8 @@ def test_two_steps_on_two_ranks(world, tmp_path):
     for name in ("tokenizer.json", "chat_template.jinja", "sid_spec.json", "config.json"):
         assert (out / "hf" / name).read_bytes() == (world / "model" / name).read_bytes()
     assert "checkpoint in" in result.stdout and "generation" in result.stdout
-    # The run goes on for a step with MaxRL's advantages; what it exports is the average of both models, validated once more.
+    # The run goes on for a step with MaxRL's advantages; what it exports is the average of both models, validated once more
+    # on the servers that are there.
     result = run(world, out, N_GPUS=2, ROLLOUT_TP_SIZE=2, ROLLOUT_N=2, ENABLE_THINK=1, VAL_BEFORE_TRAIN=0, MERGE_RATIO=0.25,
                  REWARD_WEIGHTS="full_hit=1,partial_hit=1", ADVANTAGE="maxrl", NUM_TRAINING_STEPS=3)  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
@@ -143,6 +144,9 @@ def test_two_steps_on_two_ranks(world, tmp_path):
     for name, values in merged.items():
         average = 0.75 * base[name].float() + 0.25 * trained[name].float()
         assert torch.allclose(values.float(), average, atol=1e-6), name
+    assert (out / "merged" / "step_3_ratio_0.25.jsonl").exists() and not (
+        out / "merged" / "verl.log"
+    ).exists()
     validation = json.loads((out / "validation.json").read_text())
     assert list(validation) == ["2", "3", "merged"] and "recall@10" in validation["merged"]["all"]
     assert "test file, step 2 → step merged" in result.stdout
