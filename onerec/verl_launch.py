@@ -205,13 +205,15 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
             "RAY_memory_monitor_refresh_ms": "0",
         }
         # vLLM would bind each worker to a NUMA node of its own, and a laptop has one. Ray starts its workers at niceness 15,
-        # where they starve beside any other work.
+        # where they starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at
+        # every put where there are fewer cores.
         defaults = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
             "OMP_WAIT_POLICY": "passive",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "RAY_worker_niceness": "0",
+            "TQ_NUM_THREADS": "1",
         }
         for name, default in defaults.items():
             values[name] = os.environ.get(name, default)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # 3. Logs and SIDs to training records and benchmark files, then the RL data, the mixes of pretraining and SFT (which may
-#    leave RL's users out) and the prompts of distillation. With VALIDATION_USERS also the validation targets as benchmark files, for choose_checkpoint.sh.
+#    leave RL's users out) and the prompts of distillation with its anchors. With VALIDATION_USERS also the validation targets as benchmark files, for choose_checkpoint.sh.
 source "$(dirname "$0")/common.sh"
 export SEED="${SEED:-0}" BASE_DIR="$RUN_DIR"
 items="$RAW_DATA/onerec_data"
@@ -22,3 +22,12 @@ TEST_SIZE="$RL_TEST_SIZE" USER_SHARE="$RL_USER_SHARE" TASKS="$tasks" run bash "$
 CONFIG="$ROOT/$DATA_CONFIGS/pretrain.json" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$ROOT/$DATA_CONFIGS/sft.json" run bash "$ROOT/data/prepare_sft.sh"
 TEXT_INPUT="$RAW_DATA/general_text/pretrain" MAX_PER_SOURCE="$DISTILL_MAX_PER_SOURCE" run bash "$ROOT/data/prepare_distillation.sh"
+# Prompts of the tasks that explain, on which distillation keeps the student what it was; those of recommendation are RL's.
+explain=()
+for task in item_understand rec_reason; do
+  [[ -f "$DATA_OUTPUT/sft_$task.parquet" ]] && explain+=("$DATA_OUTPUT/sft_$task.parquet")
+done
+if ((${#explain[@]})); then
+  run python "$ROOT/data/prepare_distillation.py" --input "${explain[@]}" --max_per_source "$DISTILL_MAX_PER_SOURCE" \
+    --output "$DATA_OUTPUT/distillation_anchors.parquet" --seed "$SEED"
+fi

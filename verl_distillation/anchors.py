@@ -1,7 +1,8 @@
-"""Recommendation prompts among the general ones: the student as it came is their teacher, so that recommendation stays what it was."""
+"""Prompts of the student's own tasks among the general ones: the student as it came is their teacher, so that these stay what they were."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,32 @@ from verl_distillation.settings import ANCHOR, GENERAL
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
-def mix(general: Path, anchors: Path, share: float, seed: int, output: Path) -> tuple[int, int]:
+def mix(general: Path, anchors: Sequence[Path], share: float, seed: int, output: Path) -> tuple[int, int]:
     """Write the general prompts and so many anchors that they are ``share`` of all, a sample by ``seed``; returns both counts.
 
-    Both files have a column ``prompt`` (list of {role, content}); the output adds ``data_source``. Where there are fewer
-    anchors than wanted, all are taken.
+    All files have a column ``prompt`` (list of {role, content}); the output adds ``data_source``. Each file of anchors gives
+    the same number; where one has fewer, all of its rows are taken.
     """
-    turns, extra = (
-        pq.read_table(path, columns=["prompt"]).column(0).cast(_TURNS) for path in (general, anchors)
-    )
-    wanted = min(len(extra), round(len(turns) * share / (1 - share)))
-    if not wanted:
-        raise InputError("--anchor_share", f"{share:g} of {len(turns)} prompts is none", "a larger share")
-    chosen = np.sort(np.random.default_rng(seed).choice(len(extra), wanted, replace=False))
-    prompts = pa.chunked_array([*turns.chunks, *extra.take(pa.array(chosen)).chunks], _TURNS)
-    sources = pa.array([GENERAL] * len(turns) + [ANCHOR] * wanted)
-    write_table(output, pa.table({"prompt": prompts, "data_source": sources}))
-    return len(turns), wanted
+    turns = _prompts(general)
+    wanted = round(len(turns) * share / (1 - share))
+    if wanted < len(anchors):
+        raise InputError(
+            "--anchor_share",
+            f"{share:g} of {len(turns)} prompts is none of some of {len(anchors)} files",
+            "a larger share",
+        )
+    generator = np.random.default_rng(seed)
+    chunks, taken = turns.chunks, 0
+    for place, path in enumerate(anchors):
+        extra = _prompts(path)
+        # Parts that differ by one at most and add up to what is wanted.
+        part = min(len(extra), wanted * (place + 1) // len(anchors) - wanted * place // len(anchors))
+        chosen = np.sort(generator.choice(len(extra), part, replace=False))
+        chunks, taken = [*chunks, *extra.take(pa.array(chosen)).chunks], taken + part
+    sources = pa.array([GENERAL] * len(turns) + [ANCHOR] * taken)
+    write_table(output, pa.table({"prompt": pa.chunked_array(chunks, _TURNS), "data_source": sources}))
+    return len(turns), taken
+
+
+def _prompts(path: Path) -> pa.ChunkedArray:
+    return pq.read_table(path, columns=["prompt"]).column(0).cast(_TURNS)

@@ -44,8 +44,10 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--anchor_parquet",
         type=Path,
-        default=None,
-        help="recommendation prompts (rl_data/train.parquet) on which the student as it came is the teacher; needs forward_kl_topk",
+        nargs="+",
+        default=[],
+        help="prompts of recommendation (rl_data/train.parquet) and other tasks on which the student as it came is the teacher, from "
+        "each file the same number; needs forward_kl_topk",
     )
     models.add_argument(
         "--anchor_share", type=float, default=0.25, help="share of such prompts among all of them"
@@ -136,13 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     for name in ("base_model", "teacher_model", "dataset_parquet", "output_dir"):
         setattr(args, name, getattr(args, name).absolute())
-    if args.anchor_parquet:
-        args.anchor_parquet = args.anchor_parquet.absolute()
+    args.anchor_parquet = [path.absolute() for path in args.anchor_parquet]
     start = check(args)
     manifest = Manifest("distill", args)
     manifest.input(args.dataset_parquet)
-    if args.anchor_parquet:
-        manifest.input(args.anchor_parquet)
+    for path in args.anchor_parquet:
+        manifest.input(path)
     checkpoints = args.output_dir / "checkpoints"
     done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
     if done < args.total_steps or args.dry_run:

@@ -76,7 +76,8 @@ def check(args: argparse.Namespace) -> int:
 
 def check_anchors(args: argparse.Namespace) -> None:
     """Raise `InputError` unless anchors can be used as asked."""
-    check_data(args.anchor_parquet, ["prompt"])
+    for path in args.anchor_parquet:
+        check_data(path, ["prompt"])
     if args.loss != "forward_kl_topk":
         raise InputError(
             "--anchor_parquet",

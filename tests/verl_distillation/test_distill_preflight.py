@@ -124,16 +124,22 @@ def test_anchors_are_mixed_in_and_have_the_student_as_their_teacher(files, tmp_p
     turns = [[{"content": f"推荐{i}", "role": "user"}] for i in range(20)]
     pq.write_table(pa.table({"data_source": ["onerec/video"] * 20, "prompt": turns}), rec)
     mixed = tmp_path / "out" / "prompts.parquet"
-    assert mix(files["--dataset_parquet"], rec, 0.2, 7, mixed) == (8, 2)
+    assert mix(files["--dataset_parquet"], [rec], 0.2, 7, mixed) == (8, 2)
     first = mixed.read_bytes()
     rows = pq.read_table(mixed).to_pylist()
     assert [row["data_source"] for row in rows] == ["onpolicy_distillation"] * 8 + ["anchor"] * 2
     assert rows[-1]["prompt"][0]["content"].startswith("推荐")
-    mix(files["--dataset_parquet"], rec, 0.2, 7, mixed)
+    mix(files["--dataset_parquet"], [rec], 0.2, 7, mixed)
     assert mixed.read_bytes() == first
-    assert mix(files["--dataset_parquet"], rec, 0.9, 7, mixed) == (8, 20)
+    assert mix(files["--dataset_parquet"], [rec], 0.9, 7, mixed) == (8, 20)
     with pytest.raises(InputError, match="is none"):
-        mix(files["--dataset_parquet"], rec, 0.01, 7, mixed)
+        mix(files["--dataset_parquet"], [rec], 0.01, 7, mixed)
+    # Of two files each gives its half, the first no more than it has.
+    few = tmp_path / "few.parquet"
+    pq.write_table(pa.table({"prompt": [[{"content": "解释", "role": "user"}]] * 2}), few)
+    assert mix(files["--dataset_parquet"], [few, rec], 0.5, 7, mixed) == (8, 6)
+    words = [row["prompt"][0]["content"][:2] for row in pq.read_table(mixed).to_pylist()]
+    assert words[8:] == ["解释"] * 2 + ["推荐"] * 4
 
     args = parse(files | {"--anchor_parquet": rec, "--loss": "forward_kl_topk", "--teacher_n_gpus": 2})
     lines = [*cpu_overrides(4), *overrides(args, 6, on_cpu=True)]

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${TEACHER_MODEL:=}" # the LLM that the student was made from
 : "${DATASET_PARQUET:=../data/output/onpolicy_distillation.parquet}"
 : "${OUTPUT_DIR:=output/distill}"
-: "${ANCHOR_PARQUET:=}"   # recommendation prompts (rl_data/train.parquet) that the student as it came teaches; empty: none
+: "${ANCHOR_PARQUET:=}"   # prompts of recommendation (rl_data/train.parquet) and other tasks that the student as it came teaches: a file a line; empty: none
 : "${ANCHOR_SHARE:=0.25}" # of all prompts
 # Signal
 : "${LOSS:=reverse_kl}" # or forward_kl_topk
@@ -54,7 +54,10 @@ for name in BASE_MODEL TEACHER_MODEL; do
   fi
 done
 flags=()
-[[ -n "$ANCHOR_PARQUET" ]] && flags+=(--anchor_parquet "$ANCHOR_PARQUET" --anchor_share "$ANCHOR_SHARE")
+if [[ -n "$ANCHOR_PARQUET" ]]; then
+  mapfile -t anchors <<< "$ANCHOR_PARQUET"
+  flags+=(--anchor_parquet "${anchors[@]}" --anchor_share "$ANCHOR_SHARE")
+fi
 [[ "$DRY_RUN" == 1 ]] && flags+=(--dry_run)
 command=("$PYTHON" distill.py --base_model "$BASE_MODEL" --teacher_model "$TEACHER_MODEL"
   --dataset_parquet "$DATASET_PARQUET" --output_dir "$OUTPUT_DIR"
