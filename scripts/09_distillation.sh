@@ -5,8 +5,7 @@ export SEED="${SEED:-0}"
 anchors=""
 if [[ "$DISTILL_ANCHOR_SHARE" != 0 ]]; then
   anchors="$DATA_OUTPUT/rl_data/train.parquet"
-  explain="$DATA_OUTPUT/distillation_anchors.parquet"
-  if ((DISTILL_EXPLAIN_ANCHORS)) && [[ -f "$explain" ]]; then anchors+=$'\n'"$explain"; fi
+  if ((DISTILL_EXPLAIN_ANCHORS)); then anchors+=$'\n'"$DATA_OUTPUT/distillation_anchors.parquet"; fi
 fi
 BASE_MODEL="${BASE_MODEL:-$MODELS/sft/hf}" TEACHER_MODEL="${TEACHER_MODEL:-$MODELS/base/hf}" \
   DATASET_PARQUET="$DATA_OUTPUT/onpolicy_distillation.parquet" OUTPUT_DIR="$MODELS/distill" \

@@ -27,7 +27,7 @@ def mix(general: Path, anchors: Sequence[Path], share: float, seed: int, output:
     if wanted < len(anchors):
         raise InputError(
             "--anchor_share",
-            f"{share:g} of {len(turns)} prompts is none of some of {len(anchors)} files",
+            f"{share:g} of {len(turns)} prompts is none for one of the anchor files",
             "a larger share",
         )
     generator = np.random.default_rng(seed)
