@@ -1,7 +1,7 @@
 """Toy general text: an invented little geography and sums, in Chinese and English, with answers that can be checked.
 
-Training text and chats teach every fact; the held-out questions ask for facts in a wording in which that fact was not
-asked, and for sums that were never shown. So exact match on them is a number for general ability.
+Training text and chats teach every fact; the held-out questions ask for every fact in a wording in which that fact was not
+asked, and, in every wording, for sums that were never shown. So exact match on them is a number for general ability.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
     for fact in facts:
         for kind, wordings in TABLE["questions"].items():
             templates = wordings[fact["lang"]]
-            hidden = int(rng.integers(len(templates))) if rng.random() < 0.4 else -1
+            hidden = int(rng.integers(len(templates)))
             answer = fact["name"] if kind == "capital" else fact["good"]
             for i, template in enumerate(templates):
                 target = held_out if i == hidden else train
@@ -68,8 +68,7 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
         for lang in ("zh", "en"):
             templates = TABLE["arithmetic"][lang]
             if hidden_sums[a, b]:
-                question = templates[int(rng.integers(len(templates)))].format(a=a, b=b)
-                held_out.append(_chat(question, str(a + b), "sum", lang))
+                held_out += [_chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates]
                 continue
             for template in templates:
                 thought = (

@@ -2,11 +2,12 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from data.toy.general_text import LARGEST_ADDEND, make_chats, make_facts, make_texts, most_facts
+from data.toy.general_text import LARGEST_ADDEND, TABLE, make_chats, make_facts, make_texts, most_facts
 from onerec.chat import split_thinking
 from onerec.records import check_record, parse_messages, parse_segments
 
@@ -65,6 +66,16 @@ def test_held_out_questions_are_never_taught_but_their_facts_are(text):
     assert not taught.keys() & held_out.keys()
     facts = {(m["kind"], m["answer"]) for m in taught.values()}
     assert all((m["kind"], m["answer"]) in facts for m in held_out.values() if m["kind"] != "sum")
+
+
+def test_every_fact_is_held_out_in_one_wording_and_a_hidden_sum_in_all_of_them(text):
+    facts, _, questions, _ = text
+    kinds = [(m["kind"], m["lang"]) for _, _, _, m in asked(questions)]
+    for lang in ("zh", "en"):
+        count = sum(fact["lang"] == lang for fact in facts)
+        assert kinds.count(("capital", lang)) == kinds.count(("good", lang)) == count
+    sums = [addends(question) for question, _, _, m in asked(questions) if m["kind"] == "sum"]
+    assert set(Counter(sums).values()) == {sum(len(TABLE["arithmetic"][lang]) for lang in ("zh", "en"))}
 
 
 def test_held_out_sums_stand_nowhere_in_the_training_text(text):
