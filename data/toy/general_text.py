@@ -68,7 +68,9 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
         for lang in ("zh", "en"):
             templates = TABLE["arithmetic"][lang]
             if hidden_sums[a, b]:
-                held_out += [_chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates]
+                held_out += [
+                    _chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates
+                ]
                 continue
             for template in templates:
                 thought = (
