@@ -148,3 +148,36 @@ def fix_extended(logits: torch.Tensor, start: int, taught: torch.Tensor | None =
     if taught is not None:
         fixed = torch.where(taught, extended, fixed)
     return torch.cat([logits[..., :start], fixed], dim=-1)
+
+
+def answers_only(
+    prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Rows padded so that all prompts end in one column, and the head behind them only: a prompt's logits teach nothing.
+
+    Returns the model's inputs (``input_ids``, ``position_ids``, ``attention_mask``: int64 [rows, longest prompt + longest response];
+    ``logits_to_keep``: int64 [longest response], the columns that predict a response token) and which of the kept logits do, bool
+    [rows, longest response]. Prompts and responses: int64 [length] of every row, on one device; prompts are not empty.
+    """
+    import torch
+
+    ends = torch.nn.utils.rnn.pad_sequence
+    head = ends([row.flip(0) for row in prompts], batch_first=True, padding_value=pad_id).flip(1)
+    tail = ends(list(responses), batch_first=True, padding_value=pad_id)
+    lengths = [
+        torch.tensor([len(row) for row in rows], device=head.device).unsqueeze(1)
+        for rows in (prompts, responses)
+    ]
+    asked = torch.arange(tail.shape[1], device=head.device) < lengths[1]
+    real = torch.cat(
+        [torch.arange(head.shape[1], device=head.device) >= head.shape[1] - lengths[0], asked], 1
+    )
+    inputs = {
+        "input_ids": torch.cat([head, tail], 1),
+        "position_ids": (real.cumsum(1) - 1).clamp_min(0),
+        "attention_mask": real.long(),
+        "logits_to_keep": torch.arange(
+            head.shape[1] - 1, head.shape[1] - 1 + tail.shape[1], device=head.device
+        ),
+    }
+    return inputs, asked

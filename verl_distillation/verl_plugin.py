@@ -16,15 +16,20 @@ import ray
 import torch
 from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
+from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 from verl.workers.config import DistillationLossConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
 import onerec.verl_trainer  # noqa: F401  registers itself
+from onerec.verl_rows import response_places, spread
 from verl_distillation.alignment import (
     advantage,
+    answers_only,
     fix_extended,
     mask_extended,
     mask_rows,
@@ -83,36 +88,108 @@ os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
 class StudentEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine; the logits of ids from ``extend_vocab_start`` on (of the model's configuration) are out of the softmax,
-    or constants in it."""
+    """verl's FSDP engine with a head behind the responses only, and with the logits of ids from ``extend_vocab_start`` on (of the
+    model's configuration) out of the softmax, or constants in it.
+
+    Where a sequence is split over ranks (Ulysses) or padded to a length the head is verl's, behind every token.
+    """
+
+    @property
+    def _start(self) -> int | None:
+        return getattr(self.model_config.hf_config, START_KEY, None)
+
+    @property
+    def _masks(self) -> bool:
+        return getattr(self.model_config.hf_config, EXTENDED_KEY, None) == "masked"
+
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """verl's inputs, and which logits the response tokens need."""
+        inputs, output_args = super().prepare_model_inputs(micro_batch)
+        if self.use_ulysses_sp or self.pad_to_length:
+            if self._start is not None and not self._masks:
+                raise NotImplementedError(
+                    "forward_kl_topk does not go together with split or padded sequences"
+                )
+            return inputs, output_args
+        lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
+        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
+            # One packed row: verl rolled its ids, so nothing but the head changes.
+            inputs["logits_to_keep"], asked = response_places(*lengths), None
+        else:
+            pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
+            rows = (micro_batch[name].unbind() for name in ("prompts", "responses"))
+            answers, asked = answers_only(*rows, pad_id)
+            inputs |= answers
+        return inputs, output_args | {"asked": asked, "lengths": lengths}
 
     def prepare_model_outputs(
-        self, output: Any, output_args: Any, micro_batch: Any, *args: Any, **kwargs: Any
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
     ) -> dict[str, Any]:
-        """Treat the extended logits as the loss wants it, then what verl does."""
-        start = getattr(self.model_config.hf_config, START_KEY, None)
-        if start is not None:
-            if getattr(self.model_config.hf_config, EXTENDED_KEY) == "masked":
-                output.logits = mask_extended(output.logits, start)
-            else:
-                output.logits = fix_extended(
-                    output.logits, start, self._taught(output.logits, micro_batch, start)
-                )
-        return super().prepare_model_outputs(output, output_args, micro_batch, *args, **kwargs)
+        """What verl makes of the logits, of response tokens only: nested, one before each token, 0 at the prompts."""
+        if "asked" not in output_args:
+            if self._start is not None:
+                output.logits = mask_extended(output.logits, self._start)
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        wanted = {
+            name: tu.get_non_tensor_data(data=micro_batch, key=name, default=False)
+            for name in (
+                "calculate_entropy",
+                "calculate_sum_pi_squared",
+                "distillation_use_topk",
+                "distillation_only",
+            )
+        }
+        if wanted["calculate_sum_pi_squared"]:
+            raise NotImplementedError("distillation does not go together with calculate_sum_pi_squared")
+        lengths = output_args["lengths"]
+        offsets = micro_batch["responses"].offsets()
+        asked = output_args["asked"]
+        logits = output.logits[0] if asked is None else output.logits[asked]
+        teacher = {}
+        if wanted["distillation_use_topk"]:
+            places = response_places(*lengths)
+            teacher = {
+                name: torch.nested.nested_tensor_from_jagged(micro_batch[name].values()[places], offsets)
+                for name in ("teacher_ids", "teacher_logprobs")
+            }
+        if self._start is not None and self._masks:
+            logits = mask_extended(logits, self._start)
+        elif self._start is not None:
+            # Of every row, whether its teacher knows extended ids (an anchor's does).
+            knows = (
+                (teacher["teacher_ids"].values() >= self._start).any(-1, keepdim=True) if teacher else None
+            )
+            logits = fix_extended(logits, self._start, knows)
+        if not output_args["temperature_is_one"]:
+            temperature = micro_batch["temperature"]
+            if isinstance(temperature, torch.Tensor):
+                temperature = temperature.to(logits.dtype).repeat_interleave(lengths[1])[:, None]
+            logits = logits / temperature
+        found = {}
+        if teacher:
+            outputs = logits_processor_func(student_logits=logits[None], data=teacher)
+            found |= {name: values[0] for name, values in outputs.items()}
+        if not wanted["distillation_only"]:
+            # Its backward may overwrite the logits where nothing else needs them.
+            alone = not teacher and not wanted["calculate_entropy"]
+            labels = micro_batch["responses"].values()
+            found["log_probs"] = logprobs_from_logits(logits, labels, inplace_backward=alone)
+        if wanted["calculate_entropy"]:
+            found["entropy"] = entropy_from_logits(logits)
+        offsets = micro_batch["input_ids"].offsets()
+        return {
+            name: torch.nested.nested_tensor_from_jagged(spread(values, *lengths), offsets)
+            for name, values in found.items()
+        }
 
-    def _taught(self, logits: torch.Tensor, micro_batch: Any, start: int) -> torch.Tensor | None:
-        """Of every row of logits, [..., 1], whether its teacher knows extended ids (an anchor's does); None where there is no teacher's answer."""
-        ids = micro_batch.get("teacher_ids", None)
-        if ids is None:
-            return None
-        rows = [(row >= start).any(-1) for row in ids.unbind()]
-        if logits.shape[0] == len(rows) and logits.shape[0] > 1:
-            taught = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        else:
-            taught = torch.cat(rows)[None]
-        padding = logits.shape[1] - taught.shape[1]
-        return torch.nn.functional.pad(taught, (0, padding)).unsqueeze(-1)
 
+def _replica() -> type:
+    from verl_distillation.teacher import Replica
+
+    return Replica
+
+
+RolloutReplicaRegistry.register("vllm", _replica)
 
 # verl's class is an actor class already; what it was made of can be subclassed.
 _Stock = AgentLoopWorkerTQ.__ray_metadata__.modified_class

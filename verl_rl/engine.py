@@ -10,8 +10,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from onerec.verl_rows import spread
 from verl_rl.settings import SHARE_KEY
-from verl_rl.shared_prompts import build, gather, split_groups, spread
+from verl_rl.shared_prompts import build, gather, split_groups
 
 # An engine of our own beside verl's: the registry tells engines of one device apart by their vendor.
 _VENDOR = "onerec_grpo"

@@ -112,18 +112,6 @@ def gather(logits: torch.Tensor, trees: Trees, entropy: bool) -> tuple[torch.Ten
     return log_probs, (norm - (probabilities * logits).sum(-1))[group, column]
 
 
-def spread(
-    values: torch.Tensor, prompt_lengths: torch.Tensor, response_lengths: torch.Tensor
-) -> torch.Tensor:
-    """Values of response tokens, [n], where verl looks for them: one before each token in rows of prompt and response, [total]; 0 elsewhere."""
-    lengths = prompt_lengths + response_lengths
-    starts = lengths.cumsum(0) - lengths + prompt_lengths - 1
-    within = torch.arange(len(values), device=values.device)
-    within -= (response_lengths.cumsum(0) - response_lengths).repeat_interleave(response_lengths)
-    places = starts.repeat_interleave(response_lengths) + within
-    return values.new_zeros(int(lengths.sum())).index_put((places,), values)
-
-
 def keep_groups(
     groups: Sequence[str],
     lengths: Sequence[int],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verl_rl.shared_prompts import build, gather, keep_groups, split_groups, spread
+from onerec.verl_rows import spread
+from verl_rl.shared_prompts import build, gather, keep_groups, split_groups
 
 
 @pytest.fixture(scope="module")
