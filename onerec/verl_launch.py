@@ -185,6 +185,24 @@ def cpu_overrides(slots: int) -> list[str]:
     ]
 
 
+def cpu_kv_cache(prefix: str, model: Path, tokens: int, sequences: int) -> list[str]:
+    """The override that gives a vLLM server on a CPU as much key-value cache as it can use; ``prefix``: its rollout settings.
+
+    Room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more: requests wait
+    for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB) overrules it.
+    """
+    config = read_json(model / "config.json")
+    heads = int(config.get("num_attention_heads") or 0)
+    size = int(config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0))
+    cached = (
+        int(config.get("num_key_value_heads") or heads) * size * int(config.get("num_hidden_layers") or 0)
+    )
+    # Keys and values of 4 bytes; whole blocks, of at most 128 tokens, and vLLM keeps one for itself.
+    sequence = 8 * cached * (tokens + 2 * 128)
+    wanted = max(sequence, min(sequence * sequences, 1 << 30), 32 << 20) if sequence else 1 << 30
+    return [f"+{prefix}.engine_kwargs.vllm.kv_cache_memory_bytes={wanted}"]
+
+
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
     """Variables of a run's processes; on a CPU its cores are shared by ``slots`` training processes. ``modules`` register the stage's extensions, in every process that imports verl."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -208,7 +226,6 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
         # where they starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at
         # every put where there are fewer cores.
         defaults = {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
             "OMP_WAIT_POLICY": "passive",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

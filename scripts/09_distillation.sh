@@ -5,7 +5,14 @@ export SEED="${SEED:-0}"
 anchors=""
 if [[ "$DISTILL_ANCHOR_SHARE" != 0 ]]; then
   anchors="$DATA_OUTPUT/rl_data/train.parquet"
-  if ((DISTILL_EXPLAIN_ANCHORS)); then anchors+=$'\n'"$DATA_OUTPUT/distillation_anchors.parquet"; fi
+  if ((DISTILL_EXPLAIN_ANCHORS)); then
+    # Stage 3 makes the file where the data have one of these tasks.
+    if [[ -f "$DATA_OUTPUT/sft_item_understand.parquet" || -f "$DATA_OUTPUT/sft_rec_reason.parquet" ]]; then
+      anchors+=$'\n'"$DATA_OUTPUT/distillation_anchors.parquet"
+    else
+      echo "no task of these data describes items or gives reasons: all anchors are of recommendation"
+    fi
+  fi
 fi
 BASE_MODEL="${BASE_MODEL:-$MODELS/sft/hf}" TEACHER_MODEL="${TEACHER_MODEL:-$MODELS/base/hf}" \
   DATASET_PARQUET="$DATA_OUTPUT/onpolicy_distillation.parquet" OUTPUT_DIR="$MODELS/distill" \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onerec.verl_launch import WATCHED_TRAINER
+from onerec.verl_launch import WATCHED_TRAINER, cpu_kv_cache
 
 # The names by which the registered pieces (verl_plugin.py) are asked for.
 PLUGIN = "verl_distillation.verl_plugin"
@@ -17,6 +17,8 @@ LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
 # anchors (recommendation prompts) have the student as it came.
 GENERAL, ANCHOR = "onpolicy_distillation", "anchor"
 PROMPTS = "prompts.parquet"
+# Sequences that one of vLLM's servers on a CPU works on at once.
+_CPU_SEQUENCES = 64
 
 
 def overrides(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
@@ -86,7 +88,8 @@ def _rollout(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         f"{rollout}.tensor_model_parallel_size={args.rollout_tp_size}",
         f"{rollout}.max_model_len={length + 1}",
         f"{rollout}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
-        f"{rollout}.max_num_seqs={64 if on_cpu else 1024}",
+        f"{rollout}.max_num_seqs={_CPU_SEQUENCES if on_cpu else 1024}",
+        *(cpu_kv_cache(rollout, args.base_model, length + 1, _CPU_SEQUENCES) if on_cpu else []),
         f"{rollout}.log_prob_use_dynamic_bsz=True",
         f"{rollout}.log_prob_max_token_len_per_gpu={args.max_tokens_per_gpu}",
         f"+{rollout}.agent.agent_loop_manager_class={PLUGIN}.Manager",
@@ -120,7 +123,7 @@ def _server(args: argparse.Namespace, on_cpu: bool) -> dict[str, object]:
         "tensor_model_parallel_size": args.teacher_tp_size,
         "max_model_len": length + 1,
         "max_num_batched_tokens": max(length + 1, 1024 if on_cpu else 8192),
-        "max_num_seqs": 64 if on_cpu else 256,
+        "max_num_seqs": _CPU_SEQUENCES if on_cpu else 256,
     }
     # Weights never change in a teacher, so it keeps its memory, and on a CPU it may compute in float32.
     return values | ({"free_cache_engine": False, "dtype": "float32"} if on_cpu else {})
@@ -132,7 +135,13 @@ def _one_teacher(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         f"{teacher}.model_path={args.teacher_model}",
         *(f"{teacher}.inference.{name}={value}" for name, value in _server(args, on_cpu).items()),
         *([f"+{teacher}.inference.enable_sleep_mode=False"] if on_cpu else []),
+        *(_teacher_cache(args, teacher, args.teacher_model) if on_cpu else []),
     ]
+
+
+def _teacher_cache(args: argparse.Namespace, teacher: str, model: Path) -> list[str]:
+    length = args.max_prompt_length + args.response_length
+    return cpu_kv_cache(f"{teacher}.inference", model, length + 1, _CPU_SEQUENCES)
 
 
 def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
@@ -156,13 +165,15 @@ def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         ("general", GENERAL, args.teacher_model, args.teacher_n_gpus * args.teacher_nnodes),
         ("anchor", ANCHOR, args.base_model, args.teacher_tp_size),
     ):
-        teacher = f"+distillation.teacher_models.{name}"
+        place = f"distillation.teacher_models.{name}"
+        teacher = f"+{place}"
         lines += [
             f"{teacher}._target_=verl.workers.config.DistillationTeacherModelConfig",
             f"{teacher}.key={key}",
             f"{teacher}.model_path={model}",
             f"{teacher}.num_replicas={gpus // args.teacher_tp_size}",
             *(f"{teacher}.inference.{field}={value}" for field, value in server.items()),
+            *(_teacher_cache(args, place, model) if on_cpu else []),
         ]
     return lines
 

@@ -22,7 +22,15 @@ from onerec.parquet import iter_batches
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import CheckedModel, check_data, check_gpus, check_model, has_accelerator, launch
+from onerec.verl_launch import (
+    CheckedModel,
+    check_data,
+    check_gpus,
+    check_model,
+    cpu_kv_cache,
+    has_accelerator,
+    launch,
+)
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS, parse_weights
 from verl_rl.settings import (
@@ -335,7 +343,17 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "actor_rollout_ref.model.use_remove_padding": False,
     }
     values |= shared if args.share_prompts else {}
-    return [*(f"{name}={value}" for name, value in values.items()), settings.override(), *args.overrides]
+    cache = (
+        []
+        if has_accelerator()
+        else cpu_kv_cache(rollout, args.base_model.resolve(), length, args.max_num_seqs)
+    )
+    return [
+        *(f"{name}={value}" for name, value in values.items()),
+        settings.override(),
+        *cache,
+        *args.overrides,
+    ]
 
 
 def merge_log(args: argparse.Namespace, step: int) -> Path:

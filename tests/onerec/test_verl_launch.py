@@ -85,6 +85,36 @@ def test_tensor_parallelism_must_divide_the_gpus():
         verl_launch.check_gpus(4, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("config", "tokens", "wanted"),
+    [
+        # 8 bytes x 2 heads x 32 x 3 layers = 1,536 bytes a token; 64 sequences of 369 tokens in whole blocks.
+        (
+            dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_hidden_layers=3),
+            369,
+            1536 * 625 * 64,
+        ),
+        (dict(num_attention_heads=2, hidden_size=64, num_hidden_layers=1), 40, 32 << 20),  # at least 32 MiB
+        (
+            dict(num_attention_heads=16, num_key_value_heads=8, head_dim=128, num_hidden_layers=28),
+            4096,
+            1 << 30,
+        ),
+        (
+            dict(num_attention_heads=16, num_key_value_heads=8, head_dim=128, num_hidden_layers=28),
+            8192,
+            229376 * 8448,
+        ),
+        (dict(text_config={}), 100, 1 << 30),  # a shape that it cannot read
+    ],
+)
+def test_a_server_on_a_cpu_gets_the_cache_that_its_sequences_need(tmp_path, config, tokens, wanted):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "distillation.teacher_models.teacher_model.inference"
+    (line,) = verl_launch.cpu_kv_cache(name, tmp_path, tokens, 64)
+    assert line == f"+{name}.engine_kwargs.vllm.kv_cache_memory_bytes={wanted}"
+
+
 def test_a_cpu_gets_the_platform_and_a_gpu_gets_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     overrides = ["data.train_batch_size=4"]
