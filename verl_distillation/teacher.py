@@ -28,8 +28,8 @@ class TensorLogprobs(LogprobsProcessor):
 def rows(chunks: list[Any], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids (int32) and log-probabilities (float32) of a sequence, [tokens, max(k, 1)], out of its chunks, in verl's form.
 
-    The first token has no row (vLLM begins the chunks with None for it); row ``t`` is of token ``t + 1`` (k = 0: that token itself; otherwise the k likeliest), and a row of
-    zeros ends them.
+    The first token has no row (vLLM begins the chunks with None for it); row ``t`` is of token ``t + 1`` (k = 0: that token
+    itself; otherwise the k likeliest), and a row of zeros ends them.
     """
     columns = slice(0, 1) if k == 0 else slice(1, k + 1)
     width = max(k, 1)
