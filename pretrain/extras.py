@@ -57,3 +57,7 @@ class WandbWriter:
     def write(self, values: dict[str, float], step: int) -> None:
         """One log line."""
         self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()

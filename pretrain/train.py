@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     train(trainer, resume if args.resume_training_state else None)
     if first_process():
         write_outputs(trainer, manifest, model_dir, output_dir)
+    trainer.close_logs()
     leave_together(trainer)
     return None
 
@@ -332,12 +335,20 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
 
 
 def leave_together(trainer: PackedTrainer) -> None:
-    """End the processes of a distributed run in order: one that leaves early takes its connections from the others."""
+    """End the processes of a distributed run in order: one that leaves early takes its connections from the others.
+
+    They end here, with everything written, and not by the interpreter's way out: there a thread of the libraries that still runs
+    can abort its process ("terminate called without an active exception"), and torchrun calls the run failed.
+    """
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         trainer.accelerator.wait_for_everyone()
         dist.destroy_process_group()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def data_line(dataset: PackedDataset) -> str:

@@ -284,6 +284,12 @@ class PackedTrainer(Trainer):
                 self._wandb = WandbWriter(self.args.output_dir, vars(self.options))
             self._wandb.write(numbers, values["step"])
 
+    def close_logs(self) -> None:
+        """Write out what TensorBoard and Weights & Biases still hold."""
+        for writer in filter(None, (self._writer, self._wandb)):
+            writer.close()
+        self._writer = self._wandb = None
+
     # Checkpoints.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

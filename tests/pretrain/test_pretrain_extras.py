@@ -103,6 +103,9 @@ def test_wandb_and_tensorboard_get_what_the_log_file_gets(world, tmp_path, monke
         def log(self, values, step):
             seen.setdefault(step, {}).update(values)
 
+        def finish(self):
+            begun["finished"] = True
+
     def init(**settings):
         begun.update(settings)
         return Run()
@@ -110,7 +113,7 @@ def test_wandb_and_tensorboard_get_what_the_log_file_gets(world, tmp_path, monke
     monkeypatch.setitem(sys.modules, "wandb", module("wandb", init=init))
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     main([*argv(world, tmp_path / "out"), "--report_to", "wandb", "--eval_sources", str(world / "rec")])
-    assert begun["project"] == "mine" and begun["config"]["learning_rate"] == 5e-3
+    assert begun["project"] == "mine" and begun["config"]["learning_rate"] == 5e-3 and begun["finished"]
     board = EventAccumulator(str(tmp_path / "out/tb_logs"))
     board.Reload()
     for line in map(json.loads, (tmp_path / "out" / LOG).read_text().splitlines()):

@@ -82,8 +82,14 @@ def gradient_run(world: Path, root: Path, processes: int) -> list[str]:
 @pytest.mark.slow
 def test_four_rows_give_one_gradient_however_they_are_dealt(world, runs):
     """1 x 4, 2 x 2 and 4 x 1 (processes x accumulation), normalised by the learnt tokens of all of them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     main(gradient_run(world, runs, 1))
     torchrun(4, STAGE / "train.py", *gradient_run(world, runs, 4))
+    # Its processes end without the interpreter's way out; TensorBoard's file is whole all the same.
+    board = EventAccumulator(str(runs / "gradient4/tb_logs"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1]
     states = {}
     for processes in (1, 2, 4):
         path = runs / f"gradient{processes}/step1/global_step1/optimizer.pt"
