@@ -23,9 +23,16 @@ LONGEST = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests of `LONGEST` forward; the others stay in their order."""
+    """Bring the tests of `LONGEST` forward, the others in their order; skip those of a GPU where there is none."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    of_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if of_a_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in of_a_gpu:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -17,6 +18,11 @@ from verl_rl.shared_prompts import build, gather, split_groups
 # An engine of our own beside verl's: the registry tells engines of one device apart by their vendor.
 _VENDOR = "onerec_grpo"
 os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
+
+
+def _rows(nested: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of a nested tensor, on the CPU: one copy for all of them."""
+    return nested.values().cpu().split(nested.offsets().diff().tolist())
 
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
@@ -30,14 +36,13 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
     def forward_backward_batch(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """verl's, in micro-batches of whole groups where rows come in groups: a group in two of them would pay for its prompt twice."""
         if self._shares and tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
-            lengths = data["input_ids"].offsets().diff().tolist()
-            groups, parts = split_groups(data["prompts"].unbind(), lengths, data["max_token_len_per_gpu"])
+            groups, parts = split_groups(_rows(data["prompts"]), _rows(data["responses"]), data["max_token_len_per_gpu"])  # fmt: skip
             # As many on every rank, or FSDP's collectives would wait for each other.
-            most = torch.tensor([parts, -groups, groups], device=data["prompts"].device)
+            most = torch.tensor([parts, -groups, groups], device=get_device_id())
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, self.get_data_parallel_group())
-            parts, fewest, groups = (int(value) for value in most)
+            parts, fewest, groups = most.tolist()
             if groups and -fewest == groups:
-                rows = len(lengths) // parts
+                rows = len(data) // parts
                 tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=rows)
         return super().forward_backward_batch(data, *args, **kwargs)
 
@@ -59,7 +64,8 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
                 raise NotImplementedError("shared prompts want one temperature for all rows")
             temperature = float(temperature.flatten()[0])
         pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
-        trees = build(micro_batch["prompts"].unbind(), micro_batch["responses"].unbind(), pad_id)
+        prompts, responses = micro_batch["prompts"], micro_batch["responses"]
+        trees = build(_rows(prompts), _rows(responses), pad_id, responses.device)
         inputs = {
             "input_ids": trees.input_ids,
             "position_ids": trees.position_ids,

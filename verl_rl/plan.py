@@ -5,9 +5,10 @@
 
 Training, FSDP2 over all GPUs: float32 parameters, gradients and Adam's two moments (16 bytes a parameter, sharded), one layer
 gathered in bfloat16, the reference (bfloat16, sharded), activations with recomputation (one hidden state a layer and token,
-plus one layer's inner states) and float32 logits with their gradient for the tokens of a micro-batch. Rollout: bfloat16
-weights over the tensor-parallel group, and the cache of the prompts and beams in flight. verl lets vLLM sleep while training
-runs, so a GPU needs the larger of the two, and in the change between them the sharded training state beside vLLM's weights.
+plus one layer's inner states) and float32 logits with their gradient for the micro-batch's answers; a group's prompt is computed
+once (SHARE_PROMPTS=1, the default). Rollout: bfloat16 weights over the tensor-parallel group, and the cache of the prompts and
+beams in flight. verl lets vLLM sleep while training runs, so a GPU needs the larger of the two, and in the change between them
+the sharded training state beside vLLM's weights.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ SIZES = (
 )
 
 
-def training_gib(size: Size, gpus: int, tokens: int, reference: bool = True) -> float:
-    """GiB a GPU while the actor is updated on micro-batches of ``tokens`` tokens."""
+def training_gib(size: Size, gpus: int, tokens: int, answers: int, reference: bool = True) -> float:
+    """GiB a GPU while the actor is updated on micro-batches of ``tokens`` tokens, ``answers`` of them with logits."""
     state = size.parameters * (16 + (2 if reference else 0)) / gpus
     gathered = 2 * 2 * max(size.layer_parameters, size.vocab * size.hidden)
     activations = tokens * 2 * (size.layers * size.hidden + 8 * size.hidden + 3 * size.inner)
-    logits = 2 * 4 * tokens * size.vocab
+    logits = 2 * 4 * answers * size.vocab
     return (state + gathered + activations + logits) / GIB
 
 
@@ -84,8 +85,12 @@ def sync_gib(size: Size, gpus: int, tensor_parallel: int) -> float:
 
 def needed_gib(size: Size, gpus: int, tensor_parallel: int, args: argparse.Namespace) -> float:
     """The largest of a step's parts, GiB a GPU."""
+    # An item adds at most three codes and an end to its group's tree; the prompt's last token has logits too.
+    items = 4 * args.beams
+    group = args.prompt + items
+    groups = max(1, args.tokens // group)
     return max(
-        training_gib(size, gpus, args.tokens),
+        training_gib(size, gpus, max(args.tokens, group), groups * (items + 1)),
         rollout_gib(size, tensor_parallel, args.prompt, args.beams, args.in_flight),
         sync_gib(size, gpus, tensor_parallel),
     )

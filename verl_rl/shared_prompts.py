@@ -16,6 +16,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,16 +69,27 @@ class _Tree:
         return found
 
 
-def build(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int) -> Trees:
-    """Lay rows out as trees; prompts and responses: int64 [length] of every row, on one device; prompts are not empty."""
-    device = prompts[0].device
+def _trees(
+    prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor]
+) -> tuple[list[_Tree], list[tuple[_Tree, list[int]]]]:
+    """(the trees in order of appearance, of every row its tree and its tokens' parents)."""
     trees: dict[bytes, _Tree] = {}
     rows = []
     for prompt, response in zip(prompts, responses, strict=True):
-        ids = prompt.cpu().numpy()
+        ids = prompt.numpy()
         tree = trees.setdefault(ids.tobytes(), _Tree(ids))
         rows.append((tree, tree.add(response.tolist())))
-    groups = list(trees.values())
+    return list(trees.values()), rows
+
+
+def build(
+    prompts: Sequence[torch.Tensor],
+    responses: Sequence[torch.Tensor],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> Trees:
+    """Lay rows out as trees on ``device``; prompts and responses: int64 [length] of every row, on the CPU; prompts are not empty."""
+    groups, rows = _trees(prompts, responses)
     number = {id(tree): g for g, tree in enumerate(groups)}
     head = max(len(tree.prompt) for tree in groups)
     width = head + max(len(tree.tokens) for tree in groups)
@@ -97,7 +109,7 @@ def build(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pa
     place = [(number[id(tree)], parent + 1) for tree, parents in rows for parent in parents]
     tensors = (input_ids, position_ids, mask[:, None], np.array(place, np.int64).reshape(-1, 2).T.copy())
     ids, positions, attention, places = (torch.from_numpy(array).to(device) for array in tensors)
-    return Trees(ids, positions, attention, width - head + 1, places, torch.cat(list(responses)))
+    return Trees(ids, positions, attention, width - head + 1, places, torch.cat(list(responses)).to(device))
 
 
 def gather(logits: torch.Tensor, trees: Trees, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -140,19 +152,28 @@ def keep_groups(
     return order
 
 
-def split_groups(prompts: Sequence[torch.Tensor], lengths: Sequence[int], limit: int) -> tuple[int, int]:
-    """(groups, fewest equal parts of consecutive whole groups of which none has more than ``limit`` tokens); (0, 0) where rows are not in groups of one size.
+def split_groups(
+    prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], limit: int
+) -> tuple[int, int]:
+    """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns); (0, 0) where rows are not in groups of one size.
 
-    ``prompts``: int64 [length] of every row; ``lengths``: tokens of every row, prompt included.
+    ``prompts``, ``responses``: int64 [length] of every row, on the CPU. Columns are counted as `build` pads them: what a part's
+    forward pass computes. A part has at least one group.
     """
-    sizes = [len(list(run)) for _, run in groupby(prompt.cpu().numpy().tobytes() for prompt in prompts)]
+    sizes = [len(list(run)) for _, run in groupby(prompt.numpy().tobytes() for prompt in prompts)]
     if len(set(sizes)) != 1 or sizes[0] == 1:
         return 0, 0
     n, size = len(sizes), sizes[0]
-    before = np.concatenate([[0], np.cumsum(lengths)])[::size]
+    heads, tails = [], []
+    for first in range(0, len(prompts), size):
+        (tree,), _ = _trees(prompts[first : first + size], responses[first : first + size])
+        heads.append(len(tree.prompt))
+        tails.append(len(tree.tokens))
     for parts in range(1, n + 1):
-        width = n // parts
+        if n % parts:
+            continue
         # Any run of so many groups, not only the parts' own: ranks agree on the largest number that one of them needs.
-        if n % parts == 0 and (before[width:] - before[:-width]).max() <= limit:
+        widest = sum(sliding_window_view(lengths, n // parts).max(1) for lengths in (heads, tails))
+        if widest.max() * (n // parts) <= limit:
             return n, parts
     return n, n

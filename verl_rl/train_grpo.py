@@ -138,12 +138,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--train_batch_size", type=int, default=64, help="prompts a step")
     add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
-    add("--max_tokens_per_gpu", type=int, default=16384, help="tokens of a micro-batch (dynamic batch)")
+    add(
+        "--max_tokens_per_gpu",
+        type=int,
+        default=16384,
+        help="tokens of a micro-batch at most, a shared prompt counted once",
+    )
     add(
         "--share_prompts",
         type=switch,
-        default=not has_accelerator(),
-        help="compute the prompt of a group once for all its items, with attn_implementation=sdpa (default: 1 without a GPU, 0 with one)",
+        default=True,
+        help="compute the prompt of a group once for all its items (sdpa attention); 0: verl's own rows, flash attention on a GPU",
     )
     add(
         "--merge_ratio",
@@ -295,6 +300,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "data.validation_shuffle": False,
         "data.seed": args.seed,
         "actor_rollout_ref.model.path": args.base_model.resolve(),
+        f"{actor}.strategy": "fsdp2",
         f"{actor}.optim.lr": args.learning_rate,
         f"{actor}.optim.lr_scheduler_type": args.lr_scheduler_type,
         f"{actor}.optim.lr_warmup_steps": args.warmup_steps,

@@ -120,7 +120,7 @@ def test_torchs_kernel_is_asked_for_what_the_groups_give(of_torch, monkeypatch):
         packed_varlen(torch.nn.Module(), query, key, value, None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch's kernel for packed rows runs on a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_both_attentions_give_the_same_losses_and_gradients(world, samples):
     found = {}
     row = {name: t.cuda() if torch.is_tensor(t) else t for name, t in packed_row(samples).items()}

@@ -324,4 +324,8 @@ def test_the_plan_counts_the_parameters_of_the_published_models():
     big = plan.SIZES[3]
     # 18 bytes a parameter over 8 GPUs, 2 over a server's 2, and a bucket of 2 GiB.
     assert plan.sync_gib(big, 8, 2) == pytest.approx(big.parameters * (18 / 8 + 1) / 2**30 + 2)
-    assert plan.training_gib(big, 8, 4096) < plan.training_gib(big, 4, 4096)
+    assert (
+        plan.training_gib(big, 8, 4096, 200)
+        < plan.training_gib(big, 4, 4096, 200)
+        < plan.training_gib(big, 4, 4096, 4096)
+    )

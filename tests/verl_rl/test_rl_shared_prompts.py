@@ -102,13 +102,16 @@ def test_groups_stand_together_on_one_rank():
 
 
 def test_micro_batches_are_whole_groups_within_the_limit():
-    prompts = [torch.tensor([prompt]) for prompt in (1, 2, 3, 4, 5, 6) for _ in range(2)]
-    lengths = [1, 1, 2, 2, 2, 3, 4, 4, 4, 4, 5, 5]
-    assert split_groups(prompts, lengths, limit=100) == (6, 1)
-    assert split_groups(prompts, lengths, limit=37) == (6, 1)
-    assert split_groups(prompts, lengths, limit=36) == (6, 2)
-    assert split_groups(prompts, lengths, limit=25) == (6, 3)
+    # Trees of 2 + 2, 3 + 3, 2 + 2, 5 + 3, 2 + 2 and 2 + 4 columns; six of them at once are 6 x (5 + 4) wide.
+    groups = [(2, [[7], [8]]), (3, [[7, 8], [7, 9]]), (2, [[7], [8]]), (5, [[7, 8], [9]]), (2, [[7], [8]]), (2, [[7, 8], [9, 8]])]  # fmt: skip
+    prompts = [torch.full((length,), i) for i, (length, answers) in enumerate(groups) for _ in answers]
+    responses = [torch.tensor(answer) for _, answers in groups for answer in answers]
+    assert split_groups(prompts, responses, limit=54) == (6, 1)
+    assert split_groups(prompts, responses, limit=53) == (6, 2)
+    # Any three in a row: the widest have 5 + 4 columns each.
+    assert split_groups(prompts, responses, limit=27) == (6, 2)
+    assert split_groups(prompts, responses, limit=26) == (6, 3)
     # Never less than a group.
-    assert split_groups(prompts, lengths, limit=3) == (6, 6)
-    assert split_groups(prompts[1:], lengths[1:], limit=100) == (0, 0)
-    assert split_groups(prompts[::2], lengths[::2], limit=100) == (0, 0)
+    assert split_groups(prompts, responses, limit=3) == (6, 6)
+    assert split_groups(prompts[1:], responses[1:], limit=100) == (0, 0)
+    assert split_groups(prompts[::2], responses[::2], limit=100) == (0, 0)

@@ -43,8 +43,8 @@ here="$(cd "$(dirname "$0")/../.." && pwd)"
 : "${NORM_ADV_BY_STD:=1}" # 0: grpo's advantages are not divided by their group's deviation (Dr. GRPO)
 : "${TRAIN_BATCH_SIZE:=64}"
 : "${MINI_BATCH_SIZE:=-1}"
-: "${MAX_TOKENS_PER_GPU:=16384}"
-: "${SHARE_PROMPTS:=}" # 1: a group's prompt is computed once (sdpa attention); empty: 1 without a GPU, 0 with one
+: "${MAX_TOKENS_PER_GPU:=16384}" # of a micro-batch; a shared prompt counts once
+: "${SHARE_PROMPTS:=1}" # a group's prompt is computed once (sdpa attention); 0: verl's own rows
 : "${MERGE_RATIO:=1}" # below 1: the exported weights are the average with the base model's (WiSE-FT)
 : "${NUM_TRAINING_STEPS:=-1}"
 : "${NUM_EPOCHS:=1}"
@@ -61,7 +61,6 @@ here="$(cd "$(dirname "$0")/../.." && pwd)"
 
 flags=()
 [[ -n "$PRODUCT_PID2SID" && -f "$PRODUCT_PID2SID" ]] && flags+=(--catalogues "product=$PRODUCT_PID2SID")
-[[ -n "$SHARE_PROMPTS" ]] && flags+=(--share_prompts "$SHARE_PROMPTS")
 [[ "$DRY_RUN" == 1 ]] && flags+=(--dry_run)
 command=("$PYTHON" "$here/train_grpo.py" --base_model "$BASE_MODEL" --data_dir "$DATA_DIR" --catalogue "$PID2SID" --output_dir "$OUTPUT_DIR"
   --rollout_n "$ROLLOUT_N" --two_stage "$TWO_STAGE" --stage2_mode "$STAGE2_MODE" --stage2_beam_size "$STAGE2_BEAM_SIZE"
@@ -72,7 +71,7 @@ command=("$PYTHON" "$here/train_grpo.py" --base_model "$BASE_MODEL" --data_dir "
   --reward_weights "$REWARD_WEIGHTS" --learning_rate "$LEARNING_RATE" --lr_scheduler_type "$LR_SCHEDULER_TYPE" --warmup_steps "$WARMUP_STEPS"
   --kl_loss_coef "$KL_LOSS_COEF"
   --clip_ratio_low "$CLIP_RATIO_LOW" --clip_ratio_high "$CLIP_RATIO_HIGH" --advantage "$ADVANTAGE" --norm_adv_by_std "$NORM_ADV_BY_STD" --train_batch_size "$TRAIN_BATCH_SIZE"
-  --mini_batch_size "$MINI_BATCH_SIZE" --max_tokens_per_gpu "$MAX_TOKENS_PER_GPU" --merge_ratio "$MERGE_RATIO"
+  --mini_batch_size "$MINI_BATCH_SIZE" --max_tokens_per_gpu "$MAX_TOKENS_PER_GPU" --share_prompts "$SHARE_PROMPTS" --merge_ratio "$MERGE_RATIO"
   --num_training_steps "$NUM_TRAINING_STEPS"
   --num_epochs "$NUM_EPOCHS" --seed "$SEED" --val_before_train "$VAL_BEFORE_TRAIN" --test_freq "$TEST_FREQ"
   --val_beam_size "$VAL_BEAM_SIZE" --save_freq "$SAVE_FREQ" --n_gpus "$N_GPUS" --nnodes "$NNODES" --logger "$LOGGER"

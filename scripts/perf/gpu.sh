@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Every figure that this project wants from one GPU, in order of worth: bash scripts/perf/gpu.sh [<output folder>] [step …]
+# Some nine minutes on an H100. Each step has its own time limit; one that fails or takes too long is named, the others run.
+# Writes <step>.log, gpu.json (card, versions, each step's command, seconds, status, output) and gpu.md into the folder.
+#   DEVICE=cpu  the same steps at toy sizes, to try the script where there is no GPU
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+: "${PYTHON:=python3}"
+: "${DEVICE:=cuda}"
+out="${1:-runs/gpu}"
+shift || true
+wanted=" $* "
+mkdir -p "$out"
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+: > "$out/steps.tsv"
+
+# step <name> <seconds at most> <command …>
+step() {
+  local name="$1" limit="$2" start status
+  shift 2
+  [[ -z "${wanted// /}" || "$wanted" == *" $name "* ]] || return 0
+  start="$(date +%s)"
+  timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
+  status=$?
+  printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$(($(date +%s) - start))" "$*" >> "$out/steps.tsv"
+  echo "$name: status $status, $(($(date +%s) - start)) s"
+}
+
+perf=benchmarks/perf
+if [[ "$DEVICE" == cuda ]]; then
+  # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
+  shape=(--layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 --head_dim 128)
+  # GRPO's update: 64 prompts a step are eight of these.
+  grpo=(--device cuda "${shape[@]}" --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --answer 5 --tokens 16384 --recompute --repeats 2)
+  decode=(--device cuda "${shape[@]}" --prompt 2048 --batch 16 --beams 32 128 --vocabularies qwen3 --no_generate --no_memory --repeats 3)
+  train=(--sizes 1.7B 0.6B --steps 3)
+  kmeans=(--points 1000000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
+else
+  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--layers 2 --prompt 32 --batch 2 --beams 4 --vocabularies small --no_generate --no_memory --repeats 1)
+  train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
+fi
+sides=(--sides trees rows)
+[[ "$DEVICE" == cuda ]] && sides=(--sides trees packed packed_answers)
+
+step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/pretrain tests/verl_rl
+step grpo 120 "$PYTHON" $perf/shared_prompts.py "${grpo[@]}" "${sides[@]}"
+step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
+step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
+step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}"
+step kmeans_encode 60 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
+step kmeans_train 90 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
+
+"$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
+import json, pathlib, sys
+
+import torch
+import transformers
+
+folder = pathlib.Path(sys.argv[1])
+card = torch.cuda.get_device_name() if sys.argv[2] == "cuda" else "cpu"
+steps = []
+for line in (folder / "steps.tsv").read_text().splitlines():
+    name, status, seconds, command = line.split("\t")
+    output = (folder / f"{name}.log").read_text(errors="replace")
+    steps.append({"name": name, "command": command, "status": int(status), "seconds": int(seconds), "output": output[-20000:]})
+found = {"card": card, "torch": torch.__version__, "transformers": transformers.__version__, "steps": steps}
+(folder / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
+parts = [f"{card}, torch {torch.__version__}, transformers {transformers.__version__}"]
+for step in steps:
+    lines = [line for line in step["output"].splitlines() if line.strip()]
+    tail = "\n".join(lines[-14:])
+    parts.append(f"## {step['name']}: status {step['status']}, {step['seconds']} s\n\n```\n{step['command']}\n{tail}\n```")
+text = "\n\n".join(parts) + "\n"
+(folder / "gpu.md").write_text(text)
+print(text)
+PYTHON
