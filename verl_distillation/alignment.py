@@ -56,13 +56,14 @@ def plan(
 
 
 def realign(
-    places: Sequence[int], ids: torch.Tensor, logprobs: torch.Tensor, length: int
+    places: Sequence[int], ids: torch.Tensor, logprobs: torch.Tensor, length: int, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher rows [len(places), k] of the tokens that it read, put where they belong in a sequence of ``length`` tokens.
 
     Row ``j`` of ``ids`` and ``logprobs`` belongs to the token at ``places[j + 1]`` (the last row to none). Returns ids (int32)
-    and log-probabilities (float32), [length, k]; rows of tokens that the teacher did not read, and entries that are not finite,
-    are (0, `ABSENT`).
+    and log-probabilities (float32), [length, k]; rows of tokens that the teacher did not read, entries that are not finite, and
+    ids from ``start`` on, are (0, `ABSENT`): a base LLM's head has padding rows (Qwen3's are 151,669 to 151,935), whose ids are
+    itemic tokens to the student.
     """
     import torch
 
@@ -72,9 +73,9 @@ def realign(
     if len(places) > 1:
         rows = torch.tensor(places[1:]) - 1
         values = logprobs[:-1].float()
-        finite = torch.isfinite(values)
-        all_logprobs[rows] = torch.where(finite, values, torch.tensor(ABSENT))
-        all_ids[rows] = torch.where(finite, ids[:-1].to(torch.int32), torch.tensor(0, dtype=torch.int32))
+        said = torch.isfinite(values) & (ids[:-1] < start)
+        all_logprobs[rows] = torch.where(said, values, torch.tensor(ABSENT))
+        all_ids[rows] = torch.where(said, ids[:-1].to(torch.int32), torch.tensor(0, dtype=torch.int32))
     return all_ids, all_logprobs
 
 

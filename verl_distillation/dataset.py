@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from onerec.chat import with_switch
-from verl_distillation.settings import ANCHOR, GENERAL
+from verl_distillation.settings import ANCHOR, ANCHOR_KEY, GENERAL
 
 # Think mode to what `with_switch` appends; the empty think block of `off` is the chat template's (enable_thinking=False).
 THINK_MODES = {"on": True, "off": False, "auto": None}
@@ -30,3 +31,9 @@ class DistillationDataset(RLHFDataset):
 
         dataframe = dataframe.map(convert, remove_columns=[n for n in dataframe.column_names if n != key])
         return super().maybe_filter_out_long_prompts(dataframe)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """verl's row, with its kind as a tensor, uint8 [1], that travels to the engine with the answer."""
+        row = super().__getitem__(item)
+        row[ANCHOR_KEY] = torch.tensor([row["data_source"] == ANCHOR], dtype=torch.uint8)
+        return row

@@ -16,6 +16,8 @@ LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
 # What a prompt is for, as the data set's `data_source` and so as the name of its teacher: general prompts have the base LLM,
 # anchors (recommendation prompts) have the student as it came.
 GENERAL, ANCHOR = "onpolicy_distillation", "anchor"
+# A row's tensor that says which of the two it is: the engine sees tensors only.
+ANCHOR_KEY = "is_anchor"
 PROMPTS = "prompts.parquet"
 # Sequences that one of vLLM's servers on a CPU works on at once.
 _CPU_SEQUENCES = 64

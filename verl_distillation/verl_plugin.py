@@ -37,7 +37,7 @@ from verl_distillation.alignment import (
     present,
     realign,
 )
-from verl_distillation.settings import ANCHOR, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
+from verl_distillation.settings import ANCHOR, ANCHOR_KEY, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
 
 
 @dataclasses.dataclass
@@ -155,11 +155,9 @@ class StudentEngine(FSDPEngineWithLMHead):
         if self._start is not None and self._masks:
             logits = mask_extended(logits, self._start)
         elif self._start is not None:
-            # Of every row, whether its teacher knows extended ids (an anchor's does).
-            knows = (
-                (teacher["teacher_ids"].values() >= self._start).any(-1, keepdim=True) if teacher else None
-            )
-            logits = fix_extended(logits, self._start, knows)
+            # The teacher of an anchor has the extended ids.
+            anchor = torch.cat(list(micro_batch[ANCHOR_KEY].unbind())).bool()
+            logits = fix_extended(logits, self._start, anchor.repeat_interleave(lengths[1])[:, None])
         if not output_args["temperature_is_one"]:
             temperature = micro_batch["temperature"]
             if isinstance(temperature, torch.Tensor):
@@ -219,11 +217,12 @@ class Worker(_Stock):
         source = str((sample_kwargs or {}).get("data_source", GENERAL))
         # The teacher of an anchor is the student as it came: it has every id.
         anchor = source == ANCHOR
+        start = sys.maxsize if anchor else settings.extend_vocab_start
         asked = plan(
             prompt_ids,
             response_ids,
             output.response_mask,
-            sys.maxsize if anchor else settings.extend_vocab_start,
+            start,
             settings.mask_response_if_extended and not anchor,
         )
         width = 1 if settings.loss_mode == LOSS_MODE else settings.topk
@@ -232,7 +231,7 @@ class Worker(_Stock):
             ids, logprobs = await self.teacher_server_manager.compute_teacher_logprobs_single(
                 sequence_ids=[sequence[i] for i in asked.places], routing_key=source
             )
-        ids, logprobs = realign(asked.places, ids, logprobs, len(sequence))
+        ids, logprobs = realign(asked.places, ids, logprobs, len(sequence), start)
         ids, logprobs, output.response_mask = mask_rows(asked.learn, ids, logprobs)
         output.extra_fields["teacher_ids"], output.extra_fields["teacher_logprobs"] = ids, logprobs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_teacher_rows_go_where_their_tokens_are():
     # 7 8 9 [150] 10 11; the teacher read 7 8 9 10 11. Its row j is the log-probability of what it read next.
     ids = torch.tensor([[8], [9], [10], [11], [0]])
     logprobs = torch.tensor([[-0.8], [-0.9], [-1.0], [-1.1], [0.0]])
-    all_ids, all_logprobs = realign([0, 1, 2, 4, 5], ids, logprobs, 6)
+    all_ids, all_logprobs = realign([0, 1, 2, 4, 5], ids, logprobs, 6, START)
     # Row t belongs to token t + 1: token 150 stands at 3, so row 2 is absent, and row 3 is of token 10.
     assert all_ids[:, 0].tolist() == [8, 9, 0, 10, 11, 0]
     assert all_logprobs[:, 0].tolist() == pytest.approx([-0.8, -0.9, ABSENT, -1.0, -1.1, ABSENT])
@@ -58,11 +59,23 @@ def test_teacher_rows_go_where_their_tokens_are():
 def test_minus_infinity_from_the_teacher_stands_for_no_answer():
     ids = torch.tensor([[5, 6], [7, 8], [0, 0]])
     logprobs = torch.tensor([[-0.5, float("-inf")], [float("nan"), float("-inf")], [0.0, 0.0]])
-    all_ids, all_logprobs = realign([0, 1, 2], ids, logprobs, 3)
+    all_ids, all_logprobs = realign([0, 1, 2], ids, logprobs, 3, START)
     assert all_ids.tolist() == [[5, 0], [0, 0], [0, 0]]
     assert all_logprobs.tolist() == [[-0.5, ABSENT], [ABSENT, ABSENT], [ABSENT, ABSENT]]
     *_, mask = mask_rows([True, True], all_ids, all_logprobs)
     assert mask == [1, 0]
+
+
+def test_padding_rows_of_the_teachers_head_are_not_itemic_tokens():
+    # A base LLM's head is padded past its last token: what it says there has the ids of the student's itemic tokens.
+    ids = torch.tensor([[5, START, 6], [START + 1, 7, START + 2], [0, 0, 0]])
+    logprobs = torch.tensor([[-0.1, -3.0, -4.0], [-0.2, -0.5, -6.0], [0.0, 0.0, 0.0]])
+    all_ids, all_logprobs = realign([0, 1, 2], ids, logprobs, 3, START)
+    assert all_ids[:2].tolist() == [[5, 0, 6], [0, 7, 0]]
+    assert all_logprobs[:2].flatten().tolist() == pytest.approx([-0.1, ABSENT, -4.0, ABSENT, -0.5, ABSENT])
+    # An anchor's teacher is the student itself: it means them.
+    all_ids, _ = realign([0, 1, 2], ids, logprobs, 3, sys.maxsize)
+    assert all_ids[:2].tolist() == ids[:2].tolist()
 
 
 def test_only_rows_of_learnt_tokens_keep_their_values():
@@ -155,7 +168,7 @@ class TestAgainstTransformers:
         sequence = [*prompt, *response]
         asked = plan(prompt, response, [1] * len(response), start, mask_response=False)
         ids, logprobs = realign(
-            asked.places, *self.score(teacher, [sequence[i] for i in asked.places]), len(sequence)
+            asked.places, *self.score(teacher, [sequence[i] for i in asked.places]), len(sequence), start
         )
         _, logprobs, mask = mask_rows(asked.learn, ids, logprobs)
         logits = mask_extended(student(torch.tensor([sequence])).logits[0] * 1.0, start)

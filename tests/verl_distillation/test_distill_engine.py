@@ -9,6 +9,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from verl_distillation.settings import ANCHOR_KEY
+
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None, reason="needs vLLM, which this platform has no build of"
 )
@@ -70,6 +72,7 @@ def micro_batch(temperature, topk, packed=False):
         "position_ids": nested([torch.arange(len(row)) for row in rows]),
         "teacher_ids": nested(ids),
         "teacher_logprobs": nested(logprobs),
+        ANCHOR_KEY: torch.tensor([[0], [0], [1]], dtype=torch.uint8),
     }
     settings = {
         "temperature": temperature,
@@ -125,13 +128,16 @@ def test_response_tokens_get_what_verls_own_engine_gives_them(engine, model, top
         torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_extended_logits_learn_only_from_a_teacher_that_has_them(engine, model):
+def test_extended_logits_learn_from_anchors_only(engine, model):
+    """By the prompt's kind, whatever ids its teacher happens to say."""
     config = types.SimpleNamespace(extend_vocab_start=START, extended_logits="fixed")
     engine.model_config = types.SimpleNamespace(hf_config=config)
     gradients = {}
     for rows in ("general", "anchor"):
         batch = micro_batch(1.0, True)
         if rows == "general":
+            batch[ANCHOR_KEY].zero_()
+        else:
             batch["teacher_ids"].values().clamp_(max=START - 1)
         values, found = results(engine, type(engine), model, batch, True)
         gradients[rows] = found["lm_head.weight"][START:]
