@@ -18,7 +18,7 @@ from benchmarks.backends import BACKENDS, PRECISIONS, Excluded, Finished, Sampli
 from benchmarks.journal import Journal, work_keys
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
-from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE
+from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
@@ -71,6 +71,7 @@ class BenchModel:
         self.path, self.journal, self.normalize = path, journal, normalize
         self.thinking = thinking or Thinking()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.ends = end_ids(path, self.tokenizer)
         self.spec = SidSpec.load(path) if (path / SID_SPEC).exists() else None
         self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = open_backend(
@@ -169,7 +170,6 @@ class BenchModel:
         The first stage of two: it ends at ``</think>`` or after ``max_tokens``; items or text follow in the second.
         """
         close = self.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
-        end = self.tokenizer.convert_tokens_to_ids(IM_END)
         newline, tail, empty = (
             self.tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in ("\n", "\n\n", EMPTY_THINK)
@@ -179,8 +179,6 @@ class BenchModel:
             sampling = dataclasses.replace(self.thinking.sampling, stream=stream)
             name = label if stream == 0 else f"{label} {stream + 1}"
             for i, thought in enumerate(self.generate(prompts, max_tokens, [close], name, sampling)):
-                if thought and thought[-1] == end:
-                    thought = thought[:-1]
                 if thought and thought[-1] != close:
                     thought = [*thought, *newline, close]
                 variants[i].append([*prompts[i], *([*thought, *tail] if thought else empty)])
@@ -194,13 +192,18 @@ class BenchModel:
         label: str,
         sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Continuations of the prompts, up to and with a ``stop`` token or the end of the turn; greedy by default."""
+        """Continuations of the prompts up to and with a ``stop`` token; greedy by default.
+
+        An answer that the model ends itself (`onerec.chat.end_ids`) comes without the token that ends it.
+        """
         sampling = sampling or Sampling()
-        ends = sorted({*stop, self.tokenizer.convert_tokens_to_ids(IM_END)})
+        ends = sorted({*stop, *self.ends})
         settings = {"kind": "generate", "max": max_tokens, "stop": ends, **dataclasses.asdict(sampling)}
-        return self._run(
+        written = self._run(
             label, settings, prompts, lambda done: self.backend.generate(prompts, max_tokens, ends, sampling, done)
         )  # fmt: skip
+        unspoken = set(self.ends) - set(stop)
+        return [ids[:-1] if ids and ids[-1] in unspoken else ids for ids in written]
 
     def answer_logprobs(
         self, prompts: Sequence[list[int]], answers: Sequence[str], label: str

@@ -12,9 +12,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from onerec.records import message_text
+from onerec.run import read_json
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -84,6 +86,25 @@ def split_thinking(text: str) -> tuple[str, str]:
         return "", text
     thought, _, answer = text.rpartition(THINK_CLOSE)
     return thought.split(THINK_OPEN)[-1].strip("\n"), answer.lstrip("\n")
+
+
+def until_end(text: str) -> str:
+    """``text`` up to the first mark that ends an answer, without it."""
+    return re.split(f"{re.escape(IM_END)}|{re.escape(END_OF_TEXT)}", text, maxsplit=1)[0]
+
+
+def end_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """The ids at which an answer of the checkpoint in ``folder`` ends, sorted.
+
+    They are ``<|im_end|>``, the tokenizer's own end, and the ``eos_token_id`` (one or several) of the checkpoint's
+    generation_config.json or, without that, of its config.json: where Hugging Face and vLLM stop by themselves. A base model
+    ends its text by ``<|endoftext|>``, a chat model its turn by ``<|im_end|>``, and one trained from the other may do either.
+    """
+    files = [folder / name for name in ("generation_config.json", "config.json")]
+    configured = next((read_json(file).get("eos_token_id") for file in files if file.exists()), None)
+    own = [tokenizer.convert_tokens_to_ids(IM_END), tokenizer.eos_token_id]
+    ids = own + (configured if isinstance(configured, list) else [configured])
+    return sorted({i for i in ids if i is not None})
 
 
 def with_switch(messages: Sequence[dict[str, Any]], thinking: bool) -> list[dict[str, Any]]:

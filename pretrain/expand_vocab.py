@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onerec.chat import end_ids
 from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             "give a checkpoint without them",
         )
     expand_rows(model, spec, args.init, codebooks)
+    # What is trained from here on answers in turns: a base model's own generation would run past their end.
+    model.generation_config.eos_token_id = end_ids(source, tokenizer)
     with disk_errors(output), atomic_path(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

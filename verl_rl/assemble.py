@@ -7,33 +7,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from onerec.chat import EMPTY_THINK, IM_END, THINK_CLOSE, prompt_text
+from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids, prompt_text
 from onerec.prompts import shorten
 from onerec.sid import SidSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """The ids that are forced or looked for, of one checkpoint's tokenizer."""
+    """The ids that are forced or looked for, of one checkpoint; ``ends`` are those that end an answer."""
 
     close: int
-    im_end: int
+    ends: tuple[int, ...]
     begin: int
     end: int
     after_thinking: list[int]
     empty_thinking: list[int]
 
     @staticmethod
-    def of(tokenizer: Any, spec: SidSpec) -> Marks:
-        """Read them from a tokenizer that holds ``spec``'s tokens."""
+    def of(folder: Path, tokenizer: Any, spec: SidSpec) -> Marks:
+        """Those of the checkpoint in ``folder``, whose tokenizer holds ``spec``'s tokens."""
 
         def coded(text: str) -> list[int]:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
         return Marks(
-            tokenizer.convert_tokens_to_ids(THINK_CLOSE), tokenizer.convert_tokens_to_ids(IM_END), spec.begin_id,
+            tokenizer.convert_tokens_to_ids(THINK_CLOSE), tuple(end_ids(folder, tokenizer)), spec.begin_id,
             spec.end_id, coded("\n\n"), coded(EMPTY_THINK),
         )  # fmt: skip
 
@@ -59,7 +60,7 @@ class Response:
 class Thought:
     """A response up to where the items begin, how the thinking ended, and whether an item can follow.
 
-    ``ended``: ``closed`` by the model, ``cut`` at the limit of tokens, ``stopped`` by an end of turn inside the thinking,
+    ``ended``: ``closed`` by the model, ``cut`` at the limit of tokens, ``stopped`` where it ended the answer inside its thinking,
     ``empty`` where none was asked for, ``no_item`` where the model was to open a SID and did not.
     """
 
@@ -91,7 +92,7 @@ def after_thinking(
     begin token). What it did not write itself is forced.
     """
     ids, logprobs = list(ids), list(logprobs)
-    stopped = bool(ids) and ids[-1] == marks.im_end
+    stopped = bool(ids) and ids[-1] in marks.ends
     if stopped:
         ids, logprobs = ids[:-1], logprobs[:-1]
     response = Response().written(ids, logprobs)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onerec.chat import IM_END, THINK_CLOSE, THINK_OPEN
+from onerec.chat import THINK_CLOSE, THINK_OPEN, until_end
 from onerec.errors import InputError
 from onerec.ranking import pass_at_k, recall_at_k
 from onerec.sid import BEGIN, SidSpec
@@ -41,7 +41,7 @@ def parse_answer(text: str, spec: SidSpec) -> Answer:
     Malformed are thinking that never closes, an answer without SID, one with a broken SID or a code outside its codebook,
     and one with more than the SID.
     """
-    text = text.split(IM_END)[0]
+    text = until_end(text)
     if THINK_OPEN in text and THINK_CLOSE not in text:
         return Answer(None, "thinking_open", None)
     thinking, answer = None, text
@@ -60,7 +60,7 @@ def parse_answer(text: str, spec: SidSpec) -> Answer:
 
 def think_format(text: str, thinking: bool) -> float:
     """1 where ``text`` is one think block and then an answer, the block filled (``thinking``) or empty, else 0."""
-    text = text.split(IM_END)[0]
+    text = until_end(text)
     if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
         return 0.0
     match = re.fullmatch(

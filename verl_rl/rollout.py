@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -60,7 +61,7 @@ class TwoStageLoop(AgentLoopBase):
         super().__init__(*args, **kwargs)
         self.settings = RolloutSettings.of(self.config)
         self.spec = _spec(self.config.actor_rollout_ref.model.path)
-        self.marks = Marks.of(self.tokenizer, self.spec)
+        self.marks = Marks.of(Path(self.config.actor_rollout_ref.model.path), self.tokenizer, self.spec)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[BeamOutput] | BeamOutput:
         """Outputs of a training row, one a beam, or the one output of a validation row, whose metrics rank its beams."""
@@ -111,7 +112,7 @@ class TwoStageLoop(AgentLoopBase):
         if not thinking:
             return without_thinking(self.marks), None
         stop = self.marks.close if settings.force_prefix else self.marks.begin
-        params = dict(params, max_tokens=settings.stage1_max_tokens, stop_token_ids=[stop, self.marks.im_end])
+        params = dict(params, max_tokens=settings.stage1_max_tokens, stop_token_ids=[stop, *self.marks.ends])
         out = await self.server_manager.generate(
             request_id=uuid4().hex, prompt_ids=prompt, sampling_params=params
         )
@@ -125,7 +126,7 @@ class TwoStageLoop(AgentLoopBase):
         """Single stage: the whole answer is one sample."""
         head = Response() if thinking else Response().forced(self.marks.empty_thinking)
         room = self.rollout_config.response_length - len(head.ids)
-        params = dict(params, max_tokens=room, stop_token_ids=[self.marks.im_end])
+        params = dict(params, max_tokens=room, stop_token_ids=list(self.marks.ends))
         out = await self.server_manager.generate(
             request_id=uuid4().hex, prompt_ids=[*prompt, *head.ids], sampling_params=params
         )

@@ -30,11 +30,14 @@ class HfBackend:
         precision: str = "auto",
     ) -> None:
         place = device_of(device)
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = dtype_of(precision, place.type == "cuda")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
         self.model = model.to(place).eval()
+        # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings (a penalty on
+        # repetition, say) is mixed in, for vLLM takes none of them either.
+        self.model.generation_config = GenerationConfig()
         self.pad = tokenizer.pad_token_id
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))

@@ -1,6 +1,7 @@
 """Backends give the model's own numbers; thinking, sampling, several thoughts; prompts that do not fit."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,32 @@ def test_samples_follow_the_models_probabilities(model, prompts):
             tokens.append(batch[0][1][0])
         share = np.mean([token == best for token in tokens])
         assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / 200) + 1e-6
+
+
+def test_an_answer_ends_where_the_checkpoint_says_and_the_mark_is_no_part_of_it(
+    tiny_checkpoint, model, prompts, tmp_path
+):
+    """The greedy answer's third token is made an end of the checkpoint: two tokens are left, as vLLM would leave them."""
+    [answer] = model.generate(prompts[:1], 8, [], "t")
+    third = next(at for at in range(2, 8) if answer[at] not in answer[:at])
+    folder = tmp_path / "ends"
+    shutil.copytree(tiny_checkpoint, folder)
+    for eos in (answer[third], [answer[third], 1]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        ended = BenchModel(folder, "cpu")
+        assert ended.generate(prompts[:1], 8, [], "t") == [answer[:third]]
+        # What the caller stops at stays, though it is an end too.
+        assert ended.generate(prompts[:1], 8, [answer[third]], "t") == [answer[: third + 1]]
+        [thought] = ended.think(prompts[:1], 8, "t")
+        assert answer[third] not in thought[len(prompts[0]) :]
+
+
+def test_a_checkpoints_own_way_of_choosing_tokens_is_not_mixed_in(tiny_checkpoint, model, prompts, tmp_path):
+    folder = tmp_path / "steered"
+    shutil.copytree(tiny_checkpoint, folder)
+    steered = {"repetition_penalty": 100.0, "do_sample": True, "temperature": 9.0, "min_new_tokens": 3}
+    (folder / "generation_config.json").write_text(json.dumps(steered))
+    assert BenchModel(folder, "cpu").generate(prompts, 8, [], "t") == model.generate(prompts, 8, [], "t")
 
 
 def test_merged_scores_are_the_mean_probability_or_the_best():
@@ -153,8 +180,6 @@ def test_a_long_prompt_without_items_loses_the_beginning_of_its_question(model):
 
 
 def test_a_tokenizer_without_the_sids_is_named(tiny_checkpoint, tiny_data, tmp_path):
-    import shutil
-
     folder = tmp_path / "plain"
     shutil.copytree(tiny_checkpoint, folder)
     value = json.loads((folder / "tokenizer.json").read_text())

@@ -1,10 +1,21 @@
 """Chat rendering agrees with the chat template, and the loss mask covers answers and nothing else."""
 
+import json
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from onerec.chat import CHAT_TEMPLATE, EMPTY_THINK, encode, is_thinking, prompt_text, render, split_thinking
+from onerec.chat import (
+    CHAT_TEMPLATE,
+    EMPTY_THINK,
+    encode,
+    end_ids,
+    is_thinking,
+    prompt_text,
+    render,
+    split_thinking,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +122,25 @@ def test_thinking_is_found():
     assert split_thinking("<think>\n因为\n</think>\n\n所以") == ("因为", "所以")
     assert split_thinking("没有") == ("", "没有")
     assert is_thinking(THINKING) and not is_thinking(SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("files", "more"),
+    [
+        ({}, set()),
+        ({"config.json": 7}, {7}),
+        ({"config.json": 7, "generation_config.json": 8}, {8}),
+        ({"generation_config.json": [8, 9]}, {8, 9}),
+        ({"config.json": 7, "generation_config.json": None}, set()),
+    ],
+)
+def test_an_answer_ends_by_the_tokenizers_end_and_those_of_the_checkpoint(tokenizer, tmp_path, files, more):
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps({} if value is None else {"eos_token_id": value}))
+    own = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_ids(tmp_path, tokenizer) == sorted({own} | more)
+    tokenizer.eos_token = "<|endoftext|>"
+    try:
+        assert end_ids(tmp_path, tokenizer) == sorted({own, tokenizer.eos_token_id} | more)
+    finally:
+        tokenizer.eos_token = "<|im_end|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from onerec.chat import prompt_text
 from onerec.errors import InputError
-from onerec.run import read_json
+from onerec.run import read_json, write_json
 from onerec.sid import SidSpec
 from pretrain import check_hf_model, expand_vocab, make_tiny_qwen3
 from pretrain.expand_vocab import new_rows
@@ -73,6 +74,21 @@ def test_generation_stops_at_the_end_of_a_turn(world):
     folder = world / "base"
     stops = read_json(folder / "generation_config.json")["eos_token_id"]
     assert tokenizer_of(folder).convert_tokens_to_ids("<|im_end|>") in stops
+
+
+def test_an_expanded_base_model_stops_at_the_end_of_a_turn_too(world, tmp_path):
+    source, output = tmp_path / "plain", tmp_path / "itemic"
+    shutil.copytree(world / "base", source)
+    tokenizer = tokenizer_of(source)
+    end_of_text, end_of_turn = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    write_json(source / "generation_config.json", {"eos_token_id": end_of_text})
+    config = read_json(source / "tokenizer_config.json")
+    write_json(source / "tokenizer_config.json", config | {"eos_token": "<|endoftext|>"})
+    assert tokenizer_of(source).eos_token_id == end_of_text
+    argv = ["--hf_model_dir", str(source), "--output_model_dir", str(output), "--vocab_size_per_layer", "4"]
+    expand_vocab.main(argv)
+    stops = read_json(output / "generation_config.json")["eos_token_id"]
+    assert stops == sorted([end_of_text, end_of_turn])
 
 
 def test_a_corpus_without_text_is_refused(tmp_path):

@@ -42,7 +42,10 @@ def write_model(folder: Path) -> SidSpec:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model = Qwen3ForCausalLM(config)
+    # Qwen3's own: it ends by either.
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     spec.save(folder)
     return spec

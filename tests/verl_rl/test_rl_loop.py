@@ -42,20 +42,21 @@ class Server:
 def parts(world):
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(world / "model"), SidSpec.load(world / "model")
+    folder = world / "model"
+    return AutoTokenizer.from_pretrained(folder), SidSpec.load(folder), folder
 
 
 def rollout(parts, texts=(), codes=(), validation=False, session=0, **changes):
     from verl_rl.rollout import TwoStageLoop
 
-    tokenizer, spec = parts
+    tokenizer, spec, folder = parts
     values = dict(
         two_stage=True, stage2="beam", beam_size=3, constrained=True, think=False, nonthink=True, force_prefix=True,
         stage1_max_tokens=8, catalogues={"default": "items"}, weights={"full_hit": 1.0}, ks=(1, 2), val_beam_size=3, seed=0,
     )  # fmt: skip
     loop = TwoStageLoop.__new__(TwoStageLoop)
     loop.settings, loop.spec, loop.tokenizer = RolloutSettings(**(values | changes)), spec, tokenizer
-    loop.marks = Marks.of(tokenizer, spec)
+    loop.marks = Marks.of(folder, tokenizer, spec)
     loop.rollout_config = SimpleNamespace(prompt_length=100, response_length=60, temperature=1.0)
     loop.server_manager = server = Server(tokenizer, spec, texts, codes)
     row = {
@@ -71,7 +72,7 @@ CODES = [(0, 0, 0), (1, 2, 3), (1, 2, 0)]
 
 def test_every_item_is_an_output_with_its_own_reward(parts):
     outputs, server = rollout(parts, codes=CODES)
-    tokenizer, spec = parts
+    tokenizer, spec, _ = parts
     assert [output.own_reward for output in outputs] == [0, 1, 0]
     assert [output.own_info["partial_hit"] for output in outputs] == pytest.approx([0, 1, 2 / 3])
     assert tokenizer.decode(outputs[1].response_ids) == "<think>\n\n</think>\n\n" + spec.format((1, 2, 3))
@@ -101,6 +102,15 @@ def test_thinking_that_never_closes_is_closed_and_counted(parts):
     outputs, _ = rollout(parts, texts=["<think>\nhm hm"], codes=CODES, think=True, nonthink=False)
     info = outputs[1].own_info
     assert (info["thinking_cut"], info["think_format"], info["full_hit"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])
+def test_thinking_that_ends_the_answer_is_stopped_and_its_mark_not_learnt(parts, mark):
+    outputs, server = rollout(parts, texts=["<think>\nhm" + mark], codes=CODES, think=True, nonthink=False)
+    info, written = outputs[1].own_info, len(parts[0]("<think>\nhm", add_special_tokens=False)["input_ids"])
+    assert (info["thinking_stopped"], info["thinking_cut"], info["think_format"]) == (1, 0, 0)
+    assert info["thinking_tokens"] == written and mark not in parts[0].decode(outputs[1].response_ids)
+    assert parts[0].convert_tokens_to_ids(mark) in server.asked[0]["stop_token_ids"]
 
 
 def test_a_model_that_opens_no_sid_has_one_malformed_output(parts):
@@ -135,11 +145,11 @@ def test_the_switches_go_to_the_server(parts):
     assert thinks == [3, 2]
 
 
-def test_single_stage_is_one_sample(parts):
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])
+def test_single_stage_is_one_sample(parts, mark):
     spec = parts[1]
-    outputs, server = rollout(
-        parts, texts=[spec.format((1, 2, 3)) + "<|im_end|>"], two_stage=False, beam_size=1
-    )
+    outputs, server = rollout(parts, texts=[spec.format((1, 2, 3)) + mark], two_stage=False, beam_size=1)
+    assert parts[0].convert_tokens_to_ids(mark) in server.asked[0]["stop_token_ids"]
     assert len(outputs) == 1 and outputs[0].own_reward == 1 and len(server.asked) == 1
     assert sum(outputs[0].response_mask) == 6
     bad, _ = rollout(parts, texts=["hm"], two_stage=False, beam_size=1)

@@ -15,7 +15,9 @@ from verl_rl.settings import RolloutSettings
 from verl_rl.validation import read_validation, table
 
 SPEC = SidSpec((4, 3), first_id=20)
-MARKS = assemble.Marks(close=1, im_end=2, begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3])
+MARKS = assemble.Marks(
+    close=1, ends=(2, 9), begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3]
+)
 
 
 class Tokenizer:
@@ -42,6 +44,7 @@ def test_forced_tokens_carry_no_loss_and_the_items_do():
         ([7, 8, 1], [7, 8, 1, 3, 27], [1, 1, 1, 0, 0], "closed"),
         ([7, 8], [7, 8, 1, 3, 27], [1, 1, 0, 0, 0], "cut"),
         ([7, 2], [7, 1, 3, 27], [1, 0, 0, 0], "stopped"),
+        ([7, 9], [7, 1, 3, 27], [1, 0, 0, 0], "stopped"),
         ([], [1, 3, 27], [0, 0, 0], "cut"),
     ],
 )

@@ -22,6 +22,7 @@ def sid(*codes):
     [
         (EMPTY + sid(1, 2), (1, 2), None, ""),
         (EMPTY + sid(1, 2) + "<|im_end|>\n", (1, 2), None, ""),
+        (EMPTY + sid(1, 2) + "<|endoftext|>" + sid(1, 1), (1, 2), None, ""),
         ("<think>\nhm\n</think>\n\n" + sid(0, 0), (0, 0), None, "hm"),
         (sid(3, 1), (3, 1), None, None),
         ("<think>\nhm " + sid(1, 2), None, "thinking_open", None),
