@@ -41,7 +41,7 @@ from benchmarks.tasks import (
     task_of,
 )
 from onerec.catalog import ItemIndex
-from onerec.chat import split_thinking
+from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.errors import InputError, cli
 from onerec.run import Manifest, write_text
 
@@ -276,12 +276,9 @@ class Evaluation:
     def _general(self) -> TaskResult:
         texts, questions = general.load(self.args.data_dir, self.args.sample_size)
         tokenizer, budget = self.model.tokenizer, self._answer_tokens(task_of(GENERAL))
-        start = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        coded = [
-            [start, *ids][: self.model.context]
-            for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
-        ]
-        nats = [-total for total in self.model.text_logprobs(coded, "general: text")]
+        start = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+        coded = [[start, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        nats = [-total for total in self.model.rolling_logprobs(coded, "general: text")]
         prompts = self.model.prompt_ids([q.messages for q in questions], False, budget)
         answers = self._generate(prompts, budget, "general: questions")
         lines = [

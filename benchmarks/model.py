@@ -246,6 +246,15 @@ class BenchModel:
             label, {"kind": "tail"}, keyed, lambda done: self.backend.tail_logprobs(texts, counts, done)
         )
 
+    def rolling_logprobs(self, texts: Sequence[list[int]], label: str) -> list[float]:
+        """Sum of the log-probabilities of all tokens of each text but its first, however long it is: by `windows`."""
+        parts = [(i, *window) for i, ids in enumerate(texts) for window in windows(ids, self.context)]
+        values = self.text_logprobs([ids for _, ids, _ in parts], label, [last for _, _, last in parts])
+        sums = [0.0] * len(texts)
+        for (i, _, _), value in zip(parts, values, strict=True):
+            sums[i] += value
+        return sums
+
     def speed_line(self) -> str:
         """How much of the time since the model was loaded was the backend's: the model and its item search."""
         total = max(time.monotonic() - self.start, 1e-9)
@@ -293,6 +302,21 @@ class BenchModel:
             if batch is None:
                 return
             yield batch
+
+
+def windows(ids: Sequence[int], size: int) -> list[tuple[list[int], int]]:
+    """A text cut into windows of at most ``size`` tokens, each with how many of its last tokens are scored in it.
+
+    Every token but the first is scored once. A window begins with the last token that the one before it scored, and the last one
+    reaches back as far as it can: the disjoint windows by which lm-evaluation-harness takes the log-likelihood of a long text
+    (``get_rolling_token_windows`` with a context of one).
+    """
+    found, scored = [], 1
+    while scored < len(ids):
+        end = min(scored + size - 1, len(ids))
+        found.append((list(ids[max(0, end - size) : end]), end - scored))
+        scored = end
+    return found
 
 
 def _spread(prompts: Sequence[list[int]]) -> tuple[list[list[int]], list[int]]:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.backends import Sampling, open_backend
 from benchmarks.backends.hf import HfBackend
 from benchmarks.evaluate import main
-from benchmarks.model import BenchModel, Thinking, Thoughts, merge_thoughts
+from benchmarks.model import BenchModel, Thinking, Thoughts, merge_thoughts, windows
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, decode_items
@@ -93,6 +93,28 @@ def test_a_checkpoints_own_way_of_choosing_tokens_is_not_mixed_in(tiny_checkpoin
     steered = {"repetition_penalty": 100.0, "do_sample": True, "temperature": 9.0, "min_new_tokens": 3}
     (folder / "generation_config.json").write_text(json.dumps(steered))
     assert BenchModel(folder, "cpu").generate(prompts, 8, [], "t") == model.generate(prompts, 8, [], "t")
+
+
+def test_windows_score_every_token_but_the_first_once():
+    text = list(range(10))
+    assert windows(text, 4) == [([0, 1, 2, 3], 3), ([3, 4, 5, 6], 3), ([6, 7, 8, 9], 3)]
+    # What is left for the last window has as much before it as fits.
+    assert windows(text[:9], 4) == [([0, 1, 2, 3], 3), ([3, 4, 5, 6], 3), ([5, 6, 7, 8], 2)]
+    assert windows(text, 10) == windows(text, 99) == [(text, 9)]
+    assert windows([0], 4) == []
+
+
+def test_a_text_longer_than_the_context_is_scored_whole(model):
+    ids = model.tokenizer("很长的文本，" * 60)["input_ids"]
+    parts = windows(ids, model.context)
+    assert len(ids) > 2 * model.context and len(parts) == 3
+    expected = 0.0
+    for part, last in parts:
+        with torch.inference_mode():
+            logits = model.backend.model(torch.tensor([part[:-1]])).logits[0, -last:]
+        expected += logits.log_softmax(-1).gather(1, torch.tensor(part[-last:])[:, None]).sum().item()
+    found = model.rolling_logprobs([ids, ids[:1], ids[:7]], "t")
+    assert found == pytest.approx([expected, 0, model.text_logprobs([ids[:7]], "t")[0]], rel=1e-4)
 
 
 def test_merged_scores_are_the_mean_probability_or_the_best():

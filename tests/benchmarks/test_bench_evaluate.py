@@ -1,6 +1,7 @@
 """A checkpoint through the whole evaluation, and what a checkpoint or data that do not fit get."""
 
 import json
+import math
 import shutil
 
 import pyarrow as pa
@@ -89,6 +90,22 @@ def test_every_task_is_measured_and_only_existing_items_come_out(checkpoint, dat
 
 def test_the_same_checkpoint_gives_the_same_metrics_at_any_batch_size(checkpoint, data):
     assert run(checkpoint, data)[0] == run(checkpoint, data, "--token_budget", "64")[0]
+
+
+def test_bits_per_byte_of_texts_beyond_the_context(checkpoint, data, tmp_path):
+    """To a model that finds all of its 384 tokens alike each byte-level token costs log2 384 bits, in a text of any length."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "uniform"
+    shutil.copytree(checkpoint, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(folder)
+    texts = ["字" * 500, "short", "x" * 511, "y" * 512]
+    records = [text_record(str(i), "s", {}, [text]) for i, text in enumerate(texts)]
+    write_records(data / "general" / "text.parquet", records)
+    tasks, _ = run(folder, data, "--tasks", "general")
+    assert tasks["general"]["bits_per_byte"] == pytest.approx(math.log2(384), abs=1e-4)
 
 
 def test_seen_items_are_left_out_on_request(checkpoint, data):
