@@ -22,7 +22,9 @@ from onerec.sid import BEGIN, SidSpec
 
 Sid = tuple[int, ...]
 REWARDS = ("think_format", "full_hit", "partial_hit", "pass_rate", "pass_at_1", "rank_aware")
-# Why an answer counts nothing.
+# The lowest value of a reward where that is not 0; the highest of each is 1.
+LOWEST = {"rank_aware": -1.0}
+# Why an answer counts as little as an answer can.
 MALFORMED = ("thinking_open", "no_sid", "sid_broken", "sid_extra")
 
 
@@ -99,11 +101,16 @@ def pass_at_1(hits: Sequence[float]) -> float:
 def rank_aware(hits: Sequence[float]) -> list[float]:
     """For every answer of a group, best first: a hit 1; a miss −w_r / Σ w over the misses, w_r = 1/log2(r + 2).
 
-    A wrong answer costs the more the higher the model ranked it; the misses of a group cost 1 together.
+    A wrong answer costs the more the higher the model ranked it; the misses of a group cost 1 together, so none costs more.
     """
     costs = [0.0 if hit else 1 / math.log2(rank + 2) for rank, hit in enumerate(hits)]
     total = sum(costs) or 1.0
     return [hit if hit else -cost / total for hit, cost in zip(hits, costs, strict=True)]
+
+
+def lowest_score(weights: Mapping[str, float]) -> float:
+    """The least that a weighted sum of rewards can be, whatever the answer: 0 where no weight is negative and no reward is."""
+    return sum(min(weight * LOWEST.get(name, 0.0), weight) for name, weight in weights.items())
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
@@ -147,7 +154,8 @@ def score_group(
             ``think_format`` is then 0, whatever the text.
 
     Returns for every answer ``score`` (the weighted sum), every reward of `REWARDS` by name, ``valid_sid`` and
-    ``malformed/<reason>``, all floats. A malformed answer's score is 0, whatever the group's rewards.
+    ``malformed/<reason>``, all floats. A malformed answer's score is `lowest_score`, whatever the group's rewards, so that no
+    well-formed one scores less, however wrong; its ``rank_aware`` is the worst there is.
     """
     answers = [parse_answer(text, spec) for text in texts]
     truth = list(dict.fromkeys(spec.parse(ground_truth)))
@@ -161,10 +169,10 @@ def score_group(
             "partial_hit": partial_hit(answer.sid, truth, spec.n_layers),
             "pass_rate": pass_rate(hits),
             "pass_at_1": pass_at_1(hits),
-            "rank_aware": rank,
+            "rank_aware": rank if answer.malformed is None else LOWEST["rank_aware"],
         }
         total = sum(weight * row[name] for name, weight in weights.items())
-        row["score"] = total if answer.malformed is None else 0.0
+        row["score"] = total if answer.malformed is None else lowest_score(weights)
         row["valid_sid"] = float(answer.sid is not None)
         row |= {f"malformed/{reason}": float(answer.malformed == reason) for reason in MALFORMED}
         rows.append(row)
@@ -190,8 +198,10 @@ def compute_score(
     )[0]
 
 
-def ranking_metrics(ranked: Sequence[Sid], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:
-    """``pass@k`` and ``recall@k`` of one ranked list for every k, for validation."""
+def ranking_metrics(
+    ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]
+) -> dict[str, float]:
+    """``pass@k`` and ``recall@k`` of one ranked list for every k, for validation; None is a place without an item."""
     return {f"pass@{k}": pass_at_k(ranked, truth, k) for k in ks} | {
         f"recall@{k}": recall_at_k(ranked, truth, k) for k in ks
     }

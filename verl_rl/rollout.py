@@ -91,8 +91,8 @@ class TwoStageLoop(AgentLoopBase):
         texts = [head + self.tokenizer.decode(response.ids[shared:]) for response in responses]
         rows = score_group(texts, truth, self.spec, self.settings.weights, thinking, thought.well_formed)
         if validation:
-            answers = [parse_answer(text, self.spec).sid for text in texts]
-            ranked = [sid for sid in answers if sid is not None]
+            # A malformed answer keeps its place: it is a miss, and those behind it do not move up.
+            ranked = [parse_answer(text, self.spec).sid for text in texts]
             metrics = ranking_metrics(ranked, list(dict.fromkeys(self.spec.parse(truth))), self.settings.ks)
             return self._output(prompt, responses[0], rows[0] | counts | metrics, steps)
         distinct = float(len(set(texts)))

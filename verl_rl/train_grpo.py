@@ -32,7 +32,7 @@ from onerec.verl_launch import (
     launch,
 )
 from verl_rl.advantage import ADVANTAGES
-from verl_rl.rewards import REWARDS, parse_weights
+from verl_rl.rewards import REWARDS, lowest_score, parse_weights
 from verl_rl.settings import (
     ADVANTAGE_KEY,
     DEFAULT_CATALOGUE,
@@ -204,7 +204,7 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
-        if weight < 0 or (weight and name == "rank_aware")
+        if lowest_score({name: weight}) < 0
     ]
     if args.advantage == "maxrl" and below:
         raise InputError(

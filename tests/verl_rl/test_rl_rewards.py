@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from onerec.errors import InputError
@@ -101,6 +103,38 @@ def test_a_group_is_scored_by_the_weighted_sum_and_every_part_is_returned():
     assert set(rewards.REWARDS) <= set(rows[0])
 
 
+WEIGHTS = [
+    *({name: 1.0} for name in rewards.REWARDS),
+    {name: 1.0 for name in rewards.REWARDS},
+    {"full_hit": 1.0, "partial_hit": 1.0, "rank_aware": 0.1},
+    {"full_hit": 1.0, "rank_aware": 2.0, "think_format": 0.5},
+    {"full_hit": 1.0, "pass_rate": -0.5, "rank_aware": -0.25},
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_nothing_malformed_scores_above_anything_well_formed(weights):
+    """Every group of three of: a hit, a partial hit, a miss, and each way of being malformed; under each reward and sums of them."""
+    good = [sid(1, 2), sid(1, 1), sid(0, 0)]
+    bad = ["<think>\nhm", "no", sid(1, 7), sid(1, 2) + sid(1, 2)]
+    kinds = [EMPTY + text for text in good] + [bad[0], *(EMPTY + text for text in bad[1:])]
+    wrong, malformed = [], []
+    for texts in itertools.product(kinds, repeat=3):
+        rows = rewards.score_group(list(texts), sid(1, 2), SPEC, weights, False)
+        wrong += [row["score"] for row in rows if row["valid_sid"]]
+        malformed += [row["score"] for row in rows if not row["valid_sid"]]
+    assert max(malformed) <= min(wrong)
+
+
+def test_a_malformed_answer_costs_what_all_misses_cost_together():
+    texts = [EMPTY + "no", EMPTY + sid(1, 1), EMPTY + sid(0, 0)]
+    rows = rewards.score_group(texts, sid(1, 2), SPEC, {"full_hit": 1.0, "rank_aware": 0.5}, False)
+    # The misses at ranks 1 and 2 of three: 1/log2(3) = 0.631 and 0.5, of 2.131 in all.
+    assert [row["rank_aware"] for row in rows] == pytest.approx([-1, -0.296, -0.2346], abs=1e-3)
+    assert [row["score"] for row in rows] == pytest.approx([-0.5, -0.148, -0.1173], abs=1e-3)
+    assert rewards.lowest_score({"full_hit": 1.0, "rank_aware": 0.5}) == -0.5
+
+
 def test_thinking_that_the_rollout_had_to_close_is_not_well_formed():
     text = ["<think>\nhm\n</think>\n\n" + sid(1, 2)]
     for well_formed, value in ((True, 1.0), (False, 0.0)):
@@ -144,3 +178,10 @@ def test_ranking_metrics():
         "recall@2": 0.5,
     }
     assert recall_at_k(ranked, [], 1) == 0
+    # A malformed answer is a miss in its place.
+    assert rewards.ranking_metrics([None, (1, 1)], truth, (1, 2)) == {
+        "pass@1": 0,
+        "pass@2": 1,
+        "recall@1": 0,
+        "recall@2": 0.5,
+    }
