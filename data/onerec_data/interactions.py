@@ -94,7 +94,7 @@ class Targets:
 
 
 def label_cond_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
-    """Interactions to the items of one interaction kind, drawn among those present in the targets."""
+    """Interactions to the items of one interaction kind, drawn among those whose targets hold an item with a SID."""
     task = "sft_label_cond_rec"
     past, targets = Interactions(batch, context, task), Targets(batch, context, task)
     for row in rows:
@@ -105,12 +105,13 @@ def label_cond_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sampl
         if not by_label:
             batch.skip(row, task, "no target")
             continue
-        label = draws.pick(list(by_label))
-        target = by_label[label]
-        batch.skip(row, task, "pid without SID skipped", target.missing[row])
-        if not target.text[row]:
+        usable = [label for label, sids in by_label.items() if sids.text[row]]
+        if not usable:
             batch.skip(row, task, NO_SID)
             continue
+        label = draws.pick(usable)
+        target = by_label[label]
+        batch.skip(row, task, "pid without SID skipped", target.missing[row])
         yield Sample(
             row,
             batch.keys[row],

@@ -3,7 +3,7 @@
 Semantics are those of the OpenOneRec reference scripts (github.com/Kuaishou-OneRec/OpenOneRec, data/onerec_data):
 histories cut to the latest 512 videos (across domains 100 long-viewed videos, 200 ads, 100 products), targets to the
 first 10, the latest 10 items of an interaction kind, pids without SID skipped, one label-prediction sample a candidate,
-one interactive sample a keyword. One departure: the reference's pretraining sequences keep the first 512 videos of a
+one interactive sample a keyword. The kind that label_cond asks for is drawn among those with an item that has a SID. One departure: the reference's pretraining sequences keep the first 512 videos of a
 longer history, these the latest.
 
 Where the input has one interaction kind a row (`interaction_type`) or a search (`query`) instead of the release's masks

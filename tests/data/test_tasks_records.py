@@ -6,7 +6,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests_data import user
+from tests_data import LABELS, user
 
 from data.onerec_data.run import main
 from onerec.errors import InputError
@@ -102,6 +102,18 @@ def test_label_cond_draws_among_the_kinds_present(release):
     row = rows(release, "sft_label_cond_rec")[0]
     assert json.loads(row["metadata"])["target_interaction"] == "longview"
     assert turns(row)[-1]["content"] == sid(release, 4)
+
+
+def test_label_cond_draws_no_kind_without_a_sid(release):
+    """Of every user's five kinds with a target only the last has an item with a SID: everybody has a row, of that kind."""
+    masks = {
+        f"target_video_{label}": [int(label == LABELS[-1]), int(label != LABELS[-1])] for label in LABELS
+    }
+    release.write([user(i, target_video_pid=[4, 999], **masks) for i in range(1, 11)])
+    main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0"))
+    found = rows(release, "sft_label_cond_rec")
+    assert [json.loads(row["metadata"])["target_interaction"] for row in found] == [LABELS[-1]] * 10
+    assert {turns(row)[-1]["content"] for row in found} == {sid(release, 4)}
 
 
 def test_products_use_their_own_sids(release):
