@@ -4,7 +4,8 @@
 set -euo pipefail
 export MODEL_DIR="${MODEL_DIR:-models/tiny_itemic}"
 export OUTPUT_DIR="${OUTPUT_DIR:-output/stg1}"
-export DATASET_CONFIG="${DATASET_CONFIG:-examples/dataset_config/toy_pretrain.json}"
+export DATASET_CONFIG="${DATASET_CONFIG:-examples/dataset_config/stg1.json}"
+export MAX_LENGTH="${MAX_LENGTH:-4096}" # a small model's rows
 export NUM_EPOCHS="${NUM_EPOCHS:-1}"
 export LEARNING_RATE="${LEARNING_RATE:-1e-2}" MIN_LR="${MIN_LR:-1e-3}"
 export NUM_TRAINING_STEPS="${NUM_TRAINING_STEPS:--1}"

@@ -5,7 +5,7 @@ set -euo pipefail
 : "${MODEL_DIR:=models/Qwen3-1.7B_itemic}"
 : "${OUTPUT_DIR:=output/stg1}"
 : "${TOKEN_DIR=$OUTPUT_DIR/tokens}" # empty: each process keeps the tokens in memory
-: "${DATASET_CONFIG:=examples/dataset_config/pretrain.json}"
+: "${DATASET_CONFIG:=examples/dataset_config/stg1.json}"
 : "${LEARNING_RATE:=2e-4}"
 : "${MIN_LR:=1e-4}"
 : "${WEIGHT_DECAY:=0.1}"

@@ -27,11 +27,13 @@ def printed(script: str, *args: str, cwd: Path, **env: str) -> str:
 @pytest.mark.parametrize(
     ("script", "wanted"),
     [
-        ("run_pretrain_stg1_local.sh", "train.py --freeze_llm"),
+        ("run_pretrain_stg1_local.sh", "dataset_config/stg1.json"),
         ("run_pretrain_stg2_local.sh", "toy_pretrain.json"),
         ("run_posttrain_sft_local.sh", "toy_sft.json"),
         ("examples/pretrain_stg1.sh", "--num_training_steps 2000"),
+        ("examples/pretrain_stg1.sh", "dataset_config/stg1.json"),
         ("examples/pretrain_stg2.sh", "--num_training_steps 5000"),
+        ("examples/pretrain_stg2.sh", "dataset_config/pretrain.json"),
         ("examples/posttrain_sft.sh", "dataset_config/sft.json"),
     ],
 )
