@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.backends import device_of
 from benchmarks.catalogues import SEQUENCES, load_catalogue, sids_of
 from benchmarks.evaluators import rank

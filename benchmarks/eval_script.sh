@@ -6,6 +6,7 @@
 # Often used flags: --tasks video ad, --sample_size 1000, --judge gemini.
 # The log holds the configuration, one line a task and the table; progress goes to the terminal, errors to both.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 if (($# < 3)); then
   echo "error: eval_script.sh: needs three arguments; bash eval_script.sh <model_path> <result_name> <enable_thinking: true or false>" >&2
   exit 2

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.catalogues import COUNTS, POLICIES, every_sid, load_catalogue
 from benchmarks.evaluators import general, label, rank, similarity, text
 from benchmarks.intervals import N_BOOT, values_and_intervals

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks import evaluate, report
 from benchmarks.results import METRICS, load_metrics
 from benchmarks.tasks import GENERAL, choose_tasks

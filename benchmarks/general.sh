@@ -7,6 +7,7 @@
 #   GENERAL_DATA_DIR  what those files are relative to (here, the folder that the command is given in)
 #   SAMPLE_SIZE    questions a task (-1: all) BENCHMARK_DATA_DIR, BENCHMARK_BASE_DIR, DATA_VERSION, VERSION as in eval_script.sh
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 here="$(cd "$(dirname "$0")" && pwd)"
 : "${PYTHON:=python}"
 : "${BENCHMARK_BASE_DIR:=$here}"

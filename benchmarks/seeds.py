@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.metrics import ndcg_at_k
 from benchmarks.results import check_same_data, load_metrics, load_predictions
 from onerec.errors import InputError, cli

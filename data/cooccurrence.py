@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.onerec_data.batch import NO_PID, TRAIN_SPLIT, Batch
 from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.users import Users

@@ -2,6 +2,7 @@
 # The three OpenOneRec data sets into raw_data: cd data && bash download.sh. Stopped, it goes on where it was.
 # HF_ENDPOINT names a mirror, HF_TOKEN a token; DATASETS="recif" takes one of recif, pretrain and sft.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${DATASETS:=recif pretrain sft}"

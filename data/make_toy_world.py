@@ -10,12 +10,14 @@ table at the end says what popularity, last-item co-occurrence, a heuristic on t
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
 from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
 from data.toy.reference import print_reference

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prompts for on-policy distillation: cd data && bash prepare_distillation.sh. Every variable can be set in the environment.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${BASE_DIR:=.}"

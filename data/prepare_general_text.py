@@ -17,10 +17,12 @@ import argparse
 import csv
 import glob
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import KEY_COLUMNS
 from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.errors import InputError, cli

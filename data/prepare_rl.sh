@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # RL data of the five recommendation tasks: cd data && bash prepare_rl.sh. Every variable can be set in the environment.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${BASE_DIR:=.}"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Mix the sft sources into shuffled shards: cd data && bash prepare_sft.sh. Every variable can be set in the environment.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${CONFIG:=configs/sft.json}"

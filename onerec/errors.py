@@ -41,10 +41,12 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
 
     Ctrl-C exits with 130 and says that finished shards stay usable.
     """
+    from onerec.run import own_code_first  # which imports this module
 
     @functools.wraps(main)
     def run() -> None:
         try:
+            own_code_first()
             sys.exit(main() or 0)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)

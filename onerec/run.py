@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
 
 from onerec import __version__
 from onerec.errors import InputError
@@ -22,6 +24,29 @@ from onerec.errors import InputError
 T = TypeVar("T")
 
 MANIFEST = "manifest.json"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def own_code_first() -> None:
+    """What this process starts runs this clone's code as well; says so where the environment was installed from another clone.
+
+    ``scripts/entry.sh`` does the same for shell scripts, and says it for all that they start.
+    """
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if path[0] != str(ROOT):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, path)])
+    if os.environ.get("ONEREC_CODE") != str(ROOT):
+        os.environ["ONEREC_CODE"] = str(ROOT)
+        if (other := _installed_from()) not in (None, ROOT):
+            print(f"code: {ROOT} (the environment was installed from {other})", flush=True)
+
+
+def _installed_from() -> Path | None:
+    """The clone that this environment's editable install points at; None where there is none."""
+    for found in importlib.metadata.distributions(name="onerec-factory"):
+        if text := found.read_text("direct_url.json"):
+            return Path(unquote(urlparse(json.loads(text)["url"]).path))
+    return None
 
 
 def seed_everything(seed: int) -> None:

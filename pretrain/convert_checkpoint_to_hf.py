@@ -9,9 +9,11 @@ Configuration, tokenizer, chat template and sid_spec.json come from the model th
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import cli
 from onerec.run import Manifest, atomic_path, get_logger
 

@@ -12,10 +12,12 @@ checkpoint says which ids are whose.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import end_ids
 from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC

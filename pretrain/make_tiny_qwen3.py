@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.errors import InputError, cli
 from onerec.parquet import iter_batches, list_parquet, open_parquet

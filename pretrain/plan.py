@@ -11,11 +11,13 @@ default of --mfu is a goal, not a measurement. Shapes of Qwen3: their published 
 from __future__ import annotations
 
 import argparse
+import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import InputError, cli
 from pretrain.flops import layer_weights, peak_tflops, step_flops
 

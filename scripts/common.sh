@@ -2,8 +2,8 @@
 #   RUN_DIR  the folder that everything of a run goes into   (runs/quickstart)
 #   PROFILE  the settings of scripts/profiles/<PROFILE>.env  (laptop); each of them can be set in the environment
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/argument.sh"
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
+source "$ROOT/scripts/argument.sh"
 : "${VENV:=$ROOT/.venv}"
 : "${PROFILE:=laptop}"
 : "${RUN_DIR:=$ROOT/runs/quickstart}"

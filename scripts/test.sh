@@ -2,7 +2,8 @@
 # Set up and pass the tests: bash scripts/test.sh [--fast] [pytest arguments]
 #   --fast  unit tests only; leaves out the end-to-end runs that are marked slow
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
+cd "$ROOT"
 : "${VENV:=.venv}"
 bash scripts/install.sh --dev
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

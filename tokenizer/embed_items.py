@@ -17,6 +17,7 @@ import datetime
 import os
 import shutil
 import string
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import InputError, cli
 from onerec.files import shard_name
 from onerec.parquet import (

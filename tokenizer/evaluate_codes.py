@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC

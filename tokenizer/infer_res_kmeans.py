@@ -9,6 +9,7 @@ Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.jso
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import InputError, cli
 from onerec.files import PID2SID
 from onerec.parquet import count_rows, list_parquet, write_batches

@@ -15,12 +15,14 @@ specification. The choice is in sid_spec.json beside every output; the vocabular
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError, cli
 from onerec.files import SID_SPEC

@@ -9,8 +9,11 @@ Flags and outputs are those of train_res_kmeans.py; infer_res_kmeans.py and eval
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import InputError, cli
 from onerec.run import Manifest, get_logger
 from tokenizer.product import ProductQuantizer

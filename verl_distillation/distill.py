@@ -10,9 +10,11 @@ from the newest), the finished model to <output_dir>/hf. --dry_run checks everyt
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import cli
 from onerec.run import Manifest
 from onerec.verl_export import export, last_checkpoint

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError, cli
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC

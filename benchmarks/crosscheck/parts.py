@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from benchmarks.metrics import ndcg_at_k, pass_at_k, recall_at_k
 from benchmarks.recommenders.base import Options
 from onerec.errors import InputError, cli

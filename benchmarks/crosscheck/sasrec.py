@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from benchmarks.metrics import ndcg_at_k, recall_at_k
 from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.sequential import SasRecNet, fit

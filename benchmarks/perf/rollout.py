@@ -16,11 +16,13 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.chat import THINK_CLOSE, prompt_text
 from onerec.parquet import read_table

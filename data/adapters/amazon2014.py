@@ -21,6 +21,7 @@ import ast
 import gzip
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.adapters.leave_one_out import add_arguments, check_arguments, least_items, split_rows
 from onerec.errors import InputError, cli
 from onerec.parquet import write_table

@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
 from onerec.errors import InputError, cli
 from onerec.parquet import write_table

@@ -12,9 +12,11 @@ so memory does not grow with the input. Logs of your own: --layout my_layout.jso
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.onerec_data import bench
 from data.onerec_data.batch import TEST_SPLIT
 from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items

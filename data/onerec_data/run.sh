@@ -3,6 +3,7 @@
 # Every variable can be set in the environment. RUN_<TASK>=0 switches a task off; a task whose columns the input lacks is
 # left out by itself. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs without a chain of thought.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${INPUT_METADATA:=../raw_data/onerec_data/onerec_bench_release.parquet}"

@@ -2,6 +2,7 @@
 # SFT: every parameter, instructions of all tasks with general chat, loss on the answers. The paper's settings for Qwen3-1.7B.
 # One node: bash examples/posttrain_sft.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${MODEL_DIR:=output/stg2/hf}"
 : "${OUTPUT_DIR:=output/sft}"
 : "${TOKEN_DIR=$OUTPUT_DIR/tokens}" # empty: each process keeps the tokens in memory

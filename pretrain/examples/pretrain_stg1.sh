@@ -2,6 +2,7 @@
 # Stage 1, itemic-text alignment: the LLM frozen, itemic rows trained alone. The paper's settings for Qwen3-1.7B.
 # One node: bash examples/pretrain_stg1.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${MODEL_DIR:=models/Qwen3-1.7B_itemic}"
 : "${OUTPUT_DIR:=output/stg1}"
 : "${TOKEN_DIR=$OUTPUT_DIR/tokens}" # empty: each process keeps the tokens in memory

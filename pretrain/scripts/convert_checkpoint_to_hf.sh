@@ -2,6 +2,7 @@
 # Convert a training checkpoint for transformers: convert_checkpoint_to_hf.sh <base_model_dir> <model_home> <step>
 # Writes <model_home>/step<step>/global_step<step>/converted/. Paths are relative to this stage's folder.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 if [[ $# -lt 3 ]]; then
   echo "error: convert_checkpoint_to_hf.sh: $# arguments; give <base_model_dir> <model_home> <step>" >&2
   exit 2

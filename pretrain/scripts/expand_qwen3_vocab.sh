@@ -6,6 +6,7 @@
 #   INIT SEED  how new rows begin (mean, normal, codebook), and the seed of their noise
 #   CODEBOOK   for INIT=codebook: the item tokenizer's model.pt (or its folder)
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${HF_MODEL_DIR:=models/Qwen3-1.7B}"
 : "${OUTPUT_MODEL_DIR:=${HF_MODEL_DIR}_itemic}"
 : "${ITEMIC_LAYER_N:=3}"

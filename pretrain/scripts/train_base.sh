@@ -6,6 +6,7 @@
 #   TINY_ARGS   its size: flags of make_tiny_qwen3.py                       (none: 128 wide, 4 layers, 2,048 BPE tokens)
 #   OUTPUT_DIR  the training run; the base LLM is OUTPUT_DIR/hf             (output/base)
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${RAW_DATA:=../data/raw_data}"
 : "${PROMPTS:=../data/onerec_data/prompts}"
 : "${TINY_DIR:=models/tiny}"

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from benchmarks.results import load_predictions
 from benchmarks.seeds import measure
 from onerec.errors import InputError, cli

@@ -4,7 +4,8 @@
 #   RL       1: distillation and GRPO too, as --rl     (0)
 # Every setting of the profile can be set in the environment as well.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
+cd "$ROOT"
 source scripts/argument.sh
 : "${VENV:=$PWD/.venv}"
 : "${SEEDS:=0 1 2}"

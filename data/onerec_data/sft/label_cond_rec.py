@@ -3,6 +3,10 @@
 python data/onerec_data/sft/label_cond_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this clone before what is installed
 from data.onerec_data.interactions import MASK_COLUMNS, label_cond_rec
 from data.onerec_data.layout import LABELS
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task

@@ -3,6 +3,10 @@
 python data/onerec_data/sft/reco_reason.py --input logs.parquet --pid2sid pid2sid.parquet --caption pid2caption.parquet --output_dir output
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this clone before what is installed
 from data.onerec_data.reasoning import reco_reason
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 

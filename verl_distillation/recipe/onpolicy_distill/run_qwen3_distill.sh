@@ -2,6 +2,7 @@
 # On-policy distillation: cd verl_distillation && BASE_MODEL=… TEACHER_MODEL=… bash recipe/onpolicy_distill/run_qwen3_distill.sh
 # Every variable can be set in the environment; further flags of distill.py may follow. Paths are relative to verl_distillation/.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/entry.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${PYTHON:=python}"
 # Models and data

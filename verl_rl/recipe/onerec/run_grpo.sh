@@ -3,6 +3,7 @@
 # Every variable can be set in the environment; DRY_RUN=1 (or --dry_run) checks everything and prints verl's whole command.
 # The same command again goes on from the newest checkpoint.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/entry.sh"
 here="$(cd "$(dirname "$0")/../.." && pwd)"
 : "${PYTHON:=python}"
 : "${BASE_MODEL:=$here/../pretrain/output/sft/hf}"
