@@ -25,7 +25,7 @@ from benchmarks.intervals import N_BOOT, values_and_intervals
 from benchmarks.metrics import KS
 from benchmarks.recommenders import RECOMMENDERS
 from benchmarks.recommenders.base import Options, Recommender, Training
-from benchmarks.results import Metrics, Scores, save_metrics
+from benchmarks.results import Metrics, Scores, result_folder, save_metrics
 from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError, cli
@@ -103,7 +103,7 @@ class Output:
     """A results folder on its way: what its tasks measured."""
 
     def __init__(self, args: argparse.Namespace, name: str, exclude_seen: bool, manifest: Manifest) -> None:
-        self.args, self.name, self.folder = args, name, args.output_dir / f"results_{name}"
+        self.args, self.name, self.folder = args, name, result_folder(args.output_dir, name)
         self.exclude_seen, self.manifest = exclude_seen, manifest
         self.metrics: Metrics = {}
         self.extra = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}

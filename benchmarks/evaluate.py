@@ -29,7 +29,7 @@ from benchmarks.intervals import N_BOOT, values_and_intervals
 from benchmarks.journal import open_journal
 from benchmarks.judge import Judge, JudgeConfig
 from benchmarks.model import add_model_arguments, open_model
-from benchmarks.results import Metrics, Scores, save_metrics
+from benchmarks.results import Metrics, Scores, result_folder, save_metrics
 from benchmarks.tasks import (
     GENERAL,
     TASKS,
@@ -131,7 +131,7 @@ class Evaluation:
     """One run over the tasks: the model, the data and what is written."""
 
     def __init__(self, args: argparse.Namespace, tasks: Sequence[str]) -> None:
-        self.args, self.folder = args, args.output_dir / f"results_{args.result_name}"
+        self.args, self.folder = args, result_folder(args.output_dir, args.result_name)
         self.thinking = args.enable_thinking == "true"
         self.judge = self._open_judge()
         self.journal = open_journal(args, self.folder, tasks)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks import evaluate, report
-from benchmarks.results import METRICS, load_metrics
+from benchmarks.results import METRICS, load_metrics, result_folder
 from benchmarks.tasks import GENERAL, choose_tasks
 from onerec.errors import InputError, cli
 from onerec.run import write_json
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ["--model_path", path, "--result_name", name, "--data_dir", str(args.data_dir), "--tasks", GENERAL,
              "--output_dir", str(args.output_dir), "--sample_size", str(args.sample_size), "--device", args.device]
         )  # fmt: skip
-        folder = args.output_dir / f"results_{name}"
+        folder = result_folder(args.output_dir, name)
         folders.append(str(folder))
         measured: Values = {}
         intervals: dict[str, list[float]] = {}

@@ -16,7 +16,13 @@ from onerec.parquet import read_table, write_table
 from onerec.run import Manifest, read_json, write_json
 
 METRICS = "metrics.json"
+PREFIX = "results_"
 Metrics = dict[str, dict[str, float]]
+
+
+def result_folder(output_dir: Path, name: str) -> Path:
+    """``results_<name>/`` of a result; a name that begins so already is not doubled."""
+    return output_dir / (PREFIX + name.removeprefix(PREFIX))
 
 
 @dataclasses.dataclass

@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,34 @@ def test_eval_script_logs_the_configuration_first_and_the_table_last(checkpoint,
     assert "Loading" not in "".join(log) and "95 % interval" in "".join(log[-8:])
     value = json.loads((tmp_path / "base" / "results" / "v9" / "results_mine" / "metrics.json").read_text())
     assert value["data"]["version"] == data.name and value["tasks"]["label_pred"]["samples"] == 4
+
+
+@pytest.mark.parametrize("subfolder", ["", "v1.0"], ids=["the folder itself", "its subfolder v1.0"])
+def test_openonerecs_own_call_works_word_for_word(checkpoint, data, tmp_path, subfolder):
+    """Given in benchmarks/, with the data and the checkpoint at the root; ``results_1.7B`` is not doubled."""
+    root = tmp_path / "clone"
+    for name in ("benchmarks", "onerec", "scripts"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    place = root / "raw_data/onerec_data/benchmark_data" / subfolder
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(data, place)
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints/OneRec-1.7B").symlink_to(checkpoint)
+    call = """
+        export BENCHMARK_BASE_DIR=$(pwd) BENCHMARK_DATA_DIR="../raw_data/onerec_data/benchmark_data" DATA_VERSION="v1.0"
+        bash eval_script.sh ../checkpoints/OneRec-1.7B results_1.7B false"""
+    environment = {name: value for name, value in os.environ.items() if name != "VERSION"}
+    done = subprocess.run(
+        ["bash", "-c", call + " --tasks label_pred --sample_size 4"],
+        cwd=root / "benchmarks",
+        env=environment | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results = root / "benchmarks/results/v1.0"
+    assert [path.name for path in results.iterdir()] == ["results_1.7B"]
+    value = json.loads((results / "results_1.7B/metrics.json").read_text())
+    assert value["data"]["version"] == "v1.0" and value["tasks"]["label_pred"]["samples"] == 4
+    assert value["config"]["data_dir"] == f"../raw_data/onerec_data/benchmark_data{subfolder and '/v1.0'}"
+    assert (root / "benchmarks/auto_eval_logs/v1.0/results_1.7B.log").is_file()
