@@ -20,29 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tasks import fingerprint
+from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.run import read_json, write_json
 
 RUN, PROGRESS = "run.json", "progress"
-_SAMPLE = 1 << 16
-
-
-def weights_digest(path: Path) -> str:
-    """16 hexadecimal digits of the SHA-256 of a file's size and its first and last 64 KiB: weights may be many GB."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read())
-    return digest.hexdigest()[:16]
-
-
-def model_digest(path: Path) -> str:
-    """What tells one checkpoint folder from another, wherever it lies: its configuration and weights."""
-    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    parts = [f"{file.name} {weights_digest(file)}" for file in files]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def open_journal(args: Any, folder: Path, tasks: Sequence[str]) -> Journal:

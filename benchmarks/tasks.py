@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.files import SID_SPEC, test_file
 from onerec.parquet import read_table
@@ -181,9 +181,5 @@ def choose_tasks(folder: Path, wanted: list[str] | None) -> list[str]:
 
 
 def fingerprint(folder: Path, name: str) -> str:
-    """What tells two versions of a task's test data apart: 16 hex digits of the SHA-256 of its files."""
-    files = sorted((folder / name).glob("*.parquet"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    """What tells two versions of a task's test data apart: a digest of its files' contents."""
+    return files_digest(sorted((folder / name).glob("*.parquet")))

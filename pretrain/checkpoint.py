@@ -6,7 +6,6 @@ A run's checkpoints are ``output_dir/step<N>/global_step<N>/``, written whole or
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -106,21 +105,6 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
     )
 
 
-def model_fingerprint(model_dir: str | Path) -> str:
-    """A digest of a checkpoint directory: config, SIDs, and sizes and ends of the weight files."""
-    digest = hashlib.blake2b(digest_size=16)
-    folder = Path(model_dir)
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size};".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            if size > 1 << 20:
-                file.seek(-(1 << 20), 2)
-                digest.update(file.read())
-    return digest.hexdigest()
-
-
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
     # Checkpoints from before there was dropout do not name it.
@@ -134,10 +118,11 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
         )
     if changed:
         key = changed[0]
+        same = {"model": "give the model that it began from", "dataset": "give the data that it began with"}
         raise InputError(
             checkpoint,
             f"comes from a run with another {key} ({before.get(key)}, now {run[key]})",
-            "resume with the same settings, or start over (--overwrite)",
+            f"{same.get(key, 'resume with the same settings')}, or start over (--overwrite)",
         )
 
 

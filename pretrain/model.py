@@ -14,27 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from onerec.content import model_digest
 from onerec.errors import InputError
-from onerec.files import SID_SPEC
+from onerec.files import TOKENIZER_FILES
 from onerec.run import atomic_path, read_json
 from pretrain import attention
-from pretrain.checkpoint import RUN, model_fingerprint, read_config, read_weights
+from pretrain.checkpoint import RUN, read_config, read_weights
 from pretrain.loss import linear_cross_entropy
 from pretrain.sharding import read_trained
 
 IGNORE = -100
-# Files of a checkpoint directory that training does not change; they are carried along as they are.
-CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    SID_SPEC,
-)
 
 
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
@@ -192,7 +181,7 @@ def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
     run = read_json(folder / RUN)
     if run["trained_rows"] is None:
         return {name.removeprefix("lm."): tensor for name, tensor in trained.items()}
-    if run["model"] != model_fingerprint(base_dir):
+    if run["model"] != model_digest(base_dir):
         raise InputError(folder, f"does not fit {base_dir}: it began from another model", "give the model that this run began from")  # fmt: skip
     model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
     with torch.no_grad():
@@ -263,6 +252,6 @@ def write_hf(lm: Any, base_dir: Path, folder: Path) -> None:
     finally:
         lm.config.dtype = before
         lm.config.use_cache = False
-    for name in CARRIED:
+    for name in TOKENIZER_FILES:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, folder / name)

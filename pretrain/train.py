@@ -201,8 +201,9 @@ def make_trainer(
     import transformers
     from transformers import TrainingArguments
 
+    from onerec.content import model_digest
     from onerec.run import seed_everything
-    from pretrain.checkpoint import check_same_run, model_fingerprint
+    from pretrain.checkpoint import check_same_run
     from pretrain.dropout import add_dropout
     from pretrain.extras import apply_liger, compile_layers
     from pretrain.model import PackedLM, checkpoint_state, load_lm
@@ -235,7 +236,7 @@ def make_trainer(
         "steps": steps,
         "trained_rows": None if rows is None else list(rows),
         "dataset": dataset.fingerprint(),
-        "model": model_fingerprint(args.model_dir),
+        "model": model_digest(args.model_dir),
     }
     if resume is not None and args.resume_training_state:
         check_same_run(resume, run)

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.content import files_digest, model_digest
 from onerec.errors import InputError, cli
 from onerec.files import shard_name
 from onerec.parquet import (
@@ -46,7 +47,7 @@ NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
-_SAME = ("text_column", "template", "encoder", "pooling", "concat", "instruction", "dim", "max_tokens", "dtype", "embedding_dtype", "shard_rows")  # fmt: skip
+_SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", "max_tokens", "dtype", "embedding_dtype", "shard_rows")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -109,9 +110,9 @@ class Texts:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
-        self._files = list_parquet(args.input)
-        self.rows = sum(count_rows(file) for file in self._files)
-        for file in self._files:
+        self.files = list_parquet(args.input)
+        self.rows = sum(count_rows(file) for file in self.files)
+        for file in self.files:
             self._template(file)  # raises where a column is missing, before anything is encoded
         self._first = FirstOfPid(args.input)
 
@@ -128,13 +129,13 @@ class Texts:
 
     def note_inputs(self, manifest: Manifest) -> None:
         """Note the input files."""
-        for file in self._files:
+        for file in self.files:
             manifest.input(file, count_rows(file))
 
     def shards(self, size: int) -> Iterator[tuple[int, list[tuple[str, list[str], int, pa.RecordBatch]]]]:
         """(shard, its pieces of batches with their template, its columns and their first row), ``size`` rows each."""
         number, held, pieces, row = 0, 0, [], 0
-        for file in self._files:
+        for file in self.files:
             template, fields = self._template(file)
             for whole in iter_batches(file, ["pid", *fields]):
                 batch = whole
@@ -253,9 +254,14 @@ def make_encoder(args: argparse.Namespace):
     )  # fmt: skip
 
 
-def begin(args: argparse.Namespace, folder: Path, rows: int) -> None:
-    """Make the folder of shards, or go on with it; raises `InputError` where it holds those of other settings."""
-    settings = {name: getattr(args, name) for name in _SAME} | {"input": args.input, "rows": rows}
+def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None:
+    """Make the folder of shards, or go on with it; raises `InputError` where it holds those of other settings or inputs."""
+    settings = {name: getattr(args, name) for name in _SAME}
+    settings["input"] = files_digest(files)
+    parted = [other.partition(":") for other in args.concat]
+    settings["concat"] = [[files_digest([name]), weight] for name, _, weight in parted]
+    if os.path.isdir(args.encoder):
+        settings["encoder"] = model_digest(args.encoder)
     file = folder / SETTINGS
     if folder.exists() and args.overwrite:
         shutil.rmtree(folder)
@@ -307,7 +313,7 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     names = [folder / shard_name(i, count) for i in range(count)]
     rank = processes()[0]
     if rank == 0:
-        begin(args, folder, texts.rows)
+        begin(args, folder, texts.files)
     wait_for_all()
     encode_shards(args, texts, folder, names)
     wait_for_all()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import cli
 from onerec.run import Manifest
 from onerec.verl_export import export, last_checkpoint
@@ -147,6 +148,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     for path in args.anchor_parquet:
         manifest.input(path)
     checkpoints = args.output_dir / "checkpoints"
+    if not args.dry_run:
+        sources = {
+            "base_model": model_digest(args.base_model),
+            "teacher_model": model_digest(args.teacher_model),
+            "dataset": files_digest([args.dataset_parquet, *args.anchor_parquet]),
+        }
+        right = "give what it was made from, another --output_dir, or --resume false to begin anew"
+        check_made_from(args.output_dir, sources, right, anew=not args.resume)
     done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
     if done < args.total_steps or args.dry_run:
         slots = args.n_gpus * args.nnodes + args.teacher_n_gpus * args.teacher_nnodes

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
+from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError, cli
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
 from onerec.parquet import iter_batches
@@ -403,6 +404,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{settings.beam_size} items; itemic ids {model.spec.id_range[0]} to {model.spec.id_range[1]} of {model.vocab_size} rows",
         flush=True,
     )
+    if not args.dry_run:
+        sources = {
+            "base_model": model_digest(args.base_model),
+            "training data": files_digest([args.data_dir / RL_TRAIN]),
+        }
+        right = "give what it was made from, or another --output_dir"
+        check_made_from(args.output_dir, sources, right)
     done = last_checkpoint(args.output_dir / "checkpoints")
     if args.dry_run or done is None or done < steps:
         attempt = len(list(args.output_dir.glob("metrics_*.jsonl")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,34 @@ def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(world, tmp_path, mon
     with pytest.raises(InputError, match="step3: no space left on the device"):
         main(argv(world, tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tb_logs", LOG]
+
+
+def test_a_run_goes_on_from_the_model_that_it_began_from_and_from_no_other(world, tmp_path):
+    """A model made again with the same bytes is the same model; one whose itemic rows are others is not."""
+    from safetensors.torch import load_file, save_file
+
+    model, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(world / "base_itemic", model)
+    flags = argv(world, output, "--resume_from", "auto", "--resume_training_state", model=str(model))
+    main([*flags, "--num_training_steps", "2"])
+    exported = (output / "hf/model.safetensors").read_bytes()
+    again = tmp_path / "again"
+    shutil.copytree(model, again)
+    (again / "manifest.json").write_text('{"seconds": 1234}')
+    shutil.rmtree(model)
+    again.rename(model)
+    main([*flags, "--num_training_steps", "2"])
+    assert (output / "hf/model.safetensors").read_bytes() == exported
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.embed_tokens.weight"][SidSpec.load(model).first_id + 1] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"another model .*; give the model that it began from, or start over"
+    ):
+        main([*flags, "--num_training_steps", "2"])
+    assert (output / "hf/model.safetensors").read_bytes() == exported
+    main([*flags, "--num_training_steps", "2", "--overwrite"])
+    assert (output / "hf/model.safetensors").read_bytes() != exported
 
 
 def test_overwrite_starts_over_even_where_the_scripts_would_resume(world, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,33 @@ def test_a_stopped_run_goes_on_with_the_missing_shards(catalogue, tmp_path, monk
     assert len(calls) == 4, "the first shard is not made again"
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not (tmp_path / ".out.shards").exists()
+
+
+def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalogue, tmp_path, monkeypatch):
+    """Told by content: the same numbers of rows at the same paths are other texts, a copy elsewhere is the same."""
+
+    def stop(self, texts, label="embed"):
+        raise KeyboardInterrupt
+
+    def begin(folder):
+        with pytest.raises(KeyboardInterrupt):
+            main(argv(folder, tmp_path / "out.parquet"))
+
+    monkeypatch.setattr(TextEncoder, "encode", stop)
+    begin(catalogue)
+    copy = tmp_path / "copy"
+    shutil.copytree(catalogue, copy)
+    begin(copy)
+    texts = copy / "in" / "a.parquet"
+    write_table(texts, pa.table({"pid": list(range(5)), "caption": [f"other {i}" for i in range(5)]}))
+    with pytest.raises(InputError, match="holds shards of other settings or another input; --overwrite"):
+        main(argv(copy, tmp_path / "out.parquet"))
+    shutil.copy(catalogue / "in" / "a.parquet", texts)
+    weights = bytearray((copy / "model/model.safetensors").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (copy / "model/model.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="holds shards of other settings or another input; --overwrite"):
+        main(argv(copy, tmp_path / "out.parquet"))
 
 
 def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, monkeypatch, capsys):

@@ -195,3 +195,28 @@ def test_prompts_carry_the_switch_of_the_think_mode():
         extra = {"enable_thinking": False} if mode == "off" else {}
         text = template.render(messages=messages, add_generation_prompt=True, **extra)
         assert text == prompt_text(turns, thinking)
+
+
+def test_a_distillation_goes_on_with_what_it_began_with_alone(files, monkeypatch):
+    """A student, teacher or prompts made anew are never given the old run's model; verl is not started for it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from verl_distillation import distill
+
+    started = []
+    monkeypatch.setattr(distill, "launch", lambda *args, **kwargs: started.append(kwargs["dry_run"]))
+    monkeypatch.setattr(distill, "export", lambda *args: None)
+    for name in ("--base_model", "--teacher_model"):
+        save_file({"w": torch.zeros(3)}, files[name] / "model.safetensors")
+    argv = [str(item) for pair in files.items() for item in pair]
+    distill.main(argv)
+    distill.main(argv)
+    save_file({"w": torch.tensor([0.0, 1.0, 0.0])}, files["--teacher_model"] / "model.safetensors")
+    with pytest.raises(
+        InputError, match="out: holds results that were made from another teacher_model; give"
+    ):
+        distill.main(argv)
+    assert started == [False, False]
+    distill.main([*argv, "--resume", "false"])
+    distill.main(argv)

@@ -251,6 +251,39 @@ def test_the_export_carries_everything_but_the_weights_from_the_base(tmp_path):
         last_checkpoint(tmp_path / "checkpoints")
 
 
+def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_path, monkeypatch):
+    import types
+
+    import torch
+    from safetensors.torch import save_file
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "train.parquet").write_bytes(b"rows")
+    save_file({"w": torch.zeros(3)}, tmp_path / "base/model.safetensors")
+    model = types.SimpleNamespace(spec=SPEC, vocab_size=32)
+    settings = types.SimpleNamespace(beam_size=2, weights={})
+    monkeypatch.setattr(train_grpo, "check", lambda args: (model, settings, 100))
+    monkeypatch.setattr(train_grpo, "overrides", lambda *args: [])
+    started = []
+    monkeypatch.setattr(train_grpo, "launch", lambda *args: started.append(args))
+    monkeypatch.setattr(train_grpo, "export", lambda *args: None)
+    argv = ["--base_model", str(tmp_path / "base"), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"),
+            "--catalogue", str(tmp_path / "items")]  # fmt: skip
+    train_grpo.main(argv)
+    train_grpo.main(argv)
+    (tmp_path / "train.parquet").write_bytes(b"rowz")
+    with pytest.raises(
+        InputError, match="out: holds results that were made from another training data; give"
+    ):
+        train_grpo.main(argv)
+    (tmp_path / "train.parquet").write_bytes(b"rows")
+    save_file({"w": torch.ones(3)}, tmp_path / "base/model.safetensors")
+    with pytest.raises(InputError, match="made from another base_model"):
+        train_grpo.main(argv)
+    assert len(started) == 2
+
+
 def test_an_export_may_average_with_the_base(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
