@@ -42,7 +42,8 @@ class _Part:
 def files_digests(paths: Sequence[str | os.PathLike[str]], label: str = "compare files") -> list[str]:
     """32 hexadecimal digits for the content of each file; its name does not count.
 
-    Raises `InputError` for a file that is not there. ``label`` names the progress line of what takes long.
+    Takes all cores: of the processes of a run, one a node is to ask. Raises `InputError` for a file that is not there. ``label``
+    names the progress line of what takes long.
     """
     return _digests([_whole(Path(path), "") for path in paths], label)
 
@@ -62,7 +63,9 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
     parts = [_whole(folder / name, name) for name in MODEL_FILES if (folder / name).is_file()]
     for path in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         parts += _tensors(path) if path.suffix == ".safetensors" else [_whole(path, path.name)]
-    named = zip((part.name for part in parts), _digests(parts, "compare models"), strict=True)
+    # The processes of a node that train share its cores, and each asks this for itself.
+    sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    named = zip((part.name for part in parts), _digests(parts, "compare models", sharers), strict=True)
     return _joined(f"{name} {digest}" for name, digest in sorted(named))
 
 
@@ -112,16 +115,14 @@ def _tensors(path: Path) -> list[_Part]:
     return parts
 
 
-def _digests(parts: Sequence[_Part], label: str) -> list[str]:
+def _digests(parts: Sequence[_Part], label: str, sharers: int = 1) -> list[str]:
     """A digest of each part: of its length and of its blocks' digests."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # The processes of a node that share its cores do the same at the same time.
-    threads = min(16, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    total = sum(-(-(part.end - part.begin) // _BLOCK) for part in parts)
-    pool = ThreadPoolExecutor(threads)
+    pool = ThreadPoolExecutor(min(16, max(1, cores // sharers)))
+    blocks = sum(-(-(part.end - part.begin) // _BLOCK) for part in parts)
     try:
         done = pool.map(_block_digest, (block for part in parts for block in part.blocks()))
-        done = progress(done, label, total, unit=f"{_BLOCK >> 20} MiB block")
+        done = progress(done, label, blocks * (_BLOCK >> 20), "MiB", lambda _: _BLOCK >> 20)
         found = []
         for part in parts:
             digest = hashlib.sha256(f"{part.end - part.begin};".encode())

@@ -41,8 +41,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
     add(
         "--token_dir",
-        help="folder, seen by every process, for the tokenized data: memory does not grow with the data, one process "
-        "tokenizes for all; without it each keeps all tokens in memory",
+        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, one "
+        "process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
     add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
     # schedule

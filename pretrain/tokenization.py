@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from onerec import __version__
 from onerec.chat import END_OF_TEXT, encode
+from onerec.content import files_digests
 from onerec.errors import InputError
 from onerec.parquet import iter_batches
 from onerec.records import read_record
@@ -201,20 +203,20 @@ def tokenize_shards(
     ]
     if token_dir is None:
         return collect(_parts(jobs, num_workers), Memory())
-    return TokenFolder(Path(token_dir) / _key(jobs)).samples(lambda: _parts(jobs, num_workers))
+    return TokenFolder(Path(token_dir)).samples(lambda: _key(jobs), lambda: _parts(jobs, num_workers))
 
 
 def _key(jobs: Sequence[Job]) -> str:
-    """A name for the tokens of ``jobs``: from the shards' paths, sizes and times, the tokenizer and the settings."""
-    what: list[Any] = [dataclasses.replace(jobs[0], shard=Path(), model_dir="")]
-    for job in jobs:
-        try:
-            state = job.shard.stat()
-        except OSError:
-            raise InputError(job.shard, "no such file", "the shards that the dataset config names") from None
-        what.append((str(job.shard.resolve()), state.st_size, state.st_mtime_ns))
-    what.append((Path(jobs[0].tokenizer_dir) / "tokenizer.json").read_bytes())
-    return hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
+    """A name for the tokens of ``jobs``: from the contents of shards and tokenizer, and from the settings.
+
+    All of the shards is read, at the pace of the disk: a minute for 100 GB at 1.7 GB/s, which two cores reach. What Parquet files
+    say of themselves (sizes, smallest and largest values) stays the same where one SID is put in another's place, and paths and
+    times differ between copies of the same data. One process a node asks; tokenizing the same takes hours.
+    """
+    settings = dataclasses.replace(jobs[0], shard=Path(), tokenizer_dir="", model_dir="")
+    files = [Path(jobs[0].tokenizer_dir) / "tokenizer.json", *(job.shard for job in jobs)]
+    what = repr((__version__, settings, files_digests(files, "compare data")))
+    return hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
 
 
 def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:

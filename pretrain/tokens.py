@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from onerec.run import atomic_path, get_logger, read_json, write_json
-
-log = get_logger("train")
+from onerec.run import atomic_path, read_json, write_json
+from pretrain.processes import Processes, run_processes
 
 
 @dataclasses.dataclass
@@ -141,39 +138,41 @@ def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
 
 
 class TokenFolder:
-    """The tokens of a run in the folder ``path``, whose name is to follow from all that they depend on.
+    """Folders of tokens under ``root``, each named by all that its tokens depend on.
 
-    The run's first process (RANK 0) makes them, the others wait; every process must see the folder.
+    Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the others
+    wait for it, as long as it lives (`pretrain.processes`).
     """
 
     ARRAYS = ("starts", "source", "shard")
     FACTS = ("source_names", "rows", "bad", "left_out", "learnt", "digest")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, root: Path, processes: Processes | None = None) -> None:
+        self.root = root
+        self.processes = processes or run_processes()
 
-    def samples(self, make: Callable[[], Iterator[Part]]) -> Samples:
-        """Make the tokens, or wait for them, and map them; tokens that are there are not made again."""
-        if os.environ.get("RANK", "0") != "0":
-            self._wait()
-        elif not self.path.is_dir():
-            with atomic_path(self.path) as temporary:
-                temporary.mkdir(parents=True)
-                samples = collect(make(), Files(temporary))
-                np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
-                write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
-        facts = read_json(self.path / "samples.json")
+    def samples(self, key: Callable[[], str], make: Callable[[], Iterator[Part]]) -> Samples:
+        """The tokens that ``key`` names, mapped; what is there is not made again.
+
+        Raises `InputError`, on every process, where they cannot be made.
+        """
+
+        def fill(name: str) -> None:
+            if not (self.root / name).is_dir():
+                self._write(self.root / name, make())
+
+        return self._mapped(self.root / self.processes.make_folder(self.root, key, fill))
+
+    def _write(self, path: Path, parts: Iterator[Part]) -> None:
+        with atomic_path(path) as temporary:
+            temporary.mkdir(parents=True)
+            samples = collect(parts, Files(temporary))
+            np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
+            write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
+
+    def _mapped(self, path: Path) -> Samples:
+        facts = read_json(path / "samples.json")
         facts |= {name: Counter(facts[name]) for name in ("bad", "left_out")}
-        ids, learn = Files(self.path).arrays()
-        with np.load(self.path / "samples.npz") as arrays:
+        ids, learn = Files(path).arrays()
+        with np.load(path / "samples.npz") as arrays:
             return Samples(ids=ids, learn=learn, **{name: arrays[name] for name in self.ARRAYS}, **facts)
-
-    def _wait(self) -> None:
-        began = said = time.monotonic()
-        while not self.path.is_dir():
-            time.sleep(0.2)
-            if time.monotonic() - said > 60:
-                said = time.monotonic()
-                log.warning(
-                    f"waiting for {self.path}, {said - began:.0f} s; every process must see this folder"
-                )

@@ -29,7 +29,7 @@ launch() {
 
 # train_flags: the variables that every training script shares, as flags of train.py, in the array FLAGS.
 #   SOURCES MAX_LENGTH NUM_EPOCHS   replace what the dataset config says (SOURCES with commas between paths)
-#   TOKEN_DIR   folder, seen by every process, for the tokenized data (none: each process keeps them in memory)
+#   TOKEN_DIR   folder, common or each node's own, for the tokenized data (none: each process keeps them in memory)
 #   DROPOUT ATTENTION_DROPOUT   shares that training drops                            (0 0)
 #   KEEP_CHECKPOINTS   newest checkpoints kept; -1 keeps all                          (2)
 #   ENABLE_GRADIENT_CHECKPOINTING   1 or 0                                            (1 where there is a GPU)

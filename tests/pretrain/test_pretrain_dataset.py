@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from onerec.chat import render
 from onerec.errors import InputError
+from onerec.parquet import write_table
 from onerec.records import chat_record, message, parse_messages, record_uuid, write_records
 from onerec.run import Manifest
 from onerec.sid import BEGIN, END, SidSpec
+from pretrain import tokenization
 from pretrain.checkpoint import read_sid_spec
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
@@ -336,11 +343,32 @@ def test_tokens_in_a_folder_are_those_in_memory_and_made_once(config_file, world
         raise AssertionError(f"{job.shard} was tokenized again")
 
     monkeypatch.setattr("pretrain.tokenization._tokenize_shard", never)
-    monkeypatch.setenv("RANK", "1")
-    assert load(world, path, token_dir=tmp_path)[1].digest == memory.digest, (
-        "another process maps the same files"
-    )
-    monkeypatch.setenv("RANK", "0")
+    assert load(world, path, token_dir=tmp_path)[1].digest == memory.digest
     with pytest.raises(AssertionError, match="tokenized again"):
         load(world, path, token_dir=tmp_path, only_assistant_loss=False)
     assert len(list(tmp_path.iterdir())) == 1, "other settings are other tokens, and a failed run leaves none"
+
+
+def test_tokens_are_named_by_what_is_in_the_files(world, tmp_path):
+    """Copies of the same data and tokenizer give one name; one SID in another's place another."""
+
+    def name(folder, model=world / "base_itemic", **changed):
+        job = tokenization.Job(folder / "part-0.parquet", str(model), str(model), None, True, False, 256)
+        return tokenization._key([dataclasses.replace(job, **changed)])
+
+    before = name(world / "rec")
+    for kind in ("rec", "base_itemic"):
+        shutil.copytree(world / kind, tmp_path / kind)
+    os.utime(tmp_path / "rec/part-0.parquet", (1, 1))
+    assert name(tmp_path / "rec", tmp_path / "base_itemic") == before
+    table = pq.read_table(world / "rec/part-0.parquet")
+    texts = table["messages"].to_pylist()
+    texts[0] = re.sub(r"<s_a_\d>", lambda match: "<s_a_0>" if match[0] != "<s_a_0>" else "<s_a_1>", texts[0])
+    place = table.schema.get_field_index("messages")
+    write_table(tmp_path / "rec/part-0.parquet", table.set_column(place, "messages", pa.array(texts)))
+    others = {
+        name(tmp_path / "rec"),
+        name(world / "rec", sample_limit=255),
+        name(world / "rec", world / "base"),
+    }
+    assert len(others | {before}) == 4
