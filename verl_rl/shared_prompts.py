@@ -155,10 +155,10 @@ def keep_groups(
 def split_groups(
     prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], limit: int
 ) -> tuple[int, int]:
-    """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns); (0, 0) where rows are not in groups of one size.
+    """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns); (0, 0) where rows are not in groups of one size, or one group alone is wider (many long thoughts).
 
     ``prompts``, ``responses``: int64 [length] of every row, on the CPU. Columns are counted as `build` pads them: what a part's
-    forward pass computes. A part has at least one group.
+    forward pass computes.
     """
     sizes = [len(list(run)) for _, run in groupby(prompt.numpy().tobytes() for prompt in prompts)]
     if len(set(sizes)) != 1 or sizes[0] == 1:
@@ -176,4 +176,4 @@ def split_groups(
         widest = sum(sliding_window_view(lengths, n // parts).max(1) for lengths in (heads, tails))
         if widest.max() * (n // parts) <= limit:
             return n, parts
-    return n, n
+    return 0, 0

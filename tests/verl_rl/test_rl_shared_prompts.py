@@ -111,7 +111,8 @@ def test_micro_batches_are_whole_groups_within_the_limit():
     # Any three in a row: the widest have 5 + 4 columns each.
     assert split_groups(prompts, responses, limit=27) == (6, 2)
     assert split_groups(prompts, responses, limit=26) == (6, 3)
-    # Never less than a group.
-    assert split_groups(prompts, responses, limit=3) == (6, 6)
+    # One group is never split here: where it is too wide, verl deals out the rows.
+    assert split_groups(prompts, responses, limit=8) == (6, 6)
+    assert split_groups(prompts, responses, limit=7) == (0, 0)
     assert split_groups(prompts[1:], responses[1:], limit=100) == (0, 0)
     assert split_groups(prompts[::2], responses[::2], limit=100) == (0, 0)
