@@ -127,8 +127,7 @@ class BeamModel:
     ) -> torch.Tensor:
         """Logits, float32 [C], of candidate ``code`` of ``layer`` behind row ``owner`` (never falling) of hidden [N, hidden].
 
-        Only rows of the level's own codes are read. They are multiplied in float32 whatever the model's type is: a bfloat16
-        logit has 8 bits and would tie many a code.
+        Only rows of the level's own codes are read. The logits are those of `float32_logits`.
         """
         import torch
 
@@ -147,7 +146,7 @@ class BeamModel:
             owner, torch.arange(0, len(hidden) + block, block, device=self.device)
         ).tolist()
         for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
-            rows = hidden[i * block : (i + 1) * block].float() @ weight.float().T
+            rows = float32_logits(hidden[i * block : (i + 1) * block], weight)
             out[begin:end] = rows[owner[begin:end] - i * block, code[begin:end]]
         return out
 
@@ -167,21 +166,40 @@ class BeamModel:
         rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
-            # In float32 the shift rides along in the product; otherwise the logits are those of the model's own type.
+            # In float32 the shift rides along in the product.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
             for piece in weight.split(self.vocab_rows):
                 if block.dtype == torch.float32:
                     logits = torch.addmm(-shift, block, piece.T)
                 else:
-                    logits = (block @ piece.T).float().sub_(shift)
+                    logits = float32_logits(block, piece).sub_(shift)
                 total += logits.exp_().sum(-1)
             result = total.log_() + shift[:, 0]
             if not torch.isfinite(result).all():  # the shift was too far off: the careful way
-                pieces = [torch.logsumexp((block @ p.T).float(), -1) for p in weight.split(self.vocab_rows)]
+                pieces = [
+                    torch.logsumexp(float32_logits(block, p), -1) for p in weight.split(self.vocab_rows)
+                ]
                 result = torch.logsumexp(torch.stack(pieces), 0)
             parts.append(result)
         return torch.cat(parts)
+
+
+def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``hidden`` [..., H] times the head's rows ``weight`` [V, H]: float32 [..., V], whatever the type of the two.
+
+    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two bfloat16
+    numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16 product.
+    """
+    import torch
+
+    if weight.dtype == torch.float32:
+        return hidden @ weight.T
+    if weight.is_cuda:
+        flat = torch.mm(hidden.flatten(0, -2), weight.T, out_dtype=torch.float32)
+        return flat.view(*hidden.shape[:-1], len(weight))
+    # Converted a block of the vocabulary at a time, not the whole head.
+    return torch.cat([hidden.float() @ rows.float().T for rows in weight.split(_BLOCKS["cpu"][2])], -1)
 
 
 def _of_parents(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_of
+from onerec.beam_model import float32_logits
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, batches_by_length, decode_items
 from onerec.sid import SidSpec
@@ -38,6 +39,7 @@ class HfBackend:
         # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings (a penalty on
         # repetition, say) is mixed in, for vLLM takes none of them either.
         self.model.generation_config = GenerationConfig()
+        _answer_in_float32(self.model.get_output_embeddings())
         self.pad = tokenizer.pad_token_id
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
@@ -142,7 +144,17 @@ class HfBackend:
         return out.last_hidden_state, lengths
 
     def _logprobs(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.lm_head(hidden).float().log_softmax(-1)
+        return self.model.get_output_embeddings()(hidden).log_softmax(-1)
+
+
+def _answer_in_float32(head: Any) -> None:
+    """Let an output layer give float32 logits whatever the model's type: of it all that is ranked, weighed or drawn is made."""
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        logits = float32_logits(hidden, head.weight)
+        return logits if head.bias is None else logits + head.bias.float()
+
+    head.forward = forward
 
 
 def _until(ids: list[int], stop: Collection[int]) -> list[int]:

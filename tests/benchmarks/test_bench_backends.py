@@ -104,6 +104,25 @@ def test_windows_score_every_token_but_the_first_once():
     assert windows([0], 4) == []
 
 
+def test_in_bfloat16_probabilities_and_the_next_token_are_not_rounded_to_its_8_bits(tiny_checkpoint, prompts):
+    """What is made of the hidden states is what float64 makes of them; rounded logits would be off by 0.004 and more, and tie."""
+    backend = BenchModel(tiny_checkpoint, "cpu", precision="bf16").backend
+    head = backend.model.get_output_embeddings().weight
+    assert head.dtype == torch.bfloat16
+
+    def truth(ids):
+        with torch.inference_mode():
+            states = backend.model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            return (head.double() @ states.double()).log_softmax(-1).numpy()
+
+    for ids in prompts:
+        [row] = collected(backend.next_logprobs([ids], range(len(head))), 1)
+        np.testing.assert_allclose(row, truth(ids), atol=1e-4)
+        [last] = collected(backend.tail_logprobs([ids], [1]), 1)
+        assert last == pytest.approx(truth(ids[:-1])[ids[-1]], abs=1e-4)
+        assert collected(backend.generate([ids], 1, [], Sampling()), 1) == [[truth(ids).argmax()]]
+
+
 def test_a_text_longer_than_the_context_is_scored_whole(model):
     ids = model.tokenizer("很长的文本，" * 60)["input_ids"]
     parts = windows(ids, model.context)

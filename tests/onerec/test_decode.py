@@ -94,6 +94,31 @@ def test_in_bfloat16_scores_are_as_near_the_truth_as_brute_force_in_bfloat16(toy
     assert len(ours) == len(brute) and np.mean(ours) < 1.3 * np.mean(brute)
 
 
+GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="the GPU's product has a float32 result of its own"
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_in_bfloat16_scores_are_those_of_the_unrounded_softmax(toy_model, toy_spec, device):
+    """Logits near 20, where bfloat16's steps are 0.125: the numerator and the denominator of a score are both exact."""
+    model = copy.deepcopy(toy_model).bfloat16().to(device)
+    model.lm_head.weight.data *= 12
+    beams = beam_model.BeamModel(model, toy_spec)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    truth = hidden.double() @ model.lm_head.weight.double().T
+    assert truth.abs().max() > 16
+    first, last = toy_spec.layer_ranges[1]
+    codes = torch.arange(last - first + 1, device=device)
+    with torch.inference_mode():
+        for layer, rows in ((None, truth), (1, truth[:, first : last + 1])):
+            found = beams.log_normalizer(hidden, layer)
+            torch.testing.assert_close(found, rows.logsumexp(-1).float(), atol=1e-4, rtol=0)
+        owner, code = torch.arange(5, device=device).repeat_interleave(len(codes)), codes.repeat(5)
+        logits = beams.logits(hidden, 1, owner, code)
+    torch.testing.assert_close(logits, truth[:, first : last + 1].flatten().float(), atol=1e-4, rtol=0)
+
+
 def test_equal_scores_come_by_sid_and_at_a_cut_the_smaller_stays(toy_model, toy_spec, index):
     model = copy.deepcopy(toy_model)
     model.lm_head.weight.data.zero_()
