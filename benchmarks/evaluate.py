@@ -63,7 +63,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--output_dir", type=Path, required=True, help="folder for results_<result_name>/")
     add("--data_version", default="", help="name of the data's version, noted in the result")
-    add("--enable_thinking", choices=("true", "false"), default="false", help="think before the answer")
+    add(
+        "--enable_thinking",
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        default="false",
+        help="think before the answer; alone: true",
+    )
     add("--tasks", nargs="+", default=None, help=f"of {', '.join(TASKS)}, {GENERAL} (default: all there are)")
     add("--sample_size", type=int, default=-1, help="test rows a task, from the first (-1: all)")
     add("--seed", type=int, default=0, help="seed of the resamples and of --sid_to_item random")

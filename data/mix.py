@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onerec.parquet import iter_batches, list_parquet, open_parquet, read_table
 from onerec.records import SCHEMA, check_columns
 from onerec.run import Manifest, read_json
 
-CONFIG_KEYS = {"sources", "rows_per_file", "exclude_users", "comment"}
+CONFIG_KEYS = {"sources", "folders", "rows_per_file", "exclude_users", "comment"}
 SOURCE_KEYS = {"name", "path", "weight", "max_rows"}
 KEY_COLUMNS = ("uuid", "source", "metadata")
 _TEXT_COLUMNS = ("segments", "messages")
@@ -76,13 +77,19 @@ class Source:
         return sum(file.bytes for file in self.files) * self.wanted / max(self.total, 1)
 
 
-def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source], int]:
-    """The sources of a JSON config (paths relative to ``base``) and the rows of a file; checks every key."""
+def read_config(
+    path: Path, base: Path, manifest: Manifest, folders: Mapping[str, str] | None = None
+) -> tuple[list[Source], int]:
+    """The sources of a JSON config (paths relative to ``base``) and the rows of a file; checks every key.
+
+    ``folders`` go before the folders of those names that the config says itself.
+    """
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get("sources"), list) or not value["sources"]:
         raise InputError(path, "has no list of sources", '{"sources": [{"name": …, "path": …}]}')
     _check_keys(path, value, CONFIG_KEYS)
     excluded = read_excluded(path, base, value.get("exclude_users", []), manifest)
+    known = read_folders(path, base, value.get("folders", {}), folders or {})
     sources = []
     for item in value["sources"]:
         _check_keys(path, item, SOURCE_KEYS)
@@ -98,7 +105,7 @@ def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source
             raise InputError(
                 path, f"source {item['name']} has max_rows {cap}", "a positive number, or -1 for all"
             )
-        files = record_files(base / item["path"], manifest)
+        files = record_files(base / in_folder(path, item["path"], known), manifest)
         source = Source(item["name"], files, float(weight), cap, excluded)
         if excluded and not source.total and any(file.rows for file in files):
             raise InputError(
@@ -111,6 +118,40 @@ def read_config(path: Path, base: Path, manifest: Manifest) -> tuple[list[Source
     if not isinstance(rows_per_file, int) or rows_per_file < 1:
         raise InputError(path, f"rows_per_file is {rows_per_file}", "a positive number")
     return sources, rows_per_file
+
+
+def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:
+    """Name to folder, of a config's ``folders``: a folder, or a list whose first that is there counts; ``given`` goes before."""
+    if not isinstance(value, dict) or not all(
+        isinstance(item, str | list) and item for item in value.values()
+    ):
+        raise InputError(path, f"folders is {value!r}", '{"NAME": folder, or a list of folders}')
+    if unknown := sorted(set(given) - set(value)):
+        raise InputError(
+            path,
+            f"has no folder {unknown[0]}",
+            f"those of its key folders ({', '.join(value) or 'none'}); or change the sources' paths",
+        )
+    chosen = {}
+    for name, item in value.items():
+        choices = [item] if isinstance(item, str) else item
+        chosen[name] = next((choice for choice in choices if (base / choice).exists()), choices[0])
+    return chosen | dict(given)
+
+
+def in_folder(path: Path, text: str, folders: Mapping[str, str]) -> str:
+    """A source's path with ``${NAME}`` replaced by the folder of that name."""
+
+    def folder(found: re.Match[str]) -> str:
+        if found[1] not in folders:
+            raise InputError(
+                path,
+                f"names the folder {found[0]}",
+                f"one of its key folders: {', '.join(folders) or 'none'}",
+            )
+        return folders[found[1]]
+
+    return re.sub(r"\$\{(\w+)\}", folder, text)
 
 
 def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int]:

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${BASE_DIR:=.}"
-: "${INPUT:=$BASE_DIR/raw_data/general_text/sft}"
+: "${INPUT:=$(raw_data "$BASE_DIR")/general_text/sft}"
 : "${TEXT_INPUT:=}" # plain text beside it, whose beginnings become prompts (raw_data/general_text/pretrain)
 : "${OUTPUT_FILE:=$BASE_DIR/output/onpolicy_distillation.parquet}"
 : "${NUM_SAMPLES:=200000}"

@@ -3,8 +3,8 @@
     python prepare_mix.py --config configs/sft.json --base_dir . --output_dir output/split_data_sft --seed 42
 
 The config names the sources: {"sources": [{"name", "path" (file, folder or pattern, relative to --base_dir), "weight"
-(share of the rows) and "max_rows"}], "rows_per_file", "exclude_users" (files of RL data or records whose users stay out of
-every source)}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
+(share of the rows) and "max_rows"}], "folders" ({"NAME": folder}, for ``${NAME}`` in a path), "rows_per_file", "exclude_users"
+(files of RL data or records whose users stay out of every source)}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
 bounded by --buffer_mb whatever the input's size, and the result does not depend on it.
 """
 
@@ -44,7 +44,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from"
     )
+    parser.add_argument(
+        "--folders",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PATH",
+        help="replaces a folder of the config's",
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the shards")
+    parser.add_argument(
+        "--rows_per_file",
+        type=int,
+        default=-1,
+        help="replaces the config's rows_per_file (-1: 1,000 where it says none)",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the samples and of the shuffle")
     parser.add_argument("--buffer_mb", type=int, default=1024, help="record text in memory at a time")
     parser.add_argument(
@@ -57,8 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("buffer_mb", "threads"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
+    if args.rows_per_file < 1 and args.rows_per_file != -1:
+        raise InputError("--rows_per_file", f"is {args.rows_per_file}", "1 or more")
+    if bad := [item for item in args.folders if "=" not in item]:
+        raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")
     manifest = Manifest("prepare_mix", args)
-    sources, rows_per_file = read_config(args.config, args.base_dir, manifest)
+    folders = dict(item.split("=", 1) for item in args.folders)
+    sources, rows_per_file = read_config(args.config, args.base_dir, manifest, folders)
+    rows_per_file = rows_per_file if args.rows_per_file == -1 else args.rows_per_file
     wanted = sum(source.wanted for source in sources)
     batches = progress(
         read_sources(sources, args.seed, manifest), "records", wanted, size=lambda pair: pair[1].num_rows

@@ -6,6 +6,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -41,12 +42,15 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
 
     Ctrl-C exits with 130 and says that finished shards stay usable.
     """
-    from onerec.run import own_code_first  # which imports this module
+    # Both import this module.
+    from onerec.openonerec import translated
+    from onerec.run import own_code_first
 
     @functools.wraps(main)
     def run() -> None:
         try:
             own_code_first()
+            sys.argv[1:] = translated(Path(sys.argv[0]), sys.argv[1:])
             sys.exit(main() or 0)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)

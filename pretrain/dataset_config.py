@@ -12,10 +12,12 @@ from typing import Any
 
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
+from onerec.openonerec import words_of
 from onerec.parquet import list_parquet
 from onerec.records import read_file_list
 from onerec.run import read_json
 
+CONFIGS = "pretrain/examples/dataset_config/*.json"
 LOADER = "chat_completion_parquet"
 MODEL_CLASSES = ("Qwen3ForCausalLM",)
 
@@ -74,6 +76,9 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
         raise InputError(path, "is not a JSON object", "give a dataset config")
     fields = {field.name: field for field in dataclasses.fields(DatasetConfig)}
     if unknown := [key for key in value if key not in fields]:
+        words = words_of(CONFIGS)
+        if unknown[0] in words:
+            raise words[unknown[0]].refusal(str(path))
         raise InputError(path, f"has the unknown key {unknown[0]}", f"known are {', '.join(fields)}")
     if "sources" not in value and not overrides.get("sources"):
         raise InputError(path, "has no key sources", "name a file_list.json, a folder or a pattern")

@@ -41,7 +41,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
     parser.add_argument(
-        "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
+        "--output_path",
+        type=Path,
+        help=f"a .parquet file, or a folder for {PID2SID}; <emb_path>_codes.parquet where not given",
     )
     parser.add_argument("--batch_size", type=int, default=8192, help="rows read and encoded at a time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
@@ -55,7 +57,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.output_path is None:
+        source = Path(args.emb_path)
+        args.output_path = source.with_name(f"{source.stem}_codes.parquet")
+    return args
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

@@ -114,19 +114,19 @@ def with_item(
 
 
 def encode_prompt(
-    messages: Sequence[dict[str, Any]], thinking: bool, tokenizer: Any, spec: SidSpec, limit: int
+    messages: Sequence[dict[str, Any]], thinking: bool | None, tokenizer: Any, spec: SidSpec, limit: int
 ) -> tuple[list[int], bool]:
     """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
 
     A longer one is shortened as in the benchmark (`onerec.prompts`). Without thinking the empty think block is left to the
-    response, whose forced tokens carry no loss either.
+    response, whose forced tokens carry no loss either. ``thinking`` None puts no switch into the prompt.
     """
 
     def ids_of(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     text = prompt_text(messages, thinking)
-    text = text if thinking else text.removesuffix(EMPTY_THINK)
+    text = text.removesuffix(EMPTY_THINK)
     ids = ids_of(text)
     if len(ids) <= limit:
         return ids, False

@@ -71,6 +71,7 @@ class TwoStageLoop(AgentLoopBase):
         prompt, cut = encode_prompt(
             row["raw_prompt"], thinking, self.tokenizer, self.spec, self.rollout_config.prompt_length
         )
+        thinking = thinking is not False  # left to itself, the model opens its think block or leaves it empty
         if self.settings.two_stage:
             thought, steps = await self._think(prompt, thinking, sampling_params)
             found, steps = await self._items(prompt, thought, row, session, validation, steps)

@@ -24,7 +24,7 @@ class RolloutSettings:
 
     ``two_stage``: thinking, then items; otherwise the whole answer is one sample. ``stage2``: ``beam`` or ``sample``.
     ``beam_size``: items a thinking. ``constrained``: only SIDs that exist. ``think``, ``nonthink``: which answers are
-    asked for; with both, the rollouts of a prompt alternate. ``force_prefix``: the SID's begin token is written for the
+    asked for; with both, the rollouts of a prompt alternate, with neither the model decides. ``force_prefix``: the SID's begin token is written for the
     model, otherwise it must write it. ``stage1_max_tokens``: of thinking. ``catalogues``: task (or ``default``) to
     pid2sid.parquet. ``weights``: reward to weight. ``ks``: of Pass@k and Recall@k in validation. ``val_beam_size``: beams there.
     """
@@ -43,8 +43,10 @@ class RolloutSettings:
     val_beam_size: int
     seed: int
 
-    def thinking(self, session: int) -> bool:
-        """Whether the ``session``-th rollout of a prompt thinks."""
+    def thinking(self, session: int) -> bool | None:
+        """Whether the ``session``-th rollout of a prompt thinks; None where the model decides."""
+        if not (self.think or self.nonthink):
+            return None
         return self.think and (not self.nonthink or session % 2 == 0)
 
     def catalogue(self, data_source: str) -> str | None:

@@ -89,7 +89,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stage2_num_tokens", type=int, default=-1, help="itemic tokens of an item (-1: the SIDs' layers)")
     add("--constrained", type=switch, default=True, help="only SIDs that exist")
     add("--enable_think", type=switch, default=False, help="answers with thinking")
-    add("--enable_nonthink", type=switch, default=True, help="answers without; with both, rollouts alternate")
+    add(
+        "--enable_nonthink",
+        type=switch,
+        default=True,
+        help="answers without; with both, rollouts alternate; with neither, the prompt has no switch and the model decides",
+    )
     add(
         "--use_force_prefix",
         type=switch,
@@ -179,9 +184,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--n_gpus", type=int, default=1, help="GPUs a node; without an accelerator: processes")
     add("--nnodes", type=int, default=1)
     add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
-    add("--overrides", nargs="*", default=[], help="further hydra overrides of verl")
+    add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")
     add("--dry_run", action="store_true", help="check, print the whole command, start nothing")
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if bad := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(bad)}")
+    args.overrides += rest
+    return args
 
 
 def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
@@ -202,8 +211,6 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
             check_model(args.base_model, SidSpec.load(beside))
         ItemIndex.load(path, model.spec)
     check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
-    if not args.enable_think and not args.enable_nonthink:
-        raise InputError("--enable_think, --enable_nonthink", "are both off", "one of them, or both")
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
@@ -230,7 +237,11 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
             f"at least --train_batch_size {args.train_batch_size}",
         )
     # Closing the thinking and opening the SID take a few tokens; so does the item.
-    least = model.spec.n_layers + 8 + (args.stage1_max_tokens if args.enable_think else 0)
+    least = (
+        model.spec.n_layers
+        + 8
+        + (args.stage1_max_tokens if args.enable_think or not args.enable_nonthink else 0)
+    )
     if args.two_stage and args.response_length < least:
         raise InputError(
             "--response_length", f"is {args.response_length}", f"at least {least} for thinking and item"

@@ -6,12 +6,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
-: "${INPUT_METADATA:=../raw_data/onerec_data/onerec_bench_release.parquet}"
-: "${PID2SID_MAPPING:=../raw_data/onerec_data/video_ad_pid2sid.parquet}"
+: "${RAW_DATA:=$(raw_data ..)}"
+: "${INPUT_METADATA:=$RAW_DATA/onerec_data/onerec_bench_release.parquet}"
+: "${PID2SID_MAPPING:=$RAW_DATA/onerec_data/video_ad_pid2sid.parquet}"
 # Empty where the logs have no products: the product task is then left out.
-: "${PRODUCT_PID2SID_MAPPING=../raw_data/onerec_data/product_pid2sid.parquet}"
-: "${CAPTION_INPUT:=../raw_data/onerec_data/pid2caption.parquet}"
-: "${GENERAL_HELDOUT:=../raw_data/general_text/heldout}"
+: "${PRODUCT_PID2SID_MAPPING=$RAW_DATA/onerec_data/product_pid2sid.parquet}"
+: "${CAPTION_INPUT:=$RAW_DATA/onerec_data/pid2caption.parquet}"
+: "${GENERAL_HELDOUT:=$RAW_DATA/general_text/heldout}"
 : "${OUTPUT_BASE_DIR:=../output}"
 # release, simple, or a JSON file of your own: which column plays which part.
 : "${LAYOUT:=release}"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Make the base LLM of a small world: a tiny random Qwen3, then a few minutes of general text, plain and chat.
-#   RAW_DATA    the raw_data folder with general_text/ and onerec_data/     (../data/raw_data)
+#   RAW_DATA    the raw_data folder with general_text/ and onerec_data/     (../data/raw_data, or the root's)
 #   PROMPTS     prompt templates that the tokenizer should cover            (../data/onerec_data/prompts, where it exists)
 #   TINY_DIR    where the untrained model goes                              (models/tiny)
 #   TINY_ARGS   its size: flags of make_tiny_qwen3.py                       (none: 128 wide, 4 layers, 2,048 BPE tokens)
 #   OUTPUT_DIR  the training run; the base LLM is OUTPUT_DIR/hf             (output/base)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
-: "${RAW_DATA:=../data/raw_data}"
+: "${RAW_DATA:=$(raw_data "$ROOT/data")}"
 : "${PROMPTS:=../data/onerec_data/prompts}"
 : "${TINY_DIR:=models/tiny}"
 : "${TINY_ARGS:=}"

@@ -137,6 +137,12 @@ def test_n_layers_takes_the_first_layers(tmp_path):
         infer([*argv, "--n_layers", "3"])
 
 
+def test_without_an_output_path_the_codes_stand_beside_the_embeddings(tmp_path):
+    path = train_on(tmp_path, hand_made()[0])
+    infer(["--model_path", str(tmp_path / "model"), "--emb_path", path])
+    assert pq.read_table(path.removesuffix(".parquet") + "_codes.parquet").num_rows == 400
+
+
 def test_the_originals_plain_state_dict_loads(tmp_path):
     centroids = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
     torch.save(

@@ -98,6 +98,15 @@ def test_thinking_is_sampled_and_its_tokens_learnt(parts):
     )
 
 
+def test_with_both_switches_off_the_model_decides_whether_it_thinks(parts):
+    """OpenOneRec's own defaults, ENABLE_THINK=False and ENABLE_NONTHINK=False."""
+    for text in ("<think>\nhm\n</think>", "<think>\n\n</think>"):
+        outputs, server = rollout(parts, texts=[text], codes=CODES, think=False, nonthink=False)
+        prompt = parts[0].decode(outputs[0].prompt_ids)
+        assert "think" not in prompt and server.asked[0]["max_tokens"] == 8
+        assert outputs[1].own_info["full_hit"] == 1 and outputs[1].own_info["thinking_cut"] == 0
+
+
 def test_thinking_that_never_closes_is_closed_and_counted(parts):
     outputs, _ = rollout(parts, texts=["<think>\nhm hm"], codes=CODES, think=True, nonthink=False)
     info = outputs[1].own_info

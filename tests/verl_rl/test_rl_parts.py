@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from onerec.chat import prompt_text
 from onerec.errors import InputError
 from onerec.sid import SidSpec
 from onerec.verl_export import export, last_checkpoint, merged_weights
@@ -74,6 +75,15 @@ def test_a_long_prompt_loses_its_oldest_items_first():
         short == assemble.encode_prompt([{"role": "user", "content": kept}], False, tokenizer, SPEC, 1000)[0]
     )
     assert len(assemble.encode_prompt(messages, False, tokenizer, SPEC, 5)[0]) == 5
+
+
+def test_a_prompt_of_neither_kind_carries_no_switch():
+    messages, tokenizer = [{"role": "user", "content": "推荐"}], Tokenizer()
+    thinks, not_, left = (
+        assemble.encode_prompt(messages, t, tokenizer, SPEC, 99)[0] for t in (True, False, None)
+    )
+    assert left == tokenizer(prompt_text(messages, None))["input_ids"]
+    assert len(left) < len(thinks) < len(not_)
 
 
 def test_every_beam_gets_its_own_advantage_in_its_group():
@@ -216,7 +226,8 @@ def test_settings_survive_hydras_command_line():
 
 def test_which_rollouts_think_and_which_catalogue_a_task_takes():
     assert [settings(think=True).thinking(i) for i in range(3)] == [True, False, True]
-    assert settings(think=True, nonthink=False).thinking(1) and not settings().thinking(0)
+    assert settings(think=True, nonthink=False).thinking(1) and settings().thinking(0) is False
+    assert settings(nonthink=False).thinking(0) is None, "neither is asked for: the model decides"
     assert settings().catalogue("onerec/product") == "p"
     assert settings(constrained=False).catalogue("onerec/product") is None
 

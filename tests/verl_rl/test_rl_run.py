@@ -55,6 +55,11 @@ def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
     assert "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine" in result.stdout
     apart = run(world, tmp_path / "out", DRY_RUN=1, SHARE_PROMPTS=0)
     assert apart.returncode == 0 and "onerec_share_prompts" not in apart.stdout
+    # OpenOneRec's own defaults.
+    left = run(
+        world, tmp_path / "out", DRY_RUN=1, ENABLE_THINK="False", ENABLE_NONTHINK="False", STAGE1_MAX_TOKENS=8
+    )
+    assert left.returncode == 0, left.stderr
 
 
 def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
@@ -87,11 +92,11 @@ def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
     refused("can be below 0 by rank_aware", advantage="maxrl", reward_weights="full_hit=1,rank_aware=0.1")
     refused("does not divide", n_gpus=3, rollout_tp_size=2)
     refused("above 0, at most 1", merge_ratio=0)
-    refused("are both off", enable_think=0, enable_nonthink=0)
     refused("at most the model's context of 512", prompt_length=500)
     refused("at least --train_batch_size 64", train_batch_size=64)
     refused("the layers of the model's SIDs: 3", stage2_num_tokens=4)
     refused("at least 267 for thinking and item", enable_think=1, response_length=100)
+    refused("at least 267 for thinking and item", enable_think=0, enable_nonthink=0, response_length=100)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,10 +1,19 @@
 #!/usr/bin/env bash
-# On-policy distillation: cd verl_distillation && BASE_MODEL=… TEACHER_MODEL=… bash recipe/onpolicy_distill/run_qwen3_distill.sh
+# On-policy distillation: cd verl_distillation && BASE_MODEL=… TEACHER_MODEL=… bash recipe/onpolicy_distill/run_qwen3_distill.sh [host file]
+# A host file, one node a line, says NNODES; the nodes are those of the Ray cluster, started before (scripts/ray_start.sh).
 # Every variable can be set in the environment; further flags of distill.py may follow. Paths are relative to verl_distillation/.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/entry.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${PYTHON:=python}"
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  if [[ ! -f "$1" ]]; then
+    echo "error: $1: no such host file; one with a node a line, or NNODES=<nodes>" >&2
+    exit 2
+  fi
+  : "${NNODES:=$(grep -c '[^[:space:]]' "$1")}"
+  shift
+fi
 # Models and data
 : "${BASE_MODEL:=}"    # the student, a checkpoint with SIDs
 : "${TEACHER_MODEL:=}" # the LLM that the student was made from

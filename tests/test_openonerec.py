@@ -1,0 +1,230 @@
+"""docs/from_openonerec.md, walked row by row: every word of OpenOneRec is taken as there, or one line names what stands in its place."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onerec.errors import InputError, cli
+from onerec.openonerec import MOVED, REFUSED, WORKS, read_words, translated
+from onerec.records import record_uuid, text_record, write_records
+from pretrain.dataset_config import CONFIGS, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = [(word, script) for word in read_words() for script in word.scripts or ("",)]
+VARIABLES = [(word, script) for word, script in ROWS if script.endswith(".sh") and word.old[0] != "<"]
+FLAGS = [(word, script) for word, script in ROWS if word.old.startswith("--")]
+KEYS = [word for word, script in ROWS if script == CONFIGS]
+# What a script cannot do without, and the arguments of those that have some.
+NEEDED = {"BASE_MODEL": "student", "TEACHER_MODEL": "teacher", "NPROC": "2", "PYTHON": "echo"}
+ARGUMENTS = {"benchmarks/eval_script.sh": ["model", "name", "false"]}
+
+
+def name(row) -> str:
+    return f"{row[1]} {row[0].old}" if isinstance(row, tuple) else row.old
+
+
+def shell(script: str, tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """A shell script with ``echo`` for Python: it prints the commands that it would run."""
+    set_here = {word.old for word, _ in VARIABLES} | {word.new for word, _ in VARIABLES} | {"ONEREC_CODE"}
+    inherited = {key: value for key, value in os.environ.items() if key not in set_here}
+    given = {"BENCHMARK_BASE_DIR": str(tmp_path)} if script in ARGUMENTS else {}
+    return subprocess.run(
+        ["bash", str(ROOT / script), *ARGUMENTS.get(script, []), *arguments],
+        env=inherited | NEEDED | given | variables,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+
+def commands(script: str, tmp_path: Path, *arguments: str, **variables: str) -> str:
+    done = shell(script, tmp_path, *arguments, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_has_rows_of_every_kind_and_nothing_else():
+    assert {word.how for word, _ in ROWS} == {WORKS, REFUSED, MOVED}
+    assert min(len(VARIABLES), len(FLAGS), len(KEYS)) > 15
+    assert all(word.what for word, _ in ROWS)
+    assert all((ROOT / script).exists() for _, script in ROWS if script and "*" not in script and "/" in script and not script.startswith(("recipes/", "tools/", "scripts/ray-vllm")))  # fmt: skip
+    walked = {id(word) for word, _ in (*VARIABLES, *FLAGS)} | {id(word) for word in KEYS}
+    others = [word.old for word, _ in ROWS if id(word) not in walked and word.how != MOVED]
+    assert others == ["<hostfile>", "<key=value>"], "each of these has a test below"
+
+
+@pytest.mark.parametrize("row", [row for row in VARIABLES if row[0].how == WORKS], ids=name)
+def test_a_variable_that_works_changes_the_command_under_its_old_name_as_under_its_new_one(row, tmp_path):
+    word, script = row
+    value = "0" if word.old.startswith("RUN_") else "7654321"
+    if word.old == "DATA_VERSION":  # counts where there is such a folder
+        (tmp_path / "data" / value).mkdir(parents=True)
+    more = {"BENCHMARK_DATA_DIR": str(tmp_path / "data")} if word.old == "DATA_VERSION" else {}
+    without = commands(script, tmp_path, **more)
+    old = commands(script, tmp_path, **more, **{word.old: value})
+    assert old != without and old == commands(script, tmp_path, **more, **{word.new: value})
+
+
+@pytest.mark.parametrize("row", [row for row in VARIABLES if row[0].how == REFUSED], ids=name)
+def test_a_variable_without_a_place_is_one_line_that_says_what_stands_in_its_place(row, tmp_path):
+    word, script = row
+    done = shell(script, tmp_path, **{word.old: "7654321"})
+    assert done.returncode == 2 and "train.py" not in done.stdout
+    assert done.stderr == f"error: {word.refusal()}\n" and (word.new == "–" or word.new in done.stderr)
+
+
+def test_variables_of_another_stage_do_not_stop_a_chain(tmp_path):
+    """GRPO's ENABLE_THINK has no place in distillation; where a script of the chain starts it, nobody means it."""
+    script = "verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"
+    assert shell(script, tmp_path, ENABLE_THINK="1").returncode == 2
+    assert shell(script, tmp_path, ENABLE_THINK="1", ONEREC_CODE=str(ROOT)).returncode == 0
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("row", [row for row in FLAGS if row[0].how == WORKS], ids=name)
+def test_a_flag_that_works_is_one_of_the_scripts(row):
+    word, script = row
+    assert re.search(rf"{word.new}\b", help_of(script))
+    assert translated(ROOT / script, [word.old, "x", f"{word.old}=x"]) == [word.new, "x", f"{word.new}=x"]
+
+
+@pytest.mark.parametrize("row", [row for row in FLAGS if row[0].how == REFUSED], ids=name)
+def test_a_flag_without_a_place_is_one_line_that_says_what_stands_in_its_place(row, monkeypatch, capsys):
+    word, script = row
+    monkeypatch.setattr(sys, "argv", [str(ROOT / script), word.old, "1"])
+    with pytest.raises(SystemExit) as end:
+        cli(lambda: pytest.fail("begun"))()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said == f"error: {word.refusal()}\n" and word.new in f"–{said}"
+
+
+def test_a_scripts_own_command_line_says_every_flag_that_has_no_place():
+    train = [sys.executable, str(ROOT / "pretrain/train.py"), "--use_tie_weights", "--model_class", "x"]
+    done = subprocess.run(train, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 2
+    assert [line.split(":")[1] for line in done.stderr.splitlines()] == [
+        " --use_tie_weights",
+        " --model_class",
+    ]
+
+
+@pytest.mark.parametrize("word", KEYS, ids=name)
+def test_a_key_of_the_dataset_config_is_taken_or_its_line_says_what_stands_in_its_place(word, tmp_path):
+    values = {"name": "chat_completion_parquet", "model_class": "Qwen3ForCausalLM", "itemic_id_range": [1, 2], "sources": "a", "base_model_dir": "b"}  # fmt: skip
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"sources": "a", word.old: values.get(word.old, 1)}))
+    if word.how == WORKS:
+        assert hasattr(load_config(path), word.new)
+        return
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}: {word.old} is OpenOneRec's; {word.refusal().right}"
+
+
+@pytest.mark.parametrize("word", [word for word, _ in ROWS if word.how == MOVED], ids=name)
+def test_what_is_elsewhere_is_there(word):
+    assert (ROOT / word.new).exists()
+
+
+def test_a_host_file_says_how_many_nodes_there_are(tmp_path):
+    script = "verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"
+    hosts = tmp_path / "hostfile"
+    hosts.write_text("10.0.0.1\n10.0.0.2 slots=8\n\n10.0.0.3\n")
+    assert " --nnodes 3 " in commands(script, tmp_path, str(hosts), "--dry_run")
+    assert " --nnodes 1 " in commands(script, tmp_path, "--dry_run")
+    absent = shell(script, tmp_path, "/no/hostfile")
+    assert absent.returncode == 2
+    assert (
+        absent.stderr == "error: /no/hostfile: no such host file; one with a node a line, or NNODES=<nodes>\n"
+    )
+
+
+def test_overrides_of_verl_are_taken_behind_the_scripts_name():
+    from verl_rl.train_grpo import parse_args
+
+    needed = ["--base_model", "b", "--data_dir", "d", "--catalogue", "c", "--output_dir", "o"]
+    args = parse_args([*needed, "trainer.save_freq=10", "++data.x=1", "--overrides", "a.b=2"])
+    assert args.overrides == ["a.b=2", "trainer.save_freq=10", "++data.x=1"]
+    with pytest.raises(SystemExit):
+        parse_args([*needed, "--no_such_flag", "a=1"])
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The data stage in a clone of its own."""
+    root = tmp_path / "clone"
+    for folder in ("data", "onerec", "scripts", "docs"):
+        left_out = shutil.ignore_patterns("raw_data", "output", "__pycache__")
+        shutil.copytree(ROOT / folder, root / folder, ignore=left_out)
+    return root
+
+
+def records(path: Path, source: str, n: int) -> None:
+    write_records(
+        path, [text_record(record_uuid(source, i), source, {}, [f"{source} {i}"]) for i in range(n)]
+    )
+
+
+def prepare_pretrain(clone: Path, **variables: str) -> dict:
+    done = subprocess.run(
+        ["bash", "prepare_pretrain.sh"],
+        cwd=clone / "data",
+        env=os.environ | {"PYTHON": sys.executable} | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((clone / "data/output/split_data_pretrain/manifest.json").read_text())
+
+
+def test_a_mix_of_other_folders_and_of_data_downloaded_to_the_root(clone):
+    """GENERAL_TEXT_PATH, REC_DATA_PATH and MAX_ROWS as in OpenOneRec's README; without them raw_data/ at the root is found."""
+    for task in ("video_rec", "user_profile", "item_understand"):
+        records(clone / f"data/output/pretrain_{task}.parquet", task, 4)
+        records(clone / f"elsewhere/pretrain_{task}.parquet", f"other_{task}", 2)
+    records(clone / "raw_data/general_text/pretrain/text.parquet", "root", 5)
+    records(clone / "text/text.parquet", "given", 3)
+    plain = prepare_pretrain(clone)
+    assert sum(plain["rows_by_source"].values()) == 3 * 4 + 5 and len(plain["outputs"]) == 1
+    shards = clone / "data/output/split_data_pretrain"
+    assert len(list(shards.glob("*.parquet"))) == 1
+    given = prepare_pretrain(clone, GENERAL_TEXT_PATH="../text", REC_DATA_PATH="../elsewhere", MAX_ROWS="4")
+    assert sum(given["rows_by_source"].values()) == 3 * 2 + 3 and len(list(shards.glob("*.parquet"))) == 3
+
+
+def test_a_config_without_the_folder_says_so(clone):
+    config = clone / "mine.json"
+    config.write_text(json.dumps({"sources": [{"name": "a", "path": "a.parquet"}]}))
+    command = [sys.executable, "prepare_mix.py", "--config", str(config), "--output_dir", "o"]
+    done = subprocess.run([*command, "--folders", "GENERAL_TEXT_PATH=x"], cwd=clone / "data", capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and "mine.json: has no folder GENERAL_TEXT_PATH; " in done.stderr
+    config.write_text(json.dumps({"sources": [{"name": "a", "path": "${RAW}/a.parquet"}]}))
+    done = subprocess.run(command, cwd=clone / "data", capture_output=True, text=True)
+    assert done.returncode == 2 and "mine.json: names the folder ${RAW}; " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script", ["data/onerec_data/run.sh", "data/prepare_distillation.sh", "data/download.sh"]
+)
+def test_raw_data_at_the_root_is_found_and_that_of_data_goes_before_it(clone, script):
+    def said() -> str:
+        done = subprocess.run(["bash", str(clone / script)], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True)  # fmt: skip
+        return done.stdout
+
+    assert f"{clone}/raw_data" in said()
+    (clone / "data/raw_data").mkdir()
+    assert f"{clone}/raw_data" not in said() and re.search(r" \.{1,2}/raw_data", said())
