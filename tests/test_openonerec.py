@@ -228,3 +228,44 @@ def test_raw_data_at_the_root_is_found_and_that_of_data_goes_before_it(clone, sc
     assert f"{clone}/raw_data" in said()
     (clone / "data/raw_data").mkdir()
     assert f"{clone}/raw_data" not in said() and re.search(r" \.{1,2}/raw_data", said())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cd data && bash download.sh",
+        "cd data/onerec_data && bash run.sh",
+        "cd data && bash prepare_pretrain.sh",
+        "cd data && bash prepare_sft.sh",
+        "cd data && bash prepare_distillation.sh",
+        "cd data && bash prepare_rl.sh",
+        "cd pretrain && bash scripts/expand_qwen3_vocab.sh",
+        "cd pretrain && bash run_pretrain_stg1_local.sh",
+        "cd pretrain && bash run_pretrain_stg2_local.sh",
+        "cd pretrain && bash examples/pretrain_stg1.sh",
+        "cd pretrain && bash examples/pretrain_stg2.sh",
+        "cd pretrain && bash examples/posttrain_sft.sh",
+        "cd pretrain && bash scripts/convert_checkpoint_to_hf.sh base home 50",
+        "cd pretrain && bash scripts/test_hf_model.sh model",
+        "cd verl_distillation && BASE_MODEL=s TEACHER_MODEL=t bash recipe/onpolicy_distill/run_qwen3_distill.sh",
+        "cd verl_rl && bash recipe/onerec/run_grpo.sh",
+        "cd benchmarks && bash eval_script.sh model name false",
+    ],
+)
+def test_the_commands_of_the_design_run_from_their_folders(command, tmp_path):
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": "echo", "BENCHMARK_BASE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and ".py" in done.stdout, done.stderr
+
+
+def test_enable_thinking_alone_is_true():
+    from benchmarks.evaluate import parse_args
+
+    needed = ["--model_path", "m", "--result_name", "r", "--data_dir", "d", "--output_dir", "o"]
+    assert parse_args([*needed, "--enable_thinking"]).enable_thinking == "true"
+    assert parse_args([*needed, "--enable_thinking", "false"]).enable_thinking == "false"

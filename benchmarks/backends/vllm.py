@@ -19,7 +19,7 @@ from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, dead_nodes
 from onerec.errors import InputError
-from onerec.run import read_json
+from onerec.run import ROOT, read_json
 from onerec.sid import SidSpec
 
 T = TypeVar("T")
@@ -174,7 +174,9 @@ class VllmBackend:
         if not gpus and not data_parallel:
             raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
         ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
-        actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1)(Engine)
+        # A cluster that was started before would import what its environment was installed from.
+        code = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1, runtime_env=code)(Engine)
         self.actors = [actor.remote(str(path.resolve()), tensor_parallel, precision) for _ in range(copies)]
 
     def generate(

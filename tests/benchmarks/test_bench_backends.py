@@ -1,7 +1,9 @@
 """Backends give the model's own numbers; thinking, sampling, several thoughts; prompts that do not fit."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +300,9 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypat
         def count(self):
             return self.calls
 
+        def code(self):
+            return os.environ["PYTHONPATH"]
+
     monkeypatch.setattr(vllm, "Engine", Echo)
     monkeypatch.setattr(vllm, "_BATCH", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -313,6 +318,7 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypat
         }  # 2 and 3 are a whole batch, 4 is half of one
         calls = ray.get([actor.count.remote() for actor in backend.actors])
         assert sum(calls) == 4 and min(calls) >= 1
+        assert ray.get(backend.actors[0].code.remote()) == str(Path(vllm.__file__).parents[2])
     finally:
         ray.shutdown()
     with pytest.raises(InputError, match="0 means all GPUs, and there are none"):
