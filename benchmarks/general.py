@@ -25,6 +25,7 @@ from benchmarks import evaluate, report
 from benchmarks.results import METRICS, load_metrics, result_folder
 from benchmarks.tasks import GENERAL, choose_tasks
 from onerec.errors import InputError, cli
+from onerec.processes import owned
 from onerec.run import write_json
 
 HARNESS = "lm_eval"
@@ -84,7 +85,7 @@ def run_harness(
         command += ["--limit", str(args.sample_size)] if args.sample_size > 0 else []
         lines, last = [], time.monotonic()
         # In text mode a bar's carriage returns end lines too.
-        with subprocess.Popen(
+        with owned(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=args.lm_eval_data_dir
         ) as run:
             assert run.stderr is not None

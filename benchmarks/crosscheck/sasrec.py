@@ -31,6 +31,7 @@ from benchmarks.metrics import ndcg_at_k, recall_at_k
 from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.sequential import SasRecNet, fit
 from onerec.errors import InputError, cli
+from onerec.processes import owned
 from onerec.run import get_logger, write_json
 
 METRICS = ("recall@10", "ndcg@10")
@@ -122,18 +123,17 @@ def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespac
         write_sequences(folder / "sequences.inter", sequences)
         command = [args.recbole_python, str(script), str(folder / "sequences.inter"), json.dumps(settings)]
         with open(folder / "errors", "w+") as errors:
-            run = subprocess.Popen(
+            with owned(
                 [*command, str(folder / "out.json")],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 cwd=folder,
-            )
-            assert run.stdout is not None
-            for line in run.stdout:
-                if line.startswith("epoch "):
-                    log.info(f"recbole: {line.strip()}")
-            if run.wait():
+            ) as run:
+                for line in run.stdout:
+                    if line.startswith("epoch "):
+                        log.info(f"recbole: {line.strip()}")
+            if run.returncode:
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or [f"exit status {run.returncode}"])[-1]
                 raise InputError(
