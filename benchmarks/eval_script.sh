@@ -17,12 +17,21 @@ command=("$PYTHON" "$ROOT/benchmarks/evaluate.py" --model_path "$1" --result_nam
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")" | tee "$log"
 problems="$(mktemp)"
 trap 'rm -f "$problems"' EXIT
-exec 3> >(tee "$problems" >&2)
+exec 3> >(tee -i "$problems" >&2)
 tee_pid=$!
-status=0
-"${command[@]}" 2>&3 | tee -a "$log" || status=$?
-exec 3>&-
-wait "$tee_pid"
+exec 4> >(tee -ai "$log")
+log_pid=$!
+# In the background, where a signal to this shell can be passed on; the evaluation then ends with 75: the same command goes on.
+"${command[@]}" >&4 2>&3 &
+run=$!
+trap 'kill -TERM "$run" 2> /dev/null || true' TERM HUP INT
+while :; do # a signal ends the wait, not the evaluation
+  status=0
+  wait "$run" || status=$?
+  kill -0 "$run" 2> /dev/null || break
+done
+exec 3>&- 4>&-
+wait "$tee_pid" "$log_pid"
 if ((status)); then
   grep '^error' "$problems" >> "$log" || tail -n 20 "$problems" >> "$log"
 fi

@@ -89,11 +89,15 @@ def run_harness(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=args.lm_eval_data_dir
         ) as run:
             assert run.stderr is not None
-            for line in filter(None, map(str.strip, run.stderr)):
-                lines.append(line)
-                if "requests: " in line and time.monotonic() - last > 5:
-                    last = time.monotonic()
-                    print(f"{task}: {line}", file=sys.stderr, flush=True)
+            try:
+                for line in filter(None, map(str.strip, run.stderr)):
+                    lines.append(line)
+                    if "requests: " in line and time.monotonic() - last > 5:
+                        last = time.monotonic()
+                        print(f"{task}: {line}", file=sys.stderr, flush=True)
+            except BaseException:
+                run.terminate()  # or `Popen` waits for it
+                raise
         files = sorted(folder.rglob("results_*.json"))
         if run.returncode or not files:
             return lines[-1] if lines else f"exit status {run.returncode}"

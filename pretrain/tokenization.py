@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import multiprocessing
 import os
 import re
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from onerec.parquet import iter_batches
 from onerec.records import read_record
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
+from onerec.workers import map_in_order
 from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
 
 COLUMNS = ("uuid", "source", "metadata")
@@ -222,16 +221,9 @@ def _key(jobs: Sequence[Job]) -> str:
 def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:
     """The shards' samples, in order."""
     num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
+    shown = progress(jobs, "tokenize", unit="shard")
     if num_workers <= 1:
-        yield from map(_tokenize_shard, progress(jobs, "tokenize", unit="shard"))
+        yield from map(_tokenize_shard, shown)
         return
-    # Workers load neither torch nor transformers, so that starting them afresh is cheap (and safe beside threads).
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting: deque[concurrent.futures.Future[Part]] = deque()
-        for job in progress(jobs, "tokenize", unit="shard"):
-            waiting.append(pool.submit(_tokenize_shard, job))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    # Workers load neither torch nor transformers, so that starting them is cheap.
+    yield from map_in_order(_tokenize_shard, shown, num_workers)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import InputError, cli
+from onerec.errors import STOPPED, InputError, cli
 from onerec.run import Manifest, get_logger
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
@@ -85,12 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
     open_output(output_dir, resume is not None and args.resume_training_state)
     trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding)
-    train(trainer, resume if args.resume_training_state else None)
-    if first_process():
+    status = train(trainer, resume if args.resume_training_state else None)
+    if status:
+        log.info(stop_line(args, status, trainer))
+    elif first_process():
         write_outputs(trainer, manifest, model_dir, output_dir)
     trainer.close_logs()
     leave_together(trainer)
-    return None
+    return status
 
 
 def first_process() -> bool:
@@ -290,12 +292,19 @@ def make_trainer(
     return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak, sharding)
 
 
-def train(trainer: PackedTrainer, resume: Path | None) -> None:
-    """Run to the last step; a run whose last checkpoint is its last step has nothing left to do."""
+def train(trainer: PackedTrainer, resume: Path | None) -> int:
+    """Run to the last step; a run whose last checkpoint is its last step has nothing left to do.
+
+    Returns 0, or the exit status where a signal ended it before, with a checkpoint.
+    """
     import torch
 
+    from pretrain.stopping import StopAfterStep
+
     try:
-        _train(trainer, resume)
+        with StopAfterStep(trainer) as stop:
+            _train(trainer, resume)
+        return stop.status
     except torch.OutOfMemoryError as error:
         raise InputError(
             trainer.args.output_dir,
@@ -351,6 +360,17 @@ def leave_together(trainer: PackedTrainer) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def stop_line(args: argparse.Namespace, status: int, trainer: PackedTrainer) -> str:
+    """What is said of a run that a signal ended."""
+    by = "SIGTERM" if status == STOPPED else "Ctrl-C"
+    again = "run the same command again to go on"
+    if args.overwrite:
+        again += ", without --overwrite"
+    if args.resume_from != "auto" or not args.resume_training_state:
+        again += ", with --resume_from auto --resume_training_state"
+    return f"stopped by {by} at step {trainer.state.global_step} of {trainer.args.max_steps}, checkpoint written; {again}"
 
 
 def data_line(dataset: PackedDataset) -> str:

@@ -191,7 +191,8 @@ class PackedTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
-    def _reduce(self, values: torch.Tensor) -> torch.Tensor:
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' ``values``."""
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.args.device), "sum")
@@ -215,7 +216,7 @@ class PackedTrainer(Trainer):
             if row < rows:
                 sums.add(outputs, inputs, source)
         model.train()
-        values = {"step": self.state.global_step, **sums.report(self._reduce)}
+        values = {"step": self.state.global_step, **sums.report(self.reduce)}
         spent = time.perf_counter() - began
         values["seconds"] = spent
         if self._clock is not None:  # the rate of training does not count it
@@ -233,7 +234,7 @@ class PackedTrainer(Trainer):
         """Report the steps since the last report; transformers' own summaries at the end are left out."""
         if "learning_rate" not in logs:
             return
-        losses = self.sums.report(self._reduce)
+        losses = self.sums.report(self.reduce)
         self.sums.clear()
         tokens = losses.pop("all_tokens")
         self.tokens_seen += tokens
@@ -260,7 +261,7 @@ class PackedTrainer(Trainer):
     def _mfu(self, seconds: float) -> float | None:
         if not self.peak_flops:
             return None
-        done = float(self._reduce(torch.tensor([self._flops], dtype=torch.float64))[0])
+        done = float(self.reduce(torch.tensor([self._flops], dtype=torch.float64))[0])
         self._flops = 0.0
         return done / max(1e-9, seconds) / self.peak_flops
 
@@ -316,7 +317,7 @@ class PackedTrainer(Trainer):
             part = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 keeps its part there
             local = part.to_local() if hasattr(part, "to_local") else part
             bad += int(parameter.requires_grad and not bool(torch.isfinite(local.sum())))
-        if float(self._reduce(torch.tensor([float(bad)]))[0]):
+        if float(self.reduce(torch.tensor([float(bad)]))[0]):
             self._stop_at_nan("the weights after", self.state.global_step)
 
     def _fill_checkpoint(self, folder: Path) -> None:
@@ -324,7 +325,7 @@ class PackedTrainer(Trainer):
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        sums = self._reduce(self.sums.values).tolist()
+        sums = self.reduce(self.sums.values).tolist()
         if self.sharding.name:
             self.sharding.save(self, folder)
         elif self.is_world_process_zero():
@@ -353,6 +354,15 @@ class PackedTrainer(Trainer):
             group["lr"] = rate
         self._load_from_checkpoint(resume_from_checkpoint)
         return prepared
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        # transformers names the CPU that several processes share cpu:0, a place that torch.load does not know.
+        device = self.args.device
+        place = device if self.args.world_size > 1 and device.type != "cpu" else "cpu"
+        for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
+            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location=place, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

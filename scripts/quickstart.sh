@@ -63,7 +63,7 @@ stage() {
     return
   fi
   echo "== $name"
-  if ! bash "$@" 2>&1 | tee "$RUN_DIR/logs/$name.log"; then
+  if ! bash "$@" 2>&1 | tee -i "$RUN_DIR/logs/$name.log"; then
     echo "error: $name: failed (the message is above and in $RUN_DIR/logs/$name.log); mend it and run the same command again to go on from here" >&2
     exit 2
   fi

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 
 from data.onerec_data.build import Built, Plan, build_users
 from data.onerec_data.context import Context, load_context
+from onerec.workers import map_in_order
 
 _state: dict[str, Any] = {}
 
@@ -28,19 +26,7 @@ def build_all(
             yield build_users(data, plan, context)
         return
     names = ([task.name for task in plan.tasks], list(plan.bench), plan.all_splits, plan.test_split)
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(names, tables)
-    ) as pool:
-        waiting: deque[Future[Built]] = deque()
-        try:
-            for data in batches:
-                waiting.append(pool.submit(_build, data))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from map_in_order(_build, batches, workers, _start, (names, tables))
 
 
 def _start(names: tuple[list[str], list[str], bool, int], tables: tuple) -> None:

@@ -16,7 +16,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${GRADIENT_ACCUMULATION_STEPS:=1}"
 : "${MINIBATCH_SIZE:=16384}"
 : "${LOGGING_PER_STEP:=5}"
-: "${SAVE_CHECKPOINT_PER_STEP:=50}"
+: "${SAVE_CHECKPOINT_PER_STEP:=500}"
 : "${SEED:=19260817}"
 
 cd "$(dirname "$0")/.."

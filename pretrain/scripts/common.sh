@@ -2,7 +2,7 @@
 #   PYTHON   the interpreter                                         (python)
 #   NPROC    processes on this node, one a GPU                       (1)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes, as torchrun names them   (1 0 127.0.0.1 29500)
-# More than one process in all: torchrun. Otherwise plain Python, which uses the one GPU or the CPU.
+# More than one process in all: torchrun (launch.py). Otherwise plain Python, which uses the one GPU or the CPU.
 : "${PYTHON:=python}"
 : "${NPROC:=1}"
 : "${NNODES:=1}"
@@ -17,14 +17,17 @@ run() {
   "$@"
 }
 
-# launch <script> <flags …>: run a training script on every process.
+# launch <script> <flags …>: become a training script on every process, so that a signal reaches it and its exit status is the script's:
+#   0   done        2   one line says what is wrong
+#   75  SIGTERM ended it (a cluster takes the node back), with a checkpoint: run the same command again to go on        130  Ctrl-C, likewise
 launch() {
+  local command=("$PYTHON" "$@")
   if (( NPROC * NNODES > 1 )); then
-    run "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC" \
-      --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@"
-  else
-    run "$PYTHON" "$@"
+    command=("$PYTHON" launch.py --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$NPROC"
+      --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" "$@")
   fi
+  printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
+  exec "${command[@]}"
 }
 
 # train_flags: the variables that every training script shares, as flags of train.py, in the array FLAGS.

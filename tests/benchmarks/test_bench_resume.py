@@ -12,15 +12,16 @@ from benchmarks import journal
 from benchmarks.backends.hf import HfBackend
 from benchmarks.evaluate import main
 from benchmarks.journal import Journal, work_keys
-from onerec.errors import InputError
+from onerec.errors import STOPPED, InputError
 
 FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "700", "--device", "cpu",
          "--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.9"]  # fmt: skip
 
-# The evaluation in a process of its own, which is killed (SIGKILL) inside its tenth write of results.
+# The evaluation in a process of its own, which sends itself a signal inside its tenth write of results.
 KILLED = """
-import os, signal, sys
+import os, sys
 from benchmarks import evaluate, journal
+from onerec.errors import cli
 write, calls = journal.Phase.write, []
 def killing(self, entries):
     write(self, entries)
@@ -28,9 +29,9 @@ def killing(self, entries):
     if len(calls) == 10:
         self._file.write(b'{"key": "cut o')
         self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(sys.argv[1]))
 journal.Phase.write = killing
-evaluate.main(sys.argv[1:])
+cli(lambda: evaluate.main(sys.argv[2:]))()
 """
 
 
@@ -46,14 +47,26 @@ def files_of(output):
     return metrics, {path.name: path.read_bytes() for path in folder.glob("predictions_*.jsonl")}
 
 
+def signalled(sent, arguments):
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(int(sent)), *arguments],
+        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_a_run_that_gets_sigterm_keeps_what_it_has_and_says_go_on(tiny_checkpoint, tiny_data, tmp_path):
+    child = signalled(signal.SIGTERM, argv(tiny_checkpoint, tiny_data, tmp_path))
+    assert child.returncode == STOPPED, child.stderr.decode()
+    assert child.stderr.decode().splitlines()[-1].startswith("interrupted by SIGTERM: finished outputs stay")
+    kept = [path.read_bytes() for path in (tmp_path / "results_x/progress").iterdir()]
+    assert sum(text.count(b"\n") for text in kept) >= 10
+
+
 def test_a_killed_run_goes_on_to_the_same_metrics_and_predictions(
     tiny_checkpoint, tiny_data, tmp_path, monkeypatch, capfd
 ):
     main(argv(tiny_checkpoint, tiny_data, tmp_path / "whole"))
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, *argv(tiny_checkpoint, tiny_data, tmp_path / "killed")],
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    child = signalled(signal.SIGKILL, argv(tiny_checkpoint, tiny_data, tmp_path / "killed"))
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     folder = tmp_path / "killed" / "results_x"
     phases = {path.stem: path.read_bytes().splitlines() for path in (folder / "progress").iterdir()}

@@ -6,6 +6,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,22 @@ def test_openonerecs_own_call_works_word_for_word(checkpoint, data, tmp_path, su
     assert value["data"]["version"] == "v1.0" and value["tasks"]["label_pred"]["samples"] == 4
     assert value["config"]["data_dir"] == f"../raw_data/onerec_data/benchmark_data{subfolder and '/v1.0'}"
     assert (root / "benchmarks/auto_eval_logs/v1.0/results_1.7B.log").is_file()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_eval_script_passes_a_signal_on_and_waits_for_what_it_ends_with(tmp_path, sent):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/bash\ntrap 'echo ended; exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n"
+    )
+    python.chmod(0o755)
+    with subprocess.Popen(
+        ["bash", str(ROOT / "benchmarks" / "eval_script.sh"), "model", "mine", "false"],
+        env={**os.environ, "PYTHON": str(python), "BENCHMARK_BASE_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE, text=True,
+    ) as script:  # fmt: skip
+        assert "begun\n" in iter(script.stdout.readline, "")
+        script.send_signal(sent)
+        assert script.stdout.read() == "ended\n"  # and nobody holds the pipe any more
+    assert script.returncode == 75
+    assert (tmp_path / "auto_eval_logs" / "v1.0" / "mine.log").read_text().splitlines()[-1] == "ended"

@@ -3,11 +3,14 @@
     torchrun --nproc_per_node 2 sharded_runs.py runs.json
 
 ``runs.json``: a list of ``{"argv": […], "kill_at": step or null}``; a killed run ends, on every process, before that step.
+``"signal_at": step``: the last process gets SIGTERM within that step. ``"status"``: what the run is to return.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -30,14 +33,20 @@ def main(path: str) -> None:
     train.leave_together = lambda trainer: dist.barrier()  # the processes stay
     for run in json.loads(Path(path).read_text()):
 
-        def step(self, *args, kill_at=run["kill_at"], **kwargs):
-            if self.state.global_step == kill_at:
+        def step(self, *args, run=run, **kwargs):
+            if self.state.global_step == run["kill_at"]:
                 raise Killed
+            if (
+                self.state.global_step + 1 == run.get("signal_at")
+                and dist.get_rank() == dist.get_world_size() - 1
+            ):
+                os.kill(os.getpid(), signal.SIGTERM)
             return original(self, *args, **kwargs)
 
         PackedTrainer.training_step = step
         try:
-            train.main(run["argv"])
+            status = train.main(run["argv"])
+            assert status == run.get("status", 0), (run, status)
         except Killed:
             dist.barrier()
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,7 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
         "examples/pretrain_stg2.sh", cwd=tmp_path, NPROC="8", NNODES="2", NODE_RANK="1", MASTER_ADDR="head"
     )
     for flag in (
-        "torch.distributed.run",
-        "--nnodes 2",
+        "launch.py --nnodes 2",
         "--node_rank 1",
         "--nproc_per_node 8",
         "--master_addr head",
@@ -111,27 +111,69 @@ def test_the_example_configs_are_valid(config):
     assert load_config(config).sources
 
 
+def slurm(folder: Path, **commands: str) -> dict[str, str]:
+    """Stand-ins for SLURM's commands in ``folder``, and a job's variables."""
+    (folder / "bin").mkdir()
+    commands = {"scontrol": "[ $1 = requeue ] && echo requeued $2 || printf 'node7\\nnode8\\n'", "squeue": "echo RUNNING"} | commands  # fmt: skip
+    for name, text in commands.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "123", "SLURM_SUBMIT_DIR": str(STAGE),
+    }  # fmt: skip
+
+
 def test_a_slurm_job_starts_one_torchrun_a_node_with_its_own_rank(tmp_path):
-    """With stand-ins for SLURM's commands: srun runs its command once a node."""
-    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'node7\\nnode8\\n'\n")
-    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nfor i in 0 1; do SLURM_NODEID=$i "$@"; done\n')
-    for name in ("scontrol", "srun"):
-        (tmp_path / name).chmod(0o755)
-    out = printed(
-        "examples/slurm.sh",
-        str(STAGE / "examples" / "pretrain_stg2.sh"),
-        "--keep_checkpoints",
-        "7",
-        cwd=tmp_path,
-        PATH=f"{tmp_path}:{os.environ['PATH']}",
-        SLURM_NNODES="2",
-        SLURM_GPUS_ON_NODE="8",
-        SLURM_JOB_NODELIST="node[7-8]",
-        SLURM_JOB_ID="123",
-        SLURM_SUBMIT_DIR=str(STAGE),
-    )
+    """srun runs its command once a node."""
+    job = slurm(tmp_path, srun='shift\nfor i in 0 1; do SLURM_NODEID=$i "$@"; done')
+    script = str(STAGE / "examples" / "pretrain_stg2.sh")
+    out = printed("examples/slurm.sh", script, "--keep_checkpoints", "7", cwd=tmp_path, **job)
     runs = [line for line in out.splitlines() if line.startswith("+")]
     assert len(runs) == 2
     for rank, line in enumerate(runs):
         for flag in (f"--node_rank {rank}", "--nnodes 2", "--nproc_per_node 8", "--master_addr node7", "--master_port 20123", "--keep_checkpoints 7"):  # fmt: skip
             assert flag in line
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "queued"),
+    [(75, "RUNNING", True), (75, "COMPLETING", False), (2, "RUNNING", False), (137, "RUNNING", False), (0, "RUNNING", False)],
+)  # fmt: skip
+def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(tmp_path, status, state, queued):
+    job = slurm(tmp_path, srun=f"exit {status}", squeue=f"echo {state}")
+    done = subprocess.run(
+        ["bash", str(STAGE / "examples/slurm.sh"), "x.sh"],
+        env=os.environ | job,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status and ("requeued 123" in done.stdout) == queued, done
+
+
+def test_a_slurm_job_passes_the_signal_before_its_end_to_its_steps(tmp_path):
+    """Where the first node's end has the others killed, too, the job goes back into the queue."""
+    steps = "trap 'echo stopped; exit 137' USR1; echo $$ > pid; echo begun; while :; do sleep 0.1; done"
+    job = slurm(tmp_path, srun=steps, scancel='[ "$*" = "--signal=TERM 123" ] && kill -USR1 $(cat pid)')
+    with subprocess.Popen(
+        ["bash", str(STAGE / "examples/slurm.sh"), "x.sh"],
+        env=os.environ | job | {"SLURM_SUBMIT_DIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        assert run.stdout.readline() == "begun\n"
+        run.terminate()
+        assert run.stdout.read().splitlines()[-1] == "requeued 123"
+    assert run.returncode == 137
+
+
+def test_the_status_of_several_processes_is_that_of_the_one_that_failed(tmp_path):
+    from pretrain.launch import status_of
+
+    assert status_of([75, 75]) == status_of([-15, 75]) == 75
+    assert status_of([75, 2, 1]) == 2 and status_of([-9, -15]) == 137
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, sys, threading\nsys.exit(2) if os.environ['RANK'] == '1' else threading.Event().wait(100)"
+    )
+    command = [sys.executable, str(STAGE / "launch.py"), "--standalone", "--nproc_per_node", "2", str(worker)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from onerec.errors import InputError
+from onerec.errors import STOPPED, InputError
 from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
+from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.sharding import Fsdp, choose
 from pretrain.train import main
@@ -31,6 +32,9 @@ EVERY = ["fsdp2", *(pytest.param(name, marks=needs_deepspeed) for name in ZERO)]
 
 def sharded(name: str) -> list[str]:
     return ["--fsdp" if name == "fsdp2" else "--deepspeed", str(STAGE / "examples" / f"{name}.json")]
+
+
+WAYS_THAT_STOP = {"ddp": [], "shards": sharded("fsdp2")}
 
 
 def torchrun(processes: int, script: Path, *args: str) -> None:
@@ -57,6 +61,12 @@ def runs(world, tmp_path_factory) -> Path:
     main(argv(world, root / "one", *two_rows))
     main(argv(world, root / "one_stage1", *two_rows, *frozen, model="untied_itemic"))
     plan = [{"argv": gradient_run(world, root, 2), "kill_at": None}]
+    # Before DeepSpeed, which leaves its marks on a process.
+    for name, flags in WAYS_THAT_STOP.items():
+        plan.append({"argv": argv(world, root / f"{name}_whole", *flags), "kill_at": None})
+        stopped = argv(world, root / f"{name}_stopped", *flags)
+        plan.append({"argv": stopped, "kill_at": None, "signal_at": 4, "status": STOPPED})
+        plan.append({"argv": [*stopped, *RESUME], "kill_at": None})
     for name in ["fsdp2", *(ZERO if DEEPSPEED else [])]:
         flags = [*sharded(name), *validated]
         plan.append({"argv": argv(world, root / name, *flags), "kill_at": 5})
@@ -113,6 +123,15 @@ def test_shards_train_as_one_process_and_resume_to_the_same_curve(runs, name):
     one = weights(runs / "one/hf")
     for key, tensor in weights(runs / f"{name}/hf").items():
         torch.testing.assert_close(tensor, one[key], rtol=1e-3, atol=1e-3, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WAYS_THAT_STOP)
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_go_on_to_the_same_bytes(runs, name):
+    stopped, whole = runs / f"{name}_stopped", runs / f"{name}_whole"
+    assert [step for step, _ in whole_checkpoints(stopped)] == [4, 6]
+    assert curve(stopped) == curve(whole)
+    assert (stopped / "hf/model.safetensors").read_bytes() == (whole / "hf/model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

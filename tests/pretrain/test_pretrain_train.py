@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from onerec.errors import InputError
+from onerec.errors import STOPPED, InputError, Stopped
 from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
 from pretrain.checkpoint import whole_checkpoints
@@ -123,6 +125,43 @@ def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monke
     main([*argv(world, output), "--resume_from", "auto", "--resume_training_state", "--num_workers", "2"])
     assert curve(output) == curve(full_run)
     assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_bytes(
+    world, full_run, tmp_path, monkeypatch, capsys, sent, status
+):
+    output, before = tmp_path / "out", (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+    def step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), sent)
+        return original(self, *args, **kwargs)
+
+    original = PackedTrainer.training_step
+    monkeypatch.setattr(PackedTrainer, "training_step", step)
+    assert main(argv(world, output)) == status
+    assert "at step 5 of 6, checkpoint written; run the same command again" in capsys.readouterr().out
+    assert [step for step, _ in whole_checkpoints(output)] == [3, 5] and not (output / "hf").exists()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"]) == 0
+    assert curve(output) == curve(full_run)
+    assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(world, tmp_path, monkeypatch):
+    def finish(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    original = PackedTrainer._finalize_training
+    monkeypatch.setattr(PackedTrainer, "_finalize_training", finish)
+    flags = [*argv(world, tmp_path / "out"), "--num_training_steps", "1"]
+    with pytest.raises(Stopped):
+        main(flags)
+    monkeypatch.undo()
+    assert main([*flags, "--resume_from", "auto", "--resume_training_state"]) == 0
+    assert (tmp_path / "out/hf/config.json").is_file()
 
 
 def test_a_finished_run_resumed_changes_nothing(world, full_run):
@@ -339,3 +378,45 @@ def test_a_process_killed_within_a_save_leaves_the_checkpoint_before(world, full
     main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"])
     assert curve(output) == curve(full_run)
     assert not list(output.glob(".step*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tmp_path, processes):
+    """The signal goes to the shell script's process, as SLURM sends it."""
+    psutil = pytest.importorskip("psutil")
+    output, script = (
+        tmp_path / "out",
+        Path(__file__).resolve().parents[2] / "pretrain/examples/pretrain_stg2.sh",
+    )
+    variables = {
+        "MODEL_DIR": world / "base_itemic", "OUTPUT_DIR": output, "DATASET_CONFIG": world / "config.json",
+        "NUM_TRAINING_STEPS": 5000, "LOGGING_PER_STEP": 1, "NPROC": processes, "MASTER_PORT": free_port(),
+        "PYTHON": sys.executable, "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    with subprocess.Popen(
+        ["bash", str(script)], env=os.environ | {name: str(value) for name, value in variables.items()},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as run:  # fmt: skip
+        before = []
+        for line in run.stdout:
+            before.append(line)
+            if "step 2/" in line:
+                break
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGTERM)
+        after = run.stdout.read()
+    assert run.returncode == STOPPED, "".join(before) + after
+    step = int(
+        re.search(r"stopped by SIGTERM at step (\d+) of 5000, checkpoint written; run the same", after)[1]
+    )
+    assert [found for found, _ in whole_checkpoints(output)] == [step]
+    assert len(children) >= (2 if processes == "2" else 0)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -1,0 +1,55 @@
+"""SIGTERM (a cluster takes the node back), SIGHUP and Ctrl-C end a training after the running step, with a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from types import TracebackType
+from typing import Any
+
+import torch
+from transformers.trainer_callback import TrainerCallback
+
+from onerec.errors import STOP_SIGNALS, Stopped, signals_to, stop_status
+
+
+class StopAfterStep(TrainerCallback):
+    """While the block runs, a signal asks for the end of the training; ``status`` is then the exit status, else 0.
+
+    The processes of a run agree at every step's end, as a signal may reach one of them a step later than the others. A second
+    Ctrl-C ends the program where it stands.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.status = 0
+        self._trainer = trainer
+        self._asked = 0
+        self._signals: contextlib.AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> StopAfterStep:
+        self._trainer.add_callback(self)
+        self._signals = signals_to(self._note, (*STOP_SIGNALS, signal.SIGINT))
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self._signals.__exit__(None, None, None)
+        if error is None and self._asked and not self.status:  # it came when no step was left
+            raise (
+                KeyboardInterrupt
+                if self._asked == signal.SIGINT
+                else Stopped(signal.Signals(self._asked).name)
+            )
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = self._asked or number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer."""
+        asked = [float(bool(self._asked)), float(self._asked == signal.SIGINT)]
+        some, interrupts = self._trainer.reduce(torch.tensor(asked)).tolist()
+        if some:
+            self.status = stop_status(signal.SIGINT if interrupts else signal.SIGTERM)
+            control.should_save = control.should_training_stop = True
