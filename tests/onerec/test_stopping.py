@@ -47,13 +47,16 @@ def begun(tmp_path):
         [sys.executable, str(tmp_path / "script.py"), str(output)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)},
     ) as run:  # fmt: skip
-        assert run.stdout.readline().startswith("begun"), run.communicate()
-        children = psutil.Process(run.pid).children(recursive=True)
-        yield run, children, output
-        run.kill()
-        for child in children:
-            if child.is_running():
-                child.kill()
+        children = []
+        try:
+            assert any(line.startswith("begun") for line in run.stdout)
+            children = psutil.Process(run.pid).children(recursive=True)
+            yield run, children, output
+        finally:
+            run.kill()
+            for child in children:
+                if child.is_running():
+                    child.kill()
 
 
 @pytest.mark.parametrize(
