@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.backends import device_of
 from benchmarks.catalogues import SEQUENCES, load_catalogue, sids_of
@@ -40,7 +42,7 @@ UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of t
 def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Training:
     """(history, targets) of the training users of a task."""
     table = read_table(folder / SEQUENCES, ["uid", "task", "history_pid", "target_pid"], allow_empty=True)
-    rows = [row for row in table.to_pylist() if row["task"] == task]
+    rows = table.filter(pc.field("task") == task).to_pylist()
     pairs = [(row["history_pid"] or [], row["target_pid"] or []) for row in rows]
     if not pairs:
         raise InputError(

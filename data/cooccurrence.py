@@ -4,14 +4,14 @@
 
 Pairs are items of one training user (split 0) at most --window places apart, nearer ones counting more (1 / distance);
 test and validation rows are never read. After Levy and Goldberg, NIPS 2014 (PMI as what skip-gram factorises), with
-the context distribution smoothed by the power 0.75 (Levy, Goldberg and Dagan, TACL 2015). An item that no training
-user watched gets no row; tokenizer/embed_items.py --concat joins these to the embeddings of the text.
+the context distribution smoothed by the power 0.75 (Levy, Goldberg and Dagan, TACL 2015). Of each item's row the 4,096
+largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins these to
+the embeddings of the text.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,8 +26,12 @@ from data.onerec_data.users import Users
 from onerec.errors import InputError, cli
 from onerec.parquet import write_table
 from onerec.run import Manifest, progress
+from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
 SMOOTHING = 0.75
+KEPT = (
+    4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
+)
 _DOMAINS = ("video", "ad", "goods")
 
 
@@ -44,39 +48,81 @@ def sequences(users: Users, layout: Layout, domain: str) -> Iterator[np.ndarray]
             yield items[items != NO_PID]
 
 
-def pair_counts(items: Sequence[np.ndarray], window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows, columns, weights) of the pairs at most ``window`` places apart, one direction; 1 / distance each."""
-    rows, columns, weights = [], [], []
-    for distance in range(1, window + 1):
-        for sequence in items:
-            rows.append(sequence[:-distance])
-            columns.append(sequence[distance:])
-            weights.append(np.full(max(len(sequence) - distance, 0), 1 / distance))
-    return tuple(np.concatenate(part) if part else np.empty(0, np.int64) for part in (rows, columns, weights))
+class Pairs:
+    """How often items stand at most ``window`` places apart, nearer ones counting more: 1 / distance, in both directions.
+
+    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the sequences.
+    """
+
+    def __init__(self, items: np.ndarray, lengths: Sequence[int], n: int, window: int) -> None:
+        self.items, self.n, self.window = items.astype(np.int32), n, window
+        self._owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        self._places = np.argsort(self.items, kind="stable")
+        self.times = np.bincount(self.items, minlength=n)
+        self._begin = np.concatenate([[0], np.cumsum(self.times)])
+
+    def margin(self) -> np.ndarray:
+        """The sums of all rows, float64 [n]."""
+        total = np.zeros(self.n)
+        for distance in range(1, self.window + 1):
+            same = self._owner[:-distance] == self._owner[distance:]
+            for side in (self.items[:-distance], self.items[distance:]):
+                total += np.bincount(side[same], minlength=self.n) / distance
+        return total
+
+    def rows(self, first: int, last: int):
+        """The rows of the items from ``first`` to ``last`` − 1, sparse float64 [last − first, n]."""
+        import scipy.sparse as sparse
+
+        places = self._places[self._begin[first] : self._begin[last]]
+        rows, columns, weights = [], [], []
+        for distance in range(1, self.window + 1):
+            for step in (distance, -distance):
+                other = places + step
+                near = (other >= 0) & (other < len(self.items))
+                near[near] = self._owner[other[near]] == self._owner[places[near]]
+                rows.append(self.items[places[near]] - first)
+                columns.append(self.items[other[near]])
+                weights.append(np.full(near.sum(), 1 / distance))
+        parts = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
+        return sparse.coo_matrix(parts, shape=(last - first, self.n)).tocsr()
 
 
-def ppmi_svd(counts, dim: int, seed: int) -> np.ndarray:
-    """Embeddings float32 [n, dim], unit length, of a symmetric sparse matrix of counts [n, n]."""
+def ppmi(pairs: Pairs, most: int = KEPT):
+    """Positive pointwise mutual information of ``pairs``, sparse [n, n]; of a row at most the ``most`` largest values.
+
+    Made for a block of items at a time (`onerec.sparse`), so that the counts are never held together.
+    """
     import scipy.sparse as sparse
+
+    margin = pairs.margin()
+    total, context = margin.sum(), margin**SMOOTHING
+    context /= context.sum()
+    parts = []
+    blocks = row_blocks(pairs.times * 2 * pairs.window, BLOCK)
+    for first, last in progress(blocks, "pairs", pairs.n, "item", size=lambda block: block[1] - block[0]):
+        counts = pairs.rows(first, last)
+        own = np.repeat(margin[first:last] / total, np.diff(counts.indptr))
+        values = np.log(counts.data / total / (own * context[counts.indices]))
+        block = sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
+        parts.append(best_of_rows(block, most))
+    matrix = sparse.vstack(parts, format="csr")
+    matrix.sort_indices()
+    return matrix
+
+
+def embed(matrix, dim: int, seed: int) -> np.ndarray:
+    """Embeddings float32 [n, dim], unit length: the rows of a sparse matrix [n, n] by truncated SVD."""
     from sklearn.decomposition import TruncatedSVD
 
-    total = counts.sum()
-    margin = np.asarray(counts.sum(axis=0)).ravel()
-    context = margin**SMOOTHING
-    context /= context.sum()
-    matrix = counts.tocoo()
-    pmi = np.log(matrix.data / total / (margin[matrix.row] / total * context[matrix.col]))
-    positive = sparse.coo_matrix((np.maximum(pmi, 0), (matrix.row, matrix.col)), shape=counts.shape).tocsr()
-    rank = min(dim, counts.shape[0] - 1)
-    vectors = TruncatedSVD(rank, n_iter=10, random_state=seed).fit_transform(positive)
+    rank = min(dim, matrix.shape[0] - 1)
+    vectors = TruncatedSVD(rank, n_iter=10, random_state=seed).fit_transform(matrix)
     vectors = np.pad(vectors, ((0, 0), (0, dim - rank)))
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    import scipy.sparse as sparse
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,13 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     pids, places = np.unique(np.concatenate(found) if found else np.empty(0, np.int64), return_inverse=True)
     if len(pids) < 3:
         raise InputError(args.input, f"has {len(pids)} items in its training rows", "at least three")
-    ends = np.cumsum([0, *map(len, found)])
-    indexed = [places[a:b] for a, b in itertools.pairwise(ends)]
-    rows, columns, weights = pair_counts(list(progress(indexed, "pairs", unit="user")), args.window)
-    if not len(rows):
+    pairs = Pairs(places, list(map(len, found)), len(pids), args.window)
+    if not pairs.margin().any():
         raise InputError(args.input, "has no two items in one training row", "histories of two items or more")
-    one_way = sparse.coo_matrix((weights, (rows, columns)), shape=(len(pids), len(pids))).tocsr()
-    vectors = ppmi_svd(one_way + one_way.T, args.dim, args.seed)
+    vectors = embed(ppmi(pairs), args.dim, args.seed)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.dim)
     write_table(args.output_path, pa.table({"pid": pa.array(pids), "embedding": lists}))
     manifest.input(args.input, users.rows)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from benchmarks.recommenders.base import Options, Training, first_unskipped
+from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
 WINDOW = 5  # transitions count the items that follow within this many positions
 NEIGHBOURS = 100
@@ -33,15 +35,19 @@ class Popularity:
 
 
 class Cooccurrence:
-    """Last-item transitions: what followed the user's last item within `WINDOW` positions in training, then popularity."""
+    """Last-item transitions: what followed the user's last item within `WINDOW` positions in training, then popularity.
+
+    The pairs are not counted beforehand, they would be `WINDOW` times the data: kept is where each item stands, and what stands
+    behind it is counted when it is somebody's last.
+    """
 
     def __init__(self, training: Training, options: Options | None = None) -> None:
         self.popularity = Popularity(training)
-        self.follows: dict[int, Counter[int]] = defaultdict(Counter)
-        for history, targets in training.sequences:
-            items = [*history, *targets]
-            for place, pid in enumerate(items):
-                self.follows[pid].update(items[place + 1 : place + 1 + WINDOW])
+        lengths = [len(history) + len(targets) for history, targets in training.sequences]
+        self.items = _flat(training)
+        self.end = np.repeat(np.cumsum(lengths), lengths)  # of every place, where its sequence ends
+        self.places = np.argsort(self.items, kind="stable")
+        self.sorted = self.items[self.places]
 
     def rank(
         self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
@@ -49,11 +55,19 @@ class Cooccurrence:
         return [self._rank(history, n, s) for history, s in zip(histories, skip, strict=True)]
 
     def _rank(self, history: list[int], n: int, skip: Collection[int]) -> list[int]:
-        after = self.follows.get(history[-1], Counter()) if history else Counter()
-        counts = self.popularity.counts
-        first = sorted(after, key=lambda pid: (-after[pid], -counts[pid], pid))
+        first = self._after(history[-1]) if history else []
+        after = set(first)
         rest = (pid for pid in self.popularity.order if pid not in after)
         return first_unskipped(itertools.chain(first, rest), n, skip)
+
+    def _after(self, pid: int) -> list[int]:
+        """What followed ``pid``: most often first, then the most popular, then the smaller id."""
+        begin, end = np.searchsorted(self.sorted, [pid, pid + 1])
+        places = self.places[begin:end]
+        behind = places[:, None] + np.arange(1, WINDOW + 1)
+        items, counts = np.unique(self.items[behind[behind < self.end[places][:, None]]], return_counts=True)
+        popularity = np.array([self.popularity.counts[pid] for pid in items.tolist()], np.int64)
+        return items[np.lexsort((items, -popularity, -counts))].tolist()
 
 
 class ItemKnn:
@@ -63,23 +77,10 @@ class ItemKnn:
     """
 
     def __init__(self, training: Training, options: Options | None = None) -> None:
-        from scipy import sparse
-
         self.popularity = Popularity(training)
-        self.items = training.items()
+        self.similar, items = nearest(training, NEIGHBOURS)
+        self.items = items.tolist()
         self.row = {pid: i for i, pid in enumerate(self.items)}
-        users = {user: i for i, user in enumerate(dict.fromkeys(training.users))}
-        pairs = {
-            (users[user], self.row[pid])
-            for user, (history, targets) in zip(training.users, training.sequences, strict=True)
-            for pid in (*history, *targets)
-        }
-        rows, columns = np.array(sorted(pairs)).reshape(-1, 2).T
-        taken = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(users), len(self.items)))
-        norm = sparse.diags(1 / np.sqrt(np.asarray(taken.sum(0)).ravel()))
-        similar = (norm @ (taken.T @ taken) @ norm).tocsr()
-        similar.setdiag(0)
-        self.similar = _keep_nearest(similar, NEIGHBOURS)
         counts = self.popularity.counts
         # Popularity below the smallest similarity, so that it only breaks ties and fills up.
         self.tie = (
@@ -98,17 +99,35 @@ class ItemKnn:
         return found
 
 
-def _keep_nearest(similar, n: int):
-    """Only the ``n`` largest values of every row of a sparse matrix."""
+def _flat(training: Training) -> np.ndarray:
+    """The items of all sequences, one behind the other, int64."""
+    pids = (pid for history, targets in training.sequences for pid in itertools.chain(history, targets))
+    return np.fromiter(pids, np.int64)
+
+
+def nearest(training: Training, n: int) -> tuple[Any, np.ndarray]:
+    """(cosines of each item to its ``n`` nearest, sparse [items, items], 0 to itself; the items' ids, rising).
+
+    The products of an item with all others are made for a block of items at a time (`onerec.sparse`) and never held together:
+    400 users with 300 of 200,000 items have 36 million.
+    """
     from scipy import sparse
 
-    data, columns, ends = [], [], [0]
-    for row in range(similar.shape[0]):
-        span = slice(similar.indptr[row], similar.indptr[row + 1])
-        values, places = similar.data[span], similar.indices[span]
-        best = np.lexsort((places, -values))[:n]
-        best = best[values[best] > 0]
-        data.append(values[best])
-        columns.append(places[best])
-        ends.append(ends[-1] + len(best))
-    return sparse.csr_matrix((np.concatenate(data), np.concatenate(columns), ends), shape=similar.shape)
+    users = {user: i for i, user in enumerate(dict.fromkeys(training.users))}
+    items, columns = np.unique(_flat(training), return_inverse=True)
+    lengths = [len(history) + len(targets) for history, targets in training.sequences]
+    rows = np.repeat([users[user] for user in training.users], lengths)
+    taken = sparse.csr_matrix((np.ones(len(rows), np.int32), (rows, columns)), shape=(len(users), len(items)))
+    taken.sum_duplicates()
+    taken.data[:] = 1
+    takers = taken.T.tocsr()
+    norm = 1 / np.sqrt(np.diff(takers.indptr))
+    parts = []
+    for first, last in row_blocks(takers @ np.diff(taken.indptr).astype(np.int64), BLOCK):
+        block = (takers[first:last] @ taken).tocsr()
+        own = np.repeat(np.arange(first, last), np.diff(block.indptr))
+        cosine = norm[own] * block.data * norm[block.indices]
+        cosine[block.indices == own] = 0
+        block = sparse.csr_matrix((cosine, block.indices, block.indptr), shape=block.shape)
+        parts.append(best_of_rows(block, n))
+    return sparse.vstack(parts, format="csr"), items

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter, defaultdict
 
 import numpy as np
 import pyarrow as pa
@@ -9,15 +10,16 @@ import pytest
 
 from benchmarks import baselines
 from benchmarks.crosscheck import sasrec
-from benchmarks.recommenders import RECOMMENDERS
+from benchmarks.recommenders import RECOMMENDERS, counting
 from benchmarks.recommenders.base import Options, Training
-from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity
+from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity, nearest
 from benchmarks.recommenders.sequential import _windows
 from benchmarks.results import load_predictions
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
+from onerec.sparse import best_of_rows
 
 SPEC = SidSpec((8, 8, 8))
 SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
@@ -66,6 +68,58 @@ def test_item_neighbours_by_hand():
     assert ranked(knn, [[1]])[0][:2] == [2, 3] and ranked(knn, [[1]], 1, [{2}]) == [[3]]
 
 
+def random_training(seed):
+    """Sequences of few items, so that counts and cosines tie; some users have several, some items come twice."""
+    rng = np.random.default_rng(seed)
+    draw = [(rng.integers(0, 40, rng.integers(0, 9)) * 3, rng.integers(0, 40, rng.integers(1, 4)) * 3) for _ in range(60)]  # fmt: skip
+    users = rng.integers(0, 40, 60).tolist()
+    return Training([(h.tolist(), t.tolist()) for h, t in draw], users=users)
+
+
+@pytest.mark.parametrize("block", [1, 50, 1 << 22])
+def test_item_neighbours_by_blocks_are_those_of_the_whole_matrix(monkeypatch, block):
+    """And no block is larger than it may be, but for a single row."""
+    held = []
+
+    def best(matrix, n):
+        held.append(matrix.shape[0] == 1 or matrix.nnz <= block)
+        return best_of_rows(matrix, n)
+
+    monkeypatch.setattr(counting, "BLOCK", block)
+    monkeypatch.setattr(counting, "best_of_rows", best)
+    for seed, kept in ((0, 3), (1, 100)):
+        training = random_training(seed)
+        similar, items = nearest(training, kept)
+        assert items.tolist() == training.items()
+        taken = np.zeros((max(training.users) + 1, len(items)))
+        for user, (history, targets) in zip(training.users, training.sequences, strict=True):
+            taken[user, np.searchsorted(items, [*history, *targets])] = 1
+        norm = 1 / np.sqrt(taken.sum(0))
+        cosine = norm[:, None] * (taken.T @ taken) * norm
+        np.fill_diagonal(cosine, 0)
+        order = np.lexsort((np.broadcast_to(np.arange(len(items)), cosine.shape), -cosine))[:, :kept]
+        expected = np.zeros_like(cosine)
+        np.put_along_axis(expected, order, np.take_along_axis(cosine, order, 1), 1)
+        np.testing.assert_array_equal(similar.toarray(), expected)
+    assert all(held) and (len(held) == 2) == (block == 1 << 22)
+
+
+def test_transitions_are_those_of_counting_all_pairs():
+    for seed in range(3):
+        training = random_training(seed)
+        follows = defaultdict(Counter)
+        for history, targets in training.sequences:
+            items = [*history, *targets]
+            for place, pid in enumerate(items):
+                follows[pid].update(items[place + 1 : place + 6])
+        popular = training.target_counts()
+        learnt = Cooccurrence(training)
+        for last in range(-1, 121):
+            first = sorted(follows[last], key=lambda pid: (-follows[last][pid], -popular[pid], pid))
+            rest = [pid for pid in sorted(popular, key=lambda pid: (-popular[pid], pid)) if pid not in first]
+            assert ranked(learnt, [[7, last]], 50, [{6, 9}]) == [[p for p in first + rest if p not in (6, 9)]]
+
+
 def test_a_users_sequence_that_begins_a_longer_one_is_learnt_once():
     training = Training([([1], [2]), ([1, 2], [3]), ([1], [2])], users=["a", "a", "b"])
     assert training.whole() == [[1, 2, 3], [1, 2]]
@@ -82,15 +136,16 @@ def test_windows_predict_every_item_once_and_behind_a_long_history():
     assert list(_windows([7], 4)) == []
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "tiger"])
-def test_what_is_trained_learns_a_rule_and_the_same_seed_gives_the_same_ranking(name):
+# At 1e-2 it is chance, by seed and machine, whether tiger learns; at 3e-3 it always did (seeds 0, 1 and 2).
+@pytest.mark.parametrize(("name", "lr"), [("sasrec", 1e-2), ("gru4rec", 1e-2), ("tiger", 3e-3)])
+def test_what_is_trained_learns_a_rule_and_the_same_seed_gives_the_same_ranking(name, lr):
     # Item i is followed by i + 1 modulo 40, which no count of targets says.
     starts = np.random.default_rng(0).integers(0, 40, 200)
     sequences = [([(s + i) % 40 for i in range(5)], [(s + 5) % 40]) for s in starts.tolist()]
     index = ItemIndex(np.arange(40), np.array([[p % 8, p // 8, 0] for p in range(40)], np.int32), SPEC)
     training = Training(sequences, index)
     options = Options(
-        epochs=12, patience=12, lr=1e-2, dim=32, dropout=0.0, tiger_dim=32, tiger_layers=2, batch_size=16
+        epochs=12, patience=12, lr=lr, dim=32, dropout=0.0, tiger_dim=32, tiger_layers=2, batch_size=16
     )
     learnt = RECOMMENDERS[name](training, options)
     assert [r[0] for r in ranked(learnt, [[3, 4, 5], [38, 39]])] == [6, 0]

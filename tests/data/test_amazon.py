@@ -1,6 +1,7 @@
 """The Amazon 2014 adapter, leave-one-out with windows, and embeddings from co-occurrence."""
 
 import gzip
+import itertools
 import json
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from data.adapters.amazon2014 import main as amazon
 from data.adapters.leave_one_out import split_rows
+from data.cooccurrence import SMOOTHING, Pairs, ppmi
 from data.cooccurrence import main as cooccurrence
-from data.cooccurrence import pair_counts
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from tokenizer.embed_items import main as embed
@@ -164,9 +165,32 @@ def test_beauty_has_the_numbers_that_the_papers_state(tmp_path, capsys, shared_d
 
 
 def test_pairs_count_by_distance():
-    rows, columns, weights = pair_counts([np.array([0, 1, 2])], window=2)
-    found = {(int(a), int(b)): w for a, b, w in zip(rows, columns, weights, strict=True)}
-    assert found == {(0, 1): 1.0, (1, 2): 1.0, (0, 2): 0.5}
+    pairs = Pairs(np.array([0, 1, 2, 2, 0]), [3, 2], n=3, window=2)  # 0 1 2, and 2 0
+    counts = [[0, 1, 1.5], [1, 0, 1], [1.5, 1, 0]]
+    assert (
+        pairs.rows(0, 3).toarray().tolist() == counts and pairs.rows(1, 2).toarray().tolist() == counts[1:2]
+    )
+    assert pairs.margin().tolist() == [2.5, 2, 2.5]
+
+
+@pytest.mark.parametrize("block", [1, 100, 1 << 22])
+def test_mutual_information_by_blocks_is_that_of_the_whole_matrix(monkeypatch, block):
+    monkeypatch.setattr("data.cooccurrence.BLOCK", block)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 12, 50)
+    items, owner = rng.integers(0, 30, lengths.sum()), np.repeat(np.arange(50), lengths)
+    counts = np.zeros((30, 30))
+    for a, b in itertools.permutations(range(len(items)), 2):
+        if owner[a] == owner[b] and abs(a - b) <= 4:
+            counts[items[a], items[b]] += 1 / abs(a - b)
+    margin = counts.sum(0)
+    context = margin**SMOOTHING / (margin**SMOOTHING).sum()
+    with np.errstate(divide="ignore"):
+        expected = np.maximum(np.log(counts / counts.sum() / np.outer(margin / counts.sum(), context)), 0)
+    pairs = Pairs(items, lengths, 30, window=4)
+    np.testing.assert_allclose(ppmi(pairs).toarray(), expected, atol=1e-12)
+    few = ppmi(pairs, most=3).toarray()
+    assert ((few > 0).sum(1) == 3).all() and np.allclose(np.sort(few)[:, -3:], np.sort(expected)[:, -3:])
 
 
 def logs(folder, split=0):
