@@ -1,7 +1,7 @@
 """How a verl run starts, on GPUs or on none: preflight checks, environment, overrides, command. No torch, no verl here.
 
 A stage on verl (distillation, GRPO) makes its own overrides, checks its inputs with `check_model`, `check_data` and
-`check_gpus`, and calls `launch`, which adds what a CPU needs (nothing on a GPU), prints the whole command and runs it.
+`onerec.verl_cluster.fit`, and calls `launch`, which adds what Ray and a CPU need, prints the whole command and runs it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,10 @@ from typing import Any
 from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
 from onerec.parquet import count_rows, open_parquet
+from onerec.processes import owned
 from onerec.run import read_json
 from onerec.sid import SidSpec
+from onerec.verl_cluster import Pool, has_accelerator, ray_overrides
 
 VERL_VERSION = "0.9.1"
 CPU_MODULE = "onerec.verl_cpu"
@@ -44,14 +45,6 @@ def check_version() -> None:
         raise InputError(
             "verl", f"is version {found}; its registries are known at {VERL_VERSION}", f"pip install verl=={VERL_VERSION}"
         )  # fmt: skip
-
-
-def has_accelerator() -> bool:
-    """Whether this machine has a GPU that its driver answers for; False where ``CUDA_VISIBLE_DEVICES`` is empty."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return False
-    smi = shutil.which("nvidia-smi") or shutil.which("rocm-smi") or shutil.which("npu-smi")
-    return bool(smi) and subprocess.run([smi], capture_output=True).returncode == 0
 
 
 # Preflight: what is wrong is said before Ray starts.
@@ -128,36 +121,14 @@ def check_data(path: Path, columns: Sequence[str]) -> int:
     return rows
 
 
-def check_gpus(n_gpus: int, nnodes: int, tensor_parallel: int, what: str = "rollout") -> None:
-    """Raises `InputError` where tensor parallelism does not fit the GPUs (on a CPU: the processes)."""
-    if min(n_gpus, nnodes, tensor_parallel) < 1:
-        raise InputError(
-            what,
-            f"has {nnodes} nodes of {n_gpus} GPUs and tensor parallelism {tensor_parallel}",
-            "at least 1 of each",
-        )
-    if n_gpus * nnodes % tensor_parallel:
-        raise InputError(
-            what, f"tensor parallelism {tensor_parallel} does not divide {nnodes} × {n_gpus} GPUs", "a divisor of their number"
-        )  # fmt: skip
-    if has_accelerator() and not os.environ.get("RAY_ADDRESS") and nnodes == 1:
-        smi = shutil.which("nvidia-smi")
-        listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout if smi else ""
-        found = sum(line.startswith("GPU ") for line in listed.splitlines())
-        if found and found < n_gpus:
-            raise InputError(
-                what, f"wants {n_gpus} GPUs, this machine has {found}", "a smaller number, or more nodes"
-            )
-
-
 # The run.
 
 
-def cpu_overrides(slots: int) -> list[str]:
-    """Hydra overrides for a machine without an accelerator; ``slots`` processes stand where GPUs would.
+def cpu_overrides() -> list[str]:
+    """Hydra overrides for a machine without an accelerator, where processes stand for GPUs.
 
     No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker for
-    what a cluster spreads; Ray is told of ``slots`` GPUs that are not there.
+    what a cluster spreads.
     """
     actor, ref, rollout = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
     compiled = (f"{actor}.", f"{ref}.", f"{actor}.fsdp_config.", f"{ref}.fsdp_config.")
@@ -183,10 +154,6 @@ def cpu_overrides(slots: int) -> list[str]:
         f"{rollout}.agent.num_workers=1",
         "reward.num_workers=1",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        # More than there are: verl's actors mostly wait, and each of them asks Ray for a whole core.
-        "ray_kwargs.ray_init.num_cpus=16",
-        f"++ray_kwargs.ray_init.num_gpus={slots}",
-        "+ray_kwargs.ray_init.include_dashboard=False",
     ]
 
 
@@ -206,7 +173,7 @@ def cpu_kv_cache(prefix: str, model: Path, tokens: int, sequences: int) -> list[
 
 
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
-    """Variables of a run's processes; on a CPU its cores are shared by ``slots`` training processes. ``modules`` register the stage's extensions, in every process that imports verl."""
+    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them. ``modules`` register the stage's extensions, in every process that imports verl."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     values = {
         "PYTHONPATH": path,
@@ -301,29 +268,30 @@ class _Log:
             self._file = None
 
 
+_GO_ON = "the same command goes on from the last checkpoint"
 _ANY_ERROR = re.compile(r"(\w+(?:Error|Exception)): (.+)")
 
 
 def launch(
     overrides: Sequence[str],
     modules: Sequence[str],
-    n_gpus: int,
+    pools: Sequence[Pool],
     output_dir: Path,
     dry_run: bool = False,
     extra_environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run verl with the stage's overrides (those of the CPU go before them, so that a stage can say otherwise).
+    """Run verl on ``pools`` with the stage's overrides (those of Ray and the CPU go before them, so that a stage can say otherwise).
 
     Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and to
     ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
-    command goes on from the last checkpoint. Returns 0.
+    command goes on from the last checkpoint. Whatever ends this script ends the whole run (`onerec.processes`). Returns 0.
     """
     check_version()
     on_cpu = not has_accelerator()
-    full = [*(cpu_overrides(n_gpus) if on_cpu else []), *overrides]
+    variables = environment(modules, on_cpu, sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
+    full = [*ray_overrides(variables, pools, on_cpu), *(cpu_overrides() if on_cpu else []), *overrides]
     resolve(full)
     full += [f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"]
-    variables = environment(modules, on_cpu, n_gpus) | dict(extra_environment or {})
     line = command(full)
     print("+ " + " ".join(f"{k}={shlex.quote(v)}" for k, v in variables.items()) + " \\")
     print("  " + shlex.join(line), flush=True)
@@ -338,8 +306,8 @@ def launch(
     tail: collections.deque[str] = collections.deque(maxlen=400)
     with (
         _Log(log) as file,
-        subprocess.Popen(line, env=inherited | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         text=True, errors="replace") as process,
+        owned(line, env=inherited | variables, what_next=_GO_ON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+              text=True, errors="replace") as process,
     ):  # fmt: skip
         assert process.stdout is not None
         for text in process.stdout:
@@ -349,7 +317,7 @@ def launch(
     if process.returncode:
         told = _FULL if file.disk_full else cause(tail)
         what, right = told or (f"verl ended with status {process.returncode}", "see the log")
-        raise InputError(log, what, f"{right}; the same command goes on from the last checkpoint")
+        raise InputError(log, what, f"{right}; {_GO_ON}")
     return 0
 
 

@@ -18,10 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import cli
 from onerec.run import Manifest
+from onerec.verl_cluster import has_accelerator
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import has_accelerator, launch
+from onerec.verl_launch import launch
 from verl_distillation.anchors import mix
-from verl_distillation.preflight import check
+from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
 
 
@@ -120,7 +121,12 @@ def parser() -> argparse.ArgumentParser:
     )
     training.add_argument("--seed", type=int, default=42, help="order of the prompts")
     cluster = p.add_argument_group("machines")
-    cluster.add_argument("--n_gpus", type=int, default=8, help="student: GPUs a node (on a CPU: processes)")
+    cluster.add_argument(
+        "--n_gpus",
+        type=int,
+        default=-1,
+        help="student: GPUs a node (on a CPU: processes); -1: what the teachers leave (on a CPU: 1)",
+    )
     cluster.add_argument("--nnodes", type=int, default=1, help="student: nodes")
     cluster.add_argument("--rollout_tp_size", type=int, default=1, help="tensor parallelism of the rollout")
     cluster.add_argument("--teacher_n_gpus", type=int, default=1, help="teacher: GPUs a node, its own")
@@ -158,23 +164,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         check_made_from(args.output_dir, sources, right, anew=not args.resume)
     done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
     if done < args.total_steps or args.dry_run:
-        slots = args.n_gpus * args.nnodes + args.teacher_n_gpus * args.teacher_nnodes
-        if args.anchor_parquet:
-            slots += args.teacher_tp_size
-            if not args.dry_run:
-                counts = mix(
-                    args.dataset_parquet,
-                    args.anchor_parquet,
-                    args.anchor_share,
-                    args.seed,
-                    prompts_file(args),
-                )
-                print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
+        pools = place(args)
+        if args.anchor_parquet and not args.dry_run:
+            counts = mix(
+                args.dataset_parquet, args.anchor_parquet, args.anchor_share, args.seed, prompts_file(args)
+            )
+            print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
         metrics = args.output_dir / f"metrics_from_step_{done + 1}.jsonl"
         launch(
             [*overrides(args, start, not has_accelerator()), *args.override],
             [PLUGIN],
-            slots,
+            pools,
             args.output_dir,
             dry_run=args.dry_run,
             extra_environment={"VERL_FILE_LOGGER_PATH": str(metrics)},

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from onerec.errors import InputError
 from onerec.run import read_json
-from onerec.verl_launch import check_data, check_gpus, check_head_size, check_model
+from onerec.verl_cluster import Pool, fit
+from onerec.verl_launch import check_data, check_head_size, check_model
 
 
 def check(args: argparse.Namespace) -> int:
@@ -46,8 +47,6 @@ def check(args: argparse.Namespace) -> int:
             f"{args.max_tokens_per_gpu} holds no whole sequence",
             f"at least {args.max_prompt_length + args.response_length}",
         )
-    check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
-    check_gpus(args.teacher_n_gpus, args.teacher_nnodes, args.teacher_tp_size, "teacher")
     student = check_model(args.base_model)
     start = student.spec.id_range[0] if args.extend_vocab_start_token < 0 else args.extend_vocab_start_token
     teacher_config = check_checkpoint(args.teacher_model)
@@ -72,6 +71,17 @@ def check(args: argparse.Namespace) -> int:
     if args.anchor_parquet:
         check_anchors(args)
     return start
+
+
+def place(args: argparse.Namespace) -> list[Pool]:
+    """The GPUs of student and teachers, one pool each; sets ``n_gpus`` where it is -1. Raises `InputError` where they do not fit."""
+    anchors = args.teacher_tp_size if args.anchor_parquet else 0
+    student = Pool("student", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size)
+    what = f"teachers ({anchors} of them the anchors')" if anchors else "teacher"
+    gpus = args.teacher_n_gpus + anchors if args.teacher_n_gpus > 0 else args.teacher_n_gpus
+    placed = fit(student, Pool(what, "--teacher_n_gpus", gpus, args.teacher_nnodes, args.teacher_tp_size))
+    args.n_gpus = placed[0].gpus
+    return placed
 
 
 def check_anchors(args: argparse.Namespace) -> None:

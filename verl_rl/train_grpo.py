@@ -24,16 +24,9 @@ from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
 from onerec.parquet import iter_batches
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
+from onerec.verl_cluster import Pool, fit, has_accelerator
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import (
-    CheckedModel,
-    check_data,
-    check_gpus,
-    check_model,
-    cpu_kv_cache,
-    has_accelerator,
-    launch,
-)
+from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_kv_cache, launch
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS, lowest_score, parse_weights
 from verl_rl.settings import (
@@ -181,7 +174,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save_freq", type=int, default=50, help="steps between checkpoints; the last step is one")
     add("--max_checkpoints", type=int, default=2, help="checkpoints kept")
     # Machine
-    add("--n_gpus", type=int, default=1, help="GPUs a node; without an accelerator: processes")
+    add(
+        "--n_gpus",
+        type=int,
+        default=-1,
+        help="GPUs a node; -1: all. Without an accelerator: processes; -1: 1",
+    )
     add("--nnodes", type=int, default=1)
     add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
     add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")
@@ -210,7 +208,6 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
         if beside.exists() and not SidSpec.load(beside).same_codebooks(model.spec):
             check_model(args.base_model, SidSpec.load(beside))
         ItemIndex.load(path, model.spec)
-    check_gpus(args.n_gpus, args.nnodes, args.rollout_tp_size)
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
@@ -280,6 +277,13 @@ def check_answers(path: Path, model: CheckedModel) -> None:
             seen += 1
         if seen >= _LOOK_AT:
             return
+
+
+def place(args: argparse.Namespace) -> list[Pool]:
+    """The run's GPUs, training and rollout on the same; sets ``n_gpus`` where it is -1. Raises `InputError` where they do not fit."""
+    placed = fit(Pool("training", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size))
+    args.n_gpus = placed[0].gpus
+    return placed
 
 
 def steps_of(args: argparse.Namespace, rows: int) -> int:
@@ -392,6 +396,7 @@ def validate_merged(
     log = merge_log(args, step)
     folder = log.parent
     if not (log.exists() and read_validation([log])):
+        pools = place(args)
         average = vars(args) | {
             "base_model": args.output_dir / "hf",
             "output_dir": folder,
@@ -399,7 +404,7 @@ def validate_merged(
         }
         only = ["trainer.val_only=True", "trainer.val_before_train=True", "trainer.resume_mode=disable"]
         launch(
-            [*overrides(argparse.Namespace(**average), settings, step), *only], ["verl_rl.register"], args.n_gpus, folder,
+            [*overrides(argparse.Namespace(**average), settings, step), *only], ["verl_rl.register"], pools, folder,
             extra_environment={"VERL_FILE_LOGGER_PATH": str(log.resolve())},
         )  # fmt: skip
     return next(iter(read_validation([log]).values()))
@@ -426,8 +431,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run or done is None or done < steps:
         attempt = len(list(args.output_dir.glob("metrics_*.jsonl")))
         log = args.output_dir / f"metrics_{attempt}.jsonl"
+        pools = place(args)
         launch(
-            overrides(args, settings, steps), ["verl_rl.register"], args.n_gpus, args.output_dir, args.dry_run,
+            overrides(args, settings, steps), ["verl_rl.register"], pools, args.output_dir, args.dry_run,
             {"VERL_FILE_LOGGER_PATH": str(log.resolve())},
         )  # fmt: skip
     if args.dry_run:

@@ -17,7 +17,7 @@ from onerec.sid import SidSpec
 from onerec.verl_launch import cpu_overrides, resolve
 from verl_distillation.anchors import mix
 from verl_distillation.distill import parser
-from verl_distillation.preflight import check
+from verl_distillation.preflight import check, place
 from verl_distillation.settings import overrides
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,6 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         ({"--max_prompt_length": 50}, "has a context of 64 tokens"),
         ({"--adv_min": 6}, "6 is not below --adv_max 5"),
         ({"--temperature": 0}, "is 0"),
-        ({"--rollout_tp_size": 2}, "tensor parallelism 2"),
         ({"--mini_batch_size": 3}, "3 does not divide the 4 prompts of a step"),
         ({"--mini_batch_size": 0}, "0 does not divide the 4 prompts of a step"),
         ({"--merge_ratio": 0}, "--merge_ratio: is 0"),
@@ -94,6 +93,32 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         with pytest.raises(InputError) as error:
             check(parse(files | change))
         assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypatch):
+    """By the defaults and a machine's `nvidia-smi`, before anything starts."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n" + "echo 'GPU 0: a card'\n" * 8)
+    program.chmod(0o755)
+    del files["--n_gpus"]
+    anchors = {"--anchor_parquet": files["--dataset_parquet"]}
+    for change, wanted in (
+        ({}, 7),
+        (anchors, 6),
+        (anchors | {"--teacher_tp_size": 2, "--teacher_n_gpus": 2}, 4),
+    ):
+        args = parse(files | change)
+        pools = place(args)
+        assert args.n_gpus == wanted and sum(pool.gpus for pool in pools) == 8
+    with pytest.raises(
+        InputError, match=r"8 for the student, 2 for the teachers \(1 of them the anchors'\) do not fit"
+    ):
+        place(parse(files | anchors | {"--n_gpus": 8}))
+    with pytest.raises(InputError, match="tensor parallelism 2 of the teacher does not divide 1 × 3 GPUs"):
+        place(parse(files | {"--teacher_n_gpus": 3, "--teacher_tp_size": 2}))
 
 
 def test_settings_reach_verl(files):
@@ -142,7 +167,7 @@ def test_anchors_are_mixed_in_and_have_the_student_as_their_teacher(files, tmp_p
     assert words[8:] == ["解释"] * 2 + ["推荐"] * 4
 
     args = parse(files | {"--anchor_parquet": rec, "--loss": "forward_kl_topk", "--teacher_n_gpus": 2})
-    lines = [*cpu_overrides(4), *overrides(args, 6, on_cpu=True)]
+    lines = [*cpu_overrides(), *overrides(args, 6, on_cpu=True)]
     resolve(lines)  # every name is one of verl's
     assert f"data.train_files={files['--output_dir'] / 'prompts.parquet'}" in lines
     assert "distillation.n_gpus_per_node=3" in lines

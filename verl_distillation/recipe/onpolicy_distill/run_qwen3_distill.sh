@@ -49,7 +49,7 @@ fi
 : "${MERGE_RATIO:=1.0}" # share of the distilled weights in what is exported; the rest are BASE_MODEL's
 : "${SEED:=42}"
 # Machines: the student's GPUs (training and rollout share them), and the teacher's own. On a CPU: processes.
-: "${N_GPUS:=8}"
+: "${N_GPUS:=-1}" # a node; -1: what the teachers leave (on a CPU: 1 process)
 : "${NNODES:=1}"
 : "${ROLLOUT_TP_SIZE:=1}"
 : "${TEACHER_N_GPUS:=1}"
@@ -83,4 +83,4 @@ command=("$PYTHON" distill.py --base_model "$BASE_MODEL" --teacher_model "$TEACH
   --teacher_n_gpus "$TEACHER_N_GPUS" --teacher_nnodes "$TEACHER_NNODES" --teacher_tp_size "$TEACHER_TP_SIZE"
   "${flags[@]}" "$@")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
-"${command[@]}"
+exec "${command[@]}"

@@ -1,0 +1,176 @@
+"""Where a verl run finds its GPUs: on this machine, or on a Ray cluster that was started before (RAY_ADDRESS). No torch here.
+
+Whether a run's pools of GPUs fit is said before verl starts; verl would refuse after Ray has started, or wait for ever. On such a
+cluster processes start on machines that know nothing of this one's environment, so the run carries its own with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from onerec.errors import InputError
+
+# verl asks Ray for so many cores with every GPU of a pool (ResourcePoolManager.max_colocate_count) …
+CORES = 3
+# … and for one for its controller and each of its helpers.
+_HELPERS = 10
+# Variables of a user's that a run's processes read, by how their names begin; not those of one machine (CUDA_VISIBLE_DEVICES, PATH).
+_PASSED = ("VERL_", "VLLM_", "TQ_", "OMP_", "MKL_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_",
+           "WANDB_", "TENSORBOARD_", "MLFLOW_", "SWANLAB_", "ONEREC_")  # fmt: skip
+# Secrets would stand in the command and the log; a machine's address is its own.
+_KEPT = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD|HOST_IP)$")
+_ASK = """
+import json, ray
+ray.init(logging_level="ERROR", log_to_driver=False)
+nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+print(json.dumps([[int(node.get(name, 0)) for name in ("GPU", "CPU")] for node in nodes]))
+"""
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU that its driver answers for; False where ``CUDA_VISIBLE_DEVICES`` is empty."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
+    smi = shutil.which("nvidia-smi") or shutil.which("rocm-smi") or shutil.which("npu-smi")
+    return bool(smi) and subprocess.run([smi], capture_output=True).returncode == 0
+
+
+def started_before() -> str | None:
+    """Address of the Ray cluster that a run joins; None where it starts its own on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """GPUs of one part of a run (processes on a CPU): ``gpus`` on each of ``nodes`` nodes.
+
+    ``tensor_parallel`` of them make a vLLM server. ``gpus`` -1: as many as there are beside the other pools. ``flag`` sets ``gpus``.
+    """
+
+    what: str
+    flag: str
+    gpus: int
+    nodes: int
+    tensor_parallel: int
+
+    def __str__(self) -> str:
+        times = f"{self.nodes} × " if self.nodes > 1 else ""
+        return f"{times}{self.gpus} for the {self.what}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether its servers fill it and none shares a node with a part of another."""
+        on_node, rest = sorted((self.gpus, self.tensor_parallel))
+        return self.gpus * self.nodes % self.tensor_parallel == 0 and rest % on_node == 0
+
+
+def fit(first: Pool, *others: Pool) -> list[Pool]:
+    """The pools as they will be, the first with its number of GPUs; raises `InputError` where they do not fit what is there."""
+    for pool in (first, *others):
+        if min(pool.nodes, pool.tensor_parallel) < 1 or (
+            pool.gpus < 1 and (pool != first or pool.gpus != -1)
+        ):
+            raise InputError(
+                pool.flag, f"the {pool.what} has {pool.nodes} nodes of {pool.gpus} GPUs and tensor parallelism {pool.tensor_parallel}",
+                "at least 1 of each",
+            )  # fmt: skip
+        if pool.gpus > 0 and not pool.whole:
+            raise InputError(
+                pool.flag, f"tensor parallelism {pool.tensor_parallel} of the {pool.what} does not divide {pool.nodes} × {pool.gpus} GPUs",
+                "a divisor of a node's GPUs, or whole nodes",
+            )  # fmt: skip
+    nodes = gpus_by_node()
+    if nodes is None:
+        return [first if first.gpus > 0 else dataclasses.replace(first, gpus=first.tensor_parallel), *others]
+    sizes = (dataclasses.replace(first, gpus=gpus) for gpus in range(max(nodes, default=0), 0, -1))
+    largest = next((pool for pool in sizes if pool.whole and _packs([pool, *others], nodes)), None)
+    if first.gpus == -1 and largest:
+        return [largest, *others]
+    if first.gpus > 0 and _packs([first, *others], nodes):
+        return [first, *others]
+    wanted = [dataclasses.replace(first, gpus=first.tensor_parallel) if first.gpus == -1 else first, *others]
+    there = ", ".join(map(str, nodes)) or "none"
+    where = (
+        f"the cluster's nodes ({there}, with {CORES} cores each)"
+        if started_before()
+        else f"this machine ({there})"
+    )
+    what = f"{', '.join(map(str, wanted))} do not fit the GPUs of {where}"
+    if largest:
+        right = f"{first.flag} {largest.gpus}"
+    elif not started_before() and any(pool.nodes > 1 for pool in wanted):
+        right = "RAY_ADDRESS of a Ray cluster over the nodes (scripts/ray_start.sh, scripts/ray_slurm.sh)"
+    else:
+        right = f"at least {sum(pool.gpus * pool.nodes for pool in wanted)}, or a smaller tensor parallelism"
+    raise InputError(first.flag, what, right)
+
+
+def _packs(pools: Sequence[Pool], nodes: Sequence[int]) -> bool:
+    """Whether Ray places the pools: what a pool has on a node goes to the one with the most room, as Ray does it, in verl's order."""
+    free = list(nodes)
+    for pool in pools:
+        for _ in range(pool.nodes):
+            most = max(free, default=0)
+            if most < pool.gpus:
+                return False
+            free[free.index(most)] -= pool.gpus
+    return True
+
+
+def gpus_by_node() -> list[int] | None:
+    """GPUs that verl can use on each node of the cluster, or on this machine; None where there is no number (on a CPU any will do).
+
+    Raises `InputError` where the cluster does not answer.
+    """
+    if address := started_before():
+        try:
+            done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=120)
+            found = json.loads(done.stdout.splitlines()[-1])
+        except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError):
+            raise InputError(
+                "RAY_ADDRESS", f"no Ray cluster answers at {address}",
+                "the address of one (scripts/ray_start.sh, scripts/ray_slurm.sh), or unset, for a run on this machine alone",
+            ) from None  # fmt: skip
+        return [min(gpus, cores // CORES) for gpus, cores in found]
+    if not has_accelerator() or not (smi := shutil.which("nvidia-smi")):
+        return None
+    listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout
+    found = sum(line.startswith("GPU ") for line in listed.splitlines())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [found if visible is None else min(found, len(visible.split(",")))] if found else None
+
+
+def ray_overrides(variables: Mapping[str, str], pools: Sequence[Pool], on_cpu: bool) -> list[str]:
+    """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and what an own cluster is told."""
+    passed = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_PASSED) and not _KEPT.search(name)
+    }
+    init = "ray_kwargs.ray_init"
+    lines = [
+        f"++{init}.runtime_env.env_vars.{name}={quoted(value)}"
+        for name, value in (passed | dict(variables)).items()
+    ]
+    if started_before():
+        return lines
+    slots = sum(pool.gpus * pool.nodes for pool in pools)
+    # `local`: never a cluster that somebody left on this machine. Of cores more than there are: verl's actors mostly wait.
+    lines += [
+        f"++{init}.address=local",
+        f"{init}.num_cpus={max(os.cpu_count() or 1, CORES * slots + _HELPERS)}",
+    ]
+    return lines + ([f"++{init}.num_gpus={slots}", f"++{init}.include_dashboard=False"] if on_cpu else [])
+
+
+def quoted(value: str) -> str:
+    """A string in hydra's grammar of overrides: in double quotes, where backslashes count before a quote only."""
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda run: run[1] * 2 + ('\\"' if run[2] else ""), value) + '"'
