@@ -27,6 +27,7 @@ from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
 from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.errors import InputError, cli
+from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
 CHOICE = "choice.json"
@@ -153,4 +154,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli(main)()
+    # vLLM's engine is a process that outlives a killed one.
+    kept(cli(main))()

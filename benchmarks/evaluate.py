@@ -45,6 +45,7 @@ from benchmarks.tasks import (
 from onerec.catalog import ItemIndex
 from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.errors import InputError, cli
+from onerec.processes import kept
 from onerec.run import Manifest, write_text
 
 
@@ -369,4 +370,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli(main)()
+    # vLLM's engine is a process that outlives a killed one.
+    kept(cli(main))()

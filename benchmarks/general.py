@@ -25,7 +25,7 @@ from benchmarks import evaluate, report
 from benchmarks.results import METRICS, load_metrics, result_folder
 from benchmarks.tasks import GENERAL, choose_tasks
 from onerec.errors import InputError, cli
-from onerec.processes import owned
+from onerec.processes import kept, owned
 from onerec.run import write_json
 
 HARNESS = "lm_eval"
@@ -173,4 +173,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    cli(main)()
+    # vLLM's engine is a process that outlives a killed one.
+    kept(cli(main))()

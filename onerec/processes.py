@@ -1,6 +1,6 @@
 """A command whose processes all end with it, and with the script that started it, whatever ends that script.
 
-A stage that starts servers (Ray, vLLM) runs its command within `owned`. Between the script and the command stands a keeper, this
+A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script and the command stands a keeper, this
 file as a process of its own. It adopts every process that loses its parent below it (Linux's child subreaper), so that none gets
 away by a session of its own or by the death of the one that started it, and it ends them all when
 
@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from typing import Any
 _GIVE_UP = 10.0
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# Set for the process that `kept` starts.
+_KEPT = "ONEREC_KEPT"
 
 
 def keep(command: Sequence[str], grace: float = 10.0, **popen: Any) -> subprocess.Popen:
@@ -79,6 +81,19 @@ def owned(
     if received:
         print(f"ended by {signal.Signals(received[0]).name}: {what_next}", file=sys.stderr, flush=True)
         sys.exit(128 + received[0])
+
+
+def kept(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap the ``main`` of a script that starts servers itself: the same command line runs once more, under a keeper, as its child."""
+
+    def run() -> None:
+        if os.environ.pop(_KEPT, None):
+            return main()
+        with owned([sys.executable, *sys.orig_argv[1:]], env={**os.environ, _KEPT: "1"}) as process:
+            pass
+        sys.exit(process.returncode)
+
+    return run
 
 
 def descendants(root: int) -> list[int]:

@@ -5,4 +5,4 @@ source "$(dirname "$0")/common.sh"
 export SEED="${SEED:-0}"
 TINY_DIR="$MODELS/tiny" OUTPUT_DIR="$MODELS/base" NUM_TRAINING_STEPS="$BASE_STEPS" LEARNING_RATE="$BASE_LR" \
   LOGGING_PER_STEP="$LOG_STEPS" SAVE_CHECKPOINT_PER_STEP="$SAVE_STEPS" MAX_LENGTH=2048 RAW_DATA="$RAW_DATA" \
-  run bash "$ROOT/pretrain/scripts/train_base.sh"
+  become bash "$ROOT/pretrain/scripts/train_base.sh"

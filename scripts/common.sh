@@ -41,3 +41,9 @@ run() {
   printf '+ %s\n' "$(printf '%q ' "$@")"
   "$@"
 }
+
+# become <command …>: print the command, then be it, so that a signal to the script reaches it; for the last one.
+become() {
+  printf '+ %s\n' "$(printf '%q ' "$@")"
+  exec "$@"
+}

@@ -51,7 +51,7 @@ if [[ -f "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR
   exit 2
 fi
 echo "$settings" > "$RUN_DIR/.done/settings"
-trap 'echo "interrupted: run the same command again to go on after the last finished stage" >&2; exit 130' INT TERM
+source scripts/owned.sh
 
 # stage <name> <script> [arguments]: run a numbered script unless it has finished; its output also goes to logs/<name>.log.
 began=$SECONDS
@@ -63,7 +63,8 @@ stage() {
     return
   fi
   echo "== $name"
-  if ! bash "$@" 2>&1 | tee -i "$RUN_DIR/logs/$name.log"; then
+  # A signal to all is not for tee, which writes down what the stage says at its end.
+  if ! owned bash -o pipefail -c 'bash "${@:2}" 2>&1 | (trap "" HUP INT TERM; exec tee "$1")' stage "$RUN_DIR/logs/$name.log" "$@"; then
     echo "error: $name: failed (the message is above and in $RUN_DIR/logs/$name.log); mend it and run the same command again to go on from here" >&2
     exit 2
   fi

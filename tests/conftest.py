@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from onerec.sid import SidSpec
+from tests.clusters import ray_cluster  # noqa: F401  a fixture
 
 # The files that take minutes, in the order in which two workers begin them: none is left for the end, where the other worker would
 # wait for it, and the two that start Ray and vLLM servers for a training are not at work at the same time.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from onerec.files import BENCH_TASKS
+from onerec.processes import descendants
+from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -57,15 +58,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while (
         not (run_dir / ".done" / "03_data").exists() and time.monotonic() < deadline and first.poll() is None
     ):
         time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGKILL)
+    at_work = descendants(first.pid)
+    first.kill()
     first.wait()
+    assert at_work and wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work))
     assert (run_dir / ".done" / "03_data").exists() and not (run_dir / "report").exists()
     second = subprocess.run(
         quickstart(run_dir), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600

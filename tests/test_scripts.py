@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from onerec.processes import descendants
+from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
@@ -35,3 +41,51 @@ def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
     done = subprocess.run(["bash", str(ROOT / "scripts" / name), *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# A stage as quickstart.sh runs it, with a process in a session of its own.
+OWNER = """
+source scripts/owned.sh
+owned bash -c 'setsid sleep 300 & echo up; sleep 300; echo after'
+echo "status $?"
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_what_ends_a_script_ends_what_it_runs(number):
+    with subprocess.Popen(["bash", "-c", OWNER], cwd=ROOT, stdout=-1, stderr=-1, text=True) as owner:
+        assert owner.stdout.readline() == "up\n"
+        assert wait_until(lambda: len(descendants(owner.pid)) >= 4)
+        below = descendants(owner.pid)
+        owner.send_signal(number)
+        output, error = owner.communicate(timeout=60)
+        assert output == ""
+    if number == signal.SIGKILL:
+        assert owner.returncode == -number
+        assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    else:
+        assert owner.returncode == 128 + number and error.startswith(
+            "interrupted: run the same command again"
+        )
+        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+
+
+def test_a_script_that_ends_gives_the_status_of_what_it_ran():
+    script = "set -e; source scripts/owned.sh; owned true; owned bash -c 'exit 5' || echo $?; owned false; echo after"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "5\n" and not done.stderr
+
+
+@pytest.mark.parametrize("name", ["09_distillation.sh", "10_rl_grpo.sh"])
+def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
+    """It becomes the stage's script, and that becomes Python: all of them have one process id."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho id $$\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "RUN_DIR": str(tmp_path / "run")}
+    with subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / name)], env=environment, stdout=-1, text=True
+    ) as script:
+        output = script.communicate(timeout=60)[0]
+    assert output.splitlines()[-1] == f"id {script.pid}"

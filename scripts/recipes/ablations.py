@@ -216,7 +216,7 @@ class Runner:
         )
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode == 130 or done.returncode < 0:
+        if done.returncode in (129, 130, 143) or done.returncode < 0:
             raise KeyboardInterrupt
         return done.returncode == 0
 

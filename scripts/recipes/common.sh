@@ -7,6 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
 cd "$ROOT"
 source scripts/argument.sh
+source scripts/owned.sh
 : "${VENV:=$PWD/.venv}"
 : "${SEEDS:=0 1 2}"
 export RL="${RL:-0}"
@@ -25,7 +26,7 @@ every_seed() {
   shift
   : "${RUNS:=runs/$recipe}"
   for seed in $SEEDS; do
-    bash scripts/quickstart.sh --seed "$seed" --run_dir "$RUNS/seed$seed" "$@"
+    owned bash scripts/quickstart.sh --seed "$seed" --run_dir "$RUNS/seed$seed" "$@"
     runs+=("$RUNS/seed$seed")
   done
   [[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"

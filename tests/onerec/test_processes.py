@@ -40,6 +40,17 @@ sys.exit(process.returncode)
 """
 
 
+# One that starts a server itself, as vLLM does: a process that outlives it.
+SELF = """
+import subprocess, sys
+from onerec.processes import kept
+def main():
+    server = subprocess.Popen(["sh", "-c", "echo up; sleep 300; :", sys.argv[1]])
+    sys.exit(server.wait() if sys.argv[2] == "stay" else 5)
+kept(main)()
+"""
+
+
 def marked(mark: str) -> list[int]:
     """Processes with ``mark`` on their command line, but for zombies."""
     found = []
@@ -128,3 +139,17 @@ def test_an_ignored_signal_stays_ignored(mark):
     script.send_signal(signal.SIGHUP)
     script.send_signal(signal.SIGTERM)
     assert "ended by SIGTERM" in script.communicate(timeout=60)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_kept_script_leaves_no_server_behind(mark, number):
+    command = [sys.executable, "-c", SELF, mark]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([*command, "stay"], env=environment, stdout=subprocess.PIPE, text=True) as script:
+        assert script.stdout.readline() == "up\n"
+        assert len(marked(mark)) == 4, "the script, its keeper, the same again, the server"
+        script.send_signal(number)
+    assert script.returncode == (143 if number == signal.SIGTERM else -number)
+    assert gone(mark)
+    assert subprocess.run([*command, "leave"], env=environment, stdout=subprocess.DEVNULL).returncode == 5
+    assert not marked(mark)

@@ -1,0 +1,91 @@
+"""A Ray cluster of two nodes on one machine, for runs that join one, and what is at work below a process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from onerec.processes import descendants, keep
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+class RayCluster(NamedTuple):
+    """A Ray cluster that runs join by ``address``; its processes are below ``pid``."""
+
+    address: str
+    pid: int
+
+    def at_work(self) -> list[str]:
+        """Command lines of actors and of what they started; the cluster's own processes and workers without work are not among them."""
+        own = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+        lines = command_lines(self.pid)
+        return [line for line in lines if line.startswith(("ray::", "VLLM::")) and not line.startswith(own)]
+
+
+def command_line(pid: int) -> str:
+    """What a process was started with, or calls itself; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def command_lines(root: int) -> list[str]:
+    """Command lines of the processes below ``root``, but for zombies."""
+    return list(filter(None, map(command_line, descendants(root))))
+
+
+def wait_until(true: Callable[[], object], seconds: float = 30) -> bool:
+    """Whether ``true()`` becomes so within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(found)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of two nodes with three slots each, started as by an administrator: nothing of ours in its environment."""
+    # Not under pytest's folders: the paths of Ray's sockets may have 107 characters.
+    folder, port = tempfile.mkdtemp(prefix="ray"), free_port()
+    node = f"{Path(sys.executable).with_name('ray')} start --num-cpus 20 --num-gpus 3 --object-store-memory 200000000 --dashboard-agent-listen-port 0"
+    head = f"--head --port {port} --temp-dir {folder} --ray-client-server-port {free_port()} --include-dashboard false"
+    # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all, and run them at the lowest priority.
+    settings = {
+        "RAY_memory_monitor_refresh_ms": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Otherwise Ray asks for a token where a run on this machine alone has left one in the home folder.
+        "RAY_AUTH_MODE": "disabled",
+    }
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+    script = f"({node} {head} && {node} --address 127.0.0.1:{port}) 2>&1 && echo both are up && exec sleep infinity"
+    with keep(["bash", "-c", script], grace=5, env=environment | settings, stdout=-1, text=True) as cluster:
+        try:
+            said = []
+            for line in cluster.stdout:
+                said.append(line)
+                if "both are up" in line:
+                    break
+            else:
+                pytest.fail("".join(said))
+            yield RayCluster(f"127.0.0.1:{port}", cluster.pid)
+        finally:
+            cluster.stdin.close()
+            cluster.wait()
+            shutil.rmtree(folder, ignore_errors=True)
