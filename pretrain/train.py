@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
 import shutil
 import sys
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import STOPPED, InputError, cli
+from onerec.process_group import process_group, processes
 from onerec.run import Manifest, get_logger
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
@@ -78,26 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             f"set max_sample_length to {context}",
         )
     steps = args.num_training_steps if args.num_training_steps > 0 else None
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = processes()[1]
     dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
     validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
     open_output(output_dir, resume is not None and args.resume_training_state)
-    trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding)
-    status = train(trainer, resume if args.resume_training_state else None)
-    if status:
-        log.info(stop_line(args, status, trainer))
-    elif first_process():
-        write_outputs(trainer, manifest, model_dir, output_dir)
-    trainer.close_logs()
-    leave_together(trainer)
+    with process_group():
+        trainer = make_trainer(
+            args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding
+        )
+        status = train(trainer, resume if args.resume_training_state else None)
+        if status:
+            log.info(stop_line(args, status, trainer))
+        elif first_process():
+            write_outputs(trainer, manifest, model_dir, output_dir)
+        trainer.close_logs()
     return status
 
 
 def first_process() -> bool:
     """Whether this is the process of a run that reports and writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return processes()[0] == 0
 
 
 def itemic_rows(
@@ -214,7 +216,7 @@ def make_trainer(
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     seed_everything(args.seed)
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = processes()[1]
     steps = -(-len(dataset) // (world * args.gradient_accumulation_steps))
     if args.num_warmup_steps < 0:
         args.num_warmup_steps = round(0.1 * steps)
@@ -343,23 +345,6 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
         save_hf(lm, model_dir, output_dir / HF, card=model_card(trainer, manifest, model_dir))
         manifest.write(output_dir)
     log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
-
-
-def leave_together(trainer: PackedTrainer) -> None:
-    """End the processes of a distributed run in order: one that leaves early takes its connections from the others.
-
-    They end here, with everything written, and not by the interpreter's way out: there a thread of the libraries that still runs
-    can abort its process ("terminate called without an active exception"), and torchrun calls the run failed.
-    """
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        trainer.accelerator.wait_for_everyone()
-        dist.destroy_process_group()
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def stop_line(args: argparse.Namespace, status: int, trainer: PackedTrainer) -> str:

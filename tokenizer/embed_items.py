@@ -38,6 +38,7 @@ from onerec.parquet import (
     write_batches,
     write_table,
 )
+from onerec.process_group import process_group, processes
 from onerec.run import Manifest, read_json, write_json
 from tokenizer.embeddings import FirstOfPid
 from tokenizer.quantizer import unit
@@ -232,11 +233,6 @@ def as_table(
     return table if dropped is None else table.replace_schema_metadata({"dropped": repr(dropped)})
 
 
-def processes() -> tuple[int, int]:
-    """(rank, processes) under torchrun; (0, 1) without."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def make_encoder(args: argparse.Namespace):
     """The HF encoder on this process's device."""
     import torch
@@ -295,16 +291,6 @@ def encode_shards(args: argparse.Namespace, texts: Texts, folder: Path, names: l
         )
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if processes()[1] > 1:
-        import torch.distributed as dist
-
-        if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-        dist.barrier()
-
-
 def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
     """Encode shard by shard; returns (items, dimensions) on the first process, zeros on the others."""
     single = args.output_path.suffix == ".parquet"
@@ -314,9 +300,9 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     rank = processes()[0]
     if rank == 0:
         begin(args, folder, texts.files)
-    wait_for_all()
-    encode_shards(args, texts, folder, names)
-    wait_for_all()
+    # Opened by all together, so after `begin`; left by all together, so when every shard is there.
+    with process_group("gloo", timeout=datetime.timedelta(days=7)):
+        encode_shards(args, texts, folder, names)
     if rank:
         return 0, 0
     import ast

@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.errors import InputError, cli
+from onerec.process_group import process_group, processes
 from onerec.run import Manifest, get_logger
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
@@ -144,23 +145,20 @@ def choose_backend(args: argparse.Namespace) -> tuple[str, str]:
     """(backend, device) of the arguments and the machine; raises `InputError` where they do not go together."""
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     if args.device == "cuda" and not cuda:
         raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
     device = "cuda" if cuda and args.device != "cpu" else "cpu"
     backend = args.backend
     if backend == "auto":
-        backend = "torch" if device == "cuda" or processes > 1 or args.balanced else "faiss"
+        backend = "torch" if device == "cuda" or processes()[1] > 1 or args.balanced else "faiss"
     if backend == "faiss" and args.balanced:
         raise InputError("--balanced", "faiss has no balanced k-means", "--backend torch")
-    if backend == "faiss" and processes > 1:
+    if backend == "faiss" and processes()[1] > 1:
         raise InputError("--backend", "faiss trains in one process", "--backend torch under torchrun")
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    if processes > 1:
-        torch.distributed.init_process_group("nccl" if device != "cpu" else "gloo")
     return backend, device if backend == "torch" else "cpu"
 
 
@@ -168,13 +166,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "nredo"))
     backend, device = choose_backend(args)
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if processes()[0]:
+        get_logger("tokenizer").setLevel("WARNING")
+    with process_group("nccl" if device != "cpu" else "gloo"):
+        train(args, backend, device)
+
+
+def train(args: argparse.Namespace, backend: str, device: str) -> None:
+    """Draw the sample, fit the codebooks on it with all processes, and write them on the first one."""
     log = get_logger("tokenizer")
-    if rank:
-        log.setLevel("WARNING")
     manifest = Manifest("train_res_kmeans", args)
-    vectors = training_points(args, manifest, (rank, processes))
-    manifest.extra |= {"backend": backend, "device": device, "processes": processes}
+    vectors = training_points(args, manifest, processes())
+    manifest.extra |= {"backend": backend, "device": device, "processes": processes()[1]}
     reports: list[LayerReport] = []
 
     seconds, began = [], time.perf_counter()
@@ -195,16 +198,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=True,
         on_layer=on_layer,
     )
-    if rank == 0:
+    if processes()[0] == 0:
         manifest.extra["layer_seconds"] = [round(value, 3) for value in seconds]
         file = write_model(model, args, reports, manifest)
         print(
             f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}"
         )
-    if processes > 1:
-        import torch
-
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

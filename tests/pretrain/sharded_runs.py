@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch.distributed as dist  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 
+from onerec.process_group import process_group  # noqa: E402
 from pretrain import train  # noqa: E402
 from pretrain.sharding import Zero  # noqa: E402
 from pretrain.trainer import PackedTrainer  # noqa: E402
@@ -30,29 +31,26 @@ class Killed(Exception):
 
 def main(path: str) -> None:
     original = PackedTrainer.training_step
-    train.leave_together = lambda trainer: dist.barrier()  # the processes stay
-    for run in json.loads(Path(path).read_text()):
+    with process_group("gloo"):  # the runs inside share it
+        for run in json.loads(Path(path).read_text()):
 
-        def step(self, *args, run=run, **kwargs):
-            if self.state.global_step == run["kill_at"]:
-                raise Killed
-            if (
-                self.state.global_step + 1 == run.get("signal_at")
-                and dist.get_rank() == dist.get_world_size() - 1
-            ):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, *args, **kwargs)
+            def step(self, *args, run=run, **kwargs):
+                if self.state.global_step == run["kill_at"]:
+                    raise Killed
+                last = dist.get_rank() == dist.get_world_size() - 1
+                if last and self.state.global_step + 1 == run.get("signal_at"):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(self, *args, **kwargs)
 
-        PackedTrainer.training_step = step
-        try:
-            status = train.main(run["argv"])
-            assert status == run.get("status", 0), (run, status)
-        except Killed:
-            dist.barrier()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        Zero.release(None)
-    dist.destroy_process_group()
+            PackedTrainer.training_step = step
+            try:
+                status = train.main(run["argv"])
+                assert status == run.get("status", 0), (run, status)
+            except Killed:
+                dist.barrier()
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+            Zero.release(None)
 
 
 if __name__ == "__main__":

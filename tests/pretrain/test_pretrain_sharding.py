@@ -96,7 +96,6 @@ def test_four_rows_give_one_gradient_however_they_are_dealt(world, runs):
 
     main(gradient_run(world, runs, 1))
     torchrun(4, STAGE / "train.py", *gradient_run(world, runs, 4))
-    # Its processes end without the interpreter's way out; TensorBoard's file is whole all the same.
     board = EventAccumulator(str(runs / "gradient4/tb_logs"))
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1]
