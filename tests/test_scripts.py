@@ -89,3 +89,18 @@ def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
     ) as script:
         output = script.communicate(timeout=60)[0]
     assert output.splitlines()[-1] == f"id {script.pid}"
+
+
+def test_nodes_of_a_ray_cluster_agree_on_whether_they_ask_for_a_token(tmp_path):
+    """Ray decides it by a file in the home folder, which a run on one machine leaves: the head would ask, the others would not have it."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\n")
+    ssh.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(ROOT / "scripts" / "ray_start.sh"), "head", "worker"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    starts = [line for line in done.stdout.splitlines() if "ray start" in line]
+    assert len(starts) == 2 and all("RAY_AUTH_MODE=disabled " in line for line in starts)
+    assert done.stdout.splitlines()[-1].startswith(
+        "on head: RAY_ADDRESS=head:6379 RAY_AUTH_MODE=disabled NNODES=2 bash"
+    )
