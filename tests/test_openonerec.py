@@ -154,7 +154,7 @@ def test_a_host_file_says_how_many_nodes_there_are(tmp_path):
 
 
 def test_overrides_of_verl_are_taken_behind_the_scripts_name():
-    from verl_rl.train_grpo import parse_args
+    from verl_rl.options import parse_args
 
     needed = ["--base_model", "b", "--data_dir", "d", "--catalogue", "c", "--output_dir", "o"]
     args = parse_args([*needed, "trainer.save_freq=10", "++data.x=1", "--overrides", "a.b=2"])

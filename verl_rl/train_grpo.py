@@ -27,8 +27,8 @@ from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
 from onerec.verl_export import export, last_checkpoint
 from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_kv_cache, launch
-from verl_rl.advantage import ADVANTAGES
-from verl_rl.rewards import REWARDS, lowest_score, parse_weights
+from verl_rl.options import parse_args
+from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import (
     ADVANTAGE_KEY,
     DEFAULT_CATALOGUE,
@@ -44,151 +44,6 @@ COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
 # Rows of the training file whose answers are read before the start.
 _LOOK_AT = 1000
-
-
-def switch(text: str) -> bool:
-    """``1``, ``true``, ``True`` and the like."""
-    if text.lower() not in ("0", "1", "true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither 1 or true nor 0 or false")
-    return text.lower() in ("1", "true")
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    # Inputs and output
-    add("--base_model", type=Path, required=True, help="HF checkpoint with SIDs, from SFT or distillation")
-    add("--data_dir", type=Path, required=True, help=f"folder with {RL_TRAIN} and {RL_TEST}")
-    add("--catalogue", type=Path, required=True, help="pid2sid.parquet: the SIDs that exist")
-    add("--catalogues", nargs="*", default=[], metavar="TASK=FILE", help="another pid2sid.parquet for a task")
-    add("--output_dir", type=Path, required=True, help="folder for checkpoints, logs and the exported model")
-    # Rollout
-    add("--rollout_n", type=int, default=1, help="rollouts (thinkings) a prompt")
-    add(
-        "--two_stage",
-        type=switch,
-        default=True,
-        help="thinking, then items; 0: one sample is the whole answer",
-    )
-    add(
-        "--stage2_mode",
-        choices=("beam", "sample"),
-        default="beam",
-        help="items by beam search or by sampling",
-    )
-    add("--stage2_beam_size", type=int, default=32, help="items a rollout")
-    add("--stage2_num_tokens", type=int, default=-1, help="itemic tokens of an item (-1: the SIDs' layers)")
-    add("--constrained", type=switch, default=True, help="only SIDs that exist")
-    add("--enable_think", type=switch, default=False, help="answers with thinking")
-    add(
-        "--enable_nonthink",
-        type=switch,
-        default=True,
-        help="answers without; with both, rollouts alternate; with neither, the prompt has no switch and the model decides",
-    )
-    add(
-        "--use_force_prefix",
-        type=switch,
-        default=True,
-        help="the SID's begin token is forced after the thinking",
-    )
-    add("--stage1_max_tokens", type=int, default=256, help="tokens of thinking at most")
-    add(
-        "--prompt_length",
-        type=int,
-        default=2048,
-        help="tokens of a prompt at most; longer ones lose oldest items",
-    )
-    add("--response_length", type=int, default=512, help="tokens of a response at most")
-    add("--temperature", type=float, default=1.0, help="of sampling, and of the policy's log-probabilities")
-    add("--rollout_tp_size", type=int, default=1, help="tensor parallelism of a vLLM server")
-    add("--gpu_memory_utilization", type=float, default=0.5, help="share of a GPU's memory that vLLM takes")
-    add("--max_num_seqs", type=int, default=256, help="requests that a server runs at once")
-    add("--max_num_batched_tokens", type=int, default=8192, help="tokens of a server's batch")
-    # Rewards
-    add(
-        "--reward_weights",
-        default="full_hit=1,partial_hit=0.2",
-        help=f"name=weight,…; names: {', '.join(REWARDS)}",
-    )
-    # Optimisation
-    add("--learning_rate", type=float, default=2e-6)
-    add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
-    add("--warmup_steps", type=int, default=0)
-    add(
-        "--kl_loss_coef",
-        type=float,
-        default=0.001,
-        help="of the low-variance KL to the base model; 0: no reference",
-    )
-    add("--clip_ratio_low", type=float, default=0.2)
-    add("--clip_ratio_high", type=float, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
-    add(
-        "--advantage",
-        choices=ADVANTAGES,
-        default="grpo",
-        help="grpo: every beam of a group counts alike; maxrl: by its probability, over the group's expected reward",
-    )
-    add(
-        "--norm_adv_by_std",
-        type=switch,
-        default=True,
-        help="grpo: divide a group's advantages by their deviation",
-    )
-    add("--train_batch_size", type=int, default=64, help="prompts a step")
-    add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
-    add(
-        "--max_tokens_per_gpu",
-        type=int,
-        default=16384,
-        help="tokens of a micro-batch at most, a shared prompt counted once",
-    )
-    add(
-        "--share_prompts",
-        type=switch,
-        default=True,
-        help="compute the prompt of a group once for all its items (sdpa attention); 0: verl's own rows, flash attention on a GPU",
-    )
-    add(
-        "--merge_ratio",
-        type=float,
-        default=1.0,
-        help="the exported weights: this share of the trained model, the rest of the base model; validated once more",
-    )
-    add("--num_training_steps", type=int, default=-1, help="-1: by epochs")
-    add("--num_epochs", type=int, default=1)
-    add("--seed", type=int, default=42)
-    # Validation and checkpoints
-    add("--val_before_train", type=switch, default=True)
-    add(
-        "--test_freq",
-        type=int,
-        default=-1,
-        help="steps between validations (-1: never); the last step is one",
-    )
-    add("--val_beam_size", type=int, default=32, help="beams of a validation prompt")
-    add("--ks", default="1,10,32", help="k of Pass@k and Recall@k")
-    add("--val_max_samples", type=int, default=-1, help="rows of the test file (-1: all)")
-    add("--save_freq", type=int, default=50, help="steps between checkpoints; the last step is one")
-    add("--max_checkpoints", type=int, default=2, help="checkpoints kept")
-    # Machine
-    add(
-        "--n_gpus",
-        type=int,
-        default=-1,
-        help="GPUs a node; -1: all. Without an accelerator: processes; -1: 1",
-    )
-    add("--nnodes", type=int, default=1)
-    add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
-    add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")
-    add("--dry_run", action="store_true", help="check, print the whole command, start nothing")
-    args, rest = parser.parse_known_args(argv)
-    if bad := [word for word in rest if word.startswith("-") or "=" not in word]:
-        parser.error(f"unrecognized arguments: {' '.join(bad)}")
-    args.overrides += rest
-    return args
 
 
 def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
@@ -411,7 +266,7 @@ def validate_merged(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = parse_args(argv, __doc__)
     manifest = Manifest("grpo", args)
     model, settings, rows = check(args)
     steps = steps_of(args, rows)

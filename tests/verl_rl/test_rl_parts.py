@@ -11,7 +11,7 @@ from onerec.chat import prompt_text
 from onerec.errors import InputError
 from onerec.sid import SidSpec
 from onerec.verl_export import export, last_checkpoint, merged_weights
-from verl_rl import assemble, metrics, train_grpo
+from verl_rl import assemble, metrics, options, train_grpo
 from verl_rl.settings import RolloutSettings
 from verl_rl.validation import read_validation, table
 
@@ -321,9 +321,9 @@ def test_an_export_may_average_with_the_base(tmp_path):
 def test_a_switch_is_on_or_off():
     import argparse
 
-    assert train_grpo.switch("True") and not train_grpo.switch("0")
+    assert options.switch("True") and not options.switch("0")
     with pytest.raises(argparse.ArgumentTypeError):
-        train_grpo.switch("maybe")
+        options.switch("maybe")
 
 
 def test_a_step_whose_rollouts_are_missing_ends_the_run():
