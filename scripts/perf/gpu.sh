@@ -34,7 +34,7 @@ if [[ "$DEVICE" == cuda ]]; then
   grpo=(--device cuda "${shape[@]}" --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --answer 5 --tokens 16384 --recompute --repeats 2)
   decode=(--device cuda "${shape[@]}" --prompt 2048 --batch 16 --beams 32 128 --vocabularies qwen3 --no_generate --no_memory --repeats 3)
   train=(--sizes 1.7B 0.6B --steps 3)
-  kmeans=(--points 1000000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
+  kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
   grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--layers 2 --prompt 32 --batch 2 --beams 4 --vocabularies small --no_generate --no_memory --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
@@ -42,13 +42,13 @@ fi
 sides=(--sides trees rows)
 [[ "$DEVICE" == cuda ]] && sides=(--sides trees packed packed_answers)
 
-step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/pretrain tests/verl_rl
+step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec tests/pretrain tests/verl_rl
 step grpo 120 "$PYTHON" $perf/shared_prompts.py "${grpo[@]}" "${sides[@]}"
 step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
 step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
 step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}"
-step kmeans_encode 60 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
-step kmeans_train 90 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
+step kmeans_encode 120 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
+step kmeans_train 150 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
 import json, pathlib, sys

@@ -94,12 +94,7 @@ def test_in_bfloat16_scores_are_as_near_the_truth_as_brute_force_in_bfloat16(toy
     assert len(ours) == len(brute) and np.mean(ours) < 1.3 * np.mean(brute)
 
 
-GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="the GPU's product has a float32 result of its own"
-)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_in_bfloat16_scores_are_those_of_the_unrounded_softmax(toy_model, toy_spec, device):
     """Logits near 20, where bfloat16's steps are 0.125: the numerator and the denominator of a score are both exact."""
     model = copy.deepcopy(toy_model).bfloat16().to(device)
