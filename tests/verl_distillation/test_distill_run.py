@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from onerec.processes import descendants
 from onerec.sid import SidSpec
+from onerec.verl_export import last_checkpoint
+from tests.clusters import command_line, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -81,41 +82,39 @@ def distill(models: Path, **variables: str) -> subprocess.CompletedProcess:
 def steps_of(folder: Path) -> list[int]:
     """Steps with metrics, over all attempts."""
     files = sorted(folder.glob("metrics_from_step_*.jsonl"))
-    return [json.loads(line)["step"] for file in files for line in file.read_text().splitlines()]
+    lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
-def engines(process: subprocess.Popen) -> list[psutil.Process]:
-    """vLLM's engines among the descendants of ``process``; Ray's workers stay in its tree."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "EngineCore" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+def engines(process: int) -> list[int]:
+    """vLLM's engines among the descendants of a process."""
+    return [pid for pid in descendants(process) if "EngineCore" in command_line(pid)]
 
 
-def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transformers_loads(models):
-    """Two steps of the top-k loss with an anchor among the prompts, the student's server killed; then two of the reverse KL."""
+def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transformers_loads(models, ray_cluster):
+    """Two steps of the top-k loss on two nodes of a cluster that was there before, an anchor among the prompts, the student's server
+    killed; then two of the reverse KL with both processes on this machine.
+    """
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, student = models / "out", models / "student"
     settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
     settings |= {"ANCHOR_PARQUET": str(models / "anchors.parquet"), "ANCHOR_SHARE": "0.25"}
+    settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": "2"}
     with subprocess.Popen(
         **command(models, TOTAL_STEPS="500", **settings), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as run:
-        deadline = time.monotonic() + 600
-        while run.poll() is None and time.monotonic() < deadline and len(steps_of(out)) < 2:
-            time.sleep(0.2)
-        servers = engines(run)
-        assert len(servers) == 3, "the servers of student, teacher and anchor"
-        servers[0].kill()
+        assert wait_until(lambda: run.poll() is not None or len(steps_of(out)) >= 2, 1200)
+        servers = engines(ray_cluster.pid)
+        assert len(servers) == 4, "the student's on both nodes, the teacher's and the anchor's"
+        os.kill(servers[0], signal.SIGKILL)
         assert run.wait(timeout=300) == 2
         error = run.stderr.read()
     assert error.count("error: ") == 1 and "goes on from the last checkpoint" in error
     # Whichever is noticed first: the dead server, or the prompts that it did not answer.
     assert "server died" in error or "came back without an answer" in error
+    assert wait_until(lambda: not ray_cluster.at_work()), ray_cluster.at_work()
     assert not (out / "hf").exists()
 
     def metrics(first: int) -> list[dict]:
@@ -127,8 +126,8 @@ def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transforme
     assert all(8 / 400 < step["actor/distillation/teacher_mass"] < 1 for step in metrics(1))
 
     # It goes on with the policy gradient and without anchors, with itemic tokens among what the student says.
-    kept = max(int(path.name.rpartition("_")[2]) for path in (out / "checkpoints").glob("global_step_*"))
-    settings = {"LOSS": "reverse_kl", "TOTAL_STEPS": str(kept + 2)}
+    kept = last_checkpoint(out / "checkpoints")
+    settings = {"LOSS": "reverse_kl", "TOTAL_STEPS": str(kept + 2), "N_GPUS": "2"}
     again = distill(models, **settings)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
     assert steps_of(out)[-2:] == [kept + 1, kept + 2]

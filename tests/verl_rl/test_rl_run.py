@@ -6,20 +6,25 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from onerec.processes import descendants
 from onerec.sid import SidSpec
+from onerec.verl_export import last_checkpoint
+from tests.clusters import command_lines, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "verl_rl" / "recipe" / "onerec" / "run_grpo.sh"
 
 
-def run(world: Path, output: Path, **variables: object) -> subprocess.CompletedProcess[str]:
-    """The script on the small world."""
+def command(world: Path, output: Path, **variables: object) -> dict[str, object]:
+    """Arguments of `subprocess` for the script on the small world."""
     settings = {
         "BASE_MODEL": world / "model", "DATA_DIR": world / "data", "PID2SID": world / "pid2sid.parquet", "PRODUCT_PID2SID": "",
         "OUTPUT_DIR": output, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
@@ -28,9 +33,18 @@ def run(world: Path, output: Path, **variables: object) -> subprocess.CompletedP
         "NUM_TRAINING_STEPS": 2, "TEST_FREQ": 2, "SAVE_FREQ": 2,
     }  # fmt: skip
     environment = {**os.environ, **{name: str(value) for name, value in (settings | variables).items()}}
-    return subprocess.run(
-        ["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=1200
-    )
+    return {"args": ["bash", str(SCRIPT)], "env": environment, "text": True}
+
+
+def run(world: Path, output: Path, **variables: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**command(world, output, **variables), capture_output=True, timeout=1200)
+
+
+def metrics(output: Path, attempt: int) -> list[dict]:
+    """Whole lines of an attempt's metrics."""
+    file = output / f"metrics_{attempt}.jsonl"
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def one_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -106,19 +120,38 @@ def test_an_error_of_the_script_is_one_line(world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed on this machine")
-def test_two_steps_on_two_ranks(world, tmp_path):
-    """Rollouts with and without thinking, tensor-parallel server, two training processes, validation, checkpoint, export."""
+def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world, tmp_path, ray_cluster):
+    """Rollouts with and without thinking, a tensor-parallel server, two training processes; SIGTERM; two steps more on two nodes."""
     import torch
     from safetensors.torch import load_file
 
     out = tmp_path / "out"
-    result = run(world, out, N_GPUS=2, ROLLOUT_TP_SIZE=2, ROLLOUT_N=2, ENABLE_THINK=1, VAL_BEFORE_TRAIN=0,
-                 REWARD_WEIGHTS="full_hit=1,partial_hit=1,rank_aware=0.1")  # fmt: skip
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    lines = [json.loads(line) for line in (out / "metrics_0.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    first, last = (line["data"] for line in lines)
-    for step in (first, last):
+    settings = {
+        "N_GPUS": 2,
+        "ROLLOUT_TP_SIZE": 2,
+        "ROLLOUT_N": 2,
+        "ENABLE_THINK": 1,
+        "VAL_BEFORE_TRAIN": 0,
+        "SAVE_FREQ": 1,
+    }
+    with subprocess.Popen(
+        **command(world, out, **settings, NUM_TRAINING_STEPS=500, REWARD_WEIGHTS="full_hit=1,partial_hit=1,rank_aware=0.1"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    ) as started:  # fmt: skip
+        assert wait_until(lambda: started.poll() is not None or len(metrics(out, 0)) >= 2, 1200)
+        assert started.poll() is None, started.stderr.read() + (out / "verl.log").read_text()[-4000:]
+        before = descendants(started.pid)
+        assert len(before) > 10 and any("EngineCore" in line for line in command_lines(started.pid))
+        begun = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        error = started.communicate()[1]
+        assert started.returncode == 143 and time.monotonic() - begun < 30
+        assert error == "ended by SIGTERM: the same command goes on from the last checkpoint\n"
+        left = [pid for pid in before if Path(f"/proc/{pid}").exists()]
+        assert not left, "Ray, vLLM and the trainer are gone"
+    assert not (out / "hf").exists()
+    first, second = (line["data"] for line in metrics(out, 0)[:2])
+    for step in (first, second):
         assert step["onerec/all/valid_sid"] == 1 and step["onerec/all/groups"] == 4
         # Two rollouts a prompt, four different items each; the items of both are one group.
         assert step["onerec/all/group_size"] == 8 and step["onerec/all/distinct_in_rollout"] == 4
@@ -127,34 +160,39 @@ def test_two_steps_on_two_ranks(world, tmp_path):
         assert 0 < step["onerec/all/thinking_cut"] + step["onerec/all/thinking_stopped"] <= 0.5
         assert step["onerec/seconds/generation"] > 0 and step["onerec/seconds/weight_sync"] > 0
         assert step["training/rollout_probs_diff_max"] < 0.05
-    assert first["onerec/all/kl"] == pytest.approx(0, abs=1e-6) and last["onerec/all/kl"] > 0
+    assert first["onerec/all/kl"] == pytest.approx(0, abs=1e-6) and second["onerec/all/kl"] > 0
     assert {"onerec/video/partial_hit", "onerec/ad/entropy"} <= set(first)
-    assert "val-aux/onerec/video/recall@10/mean@1" in last
-    base, trained = (load_file(folder / "model.safetensors") for folder in (world / "model", out / "hf"))
-    assert base.keys() == trained.keys() and not all(torch.equal(base[name], trained[name]) for name in base)
-    for name in ("tokenizer.json", "chat_template.jinja", "sid_spec.json", "config.json"):
-        assert (out / "hf" / name).read_bytes() == (world / "model" / name).read_bytes()
-    assert "checkpoint in" in result.stdout and "generation" in result.stdout
-    # The run goes on for a step with MaxRL's advantages; what it exports is the average of both models, validated once more
-    # on the servers that are there.
-    result = run(world, out, N_GPUS=2, ROLLOUT_TP_SIZE=2, ROLLOUT_N=2, ENABLE_THINK=1, VAL_BEFORE_TRAIN=0, MERGE_RATIO=0.25,
-                 REWARD_WEIGHTS="full_hit=1,partial_hit=1", ADVANTAGE="maxrl", NUM_TRAINING_STEPS=3)  # fmt: skip
+    assert "val-aux/onerec/video/recall@10/mean@1" in second
+
+    # The same on a cluster that was there before, one training process and server on each of its nodes, with MaxRL's advantages;
+    # what it exports is the average of both models, validated once more on the servers that are there.
+    kept = last_checkpoint(out / "checkpoints")
+    assert kept >= 1
+    settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": 2, "N_GPUS": 1, "ROLLOUT_TP_SIZE": 1}
+    result = run(world, out, **settings, NUM_TRAINING_STEPS=kept + 2, TEST_FREQ=kept + 2, MERGE_RATIO=0.25,
+                 REWARD_WEIGHTS="full_hit=1,partial_hit=1", ADVANTAGE="maxrl")  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    third = json.loads((out / "metrics_1.jsonl").read_text().splitlines()[0])
-    assert third["step"] == 3 and third["data"]["actor/grad_norm"] > 0
-    assert third["data"]["critic/advantages/min"] < 0 < third["data"]["critic/advantages/max"]
+    assert [line["step"] for line in metrics(out, 1)] == [kept + 1, kept + 2]
+    for line in metrics(out, 1):
+        assert line["data"]["actor/grad_norm"] > 0
+        assert line["data"]["critic/advantages/min"] < 0 < line["data"]["critic/advantages/max"]
+    assert wait_until(lambda: not ray_cluster.at_work()), ray_cluster.at_work()
     merged = load_file(out / "hf" / "model.safetensors")
-    saved = out / "checkpoints" / "global_step_3" / "actor" / "huggingface"
-    trained = load_file(saved / "model.safetensors")
+    saved = out / "checkpoints" / f"global_step_{kept + 2}" / "actor" / "huggingface"
+    base, trained = (load_file(folder / "model.safetensors") for folder in (world / "model", saved))
+    assert base.keys() == trained.keys() and not all(torch.equal(base[name], trained[name]) for name in base)
     for name, values in merged.items():
         average = 0.75 * base[name].float() + 0.25 * trained[name].float()
         assert torch.allclose(values.float(), average, atol=1e-6), name
-    assert (out / "merged" / "step_3_ratio_0.25.jsonl").exists() and not (
-        out / "merged" / "verl.log"
-    ).exists()
+    for name in ("tokenizer.json", "chat_template.jinja", "sid_spec.json", "config.json"):
+        assert (out / "hf" / name).read_bytes() == (world / "model" / name).read_bytes()
+    assert "checkpoint in" in result.stdout and "generation" in result.stdout
+    last = str(kept + 2)
+    assert (out / "merged" / f"step_{last}_ratio_0.25.jsonl").exists()
+    assert not (out / "merged" / "verl.log").exists()
     validation = json.loads((out / "validation.json").read_text())
-    assert list(validation) == ["2", "3", "merged"] and "recall@10" in validation["merged"]["all"]
-    assert "test file, step 2 → step merged" in result.stdout
+    assert list(validation)[-2:] == [last, "merged"] and "recall@10" in validation["merged"]["all"]
+    assert "→ step merged" in result.stdout
 
 
 @pytest.mark.slow
