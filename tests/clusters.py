@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -58,9 +59,9 @@ def wait_until(true: Callable[[], object], seconds: float = 30) -> bool:
     return bool(found)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[RayCluster]:
-    """A Ray cluster of two nodes with three slots each, started as by an administrator: nothing of ours in its environment."""
+@contextlib.contextmanager
+def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
+    """A cluster (None where a node did not come up) and what `ray start` said; it is gone when the block is left."""
     # Not under pytest's folders: the paths of Ray's sockets may have 107 characters.
     folder, port = tempfile.mkdtemp(prefix="ray"), free_port()
     node = f"{Path(sys.executable).with_name('ray')} start --num-cpus 20 --num-gpus 3 --object-store-memory 200000000 --dashboard-agent-listen-port 0"
@@ -77,15 +78,24 @@ def ray_cluster() -> Iterator[RayCluster]:
     script = f"({node} {head} && {node} --address 127.0.0.1:{port}) 2>&1 && echo both are up && exec sleep infinity"
     with keep(["bash", "-c", script], grace=5, env=environment | settings, stdout=-1, text=True) as cluster:
         try:
-            said = []
-            for line in cluster.stdout:
-                said.append(line)
-                if "both are up" in line:
-                    break
-            else:
-                pytest.fail("".join(said))
-            yield RayCluster(f"127.0.0.1:{port}", cluster.pid)
+            said = ""
+            while "both are up" not in said and (line := cluster.stdout.readline()):
+                said += line
+            up = "both are up" in said
+            yield RayCluster(f"127.0.0.1:{port}", cluster.pid) if up else None, said
         finally:
             cluster.stdin.close()
             cluster.wait()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of two nodes with three slots each, started as by an administrator: nothing of ours in its environment."""
+    for _ in range(3):
+        # Ray gives a node 30 seconds to come up, which a busy machine may not have.
+        with _two_nodes() as (cluster, said):
+            if cluster:
+                yield cluster
+                return
+    pytest.fail(said)
