@@ -30,7 +30,8 @@ from benchmarks.recommenders.base import Options, Recommender, Training
 from benchmarks.results import Metrics, Scores, result_folder, save_metrics
 from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.catalog import ItemIndex
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec

@@ -26,7 +26,8 @@ from benchmarks.catalogues import load_catalogue
 from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
 from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 

@@ -44,7 +44,8 @@ from benchmarks.tasks import (
 )
 from onerec.catalog import ItemIndex
 from onerec.chat import END_OF_TEXT, split_thinking
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.processes import kept
 from onerec.run import Manifest, write_text
 

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from benchmarks import evaluate, report
 from benchmarks.results import METRICS, load_metrics, result_folder
 from benchmarks.tasks import GENERAL, choose_tasks
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.processes import kept, owned
 from onerec.run import write_json
 

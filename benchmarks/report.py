@@ -29,7 +29,8 @@ from benchmarks.reporting.rows import (
     read_rows,
     terminal_table,
 )
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.run import Manifest, write_json, write_text
 
 

@@ -22,7 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.metrics import ndcg_at_k
 from benchmarks.results import check_same_data, load_metrics, load_predictions
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.ranking import recall_at_k
 from onerec.run import Manifest, read_json, write_json, write_text
 

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from data.onerec_data.batch import NO_PID, TRAIN_SPLIT, Batch
 from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.users import Users
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks

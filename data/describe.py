@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from data.mix import record_batches, record_files
 from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.records import parse_messages, parse_segments
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text

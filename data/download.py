@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.run import Manifest
 
 # Name to (hub data set, folder below --output_dir): the folders are those that the other scripts read.

@@ -22,7 +22,8 @@ from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
 from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import write_records
 from onerec.run import Manifest, progress

@@ -21,7 +21,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import record_batches, record_files
 from data.sampling import uuid_keys
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import write_batches
 from onerec.records import (
     SCHEMA,

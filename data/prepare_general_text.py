@@ -25,7 +25,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import KEY_COLUMNS
 from onerec.chat import THINK_CLOSE, THINK_OPEN
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.records import Record, chat_record, message, record_uuid, text_record, write_records
 from onerec.run import Manifest, progress
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import Source, read_config, source_batches
 from data.shuffle import shuffle_to_shards
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.run import Manifest, atomic_path, progress
 
 

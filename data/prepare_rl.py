@@ -22,7 +22,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import KEY_COLUMNS, uid_of
 from data.outputs import Outputs
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
 from onerec.parquet import count_rows, iter_batches
 from onerec.records import parse_messages

@@ -24,7 +24,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import KEY_COLUMNS, RecordFile, file_of, record_batches
 from data.sampling import uuid_keys
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import ROLES, check_columns

@@ -1,6 +1,6 @@
 """OpenOneRec's words that have another name here, or none: the table of docs/from_openonerec.md.
 
-The table is read, not copied: by every Python script for its flags (`onerec.errors.cli`), by the dataset configs for their keys, and
+The table is read, not copied: by every Python script for its flags (`onerec.cli.cli`), by the dataset configs for their keys, and
 by ``scripts/entry.sh`` for the variables of the shell scripts.
 """
 

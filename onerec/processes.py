@@ -27,10 +27,18 @@ from typing import Any
 
 # Seconds from SIGKILL until the keeper gives up on what the kernel does not let go.
 _GIVE_UP = 10.0
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Exit status of what SIGTERM ended (a cluster takes the node back): run the same command again. EX_TEMPFAIL of sysexits.h.
+STOPPED = 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = (*STOP_SIGNALS, signal.SIGINT)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # Set for the process that `kept` starts.
 _KEPT = "ONEREC_KEPT"
+
+
+def stop_status(number: int) -> int:
+    """Exit status of a program that the signal ``number`` ended in good order."""
+    return STOPPED if number in STOP_SIGNALS else 128 + number
 
 
 def keep(command: Sequence[str], grace: float = 10.0, **popen: Any) -> subprocess.Popen:
@@ -46,14 +54,15 @@ def keep(command: Sequence[str], grace: float = 10.0, **popen: Any) -> subproces
 def owned(
     command: Sequence[str],
     env: Mapping[str, str] | None = None,
-    what_next: str = "the same command begins again",
+    what_next: str | None = "the same command begins again",
     grace: float = 10.0,
     **popen: Any,
 ) -> Iterator[subprocess.Popen]:
     """Run ``command`` as the block's process; when the block is left, it and all that it started are gone.
 
     The process's status is the command's, as a shell gives it (128 + signal). Leaving the block by an exception, or by a signal to
-    this script, ends them early; after a signal ``what_next`` is said on standard error and the script exits with 128 + signal.
+    this script, ends them early; after a signal ``what_next`` is said on standard error (None: the command says it itself) and the
+    script exits with `stop_status`.
     ``grace``, ``popen``: as of `keep`. Signals that are ignored (``nohup``) stay ignored. For the main thread only.
     """
     keeper = keep(command, grace, env=env, **popen)
@@ -79,8 +88,9 @@ def owned(
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        print(f"ended by {signal.Signals(received[0]).name}: {what_next}", file=sys.stderr, flush=True)
-        sys.exit(128 + received[0])
+        if what_next:
+            print(f"ended by {signal.Signals(received[0]).name}: {what_next}", file=sys.stderr, flush=True)
+        sys.exit(stop_status(received[0]))
 
 
 def kept(main: Callable[[], None]) -> Callable[[], None]:
@@ -89,7 +99,8 @@ def kept(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         if os.environ.pop(_KEPT, None):
             return main()
-        with owned([sys.executable, *sys.orig_argv[1:]], env={**os.environ, _KEPT: "1"}) as process:
+        environment = {**os.environ, _KEPT: "1"}
+        with owned([sys.executable, *sys.orig_argv[1:]], env=environment, what_next=None) as process:
             pass
         sys.exit(process.returncode)
 

@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import IM_END, prompt_text
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.run import get_logger
 from onerec.sid import SidSpec
 

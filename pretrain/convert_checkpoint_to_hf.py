@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import cli
+from onerec.cli import cli
 from onerec.run import Manifest, atomic_path, get_logger
 
 log = get_logger("convert")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import end_ids
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
 from onerec.sid import LAYER_LETTERS, SidSpec

@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from pretrain.flops import layer_weights, peak_tflops, step_flops
 
 # hidden, layers, heads, key-value heads, intermediate, tied

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers.trainer_callback import TrainerCallback
 
-from onerec.errors import STOP_SIGNALS, Stopped, signals_to, stop_status
+from onerec.cli import Stopped, signals_to
+from onerec.processes import STOP_SIGNALS, stop_status
 
 
 class StopAfterStep(TrainerCallback):

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import STOPPED, InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.process_group import process_group, processes
+from onerec.processes import STOPPED
 from onerec.run import Manifest, get_logger
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser

@@ -26,6 +26,5 @@ _end() {
   echo "interrupted: run the same command again to go on after the last finished stage" >&2
   exit "$1"
 }
-trap '_end 129' HUP
 trap '_end 130' INT
-trap '_end 143' TERM
+trap '_end 75' HUP TERM # as onerec/processes.py

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import cli
+from onerec.cli import cli
 from onerec.files import PID2SID
 from onerec.run import read_json, write_text
 from tokenizer.evaluate_codes import REPORT

@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.cli import cli
 from onerec.content import files_digest, model_digest
-from onerec.errors import InputError, cli
+from onerec.errors import InputError
 from onerec.files import shard_name
 from onerec.parquet import (
     count_rows,

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.parquet import write_table
 from onerec.run import Manifest, read_json

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
-from onerec.errors import cli
 from onerec.run import Manifest
 from onerec.verl_cluster import has_accelerator
 from onerec.verl_export import export, last_checkpoint

@@ -18,8 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
+from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
-from onerec.errors import InputError, cli
+from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
 from onerec.parquet import iter_batches
 from onerec.run import Manifest, write_json

@@ -18,7 +18,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from benchmarks.metrics import ndcg_at_k, pass_at_k, recall_at_k
 from benchmarks.recommenders.base import Options
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 
 # RecBole's names of a layer's parameters, and ours (torch.nn.TransformerEncoderLayer).
 _LAYER = {

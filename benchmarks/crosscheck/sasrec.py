@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone befor
 from benchmarks.metrics import ndcg_at_k, recall_at_k
 from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.sequential import SasRecNet, fit
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.processes import owned
 from onerec.run import get_logger, write_json
 

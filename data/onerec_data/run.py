@@ -27,7 +27,8 @@ from data.onerec_data.tasks import VIDEO_COLUMNS, Task
 from data.onerec_data.users import Captions, Users, available_parts, value_problem
 from data.onerec_data.workers import build_all, make_plan
 from data.outputs import Outputs
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
 

@@ -4,14 +4,15 @@
 # Writes <step>.log, gpu.json (card, versions, each step's command, seconds, status, output) and gpu.md into the folder.
 #   DEVICE=cpu  the same steps at toy sizes, to try the script where there is no GPU
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
+cd "$ROOT"
 : "${PYTHON:=python3}"
 : "${DEVICE:=cuda}"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
 mkdir -p "$out"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 : > "$out/steps.tsv"
 
 # step <name> <seconds at most> <command …>

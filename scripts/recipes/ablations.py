@@ -26,7 +26,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from benchmarks.results import load_predictions
 from benchmarks.seeds import measure
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.run import get_logger, read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -216,7 +217,7 @@ class Runner:
         )
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode in (129, 130, 143) or done.returncode < 0:
+        if done.returncode in (75, 129, 130, 143) or done.returncode < 0:
             raise KeyboardInterrupt
         return done.returncode == 0
 

@@ -12,7 +12,8 @@ from benchmarks import journal
 from benchmarks.backends.hf import HfBackend
 from benchmarks.evaluate import main
 from benchmarks.journal import Journal, work_keys
-from onerec.errors import STOPPED, InputError
+from onerec.errors import InputError
+from onerec.processes import STOPPED
 
 FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "700", "--device", "cpu",
          "--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.9"]  # fmt: skip
@@ -21,7 +22,7 @@ FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", 
 KILLED = """
 import os, sys
 from benchmarks import evaluate, journal
-from onerec.errors import cli
+from onerec.cli import cli
 write, calls = journal.Phase.write, []
 def killing(self, entries):
     write(self, entries)

@@ -148,9 +148,7 @@ def test_the_lists_of_public_corpora_can_be_read(name, tmp_path):
 
 
 def test_a_hub_name_without_a_network_is_one_line(tmp_path):
-    code = (
-        "import sys; from data.prepare_general_text import main; from onerec.errors import cli; cli(main)()"
-    )
+    code = "import sys; from data.prepare_general_text import main; from onerec.cli import cli; cli(main)()"
     argv = ["--dataset", "owner/name", "--output_dir", str(tmp_path)]
     env = {
         "HF_HUB_OFFLINE": "1",

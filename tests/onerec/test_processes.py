@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onerec.processes import owned
+from onerec.processes import STOPPED, owned
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the keeper adopts orphans on Linux only")
@@ -89,13 +89,15 @@ def mark(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_all_processes_and_is_the_status(mark, number):
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, 130), (signal.SIGHUP, STOPPED)]
+)
+def test_a_signal_ends_all_processes_and_is_the_status(mark, number, status):
     script = start(mark)
     assert len(marked(mark)) >= 4, "the script, its command and two that hide"
     script.send_signal(number)
     _, error = script.communicate(timeout=60)
-    assert script.returncode == 128 + number
+    assert script.returncode == status
     assert error == f"ended by {number.name}: go on\n"
     assert not marked(mark), "they are gone before the script is"
 
@@ -149,7 +151,7 @@ def test_a_kept_script_leaves_no_server_behind(mark, number):
         assert script.stdout.readline() == "up\n"
         assert len(marked(mark)) == 4, "the script, its keeper, the same again, the server"
         script.send_signal(number)
-    assert script.returncode == (143 if number == signal.SIGTERM else -number)
+    assert script.returncode == (STOPPED if number == signal.SIGTERM else -number)
     assert gone(mark)
     assert subprocess.run([*command, "leave"], env=environment, stdout=subprocess.DEVNULL).returncode == 5
     assert not marked(mark)

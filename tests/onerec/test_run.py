@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from onerec.errors import InputError, cli
+from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.parquet import list_parquet, read_table, write_table
 from onerec.run import Manifest, atomic_path, progress, write_json
 

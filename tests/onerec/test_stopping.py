@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from onerec.errors import STOPPED
+from onerec.processes import STOPPED
 
 # Two workers that wait; the main process says who they are, with half an output on the disk.
 SCRIPT = """
 import os, sys, threading
 from pathlib import Path
-from onerec.errors import cli
+from onerec.cli import cli
 from onerec.run import atomic_path
 from onerec.workers import map_in_order
 
@@ -104,7 +104,7 @@ def test_a_worker_that_is_killed_is_one_line(begun):
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """nohup: the terminal may close."""
     script = (
-        "import os, signal\nfrom onerec.errors import cli\ncli(lambda: os.kill(os.getpid(), signal.SIGHUP))()"
+        "import os, signal\nfrom onerec.cli import cli\ncli(lambda: os.kill(os.getpid(), signal.SIGHUP))()"
     )
     root = Path(__file__).resolve().parents[2]
     command = f'trap "" HUP; exec {sys.executable} -c "$0"'

@@ -123,7 +123,7 @@ from datetime import timedelta
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from torch.distributed import TCPStore
-from onerec.errors import cli
+from onerec.cli import cli
 from pretrain import processes
 processes.BEAT, processes.SILENCE = 0.1, 3.0
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from onerec.errors import STOPPED, InputError
+from onerec.errors import InputError
+from onerec.processes import STOPPED
 from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
 from pretrain.checkpoint import whole_checkpoints

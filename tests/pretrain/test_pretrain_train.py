@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from onerec.errors import STOPPED, InputError, Stopped
+from onerec.cli import Stopped
+from onerec.errors import InputError
+from onerec.processes import STOPPED
 from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
 from pretrain.checkpoint import whole_checkpoints

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from onerec.content import MADE_FROM
 from onerec.processes import descendants
 from onerec.sid import SidSpec
 from onerec.verl_export import last_checkpoint
@@ -128,6 +129,9 @@ def test_a_run_survives_a_dead_server_and_ends_with_a_checkpoint_that_transforme
     # It goes on with the policy gradient and without anchors, with itemic tokens among what the student says.
     kept = last_checkpoint(out / "checkpoints")
     settings = {"LOSS": "reverse_kl", "TOTAL_STEPS": str(kept + 2), "N_GPUS": "2"}
+    refused = distill(models, **settings)
+    assert refused.returncode == 2 and "results that were made from another dataset" in refused.stderr
+    (out / MADE_FROM).unlink()
     again = distill(models, **settings)
     assert again.returncode == 0, again.stdout[-4000:] + again.stderr[-2000:]
     assert steps_of(out)[-2:] == [kept + 1, kept + 2]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from onerec.processes import descendants
+from onerec.processes import STOPPED, descendants
 from onerec.sid import SidSpec
 from onerec.verl_export import last_checkpoint
 from tests.clusters import command_lines, wait_until
@@ -145,7 +145,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
         begun = time.monotonic()
         started.send_signal(signal.SIGTERM)
         error = started.communicate()[1]
-        assert started.returncode == 143 and time.monotonic() - begun < 30
+        assert started.returncode == STOPPED and time.monotonic() - begun < 30
         assert error == "ended by SIGTERM: the same command goes on from the last checkpoint\n"
         left = [pid for pid in before if Path(f"/proc/{pid}").exists()]
         assert not left, "Ray, vLLM and the trainer are gone"
