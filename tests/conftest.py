@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,11 @@ import pytest
 
 from onerec.sid import SidSpec
 from tests.clusters import ray_cluster  # noqa: F401  a fixture
+
+# Tests send signals to what they start. What is ignored here (nohup, a shell's background) would be ignored there too.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # The files that take minutes, in the order in which two workers begin them: none is left for the end, where the other worker would
 # wait for it, and the two that start Ray and vLLM servers for a training are not at work at the same time.
