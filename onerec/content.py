@@ -22,7 +22,7 @@ from onerec.run import progress, read_json, write_json
 
 _BLOCK = 4 << 20
 _WEIGHTS = ("*.safetensors", "*.bin")
-MADE_FROM = "made_from.json"
+_MADE_FROM = "made_from.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_made_from(
     Raises `InputError`, which ends in ``right``, where the folder's results are made from something else, unless they are made
     ``anew``. A folder that says nothing is taken as begun now.
     """
-    path = Path(folder) / MADE_FROM
+    path = Path(folder) / _MADE_FROM
     before = read_json(path) if path.is_file() and not anew else sources
     changed = sorted(name for name in before.keys() | sources.keys() if before.get(name) != sources.get(name))
     if changed:
