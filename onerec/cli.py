@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import signal
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from onerec.errors import InputError, from_os_error
 from onerec.openonerec import translated
+from onerec.process_group import processes
 from onerec.processes import STOP_SIGNALS, STOPPED
 from onerec.run import own_code_first
 
@@ -64,7 +64,7 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
                 sys.exit(141)
             print(f"error: {from_os_error(error)}", file=sys.stderr)
         except KeyboardInterrupt as stop:
-            if os.environ.get("RANK", "0") == "0":
+            if processes()[0] == 0:
                 print(
                     f"interrupted{f' by {stop}' if str(stop) else ''}: finished outputs stay usable; "
                     "run the same command again to go on",

@@ -30,6 +30,8 @@ VERL_VERSION = "0.9.1"
 CPU_MODULE = "onerec.verl_cpu"
 # The trainer of onerec.verl_trainer, by the name under which verl finds it.
 WATCHED_TRAINER = "onerec_watched"
+# verl's default is FSDP1.
+TRAINING = "actor_rollout_ref.actor.strategy=fsdp2"
 # Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server dies at its start.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,7 +140,6 @@ def cpu_overrides() -> list[str]:
         "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
         "actor_rollout_ref.model.use_remove_padding=False",
         "actor_rollout_ref.model.enable_gradient_checkpointing=False",
-        f"{actor}.strategy=fsdp2",
         f"{actor}.fsdp_config.model_dtype=fp32",
         *(
             f"+{name}.fsdp_config.mixed_precision.{part}_dtype=fp32"
@@ -289,7 +290,12 @@ def launch(
     check_version()
     on_cpu = not has_accelerator()
     variables = environment(modules, on_cpu, sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
-    full = [*ray_overrides(variables, pools, on_cpu), *(cpu_overrides() if on_cpu else []), *overrides]
+    full = [
+        *ray_overrides(variables, pools, on_cpu),
+        TRAINING,
+        *(cpu_overrides() if on_cpu else []),
+        *overrides,
+    ]
     resolve(full)
     full += [f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"]
     line = command(full)

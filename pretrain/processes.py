@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onerec.errors import InputError
+from onerec.process_group import processes
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Processes:
 
 def run_processes() -> Processes:
     """Those of this run, by the variables that torchrun sets."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    rank, world = processes()
     if world == 1:
         return Processes()
     from torch.distributed import PrefixStore

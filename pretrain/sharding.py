@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError
+from onerec.process_group import processes
 from onerec.run import read_json
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class Fsdp(Whole):
         config = cls(**value)
         if config.reduce_dtype not in ("float32", "bfloat16"):
             raise InputError(path, f"reduce_dtype is {config.reduce_dtype!r}", "it is float32 or bfloat16")
-        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        if processes()[1] < 2:
             raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")  # fmt: skip
         return config
 

@@ -60,12 +60,11 @@ def _data(args: argparse.Namespace) -> list[str]:
 
 def _student(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
     actor = "actor_rollout_ref.actor"
-    gpu = ["actor_rollout_ref.model.use_remove_padding=True", f"{actor}.strategy=fsdp2"]
     return [
         f"actor_rollout_ref.model.path={args.base_model}",
         f"+actor_rollout_ref.model.override_config.{START_KEY}={start}",
         f"+actor_rollout_ref.model.override_config.{EXTENDED_KEY}={EXTENDED[args.loss]}",
-        *([] if on_cpu else gpu),
+        *([] if on_cpu else ["actor_rollout_ref.model.use_remove_padding=True"]),
         f"{actor}.optim.lr={args.learning_rate}",
         f"{actor}.optim.lr_scheduler_type={args.lr_scheduler_type}",
         f"{actor}.optim.lr_warmup_steps={args.warmup_steps}",

@@ -174,7 +174,6 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "data.validation_shuffle": False,
         "data.seed": args.seed,
         "actor_rollout_ref.model.path": args.base_model.resolve(),
-        f"{actor}.strategy": "fsdp2",
         f"{actor}.optim.lr": args.learning_rate,
         f"{actor}.optim.lr_scheduler_type": args.lr_scheduler_type,
         f"{actor}.optim.lr_warmup_steps": args.warmup_steps,

@@ -147,7 +147,8 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
     first, second = (
         subprocess.Popen(
             [*command, str(rank), str(store.port), str(tmp_path / "tokens")],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ONEREC_CODE": str(ROOT)},  # nobody need say which clone runs
         )
         for rank in (0, 1)
     )  # fmt: skip

@@ -65,7 +65,7 @@ def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "-m verl.trainer.main_ppo" in result.stdout and "actor_rollout_ref.rollout.n=12" in result.stdout
     assert "trainer.n_gpus_per_node=2" in result.stdout and not (tmp_path / "out").exists()
-    assert "onerec_share_prompts=True" in result.stdout
+    assert "onerec_share_prompts=True" in result.stdout and "actor.strategy=fsdp2" in result.stdout
     assert "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine" in result.stdout
     apart = run(world, tmp_path / "out", DRY_RUN=1, SHARE_PROMPTS=0)
     assert apart.returncode == 0 and "onerec_share_prompts" not in apart.stdout
