@@ -94,7 +94,7 @@ def test_a_dead_server_ends_a_run_in_one_line_and_another_ends_with_a_model_that
     models, ray_cluster
 ):
     """Two steps of the top-k loss on two nodes of a cluster that was there before, an anchor among the prompts, the student's server
-    killed; then, from the start, two of the reverse KL with both processes on this machine.
+    killed; then, from the start, two of the reverse KL on this machine.
     """
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -128,7 +128,7 @@ def test_a_dead_server_ends_a_run_in_one_line_and_another_ends_with_a_model_that
 
     # It does not go on with other prompts; the policy gradient, without anchors, is another run. Itemic tokens are among what the
     # student says.
-    settings = {"LOSS": "reverse_kl", "TOTAL_STEPS": "2", "N_GPUS": "2"}
+    settings = {"LOSS": "reverse_kl", "TOTAL_STEPS": "2"}
     refused = distill(models, **settings)
     assert refused.returncode == 2 and "results that were made from another dataset" in refused.stderr
     first, out = out, models / "other"
