@@ -1,4 +1,4 @@
-"""One process: verl's FSDP2 engine and ours, on the same rows; prints a JSON line of what each gave.
+"""One process: verl's FSDP2 engine and ours, on the same rows; prints a JSON line of what each gave, and how far they are apart.
 
     python tests/verl_rl/engine_run.py <folder> --device cpu|cuda
 
@@ -147,6 +147,13 @@ def main() -> None:
     }
     torch.distributed.destroy_process_group()
     print("RESULT " + json.dumps(results))
+    reference = results["rows fp32"]
+    for side, found in results.items():
+        apart = {
+            name: max(abs(a - b) for a, b in zip(found[name], reference[name], strict=True))
+            for name in ("before", "after", "entropy")
+        }
+        print(f"{side}: at most {apart} from rows fp32")
 
 
 if __name__ == "__main__":
