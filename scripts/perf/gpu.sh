@@ -11,6 +11,14 @@ cd "$ROOT"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
+known=" tests grpo train train_no_recompute decode kmeans_encode kmeans_train "
+for name in "$@"; do
+  if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
+done
+if [[ "$DEVICE" == cuda ]] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "error: DEVICE: $PYTHON has no torch that sees a GPU; DEVICE=cpu tries the script at toy sizes" >&2
+  exit 2
+fi
 mkdir -p "$out"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 : > "$out/steps.tsv"
