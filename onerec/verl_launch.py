@@ -158,10 +158,11 @@ def cpu_overrides() -> list[str]:
     ]
 
 
-def cpu_kv_cache(prefix: str, model: Path, tokens: int, sequences: int) -> list[str]:
-    """The override that gives a vLLM server on a CPU as much key-value cache as it can use; ``prefix``: its rollout settings.
+def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: int) -> list[str]:
+    """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its rollout settings.
 
-    Room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more: requests wait
+    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more, 14 s of a core.
+    The key-value cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more: requests wait
     for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB) overrules it.
     """
     config = read_json(model / "config.json")
@@ -170,7 +171,10 @@ def cpu_kv_cache(prefix: str, model: Path, tokens: int, sequences: int) -> list[
     # Keys and values of 4 bytes; whole blocks, of at most 128 tokens, and vLLM keeps one for itself.
     sequence = 8 * cached * (tokens + 2 * 128)
     wanted = max(sequence, min(sequence * sequences, 1 << 30), 32 << 20) if sequence else 1 << 30
-    return [f"+{prefix}.engine_kwargs.vllm.kv_cache_memory_bytes={wanted}"]
+    settings = {"kv_cache_memory_bytes": wanted} | (
+        {"distributed_executor_backend": "uni"} if tp_size == 1 else {}
+    )
+    return [f"+{prefix}.engine_kwargs.vllm.{name}={value}" for name, value in settings.items()]
 
 
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
@@ -192,13 +196,15 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_memory_monitor_refresh_ms": "0",
         }
-        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one. Ray starts its workers at niceness 15,
+        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one; and it would keep a worker beside its engine
+        # for the sake of that binding (`cpu_server`). Ray starts its workers at niceness 15,
         # where they starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at
         # every put where there are fewer cores.
         defaults = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
             "OMP_WAIT_POLICY": "passive",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "RAY_worker_niceness": "0",
             "TQ_NUM_THREADS": "1",
         }

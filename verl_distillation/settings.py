@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onerec.verl_launch import WATCHED_TRAINER, cpu_kv_cache
+from onerec.verl_launch import WATCHED_TRAINER, cpu_server
 
 # The names by which the registered pieces (verl_plugin.py) are asked for.
 PLUGIN = "verl_distillation.verl_plugin"
@@ -90,7 +90,11 @@ def _rollout(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         f"{rollout}.max_model_len={length + 1}",
         f"{rollout}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
         f"{rollout}.max_num_seqs={_CPU_SEQUENCES if on_cpu else 1024}",
-        *(cpu_kv_cache(rollout, args.base_model, length + 1, _CPU_SEQUENCES) if on_cpu else []),
+        *(
+            cpu_server(rollout, args.base_model, length + 1, _CPU_SEQUENCES, args.rollout_tp_size)
+            if on_cpu
+            else []
+        ),
         f"{rollout}.log_prob_use_dynamic_bsz=True",
         f"{rollout}.log_prob_max_token_len_per_gpu={args.max_tokens_per_gpu}",
         f"+{rollout}.agent.agent_loop_manager_class={PLUGIN}.Manager",
@@ -136,13 +140,13 @@ def _one_teacher(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         f"{teacher}.model_path={args.teacher_model}",
         *(f"{teacher}.inference.{name}={value}" for name, value in _server(args, on_cpu).items()),
         *([f"+{teacher}.inference.enable_sleep_mode=False"] if on_cpu else []),
-        *(_teacher_cache(args, teacher, args.teacher_model) if on_cpu else []),
+        *(_cpu_teacher(args, teacher, args.teacher_model) if on_cpu else []),
     ]
 
 
-def _teacher_cache(args: argparse.Namespace, teacher: str, model: Path) -> list[str]:
+def _cpu_teacher(args: argparse.Namespace, teacher: str, model: Path) -> list[str]:
     length = args.max_prompt_length + args.response_length
-    return cpu_kv_cache(f"{teacher}.inference", model, length + 1, _CPU_SEQUENCES)
+    return cpu_server(f"{teacher}.inference", model, length + 1, _CPU_SEQUENCES, args.teacher_tp_size)
 
 
 def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
@@ -174,7 +178,7 @@ def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> list[str]:
             f"{teacher}.model_path={model}",
             f"{teacher}.num_replicas={gpus // args.teacher_tp_size}",
             *(f"{teacher}.inference.{field}={value}" for field, value in server.items()),
-            *(_teacher_cache(args, place, model) if on_cpu else []),
+            *(_cpu_teacher(args, place, model) if on_cpu else []),
         ]
     return lines
 

@@ -27,7 +27,7 @@ from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_kv_cache, launch
+from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_server, launch
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import (
@@ -222,15 +222,15 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "actor_rollout_ref.model.use_remove_padding": False,
     }
     values |= shared if args.share_prompts else {}
-    cache = (
+    server = (
         []
         if has_accelerator()
-        else cpu_kv_cache(rollout, args.base_model.resolve(), length, args.max_num_seqs)
+        else cpu_server(rollout, args.base_model.resolve(), length, args.max_num_seqs, args.rollout_tp_size)
     )
     return [
         *(f"{name}={value}" for name, value in values.items()),
         settings.override(),
-        *cache,
+        *server,
         *args.overrides,
     ]
 

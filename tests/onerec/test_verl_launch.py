@@ -107,8 +107,11 @@ def test_empty_data_and_missing_columns_are_refused(tmp_path):
 def test_a_server_on_a_cpu_gets_the_cache_that_its_sequences_need(tmp_path, config, tokens, wanted):
     (tmp_path / "config.json").write_text(json.dumps(config))
     name = "distillation.teacher_models.teacher_model.inference"
-    (line,) = verl_launch.cpu_kv_cache(name, tmp_path, tokens, 64)
+    (line,) = verl_launch.cpu_server(name, tmp_path, tokens, 64, tp_size=2)
     assert line == f"+{name}.engine_kwargs.vllm.kv_cache_memory_bytes={wanted}"
+    # A model in one process needs no worker beside the engine.
+    alone = verl_launch.cpu_server(name, tmp_path, tokens, 64, tp_size=1)
+    assert alone == [line, f"+{name}.engine_kwargs.vllm.distributed_executor_backend=uni"]
 
 
 def test_a_cpu_gets_the_platform_and_a_gpu_gets_nothing(monkeypatch, capsys, tmp_path):
