@@ -8,8 +8,9 @@ cd "$ROOT"
 bash scripts/install.sh --dev
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# Two files at a time, in the order of tests/conftest.py; a file's tests stay together, for they share what its fixtures make.
-select=(-n 2 --dist loadfile --no-loadscope-reorder)
+# Three files at a time, in the order and the groups of tests/conftest.py: on two cores too, where runs of several processes wait for
+# one after another to start.
+select=(-n 3 --dist loadgroup --no-loadscope-reorder)
 if [[ "${1:-}" == "--fast" ]]; then
   select+=(-m "not slow")
   shift

@@ -19,20 +19,27 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
-# The files that take minutes, in the order in which two workers begin them: none is left for the end, where the other worker would
-# wait for it, and the two that start Ray and vLLM servers for a training are not at work at the same time.
+# The files that take minutes, in the order in which workers begin them: none is left for the end, where the others would wait for it.
 LONGEST = [
     "verl_rl/test_rl_run.py",
     "test_recipes.py",
+    "pretrain/test_pretrain_sharding.py",
     "test_quickstart.py",
-    "verl_distillation/test_distill_run.py",
 ]
+# Runs of verl with Ray and vLLM servers take half of the machine's memory each: one worker does them, one after another.
+VERL_RUNS = ["verl_rl/test_rl_run.py", "verl_distillation/test_distill_run.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests of `LONGEST` forward, the others in their order; skip those of a GPU where there is none."""
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    """Bring the tests of `LONGEST` forward, the others in their order; say which a worker does alone; skip those of a GPU without one."""
+    folder = Path(__file__).parent
+    places = {folder / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    runs = {folder / name for name in VERL_RUNS}
+    for item in items:
+        # A file's tests stay together, for they share what its fixtures make.
+        name = "verl" if item.path in runs else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))
     of_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if of_a_gpu:
         import torch
