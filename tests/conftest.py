@@ -37,8 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
     runs = {folder / name for name in VERL_RUNS}
     for item in items:
-        # A file's tests stay together, for they share what its fixtures make.
-        name = "verl" if item.path in runs else item.path.stem
+        # A file's tests stay together, for they share what its fixtures make; those of the recipes share nothing.
+        name = (
+            "verl" if item.path in runs else item.name if item.path.stem == "test_recipes" else item.path.stem
+        )
         item.add_marker(pytest.mark.xdist_group(name))
     of_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if of_a_gpu:

@@ -82,7 +82,7 @@ def invented(tmp_path_factory) -> Path:
     return write_beauty(tmp_path_factory.mktemp("invented") / "data", sequences, codes)
 
 
-def test_beauty_on_an_invented_log_and_again(invented, tmp_path):
+def test_beauty_on_an_invented_log(invented, tmp_path):
     rows = finished(recipe("amazon_beauty", invented, tmp_path), tmp_path)
     assert {"sft", "sft_unseen", "popularity", "popularity_unseen", "sasrec", "TIGER"} <= set(rows)
     assert rows["sft"]["users"] == 60 and rows["TIGER"]["source"] == "arXiv 2305.05065"
@@ -110,11 +110,6 @@ def test_beauty_on_an_invented_log_and_again(invented, tmp_path):
         lines = load_predictions(run / "benchmarks/results/v1.0" / f"results_{name}", "video")
         repeats = sum(item in histories[line["uid"]] for line in lines for item in line["items"])
         assert len(lines) == 60 and (repeats >= least if least else repeats == 0)
-    # Another seed in the same folder: what is there stays, and the table is of both.
-    again = recipe("amazon_beauty", invented, tmp_path, SEEDS="0 1")
-    assert "== 08_choose: finished before" in again.stdout
-    rows = finished(again, tmp_path)
-    assert len(rows["sft"]["metrics"]["recall@10"]["seeds"]) == 2 and rows["sft"]["users"] == 60
     other = recipe("amazon_beauty", invented, tmp_path, STG2_DROPOUT="0.3")
     assert other.returncode == 2 and "was begun with other settings" in other.stderr
 
@@ -139,7 +134,7 @@ def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data
     assert spec["collision"] == "extra_layer"
 
 
-def test_toys_on_one_per_cent(shared_data, tmp_path):
+def test_toys_on_one_per_cent_and_again_with_another_seed(shared_data, tmp_path):
     real = shared_data("amazon2014")
     users = one_in_a_hundred(real / "Toys_and_Games.txt")
     lines = [" ".join([user, *map(str, items)]) for user, items in users.items()]
@@ -148,6 +143,11 @@ def test_toys_on_one_per_cent(shared_data, tmp_path):
     (tmp_path / name).write_text((real / name).read_text())
     runs = tmp_path / "runs"
     assert finished(recipe("amazon_toys", tmp_path, runs, **CHAIN), runs)["sft"]["users"] == 60
+    # In the same folder what is there stays, and the table is of both.
+    again = recipe("amazon_toys", tmp_path, runs, SEEDS="0 1", **CHAIN)
+    assert "== 08_posttrain_sft: finished before" in again.stdout
+    rows = finished(again, runs)
+    assert len(rows["sft"]["metrics"]["recall@10"]["seeds"]) == 2 and rows["sft"]["users"] == 60
 
 
 def test_movielens_on_one_per_cent(shared_data, tmp_path):
