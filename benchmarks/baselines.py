@@ -32,6 +32,7 @@ from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprin
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import BOOT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
@@ -77,9 +78,7 @@ def evaluate(
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, help="benchmark_data folder")
     add("--output_dir", type=Path, required=True, help="folder for results_<baseline>/")
@@ -92,8 +91,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help=f"the second protocol as well, in results_<baseline>{UNSEEN}/",
     )
-    add("--sample_size", type=int, default=-1, help="test rows a task (-1: all)")
-    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
+    add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
     defaults = Options()
     for field in dataclasses.fields(Options):

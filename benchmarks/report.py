@@ -31,13 +31,12 @@ from benchmarks.reporting.rows import (
 )
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import BOOT, COUNT_OR_0, ArgumentParser
 from onerec.run import Manifest, write_json, write_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--results", nargs="+", type=Path, required=True, help="results_<name> folders, in the chain's order")
     add("--labels", nargs="+", default=None, help="a name for each result (default: as evaluated)")
@@ -46,8 +45,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
-    add("--examples", type=int, default=2, help="examples a task that went well, and as many that did not")
-    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for paired differences")
+    add(
+        "--examples",
+        type=COUNT_OR_0,
+        default=2,
+        help="examples a task that went well, and as many that did not",
+    )
+    add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
     return parser.parse_args(argv)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -16,7 +21,31 @@ class InputError(Exception):
 
     def __init__(self, file: object, what: str, right: str) -> None:
         self.file, self.what, self.right = str(file), what, right
-        super().__init__(f"{file}: {what}; {right}")
+        text = f"{file}: {what}; {right}"
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: ascii(c[0])[1:-1], text))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.file, self.what, self.right)
+
+
+@contextlib.contextmanager
+def reading(file: object) -> Iterator[None]:
+    """Have an exception that nobody foresaw name the ``file`` that is read inside (see `unforeseen`)."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(AttributeError):
+            error.reading = getattr(error, "reading", str(file))
+        raise
+
+
+def unforeseen(error: Exception, doing: str) -> InputError:
+    """The one line of an exception that nobody foresaw: the file being `reading`, else ``doing``; the traceback goes to a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="onerec-traceback-", suffix=".txt", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+    right = "needs more memory than there is" if isinstance(error, MemoryError) else "please report it"
+    return InputError(getattr(error, "reading", doing), what, f"{right} (traceback in {file.name})")
 
 
 def from_os_error(error: OSError) -> InputError:

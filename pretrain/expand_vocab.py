@@ -22,6 +22,7 @@ from onerec.chat import end_ids
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import COUNT, SEED, ArgumentParser
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
 from onerec.sid import LAYER_LETTERS, SidSpec
 from pretrain.checkpoint import disk_errors
@@ -34,17 +35,17 @@ log = get_logger("expand_vocab")
 ALIGN = 256
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     add = p.add_argument
     add("--hf_model_dir", required=True, help="Hugging Face checkpoint to expand")
     add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
-    add("--itemic_layer_n", type=int, default=3, help="codebook layers, where no --sid_spec is given")
+    add("--itemic_layer_n", type=COUNT, default=3, help="codebook layers, where no --sid_spec is given")
     add(
         "--vocab_size_per_layer",
-        type=int,
+        type=COUNT,
         default=8192,
         help="codes of a layer, where no --sid_spec is given",
     )
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin near",
     )
     add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
-    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--seed", type=SEED, default=0, help="seed of the noise")
     return p
 
 

@@ -29,14 +29,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
+from onerec.flags import COUNT, ArgumentParser
+
 sys.path.insert(0, str(ROOT))
 os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "onerec.verl_cpu"}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("part", choices=("teacher", "update"))
     for name, value, text in (
         ("sequences", 32, "teacher: sequences"),
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+        parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),

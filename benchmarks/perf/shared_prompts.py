@@ -27,6 +27,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
+from onerec.flags import COUNT, ArgumentParser
+
 sys.path.insert(0, str(ROOT))
 from pretrain import attention
 from verl_rl.shared_prompts import build, gather
@@ -35,9 +37,7 @@ Rows = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     for name, value, text in (
         ("layers", 3, "transformer layers"),
         ("hidden", 128, "width"),
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+        parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")

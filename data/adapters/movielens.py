@@ -15,7 +15,6 @@ never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -31,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone befor
 from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import SHARE, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest
 
@@ -252,15 +252,13 @@ def user_texts(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--input", type=Path, required=True, help="folder of MovieLens 100k, RecBole's or the original files"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
