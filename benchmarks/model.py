@@ -22,7 +22,7 @@ from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, ArgumentParser, number
+from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.run import progress
 from onerec.sid import SidSpec
 
@@ -375,7 +375,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     add("--thinking_temperature", type=NOT_NEGATIVE, default=0.0, help="of the thoughts (0: greedy)")
     add(
         "--thinking_top_p",
-        type=number(0, 1, open_low=True),
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="thoughts are sampled from this share of likely tokens",
     )
@@ -386,14 +386,10 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 def open_model(args: argparse.Namespace, journal: Journal | None) -> BenchModel:
     """The model that the flags describe; raises `InputError` where they contradict each other."""
-    if args.thoughts < 1:
-        raise InputError("--thoughts", f"is {args.thoughts}", "at least 1")
     if args.thoughts > 1 and args.thinking_temperature <= 0:
         raise InputError(
             "--thoughts", f"{args.thoughts} greedy thoughts are all the same", "set --thinking_temperature, as 0.6"
         )  # fmt: skip
-    if not 0 < args.thinking_top_p <= 1:
-        raise InputError("--thinking_top_p", f"is {args.thinking_top_p}", "above 0 and at most 1")
     sampling = Sampling(args.thinking_temperature, args.thinking_top_p, args.thinking_seed)
     return BenchModel(
         args.model_path, args.device, args.token_budget, args.backend, journal,

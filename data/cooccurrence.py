@@ -135,9 +135,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=COUNT, default=5, help="places between two items of a pair, at most")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
     args = parser.parse_args(argv)
-    for name in ("dim", "window"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
     parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)

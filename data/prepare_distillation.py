@@ -155,10 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
-    if args.num_samples < 1:
-        raise InputError("--num_samples", f"{args.num_samples} is not a positive number", "at least 1")
-    if args.max_per_source < 1 and args.max_per_source != -1:
-        raise InputError("--max_per_source", f"is {args.max_per_source}", "at least 1, or -1 for all")
     manifest = Manifest("prepare_distillation", args)
     by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
     last = limits(by_source, args.num_samples, args.max_per_source)

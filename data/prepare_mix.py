@@ -67,11 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
-    for name in ("buffer_mb", "threads"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
-    if args.rows_per_file < 1 and args.rows_per_file != -1:
-        raise InputError("--rows_per_file", f"is {args.rows_per_file}", "1 or more")
     if bad := [item for item in args.folders if "=" not in item]:
         raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")
     manifest = Manifest("prepare_mix", args)

@@ -24,7 +24,7 @@ from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT, SEED, SHARE, ArgumentParser
+from onerec.flags import COUNT, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows, iter_batches
 from onerec.records import parse_messages
 from onerec.run import Manifest
@@ -152,18 +152,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test_size", type=COUNT, default=1000, help="test rows a task")
     parser.add_argument(
         "--user_share",
-        type=SHARE,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="share of the users whose rows are taken, test users included",
     )
     parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
     args = parser.parse_args(argv)
-    if args.test_size < 1:
-        raise InputError("--test_size", f"{args.test_size} is not a positive number", "at least 1")
-    if not 0 < args.user_share <= 1:
-        raise InputError(
-            "--user_share", f"{args.user_share} is no share of the users", "over 0 and at most 1"
-        )
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
     counts = count_users(files, manifest)

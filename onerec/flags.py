@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from onerec.errors import InputError
+from onerec.sid import LAYER_LETTERS
 
 # What the C code below Python takes for a size.
 _LARGEST = 2**31 - 1
@@ -61,6 +62,10 @@ class Range:
             raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give {self}")
         return value
 
+    def each(self, text: str) -> tuple:
+        """The numbers of a text like 1,10,32."""
+        return tuple(self(part) for part in text.split(","))
+
     def of(self, value: Any, file: object, key: str) -> Any:
         """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
         kinds = (int,) if self.kind is int else (int, float)
@@ -86,11 +91,14 @@ COUNT_OR_0 = integer(0)
 COUNT_OR_ALL = integer(1, also=(-1,))
 SEED = integer(0, 2**32 - 1)  # NumPy's and scikit-learn's; torch takes more
 PROCESSES = integer(1, 1024)
+LAYERS = integer(1, len(LAYER_LETTERS))
+CODES = integer(1, 2**20)  # of a layer; each becomes a token
 WIDTH = integer(1, 2**16)  # dimensions of a vector; no model of today has more
 NUMBER = number()
 POSITIVE = number(0, open_low=True)
 NOT_NEGATIVE = number(0)
 SHARE = number(0, 1)
+SHARE_ABOVE_0 = number(0, 1, open_low=True)
 SHARE_BELOW_1 = number(0, 1, open_high=True)
 BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser
+from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
@@ -54,12 +54,12 @@ def parser() -> ArgumentParser:
     add("--output_dir", required=True, help="folder of the checkpoint")
     add(
         "--vocab_size",
-        type=COUNT,
+        type=integer(256, 2**20),
         default=2048,
         help="byte-level BPE tokens, the 256 bytes included; the 26 added tokens come on top",
     )
     add("--hidden_size", type=WIDTH, default=128, help="width of the model")
-    add("--num_hidden_layers", type=WIDTH, default=4, help="layers")
+    add("--num_hidden_layers", type=integer(1, 1024), default=4, help="layers")
     add("--num_attention_heads", type=WIDTH, default=4, help="query heads")
     add("--num_key_value_heads", type=WIDTH, default=2, help="key and value heads")
     add("--head_dim", type=WIDTH, default=32, help="width of a head, even")
@@ -85,8 +85,6 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Train the tokenizer, draw the weights, write both."""
     args = parser().parse_args(argv)
-    if args.vocab_size < 256:
-        raise InputError("--vocab_size", f"is {args.vocab_size}", "a byte-level BPE has at least 256 tokens")
     if args.num_attention_heads % args.num_key_value_heads:
         raise InputError(
             "--num_key_value_heads",

@@ -182,25 +182,8 @@ def parser(description: str | None) -> ArgumentParser:
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
-    for name in (
-        "gradient_accumulation_steps",
-        "minibatch_size",
-        "logging_per_step",
-        "save_checkpoint_per_step",
-    ):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"is {getattr(args, name)}", "it is at least 1")
-    if args.eval_per_step < 0 or args.eval_rows == 0 or args.eval_rows < -1:
-        raise InputError(
-            "--eval_per_step, --eval_rows", "are no numbers of steps and rows", "0 or more; 1 or more, or -1"
-        )
     if args.eval_per_step and not args.eval_sources:
         raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
-    for name in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"is {getattr(args, name)}", "from 0 (none) to below 1")
-    if args.learning_rate <= 0:
-        raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
     if args.resume_training_state and not args.resume_from:
         raise InputError(
             "--resume_training_state",

@@ -356,14 +356,6 @@ def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tupl
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if (
-        min(args.batch_size, args.max_tokens, args.max_batch_tokens, args.shard_rows) < 1
-        or args.dim == 0
-        or args.dim < -1
-    ):
-        raise InputError(
-            "--batch_size, --max_tokens, --max_batch_tokens, --shard_rows, --dim", "are not positive numbers", "at least 1 (--dim -1: all)"
-        )  # fmt: skip
     if args.encoder == NO_TEXT and not args.concat:
         raise InputError("--encoder", f"{NO_TEXT} leaves nothing to embed", "embeddings to take, by --concat")
     manifest = Manifest("embed_items", args)

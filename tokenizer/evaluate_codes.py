@@ -284,9 +284,6 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    for name in ("k", "max_queries", "max_items"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
     if args.model_path and not args.emb_path:
         raise InputError("--model_path", "says nothing without embeddings", "add --emb_path")
     spec = SidSpec.load(args.pid2sid.parent / SID_SPEC)

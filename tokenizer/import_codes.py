@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
-from onerec.flags import COUNT, SEED, SHARE, WIDTH, ArgumentParser
+from onerec.flags import CODES, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
     )
-    parser.add_argument("--codebook_size", type=COUNT, required=True, help="codes of a layer")
-    parser.add_argument("--n_layers", type=COUNT, default=3, help="layers to keep, the first ones")
+    parser.add_argument("--codebook_size", type=CODES, required=True, help="codes of a layer")
+    parser.add_argument("--n_layers", type=LAYERS, default=3, help="layers to keep, the first ones")
     parser.add_argument(
         "--collision",
         default="none",
@@ -107,8 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of --embedding_path")
     args = parser.parse_args(argv)
-    if args.embedding_dim < 1:
-        raise InputError("--embedding_dim", f"is {args.embedding_dim}", "1 or more")
     try:
         spec = SidSpec((args.codebook_size,) * args.n_layers, collision=args.collision)
     except ValueError as error:

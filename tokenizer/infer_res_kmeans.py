@@ -111,9 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     args = parse_args(argv)
-    for name in ("batch_size", "beam"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
     model = load_quantizer(args.model_path)

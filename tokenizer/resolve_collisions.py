@@ -27,7 +27,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
+from onerec.flags import SHARE, ArgumentParser, integer
 from onerec.parquet import read_table, write_table
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
@@ -62,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--extra_codes",
-        type=COUNT_OR_ALL,
+        type=integer(1, 2**20, also=(-1,)),
         default=-1,
         help="extra_layer: size of the new layer (-1: the largest bucket's)",
     )

@@ -21,7 +21,7 @@ from onerec.run import Manifest, get_logger
 from tokenizer.product import ProductQuantizer
 from tokenizer.quantizer import layer_reports
 from tokenizer.rq_vae import RqVae, RqVaeConfig
-from tokenizer.train_res_kmeans import add_arguments, check_positive, training_points, write_model
+from tokenizer.train_res_kmeans import add_arguments, training_points, write_model
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,11 +73,6 @@ def fit_rq_vae(args: argparse.Namespace, vectors) -> tuple[RqVae, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "latent_dim", "epochs", "batch_size"))
-    if args.lr <= 0 or args.beta < 0 or min(args.hidden) < 1:
-        raise InputError(
-            "--lr, --beta, --hidden", "are not positive numbers", "--lr 1e-3 --beta 0.25 --hidden 512 256"
-        )
     if args.kind != "rq_vae" and args.codebook_size & (args.codebook_size - 1):
         raise InputError("--codebook_size", f"{args.codebook_size} is not a power of two, which faiss's {args.kind} needs", "a power of two")  # fmt: skip
     log, manifest = get_logger("tokenizer"), Manifest("train_baselines", args)

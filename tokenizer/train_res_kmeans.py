@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, COUNT_OR_ALL, SEED, SHARE, WIDTH, ArgumentParser
+from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
 from onerec.process_group import process_group, processes
 from onerec.run import Manifest, get_logger
 from tokenizer.embeddings import sample_vectors
@@ -65,8 +65,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)"
     )
-    parser.add_argument("--n_layers", type=COUNT, default=3, help="codebook layers")
-    parser.add_argument("--codebook_size", type=COUNT, default=8192, help="codes a layer")
+    parser.add_argument("--n_layers", type=LAYERS, default=3, help="codebook layers")
+    parser.add_argument("--codebook_size", type=CODES, default=8192, help="codes a layer")
     parser.add_argument(
         "--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
     )
@@ -83,13 +83,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
-
-
-def check_positive(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raise `InputError` where one of the flags is below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
 
 
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
@@ -164,7 +157,6 @@ def choose_backend(args: argparse.Namespace) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "nredo"))
     backend, device = choose_backend(args)
     if processes()[0]:
         get_logger("tokenizer").setLevel("WARNING")

@@ -25,9 +25,10 @@ from onerec.flags import (
     NUMBER,
     POSITIVE,
     SEED,
-    SHARE,
+    SHARE_ABOVE_0,
     ArgumentParser,
     integer,
+    number,
 )
 from onerec.run import Manifest
 from onerec.verl_cluster import has_accelerator
@@ -66,7 +67,10 @@ def parser() -> ArgumentParser:
         "each file the same number; needs forward_kl_topk",
     )
     models.add_argument(
-        "--anchor_share", type=SHARE, default=0.25, help="share of such prompts among all of them"
+        "--anchor_share",
+        type=number(0, 1, open_low=True, open_high=True),
+        default=0.25,
+        help="share of such prompts among all of them",
     )
     models.add_argument("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
     signal = p.add_argument_group("signal")
@@ -127,7 +131,7 @@ def parser() -> ArgumentParser:
     )
     training.add_argument(
         "--merge_ratio",
-        type=SHARE,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="the exported weights: this share of the distilled model, the rest of the student as it came",
     )

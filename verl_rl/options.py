@@ -14,10 +14,9 @@ from onerec.flags import (
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
-    SHARE,
+    SHARE_ABOVE_0,
     SHARE_BELOW_1,
     ArgumentParser,
-    number,
 )
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS
@@ -89,7 +88,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     add("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of a vLLM server")
     add(
         "--gpu_memory_utilization",
-        type=number(0, 1, open_low=True),
+        type=SHARE_ABOVE_0,
         default=0.5,
         help="share of a GPU's memory that vLLM takes",
     )
@@ -141,7 +140,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     )
     add(
         "--merge_ratio",
-        type=SHARE,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="the exported weights: this share of the trained model, the rest of the base model; validated once more",
     )
@@ -157,7 +156,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         help="steps between validations (-1: never); the last step is one",
     )
     add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
-    add("--ks", default="1,10,32", help="k of Pass@k and Recall@k")
+    add("--ks", type=COUNT.each, default="1,10,32", help="k of Pass@k and Recall@k")
     add("--val_max_samples", type=COUNT_OR_ALL, default=-1, help="rows of the test file (-1: all)")
     add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")
     add("--max_checkpoints", type=COUNT, default=2, help="checkpoints kept")

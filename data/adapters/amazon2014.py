@@ -31,7 +31,7 @@ import orjson
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, least_items, split_rows
+from data.adapters.leave_one_out import add_arguments, least_items, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
@@ -223,7 +223,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser, n_targets=10, validation=True)
     args = parser.parse_args(argv)
-    check_arguments(args)
     if (args.reviews is None) == (args.sequences is None):
         raise InputError("--reviews, --sequences", "are both given or both missing", "one of the two")
     manifest = Manifest("amazon2014", args)

@@ -7,11 +7,9 @@ training rows (split 0) see neither. The latest training items, at most ``n_targ
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser, integer
 
 T = TypeVar("T")
@@ -32,18 +30,9 @@ def add_arguments(parser: ArgumentParser, n_targets: int, validation: bool) -> N
     parser.add_argument(
         "--validation",
         type=integer(0, 1),
-        choices=(0, 1),
         default=int(validation),
         help="1: the last item but one is kept for validation (split 2)",
     )
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `InputError` where the flags make no split."""
-    if args.n_targets < 1:
-        raise InputError("--n_targets", f"{args.n_targets} is not a positive number", "1 or more")
-    if args.windows < 1 and args.windows != -1:
-        raise InputError("--windows", f"{args.windows} is not a positive number", "1 or more, or -1 for all")
 
 
 def least_items(validation: bool) -> int:

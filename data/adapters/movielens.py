@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
+from data.adapters.leave_one_out import add_arguments, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
@@ -262,7 +262,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
-    check_arguments(args)
     manifest = Manifest("movielens", args)
     films = read_films(args.input, manifest, args.max_bad_ratio)
     events = read_events(args.input, films, manifest, args.max_bad_ratio)

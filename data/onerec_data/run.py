@@ -94,8 +94,6 @@ class Run:
             raise InputError("--caption", "is missing", "give pid2caption.parquet")
         if args.product_pid2sid is None and any(task.product for task in tasks):
             raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
-        if args.workers < 1:
-            raise InputError("--workers", f"{args.workers} is not a positive number", "1 or more")
 
     def record_path(self, name: str) -> Path:
         """Where the table of a task goes, or that of a benchmark task (``bench/<name>``)."""
