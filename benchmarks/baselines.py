@@ -32,7 +32,7 @@ from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprin
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT_OR_ALL, ArgumentParser
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
@@ -94,10 +94,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
-    defaults = Options()
     for field in dataclasses.fields(Options):
-        value = getattr(defaults, field.name)
-        add(f"--{field.name}", type=type(value), default=value, help=f"of what is trained ({value})")
+        taken = field.metadata.get("range", COUNT)
+        add(
+            f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})"
+        )
     return parser.parse_args(argv)
 
 
@@ -139,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks: list[BenchTask] = [TASKS[name] for name in names if TASKS[name].kind == "rank"]
     if not tasks:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
+    if args.dim % args.heads:
+        raise InputError("--heads", f"{args.heads} do not divide --dim {args.dim}", "a divisor of it")
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained

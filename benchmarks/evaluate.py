@@ -45,7 +45,7 @@ from benchmarks.tasks import (
 from onerec.catalog import ItemIndex
 from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.cli import cli
-from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer
+from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
 from onerec.processes import kept
 from onerec.run import Manifest, write_text
 
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, required=True, help="Hugging Face checkpoint folder")
-    add("--result_name", required=True, help="name of the result")
+    add("--result_name", type=plain_name, required=True, help="name of the result")
     add(
         "--data_dir",
         type=Path,

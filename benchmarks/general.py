@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lm-evaluation-harness is not installed (pip install lm-eval): {', '.join(wanted)} left out")
     pairs = [model.partition("=") for model in args.models]
     if bad := [name for name, sign, _ in pairs if not sign]:
-        raise InputError("--models", f"{bad[0]} has no =", "NAME=FOLDER")
+        raise InputError("--models", f"{bad[0]} has no = behind a name", "NAME=FOLDER")
     folders = []
     for name, _, path in pairs:
         evaluate.main(

@@ -103,7 +103,7 @@ SHARE_BELOW_1 = number(0, 1, open_high=True)
 BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
 
 
-def name(text: str) -> str:
+def plain_name(text: str) -> str:
     """A name that a file or folder gets: no path."""
     if text in ("", ".", "..") or "/" in text or len(text.encode()) > 100:
         raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give a name of at most 100 bytes without /")

@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
 
-sys.path.insert(0, str(ROOT))
 WAYS = ("itemknn", "cooccurrence", "embeddings")
 
 
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
 from onerec.flags import COUNT, POSITIVE, PROCESSES, SEED, ArgumentParser
 
 LABELS = {"longview": 0.3, "like": 0.05, "follow": 0.01, "forward": 0.01, "not_interested": 0.01}
@@ -284,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

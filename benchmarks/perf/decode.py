@@ -31,8 +31,9 @@ from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
 from onerec.catalog import ItemIndex
+from onerec.cli import cli
 from onerec.decode import NORMALIZE, decode_items
-from onerec.flags import COUNT, ArgumentParser
+from onerec.flags import COUNT, SEED, ArgumentParser
 from onerec.run import write_json
 from onerec.sid import SidSpec
 
@@ -55,7 +56,12 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights, prompts and items"),
     ):
-        parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
+        parser.add_argument(
+            f"--{name}",
+            type=SEED if name == "seed" else COUNT,
+            default=value,
+            help=f"{text} (default {value})",
+        )
     parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
@@ -267,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -29,9 +29,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
-from onerec.flags import COUNT, ArgumentParser
-
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, SEED, ArgumentParser
+
 os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "onerec.verl_cpu"}
 
 
@@ -51,7 +52,12 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
+        parser.add_argument(
+            f"--{name}",
+            type=SEED if name == "seed" else COUNT,
+            default=value,
+            help=f"{text} (default {value})",
+        )
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -202,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

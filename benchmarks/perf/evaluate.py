@@ -33,6 +33,7 @@ from measure import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks import evaluate, model
 from benchmarks.tasks import TASKS
+from onerec.cli import cli
 from onerec.decode import batches_by_length
 from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import read_table, write_table
@@ -219,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -25,6 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
 from onerec.flags import COUNT, COUNT_OR_0, ArgumentParser
 
 ITEMS = 20_000  # of the catalogue
@@ -348,7 +350,6 @@ def main() -> None:
     global _clock
     if args.clock == "cpu":
         _clock = time.process_time
-    sys.path.insert(0, str(ROOT))
     if args.what in ("loss", "memory"):
         (bench_loss if args.what == "loss" else memory_once)(args)
         return
@@ -357,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.chat import THINK_CLOSE, prompt_text
+from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import write_json
@@ -177,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -27,9 +27,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
-from onerec.flags import COUNT, ArgumentParser
-
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, SEED, ArgumentParser
 from pretrain import attention
 from verl_rl.shared_prompts import build, gather
 
@@ -54,7 +54,12 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
+        parser.add_argument(
+            f"--{name}",
+            type=SEED if name == "seed" else COUNT,
+            default=value,
+            help=f"{text} (default {value})",
+        )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")
@@ -236,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

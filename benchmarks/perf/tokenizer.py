@@ -29,6 +29,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
 from onerec.flags import COUNT, POSITIVE, SEED, WIDTH, ArgumentParser
 
 BLOCK = 1 << 14
@@ -260,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

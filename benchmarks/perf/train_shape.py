@@ -24,9 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
-from onerec.flags import COUNT, ArgumentParser
-
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, ArgumentParser
 from pretrain import attention
 from pretrain.flops import peak_tflops, step_flops
 from pretrain.plan import ITEMIC, QWEN3, memory_gib, shape
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()
