@@ -103,7 +103,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--text_sample_size",
         type=integer(1, also=(0, -1)),
         default=0,
-        help="rows of item_understand and rec_reason (0: --sample_size)",
+        help="rows of item_understand and rec_reason (0: --sample_size; -1: all)",
     )
     add(
         "--max_answer_tokens",

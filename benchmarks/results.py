@@ -20,7 +20,7 @@ from onerec.run import Manifest, read_json, read_json_lines, write_json
 METRICS = "metrics.json"
 PREFIX = "results_"
 # What a line of the predictions holds, by the task's kind.
-_FIELDS = {"rank": {"items": list, "sids": list}, "understand": {"text": str}, "reason": {"text": str}}
+_FIELDS = {"rank": {"items": list}, "understand": {"text": str}, "reason": {"text": str}}
 Metrics = dict[str, dict[str, float]]
 
 

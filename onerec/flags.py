@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,7 +51,7 @@ class Range:
             return True
         above = self.low < value if self.open_low else self.low <= value
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below and abs(value) <= sys.float_info.max
 
     def __call__(self, text: str) -> Any:
         """The number that a flag's ``text`` is."""
