@@ -109,7 +109,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max_answer_tokens",
         type=COUNT_OR_ALL,
         default=-1,
-        help="no text answer longer than this, below the task's own limit",
+        help="no text answer longer than this, below the task's own limit (-1: that)",
     )
     add("--judge", default="", help="a name of judges/*.json, or such a file; without it text is not judged")
     add(

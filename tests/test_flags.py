@@ -114,6 +114,7 @@ def test_every_script_has_the_parser_of_the_house_and_every_numeric_flag_a_range
 
 
 def test_defaults_and_what_the_help_promises_lie_inside(parsers):
+    silent = []
     for file, parser in parsers.items():
         for action in parser._actions:
             if not (taken := taken_by(action)):
@@ -124,7 +125,9 @@ def test_defaults_and_what_the_help_promises_lie_inside(parsers):
             promised = re.search(r"\(?(-1|0): ?(all|none|off|never|by|the )", action.help or "")
             assert not promised or float(promised[1]) in taken, (file, action.dest, action.help)
             minus = -1 in taken and taken.low > -1
-            assert not minus or "-1" in action.help, (file, action.dest, action.help)
+            if minus and "-1" not in (action.help or ""):
+                silent.append((file, action.dest, action.help))
+    assert not silent
 
 
 def error_of(parser: argparse.ArgumentParser, arguments: list[str], capsys) -> str:
@@ -139,7 +142,7 @@ def error_of(parser: argparse.ArgumentParser, arguments: list[str], capsys) -> s
 
 def test_numbers_outside_of_their_ranges_are_one_line_each(parsers, capsys, monkeypatch):
     monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["a_script.py"])
+    monkeypatch.setattr(sys, "argv", ["/a_script.py"])
     tried = 0
     for file, parser in parsers.items():
         for action in parser._actions:
