@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -28,29 +29,23 @@ class InputError(Exception):
         return type(self), (self.file, self.what, self.right)
 
 
-@contextlib.contextmanager
-def reading(file: object) -> Iterator[None]:
-    """Have an exception that nobody foresaw name the ``file`` that is read inside (see `unforeseen`)."""
-    try:
-        yield
-    except Exception as error:
-        with contextlib.suppress(AttributeError):
-            error.reading = getattr(error, "reading", str(file))
-        raise
-
-
 def unforeseen(error: Exception, doing: str) -> InputError:
-    """The one line of an exception that nobody foresaw: the file being `reading`, else ``doing``; the traceback goes to a file."""
-    with tempfile.NamedTemporaryFile("w", prefix="onerec-traceback-", suffix=".txt", delete=False) as file:
-        file.write("".join(traceback.format_exception(error)))
+    """The one line of an exception that nobody foresaw while ``doing``; its traceback goes to a file that the line names."""
+    place = "which cannot be written"
+    with contextlib.suppress(OSError):
+        handle, place = tempfile.mkstemp(prefix="onerec-traceback-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
     right = "needs more memory than there is" if isinstance(error, MemoryError) else "please report it"
-    return InputError(getattr(error, "reading", doing), what, f"{right} (traceback in {file.name})")
+    return InputError(doing, what, f"{right} (traceback: {place})")
 
 
 def from_os_error(error: OSError) -> InputError:
     """Say an operating-system error (disk full, no permission, no such file) in the house's form."""
-    file = error.filename or "output"
+    if error.errno is None:  # a library's own, not the system's
+        return unforeseen(error, Path(sys.argv[0]).name)
+    file = error.filename or "a file of this run"
     if error.errno in DISK_FULL:
         return InputError(
             file, "no space left on the device", "free some space or choose another output folder"
