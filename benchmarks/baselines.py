@@ -32,11 +32,15 @@ from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprin
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, ArgumentParser
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
 
+# Of the settings of what is trained; the others are counts.
+RANGES = {
+    "lr": POSITIVE, "dim": WIDTH, "tiger_dim": WIDTH, "dropout": SHARE_BELOW_1, "seed": SEED, "device": str,
+}  # fmt: skip
 QUICK = ("popularity", "cooccurrence", "itemknn")
 UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of the history, where one with them stands beside it
 
@@ -95,7 +99,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
     for field in dataclasses.fields(Options):
-        taken = field.metadata.get("range", COUNT)
+        taken = RANGES.get(field.name, COUNT)
         add(
             f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})"
         )

@@ -50,12 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder of harness task YAMLs over local files",
     )
     add("--lm_eval_data_dir", type=Path, default=Path("."), help="what the YAMLs' data files are relative to")
-    add(
-        "--sample_size",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="questions and texts a task, from the first (-1: all)",
-    )
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="rows a task, from the first (-1: all)")
     add("--device", default="auto", help="cpu, cuda or auto")
     return parser.parse_args(argv)
 
@@ -141,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lm-evaluation-harness is not installed (pip install lm-eval): {', '.join(wanted)} left out")
     pairs = [model.partition("=") for model in args.models]
     if bad := [name for name, sign, _ in pairs if not sign]:
-        raise InputError("--models", f"{bad[0]} has no = behind a name", "NAME=FOLDER")
+        raise InputError("--models", f"{bad[0]} has no =", "NAME=FOLDER")
     folders = []
     for name, _, path in pairs:
         evaluate.main(

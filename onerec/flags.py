@@ -104,6 +104,13 @@ SHARE_BELOW_1 = number(0, 1, open_high=True)
 BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
 
 
+def switch(text: str) -> bool:
+    """``1``, ``true`` or ``yes`` in any case; ``0``, ``false``, ``no`` or nothing."""
+    if text.strip().lower() not in ("1", "true", "yes", "0", "false", "no", ""):
+        raise argparse.ArgumentTypeError(f"is {text}; give 1 or true, 0 or false")
+    return text.strip().lower() in ("1", "true", "yes")
+
+
 def plain_name(text: str) -> str:
     """A name that a file or folder gets: no path."""
     if text in ("", ".", "..") or "/" in text or len(text.encode()) > 100:

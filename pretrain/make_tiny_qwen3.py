@@ -72,12 +72,7 @@ def parser() -> ArgumentParser:
         help="base of the rotary positions (Qwen3: 1000000 for 32k texts)",
     )
     add("--untied", action="store_true", help="an output head of its own, as Qwen3 from 8B on")
-    add(
-        "--initializer_range",
-        type=NOT_NEGATIVE,
-        default=0.02,
-        help="standard deviation of the random weights",
-    )
+    add("--initializer_range", type=NOT_NEGATIVE, default=0.02, help="deviation of the random weights")
     add("--seed", type=SEED, default=0, help="seed of the random weights")
     return p
 

@@ -18,7 +18,7 @@ from onerec.flags import (
     ArgumentParser,
     integer,
     number,
-)
+)  # fmt: skip
 
 
 def parser(description: str | None) -> ArgumentParser:
@@ -62,10 +62,7 @@ def parser(description: str | None) -> ArgumentParser:
     # schedule
     add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
     add(
-        "--min_lr",
-        type=number(0, also=(-1,)),
-        default=-1,
-        help="learning rate at the last step; -1 is a tenth of the peak",
+        "--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak"
     )
     add(
         "--lr_scheduler_type",
@@ -149,18 +146,8 @@ def parser(description: str | None) -> ArgumentParser:
     add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
     # validation
     add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
-    add(
-        "--eval_per_step",
-        type=COUNT_OR_0,
-        default=0,
-        help="steps between two validations; 0: with every checkpoint",
-    )
-    add(
-        "--eval_rows",
-        type=COUNT_OR_ALL,
-        default=64,
-        help="packed rows of a validation, at most; -1 takes all",
-    )
+    add("--eval_per_step", type=COUNT_OR_0, default=0, help="steps from one to the next; 0: with checkpoints")
+    add("--eval_rows", type=COUNT_OR_ALL, default=64, help="packed rows of a validation, at most; -1: all")
     # log and checkpoints
     add(
         "--peak_tflops",

@@ -50,15 +50,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--max_length", type=COUNT, nargs="+", default=[8192, 32768], help="tokens of a packed row"
     )
-    p.add_argument(
-        "--sample_length", type=COUNT, default=2500, help="usual tokens of a sample, for attention"
-    )
+    p.add_argument("--sample_length", type=COUNT, default=2500, help="usual tokens of a sample")
     p.add_argument(
         "--learnt", type=SHARE_ABOVE_0, default=1.0, help="share of the tokens that carry loss (SFT: fewer)"
     )
-    p.add_argument(
-        "--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time"
-    )
+    p.add_argument("--minibatch_size", type=COUNT, default=4096, help="positions with logits at a time")
     p.add_argument("--no_gradient_checkpointing", action="store_true")
     p.add_argument("--shards", choices=SHARDS, default="none", help="--deepspeed or --fsdp, by its example")
     p.add_argument("--mfu", type=SHARE_ABOVE_0, default=0.4)

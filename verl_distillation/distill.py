@@ -9,7 +9,6 @@ from the newest), the finished model to <output_dir>/hf. --dry_run checks everyt
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from onerec.flags import (
     ArgumentParser,
     integer,
     number,
-)
+    switch,
+)  # fmt: skip
 from onerec.run import Manifest
 from onerec.verl_cluster import has_accelerator
 from onerec.verl_export import export, last_checkpoint
@@ -37,14 +37,6 @@ from onerec.verl_launch import launch
 from verl_distillation.anchors import mix
 from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
-
-
-def boolean(text: str) -> bool:
-    """``True``, ``1`` or ``yes`` (any case) as True; ``False``, ``0``, ``no`` or nothing as False."""
-    value = text.strip().lower()
-    if value not in ("true", "1", "yes", "false", "0", "no", ""):
-        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
-    return value in ("true", "1", "yes")
 
 
 def parser() -> ArgumentParser:
@@ -93,7 +85,7 @@ def parser() -> ArgumentParser:
     )
     signal.add_argument(
         "--mask_response_if_have_extend_token",
-        type=boolean,
+        type=switch,
         default=False,
         help="True: one such token masks its whole response, not only itself",
     )
@@ -127,7 +119,7 @@ def parser() -> ArgumentParser:
     )
     training.add_argument("--keep_checkpoints", type=COUNT, default=2, help="newest that are kept")
     training.add_argument(
-        "--resume", type=boolean, default=True, help="go on from the newest checkpoint in --output_dir"
+        "--resume", type=switch, default=True, help="go on from the newest checkpoint in --output_dir"
     )
     training.add_argument(
         "--merge_ratio",

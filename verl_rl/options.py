@@ -17,16 +17,10 @@ from onerec.flags import (
     SHARE_ABOVE_0,
     SHARE_BELOW_1,
     ArgumentParser,
-)
+    switch,
+)  # fmt: skip
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS
-
-
-def switch(text: str) -> bool:
-    """``1``, ``true``, ``True`` and the like."""
-    if text.lower() not in ("0", "1", "true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither 1 or true nor 0 or false")
-    return text.lower() in ("1", "true")
 
 
 def parse_args(argv: Sequence[str] | None, description: str | None = None) -> argparse.Namespace:
@@ -54,12 +48,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         help="items by beam search or by sampling",
     )
     add("--stage2_beam_size", type=COUNT, default=32, help="items a rollout")
-    add(
-        "--stage2_num_tokens",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="itemic tokens of an item (-1: the SIDs' layers)",
-    )
+    add("--stage2_num_tokens", type=COUNT_OR_ALL, default=-1, help="itemic tokens of an item (-1: layers)")
     add("--constrained", type=switch, default=True, help="only SIDs that exist")
     add("--enable_think", type=switch, default=False, help="answers with thinking")
     add(
@@ -82,16 +71,9 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         help="tokens of a prompt at most; longer ones lose oldest items",
     )
     add("--response_length", type=COUNT, default=512, help="tokens of a response at most")
-    add(
-        "--temperature", type=POSITIVE, default=1.0, help="of sampling, and of the policy's log-probabilities"
-    )
+    add("--temperature", type=POSITIVE, default=1.0, help="of sampling and of the policy's log-probabilities")
     add("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of a vLLM server")
-    add(
-        "--gpu_memory_utilization",
-        type=SHARE_ABOVE_0,
-        default=0.5,
-        help="share of a GPU's memory that vLLM takes",
-    )
+    add("--gpu_memory_utilization", type=SHARE_ABOVE_0, default=0.5, help="of a GPU, for vLLM")
     add("--max_num_seqs", type=COUNT, default=256, help="requests that a server runs at once")
     add("--max_num_batched_tokens", type=COUNT, default=8192, help="tokens of a server's batch")
     # Rewards

@@ -53,12 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=COUNT, default=200, help="epochs at most")
     add("--patience", type=COUNT, default=10, help="epochs without a better validation before it stops")
     add("--max_items", type=COUNT, default=50, help="items of a history")
-    add(
-        "--last",
-        type=COUNT_OR_0,
-        default=0,
-        help="only so many of each user's last items, to save hours (0: all)",
-    )
+    add("--last", type=COUNT_OR_0, default=0, help="only each user's last items, to save hours (0: all)")
     add("--dim", type=WIDTH, default=64, help="width")
     add("--dropout", type=SHARE_BELOW_1, default=0.5, help="dropout, of attention too")
     add("--lr", type=POSITIVE, default=1e-3, help="learning rate")

@@ -56,12 +56,8 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights, prompts and items"),
     ):
-        parser.add_argument(
-            f"--{name}",
-            type=SEED if name == "seed" else COUNT,
-            default=value,
-            help=f"{text} (default {value})",
-        )
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
     parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(

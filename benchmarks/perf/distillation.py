@@ -52,12 +52,8 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(
-            f"--{name}",
-            type=SEED if name == "seed" else COUNT,
-            default=value,
-            help=f"{text} (default {value})",
-        )
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),

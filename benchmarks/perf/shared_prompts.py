@@ -54,12 +54,8 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(
-            f"--{name}",
-            type=SEED if name == "seed" else COUNT,
-            default=value,
-            help=f"{text} (default {value})",
-        )
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")

@@ -15,7 +15,6 @@ from benchmarks.backends import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.flags import POSITIVE, SEED, SHARE_BELOW_1, WIDTH
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -25,30 +24,25 @@ Sequences = list[tuple[list[int], list[int]]]
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 500
 
 
-def _ranged(default: Any, taken: Callable[[str], Any]) -> Any:
-    return dataclasses.field(default=default, metadata={"range": taken})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of the recommenders that are trained; whole numbers from 1 unless a range is named. ``max_items`` is how much of a
-    history they see."""
+    """Settings of the recommenders that are trained. ``max_items`` is how much of a history they see."""
 
     epochs: int = 30
     patience: int = 3
     batch_size: int = 128
-    lr: float = _ranged(1e-3, POSITIVE)
-    dim: int = _ranged(64, WIDTH)
+    lr: float = 1e-3
+    dim: int = 64
     layers: int = 2
     heads: int = 2
-    dropout: float = _ranged(0.2, SHARE_BELOW_1)
+    dropout: float = 0.2
     max_items: int = 50
-    tiger_dim: int = _ranged(128, WIDTH)
+    tiger_dim: int = 128
     tiger_layers: int = 4
     tiger_items: int = 20
     num_beams: int = 32
-    seed: int = _ranged(0, SEED)
-    device: str = _ranged("auto", str)
+    seed: int = 0
+    device: str = "auto"
 
     @property
     def place(self) -> torch.device:

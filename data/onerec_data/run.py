@@ -249,10 +249,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks"
     )
     args = parser.parse_args(argv)
-    if args.benchmark_split < TEST_SPLIT:
-        raise InputError(
-            "--benchmark_split", f"{args.benchmark_split} is no split of test rows", "1, or 2 for validation"
-        )
     for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:
             raise InputError("--tasks", f"{name} is not a task", f"one of {', '.join(TASKS)}")
