@@ -32,10 +32,15 @@ from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprin
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
 
+# Of the settings of what is trained; the others are counts.
+RANGES = {
+    "lr": POSITIVE, "dim": WIDTH, "tiger_dim": WIDTH, "dropout": SHARE_BELOW_1, "seed": SEED, "device": str,
+}  # fmt: skip
 QUICK = ("popularity", "cooccurrence", "itemknn")
 UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of the history, where one with them stands beside it
 
@@ -77,9 +82,7 @@ def evaluate(
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, help="benchmark_data folder")
     add("--output_dir", type=Path, required=True, help="folder for results_<baseline>/")
@@ -92,13 +95,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help=f"the second protocol as well, in results_<baseline>{UNSEEN}/",
     )
-    add("--sample_size", type=int, default=-1, help="test rows a task (-1: all)")
-    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
+    add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
-    defaults = Options()
     for field in dataclasses.fields(Options):
-        value = getattr(defaults, field.name)
-        add(f"--{field.name}", type=type(value), default=value, help=f"of what is trained ({value})")
+        taken = RANGES.get(field.name, COUNT)
+        add(
+            f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})"
+        )
     return parser.parse_args(argv)
 
 
@@ -140,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks: list[BenchTask] = [TASKS[name] for name in names if TASKS[name].kind == "rank"]
     if not tasks:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
+    if args.dim % args.heads:
+        raise InputError("--heads", f"{args.heads} do not divide --dim {args.dim}", "a divisor of it")
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained

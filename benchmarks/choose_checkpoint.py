@@ -28,6 +28,7 @@ from benchmarks.model import BenchModel
 from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
 from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
@@ -39,20 +40,18 @@ log = get_logger("choose")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--run_dir", type=Path, required=True, help="output of train.py: hf/ and step<N>/")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder of the validation targets")
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
     add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
-    add("--sample_size", type=int, default=2500, help="users that are asked about, by lot (-1: all)")
-    add("--seed", type=int, default=0, help="seed of that lot")
-    add("--num_beams", type=int, default=20, help="beams of the item search")
+    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
+    add("--seed", type=SEED, default=0, help="seed of that lot")
+    add("--num_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
-    add("--token_budget", type=int, default=16384, help="tokens of a padded batch")
+    add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch")
     add("--device", default="auto", help="cpu, cuda or auto")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
     return parser.parse_args(argv)
@@ -121,10 +120,6 @@ class Validation:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.num_beams < 10:
-        raise InputError("--num_beams", f"is {args.num_beams}", "10 or more, for metrics at 10")
-    if args.sample_size == 0 or args.sample_size < -1:
-        raise InputError("--sample_size", f"is {args.sample_size}", "a number of users, or -1 for all")
     found = checkpoints(args.run_dir)
     if not (args.run_dir / "hf" / "config.json").is_file():
         raise InputError(

@@ -45,18 +45,16 @@ from benchmarks.tasks import (
 from onerec.catalog import ItemIndex
 from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
 from onerec.processes import kept
 from onerec.run import Manifest, write_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, required=True, help="Hugging Face checkpoint folder")
-    add("--result_name", required=True, help="name of the result")
+    add("--result_name", type=plain_name, required=True, help="name of the result")
     add(
         "--data_dir",
         type=Path,
@@ -74,10 +72,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="think before the answer; alone: true",
     )
     add("--tasks", nargs="+", default=None, help=f"of {', '.join(TASKS)}, {GENERAL} (default: all there are)")
-    add("--sample_size", type=int, default=-1, help="test rows a task, from the first (-1: all)")
-    add("--seed", type=int, default=0, help="seed of the resamples and of --sid_to_item random")
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, from the first (-1: all)")
+    add("--seed", type=SEED, default=0, help="seed of the resamples and of --sid_to_item random")
     # Items.
-    add("--num_beams", type=int, default=32, help="beams of the item search")
+    add("--num_beams", type=COUNT, default=32, help="beams of the item search")
     add("--sid_to_item", choices=POLICIES, default="all", help="items of a SID that names several")
     add(
         "--item_count",
@@ -93,25 +91,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--free_sids",
-        type=int,
+        type=COUNT_OR_0,
         default=100,
         help="rows a task with one SID more without constraint, for valid_sid",
     )
-    add("--beam_widths", type=int, nargs="*", default=[], help="also measure recall at these beam widths")
-    add("--beam_samples", type=int, default=200, help="rows a task for --beam_widths")
+    add("--beam_widths", type=COUNT, nargs="*", default=[], help="also measure recall at these beam widths")
+    add("--beam_samples", type=COUNT, default=200, help="rows a task for --beam_widths")
     # Text.
-    add("--max_thinking_tokens", type=int, default=256, help="tokens of thinking at most")
+    add("--max_thinking_tokens", type=COUNT, default=256, help="tokens of thinking at most")
     add(
         "--text_sample_size",
-        type=int,
+        type=integer(1, also=(0, -1)),
         default=0,
-        help="rows of item_understand and rec_reason (0: --sample_size)",
+        help="rows of item_understand and rec_reason (0: --sample_size; -1: all)",
     )
     add(
         "--max_answer_tokens",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
-        help="no text answer longer than this, below the task's own limit",
+        help="no text answer longer than this, below the task's own limit (-1: that)",
     )
     add("--judge", default="", help="a name of judges/*.json, or such a file; without it text is not judged")
     add(
@@ -122,7 +120,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--encoder", default=similarity.TFIDF, help="of embedding_similarity: tfidf, or an encoder's folder")
     # Everything.
-    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
+    add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     add_model_arguments(parser)
     return parser.parse_args(argv)
 
@@ -344,8 +342,6 @@ def result_table(metrics: Metrics, intervals: dict[str, dict[str, list[float]]])
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     tasks = choose_tasks(args.data_dir, args.tasks)
-    if args.num_beams < 1 or min(args.beam_widths, default=1) < 1:
-        raise InputError("--num_beams", "a beam width is below 1", "at least one beam")
     print("config:")
     for key, value in vars(args).items():
         print(f"  {key} = {value}")

@@ -26,6 +26,7 @@ from benchmarks.results import METRICS, load_metrics, result_folder
 from benchmarks.tasks import GENERAL, choose_tasks
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT_OR_ALL, ArgumentParser
 from onerec.processes import kept, owned
 from onerec.run import write_json
 
@@ -36,9 +37,7 @@ Values = dict[str, float]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="checkpoints, in the chain's order")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder with general/")
@@ -51,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder of harness task YAMLs over local files",
     )
     add("--lm_eval_data_dir", type=Path, default=Path("."), help="what the YAMLs' data files are relative to")
-    add("--sample_size", type=int, default=-1, help="questions and texts a task, from the first (-1: all)")
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="rows a task, from the first (-1: all)")
     add("--device", default="auto", help="cpu, cuda or auto")
     return parser.parse_args(argv)
 

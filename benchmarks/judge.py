@@ -7,7 +7,9 @@ parse is asked for again; what then still has no verdict is counted and stays un
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,11 +24,19 @@ from typing import Any, Generic, TypeVar
 
 from onerec.chat import split_thinking
 from onerec.errors import InputError
+from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, integer
 from onerec.run import progress, read_json, write_json
 
 T = TypeVar("T")
 S = TypeVar("S")
 CONFIGS = Path(__file__).with_name("judges")
+# Characters of an answer that may hold a verdict; reading it takes their square.
+_LONGEST = 1 << 17
+_RANGES = {
+    "temperature": NOT_NEGATIVE, "max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": POSITIVE,
+    "max_attempts": integer(1, 1000), "backoff_s": NOT_NEGATIVE, "backoff_max_s": NOT_NEGATIVE,
+    "ask_again": integer(0, 1000), "price_prompt": NOT_NEGATIVE, "price_completion": NOT_NEGATIVE,
+}  # fmt: skip
 _RETRIED_STATUS = {408, 409, 425, 429}
 
 
@@ -72,11 +82,13 @@ class JudgeConfig:
             raise InputError(
                 path, f"has unknown {', '.join(sorted(unknown))}", f"of {', '.join(sorted(names))}"
             )
+        kinds = {"base_url": str, "model": str, "api_key_env": str | None, "extra_body": dict}
+        for key, item in value.items():
+            if key in _RANGES and (key, item) != ("temperature", None):
+                _RANGES[key].of(item, path, key)
+            elif not isinstance(item, kinds.get(key, object)):
+                raise InputError(path, f"{key} is {str(item)[:100]}", "text; extra_body: an object")
         config = JudgeConfig(**{key: item for key, item in value.items() if key != "_"})
-        if min(config.concurrency, config.max_attempts, config.max_tokens) < 1 or config.ask_again < 0:
-            raise InputError(
-                path, "has a limit below 1", "concurrency, max_attempts and max_tokens of at least 1"
-            )
         if config.api_key_env and not os.environ.get(config.api_key_env):
             raise InputError(
                 path,
@@ -106,9 +118,15 @@ class Judge:
 
         self.config, self.cache = config, cache
         key = os.environ.get(config.api_key_env, "") if config.api_key_env else "none"
-        self._client = openai.OpenAI(
-            base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=0
-        )
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=0
+            )
+        except Exception as error:  # httpx's own, of an address that is none
+            raise InputError(config.base_url, f"is no address ({error})", "base_url of the judge") from None
+        # Requests run in a loop of their own, where one that takes too long as a whole can be ended.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._lock = threading.Lock()
         self._random = random.Random(0)
         self._counts: Counter[str] = Counter()
@@ -135,7 +153,7 @@ class Judge:
                 break
             try:
                 return Verdict(parse(text))
-            except (ValueError, KeyError, TypeError):
+            except Exception:  # whatever a stranger's answer does to it
                 problem = "answer does not parse"
                 self._count(unparsed=1)
         with self._lock:
@@ -174,14 +192,16 @@ class Judge:
 
     def _answer(self, prompt: str, attempt: int) -> str:
         """The text of the answer, from the cache where it is there; ``attempt`` tells repeated questions apart."""
-        messages = [{"role": "user", "content": prompt}]
+        # Half a surrogate pair cannot be sent.
+        messages = [{"role": "user", "content": prompt.encode(errors="replace").decode()}]
         c = self.config
         asked = [c.base_url, c.model, c.temperature, c.max_tokens, c.extra_body, messages, attempt]
         key = hashlib.sha256(json.dumps(asked, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
         path = self.cache / key[:2] / f"{key}.json"
-        if path.exists():
+        with contextlib.suppress(InputError, LookupError, TypeError):  # not there, or damaged: asked (again)
+            answer = read_json(path)["answer"] + ""
             self._count(cached=1)
-            return read_json(path)["answer"]
+            return answer
         answer, usage = self._request(messages)
         write_json(
             path,
@@ -200,22 +220,23 @@ class Judge:
                 self._wait(attempt, failure)
             self._count(calls=1)
             try:
-                response = self._client.chat.completions.create(
+                asked = self._client.chat.completions.create(
                     model=c.model, messages=messages, max_tokens=c.max_tokens, extra_body=c.extra_body or None, **more
                 )  # type: ignore[call-overload]  # fmt: skip
-                text = response.choices[0].message.content or ""
-                usage = response.usage
+                whole = asyncio.wait_for(asked, c.timeout_s)
+                response = asyncio.run_coroutine_threadsafe(whole, self._loop).result()
+                answer = split_thinking(response.choices[0].message.content or "")[1]
+                tokens = {
+                    name: int(getattr(response.usage, name, 0) or 0)
+                    for name in ("prompt_tokens", "completion_tokens")
+                }
             except Exception as error:
                 failure, again = _failure(error)
                 if not again:
                     raise failure from error
                 continue
-            tokens = {
-                "prompt_tokens": getattr(usage, "prompt_tokens", 0) or 0,
-                "completion_tokens": getattr(usage, "completion_tokens", 0) or 0,
-            }
             self._count(**tokens)
-            return split_thinking(text)[1], tokens
+            return answer, tokens
         raise failure
 
     def _wait(self, attempt: int, failure: Failure) -> None:
@@ -231,7 +252,7 @@ def _failure(error: Exception) -> tuple[Failure, bool]:
     """The failure that an error of the client is, and whether it is worth trying again."""
     import openai
 
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError | asyncio.TimeoutError):
         return Failure("timeout"), True
     if isinstance(error, openai.APIStatusError):
         status = error.status_code
@@ -241,13 +262,17 @@ def _failure(error: Exception) -> tuple[Failure, bool]:
         return failure, status in _RETRIED_STATUS or status >= 500
     if isinstance(error, openai.APIConnectionError):
         return Failure("no connection"), True
-    if isinstance(error, openai.OpenAIError | AttributeError | IndexError | TypeError | ValueError):
+    if isinstance(
+        error, openai.OpenAIError | AttributeError | LookupError | RecursionError | TypeError | ValueError
+    ):
         return Failure("not a chat completion"), True
     raise error
 
 
 def parse_json(text: str) -> Any:
     """The longest JSON object or array in an answer, whatever stands around it; ValueError where there is none."""
+    if len(text) > _LONGEST:
+        raise ValueError("too long")
     decoder = json.JSONDecoder()
     best, longest, place = None, 0, 0
     while (found := min((p for c in "{[" if (p := text.find(c, place)) >= 0), default=-1)) >= 0:
@@ -256,6 +281,8 @@ def parse_json(text: str) -> Any:
         except json.JSONDecodeError:
             place = found + 1
             continue
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if place - found > longest:
             best, longest = value, place - found
     if not longest:

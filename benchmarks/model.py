@@ -22,6 +22,7 @@ from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.run import progress
 from onerec.sid import SidSpec
 
@@ -355,39 +356,40 @@ def merge_thoughts(found: Sequence[Sequence[Hypothesis]], merge: str, keep: int)
     return sorted(merged, key=lambda h: (-h.logprob, h.codes))[:keep]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: ArgumentParser) -> None:
     """The flags of how the model is run; `open_model` reads them."""
     add = parser.add_argument
     add("--backend", choices=BACKENDS, default="hf", help="what runs the model: hf (any device) or vllm")
     add("--device", default="auto", help="hf: cpu, cuda or auto")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
-    add("--token_budget", type=int, default=16384, help="hf: tokens of a padded batch")
-    add("--tensor_parallel", type=int, default=1, help="vllm: GPUs that share one copy of the model")
-    add("--data_parallel", type=int, default=1, help="vllm: copies of the model, run by Ray (0: all GPUs)")
+    add("--token_budget", type=COUNT, default=16384, help="hf: tokens of a padded batch")
+    add("--tensor_parallel", type=COUNT, default=1, help="vllm: GPUs that share one copy of the model")
+    add(
+        "--data_parallel",
+        type=COUNT_OR_0,
+        default=1,
+        help="vllm: copies of the model, run by Ray (0: all GPUs)",
+    )
     add("--normalize", choices=NORMALIZE, default=NORMALIZE[0], help="item scores: softmax over what")
-    add("--thoughts", type=int, default=1, help="thoughts a prompt, their items merged by score")
-    add("--thinking_temperature", type=float, default=0.0, help="of the thoughts (0: greedy)")
+    add("--thoughts", type=COUNT, default=1, help="thoughts a prompt, their items merged by score")
+    add("--thinking_temperature", type=NOT_NEGATIVE, default=0.0, help="of the thoughts (0: greedy)")
     add(
         "--thinking_top_p",
-        type=float,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="thoughts are sampled from this share of likely tokens",
     )
-    add("--thinking_seed", type=int, default=0, help="of the thoughts")
+    add("--thinking_seed", type=SEED, default=0, help="of the thoughts")
     add("--merge", choices=MERGES, default=MERGES[0], help="score of an item after several thoughts")
     add("--overwrite", action="store_true", help="throw away what a results folder of another model holds")  # fmt: skip
 
 
 def open_model(args: argparse.Namespace, journal: Journal | None) -> BenchModel:
     """The model that the flags describe; raises `InputError` where they contradict each other."""
-    if args.thoughts < 1:
-        raise InputError("--thoughts", f"is {args.thoughts}", "at least 1")
     if args.thoughts > 1 and args.thinking_temperature <= 0:
         raise InputError(
             "--thoughts", f"{args.thoughts} greedy thoughts are all the same", "set --thinking_temperature, as 0.6"
         )  # fmt: skip
-    if not 0 < args.thinking_top_p <= 1:
-        raise InputError("--thinking_top_p", f"is {args.thinking_top_p}", "above 0 and at most 1")
     sampling = Sampling(args.thinking_temperature, args.thinking_top_p, args.thinking_seed)
     return BenchModel(
         args.model_path, args.device, args.token_budget, args.backend, journal,

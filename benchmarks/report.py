@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
-from benchmarks.reporting.page import html_page
+from benchmarks.reporting.page import CURVES, html_page
 from benchmarks.reporting.rows import (
     Row,
     markdown_table,
@@ -31,13 +31,12 @@ from benchmarks.reporting.rows import (
 )
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.run import Manifest, write_json, write_text
+from onerec.flags import BOOT, COUNT_OR_0, NUMBER, ArgumentParser
+from onerec.run import Manifest, read_json_lines, write_json, write_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--results", nargs="+", type=Path, required=True, help="results_<name> folders, in the chain's order")
     add("--labels", nargs="+", default=None, help="a name for each result (default: as evaluated)")
@@ -46,8 +45,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
-    add("--examples", type=int, default=2, help="examples a task that went well, and as many that did not")
-    add("--bootstrap", type=int, default=N_BOOT, help="resamples of the users for paired differences")
+    add(
+        "--examples",
+        type=COUNT_OR_0,
+        default=2,
+        help="examples a task that went well, and as many that did not",
+    )
+    add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
     return parser.parse_args(argv)
@@ -60,20 +64,17 @@ def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
         name, sign, path = spec.partition("=")
         if not sign:
             raise InputError("--train_logs", f"{spec} has no =", "NAME=train_log.jsonl")
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except FileNotFoundError:
-            raise InputError(path, "no such file", "give the train_log.jsonl of a training") from None
-        except json.JSONDecodeError:
-            raise InputError(path, "is not JSON lines", "give the train_log.jsonl of a training") from None
+        lines = read_json_lines(path, "give the train_log.jsonl of a training")
+        for line in lines:
+            for key in ("step", *(key for key, _ in CURVES if line.get(key) is not None)):
+                NUMBER.of(line.get(key), path, key)
         curves.append({"name": name, "lines": lines})
     return curves
 
 
 def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value: dict[str, Any]) -> str:
-    """The report as Markdown: the table, the notes, paired differences, errors, examples."""
-    parts = [f"# {title}", markdown_table(rows)]
+    """The report as Markdown: the table, the notes, paired differences, errors, examples; HTML and links of foreign texts are text."""
+    parts = [f"# {title}\n\n{markdown_table(rows)}"]
     for heading, lines in notes.items():
         if lines:
             parts.append(f"## {heading}\n\n" + "\n".join(f"- {line}" for line in lines))
@@ -88,7 +89,8 @@ def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value
         parts.append(f"## Errors: {error['task']}\n\n{plain_markdown(('what', 'share', 'of'), lines)}")
     if value["readings"]:
         parts.append("## Examples\n\n" + "\n".join(map(_markdown_example, value["readings"])))
-    return "\n\n".join(parts) + "\n"
+    below = re.sub("<(?=[a-zA-Z/!?])", "&lt;", "\n\n".join(parts[1:])).replace("[", "\\[")
+    return f"{parts[0]}\n\n{below}\n"
 
 
 def _markdown_example(r: examples.Reading) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.tasks import TASKS
 from onerec.errors import InputError
 from onerec.parquet import read_table, write_table
-from onerec.run import Manifest, read_json, write_json
+from onerec.run import Manifest, read_json, read_json_lines, write_json
 
 METRICS = "metrics.json"
 PREFIX = "results_"
+# What a line of the predictions holds, by the task's kind.
+_FIELDS = {"rank": {"items": list}, "understand": {"text": str}, "reason": {"text": str}}
 Metrics = dict[str, dict[str, float]]
 
 
@@ -55,8 +59,11 @@ class Scores:
             return None
         table = read_table(path)
         names = [name for name in table.column_names if name not in ("uuid", "user")]
-        columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
-        return Scores(table["uuid"].to_pylist(), table["user"].to_pylist(), columns)
+        try:
+            columns = {name: table[name].to_numpy().astype(np.float64) for name in names}
+            return Scores(table["uuid"].to_pylist(), table["user"].to_pylist(), columns)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(path, f"holds no scores ({error})", "evaluate the model again") from None
 
 
 def save_metrics(
@@ -84,7 +91,19 @@ def save_metrics(
 def load_metrics(folder: Path) -> dict[str, Any]:
     """Read a results folder's ``metrics.json``."""
     value = read_json(folder / METRICS)
-    if not isinstance(value, dict) or not isinstance(value.get("tasks"), dict):
+    try:
+        spans = [span for found in value.get("intervals", {}).values() for span in found.values()]
+        numbers = [number for metrics in value["tasks"].values() for number in metrics.values()]
+        numbers += [number for low, high in spans for number in (low, high)]
+        numbers += [
+            v for points in value.get("beams", {}).values() for point in points for v in point.values()
+        ]
+        texts = [value["name"], *value.get("data", {}).get("tests", {}).values()]
+        whole = all(isinstance(text, str) for text in texts) and None not in itertools.chain(*spans)
+        whole &= all(n is None or (isinstance(n, int | float) and not math.isinf(n)) for n in numbers)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        whole = False
+    if not whole:
         raise InputError(folder / METRICS, "is not a result of evaluate.py", "give a results_<name> folder")
     return value
 
@@ -108,7 +127,9 @@ def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
     path = folder / f"predictions_{task}.jsonl"
     if not path.exists():
         return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except json.JSONDecodeError:
-        raise InputError(path, "is not JSON lines", "evaluate the model again") from None
+    lines = read_json_lines(path, right := "evaluate the model again")
+    fields = {"uuid": str} | _FIELDS.get(TASKS[task].kind if task in TASKS else "", {})
+    for line in lines:
+        if wrong := [name for name, kind in fields.items() if not isinstance(line.get(name), kind)]:
+            raise InputError(path, f"has a line without {wrong[0]}", right)
+    return lines

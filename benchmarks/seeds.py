@@ -9,7 +9,6 @@ and the table says of how many seeds each row is; results of other targets are r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -24,6 +23,7 @@ from benchmarks.metrics import ndcg_at_k
 from benchmarks.results import check_same_data, load_metrics, load_predictions
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import ArgumentParser
 from onerec.ranking import recall_at_k
 from onerec.run import Manifest, read_json, write_json, write_text
 
@@ -141,9 +141,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--runs", type=Path, nargs="+", required=True, help="run folders, one a seed")
     add("--output_dir", type=Path, required=True, help="folder for seeds.json and seeds.md")

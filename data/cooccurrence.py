@@ -11,7 +11,6 @@ the embeddings of the text.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.users import Users
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, SEED, WIDTH, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
@@ -124,22 +124,17 @@ def embed(matrix, dim: int, seed: int) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--input", type=Path, required=True, help="users' table of the release, or of --layout"
     )
     parser.add_argument("--output_path", type=Path, required=True, help="Parquet file with pid and embedding")
     parser.add_argument("--domain", choices=_DOMAINS, default="video", help="whose items")
     parser.add_argument("--layout", default="release", help="release, simple, or a JSON file")
-    parser.add_argument("--dim", type=int, default=64, help="dimensions")
-    parser.add_argument("--window", type=int, default=5, help="places between two items of a pair, at most")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the SVD")
+    parser.add_argument("--dim", type=WIDTH, default=64, help="dimensions")
+    parser.add_argument("--window", type=COUNT, default=5, help="places between two items of a pair, at most")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
     args = parser.parse_args(argv)
-    for name in ("dim", "window"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
     parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)

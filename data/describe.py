@@ -9,7 +9,6 @@ totals are extrapolated (marked ~). Rows that the data stage left out are read f
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 import sys
@@ -27,6 +26,7 @@ from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import COUNT, ArgumentParser
 from onerec.records import parse_messages, parse_segments
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
 from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
@@ -250,9 +250,7 @@ def print_table(rows: list[list[str]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="record files, folders of them or patterns")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a checkpoint (or a tokenizer.json) to count tokens with"
@@ -260,7 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs"
     )
-    parser.add_argument("--sample", type=int, default=1000, help="rows a source that are tokenized, at least")
+    parser.add_argument(
+        "--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least"
+    )
     parser.add_argument("--output_dir", type=Path, help="folder for describe.json and describe.html")
     args = parser.parse_args(argv)
     manifest = Manifest("describe", args)

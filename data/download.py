@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import PROCESSES, ArgumentParser
 from onerec.run import Manifest
 
 # Name to (hub data set, folder below --output_dir): the folders are those that the other scripts read.
@@ -70,9 +71,7 @@ def fetch(name: str, folder: Path, args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--datasets",
         nargs="+",
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("raw_data"), help="where the folders go")
     parser.add_argument("--revision", default="main", help="branch, tag or commit")
     parser.add_argument("--include", nargs="*", default=[], help="patterns of the files wanted")
-    parser.add_argument("--workers", type=int, default=8, help="files at a time")
+    parser.add_argument("--workers", type=PROCESSES, default=8, help="files at a time")
     args = parser.parse_args(argv)
     manifest = Manifest("download", args)
     for name in args.datasets:

@@ -23,7 +23,7 @@ from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.flags import SEED, ArgumentParser, Range, integer
 from onerec.parquet import write_table
 from onerec.records import write_records
 from onerec.run import Manifest, progress
@@ -32,39 +32,35 @@ TEST_SHARE = 0.2
 _LIST = pa.list_(pa.int64())
 
 
+def _at_least(least: int) -> Range:
+    return integer(least, 10**7)  # a world is made in memory
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     default = Path(__file__).resolve().parent / "raw_data"
     parser.add_argument(
         "--output_dir", type=Path, default=default, help="where onerec_data/ and general_text/ go"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of everything")
     parser.add_argument(
-        "--n_users", type=int, default=2000, help="users; a fifth of them is held out (split=1)"
+        "--n_users", type=_at_least(10), default=2000, help="users; a fifth of them is held out (split=1)"
     )
-    parser.add_argument("--n_videos", type=int, default=1200, help="videos")
-    parser.add_argument("--n_ads", type=int, default=120, help="ads; they share the videos' pid space")
-    parser.add_argument("--n_goods", type=int, default=240, help="products; a pid space of their own")
+    parser.add_argument("--n_videos", type=_at_least(120), default=1200, help="videos")
     parser.add_argument(
-        "--n_facts", type=int, default=80, help="invented capitals that the general text teaches"
+        "--n_ads", type=_at_least(24), default=120, help="ads; they share the videos' pid space"
     )
-    parser.add_argument("--n_texts", type=int, default=2500, help="documents of general text")
-    args = parser.parse_args(argv)
-    smallest = {"n_users": 10, "n_videos": 120, "n_ads": 24, "n_goods": 24, "n_facts": 4, "n_texts": 10}
-    for name, least in smallest.items():
-        if getattr(args, name) < least:
-            raise InputError(
-                f"--{name}", f"{getattr(args, name)} is too small for a world", f"at least {least}"
-            )
-    if args.n_facts > most_facts():
-        raise InputError(
-            "--n_facts", f"{args.n_facts} is more than there are names", f"at most {most_facts()}"
-        )
-    if args.seed < 0:
-        raise InputError("--seed", f"{args.seed} is negative", "0 or more")
-    return args
+    parser.add_argument(
+        "--n_goods", type=_at_least(24), default=240, help="products; a pid space of their own"
+    )
+    parser.add_argument(
+        "--n_facts",
+        type=integer(4, most_facts()),
+        default=80,
+        help="invented capitals that the general text teaches",
+    )
+    parser.add_argument("--n_texts", type=_at_least(10), default=2500, help="documents of general text")
+    return parser.parse_args(argv)
 
 
 def make_catalogue(args: argparse.Namespace) -> dict[str, Items]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from data.sampling import StreamSample, batch_rows
 from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_ALL, SHARE_ABOVE_0
 from onerec.parquet import iter_batches, list_parquet, open_parquet, read_table
 from onerec.records import SCHEMA, check_columns
 from onerec.run import Manifest, read_json
@@ -96,17 +97,10 @@ def read_config(
         for key in ("name", "path"):
             if not isinstance(item.get(key), str):
                 raise InputError(path, f"a source has no {key}", "every source has a name and a path")
-        weight, cap = item.get("weight", 1.0), item.get("max_rows", -1)
-        if not isinstance(weight, int | float) or not 0 < weight <= 1:
-            raise InputError(
-                path, f"source {item['name']} has weight {weight}", "over 0 and at most 1; uuids stay unique"
-            )
-        if not isinstance(cap, int) or (cap < 1 and cap != -1):
-            raise InputError(
-                path, f"source {item['name']} has max_rows {cap}", "a positive number, or -1 for all"
-            )
+        weight = SHARE_ABOVE_0.of(item.get("weight", 1.0), path, f"source {item['name']}: weight")
+        cap = COUNT_OR_ALL.of(item.get("max_rows", -1), path, f"source {item['name']}: max_rows")
         files = record_files(base / in_folder(path, item["path"], known), manifest)
-        source = Source(item["name"], files, float(weight), cap, excluded)
+        source = Source(item["name"], files, weight, cap, excluded)
         if excluded and not source.total and any(file.rows for file in files):
             raise InputError(
                 path,
@@ -114,10 +108,7 @@ def read_config(
                 "fewer users in the files of exclude_users (a smaller --user_share of prepare_rl.py), or none of these files",
             )
         sources.append(source)
-    rows_per_file = value.get("rows_per_file", 1000)
-    if not isinstance(rows_per_file, int) or rows_per_file < 1:
-        raise InputError(path, f"rows_per_file is {rows_per_file}", "a positive number")
-    return sources, rows_per_file
+    return sources, COUNT.of(value.get("rows_per_file", 1000), path, "rows_per_file")
 
 
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:

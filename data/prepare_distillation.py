@@ -8,7 +8,6 @@ and ``prompt`` (list of {role, content}), which verl reads. The input passes twi
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from data.mix import record_batches, record_files
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_ALL, SEED, SHARE, ArgumentParser
 from onerec.parquet import write_batches
 from onerec.records import (
     SCHEMA,
@@ -136,29 +136,25 @@ def chosen_rows(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--input", nargs="+", required=True, help="record files, folders or patterns of general text"
     )
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--num_samples", type=int, default=200_000, help="prompts; all where there are fewer")
+    parser.add_argument(
+        "--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer"
+    )
     parser.add_argument(
         "--max_per_source",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the sample")
+    parser.add_argument("--seed", type=SEED, default=42, help="seed of the sample")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
-    if args.num_samples < 1:
-        raise InputError("--num_samples", f"{args.num_samples} is not a positive number", "at least 1")
-    if args.max_per_source < 1 and args.max_per_source != -1:
-        raise InputError("--max_per_source", f"is {args.max_per_source}", "at least 1, or -1 for all")
     manifest = Manifest("prepare_distillation", args)
     by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
     last = limits(by_source, args.num_samples, args.max_per_source)

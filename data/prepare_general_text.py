@@ -27,6 +27,7 @@ from data.mix import KEY_COLUMNS
 from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.records import Record, chat_record, message, record_uuid, text_record, write_records
 from onerec.run import Manifest, progress
 
@@ -216,9 +217,7 @@ def read_list(path: Path) -> list[dict[str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--dataset", help="hub name, or local files (a folder, a file or a pattern)")
     parser.add_argument("--config_name", default="", help="configuration of a hub data set")
     parser.add_argument("--split", default="train", help="split of a hub data set")
@@ -228,10 +227,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="of the list, these alone")
     parser.add_argument("--source", default="", help="name of the source, and of the file")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="shape of the rows")
-    parser.add_argument("--max_rows", type=int, default=-1, help="rows read, at most (-1: all)")
+    parser.add_argument("--max_rows", type=COUNT_OR_ALL, default=-1, help="rows read, at most (-1: all)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for pretrain/ and sft/")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which a data set fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which a data set fails"
     )
     args = parser.parse_args(argv)
     if (args.dataset is None) == (args.list is None):

@@ -10,7 +10,6 @@ bounded by --buffer_mb whatever the input's size, and the result does not depend
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from data.mix import Source, read_config, source_batches
 from data.shuffle import shuffle_to_shards
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, SEED, SHARE, ArgumentParser
 from onerec.run import Manifest, atomic_path, progress
 
 
@@ -38,9 +38,7 @@ def read_sources(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="JSON config with the sources")
     parser.add_argument(
         "--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from"
@@ -56,24 +54,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
         "--rows_per_file",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="replaces the config's rows_per_file (-1: 1,000 where it says none)",
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the samples and of the shuffle")
-    parser.add_argument("--buffer_mb", type=int, default=1024, help="record text in memory at a time")
+    parser.add_argument("--seed", type=SEED, default=42, help="seed of the samples and of the shuffle")
+    parser.add_argument("--buffer_mb", type=COUNT, default=1024, help="record text in memory at a time")
     parser.add_argument(
-        "--threads", type=int, default=min(8, os.cpu_count() or 1), help="threads that compress shards"
+        "--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards"
     )
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
-    for name in ("buffer_mb", "threads"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
-    if args.rows_per_file < 1 and args.rows_per_file != -1:
-        raise InputError("--rows_per_file", f"is {args.rows_per_file}", "1 or more")
     if bad := [item for item in args.folders if "=" not in item]:
         raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")
     manifest = Manifest("prepare_mix", args)

@@ -9,7 +9,6 @@ of the test file is in no task's training rows.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -25,6 +24,7 @@ from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
+from onerec.flags import COUNT, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows, iter_batches
 from onerec.records import parse_messages
 from onerec.run import Manifest
@@ -139,9 +139,7 @@ class Writer:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files"
     )
@@ -151,21 +149,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take"
     )
-    parser.add_argument("--test_size", type=int, default=1000, help="test rows a task")
+    parser.add_argument("--test_size", type=COUNT, default=1000, help="test rows a task")
     parser.add_argument(
         "--user_share",
-        type=float,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="share of the users whose rows are taken, test users included",
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the choice of users")
+    parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
     args = parser.parse_args(argv)
-    if args.test_size < 1:
-        raise InputError("--test_size", f"{args.test_size} is not a positive number", "at least 1")
-    if not 0 < args.user_share <= 1:
-        raise InputError(
-            "--user_share", f"{args.user_share} is no share of the users", "over 0 and at most 1"
-        )
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
     counts = count_users(files, manifest)

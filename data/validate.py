@@ -10,7 +10,6 @@ folder. The first bad rows are named, every reason is counted.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import Counter
@@ -27,6 +26,7 @@ from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
+from onerec.flags import COUNT_OR_0, ArgumentParser
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import ROLES, check_columns
 from onerec.run import progress, write_json
@@ -173,14 +173,12 @@ def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
     parser.add_argument(
         "--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right"
     )
-    parser.add_argument("--show", type=int, default=10, help="bad rows to name")
+    parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
     parser.add_argument("--report", type=Path, help="JSON file for the verdict")
     args = parser.parse_args(argv)
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from onerec.errors import InputError, from_os_error
+from onerec.errors import InputError, from_os_error, unforeseen
 from onerec.openonerec import translated
 from onerec.process_group import processes
 from onerec.processes import STOP_SIGNALS, STOPPED
@@ -46,6 +46,7 @@ def _raise_stopped(number: int, frame: object) -> None:
 def cli(main: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a script's ``main``: `InputError` and `OSError` become the one line and exit status 2.
 
+    Any other exception too, with the traceback in a file that the line names.
     SIGTERM, SIGHUP and Ctrl-C end it by an exception, so that what is half-written goes and no process stays, with a line and
     the exit status `STOPPED` (Ctrl-C: 130).
     """
@@ -71,6 +72,8 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
                     file=sys.stderr,
                 )
             sys.exit(STOPPED if isinstance(stop, Stopped) else 130)
+        except Exception as error:
+            print(f"error: {unforeseen(error, Path(sys.argv[0]).name)}", file=sys.stderr)
         sys.exit(2)
 
     return run

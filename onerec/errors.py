@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
+import sys
+import tempfile
+import traceback
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -16,12 +22,30 @@ class InputError(Exception):
 
     def __init__(self, file: object, what: str, right: str) -> None:
         self.file, self.what, self.right = str(file), what, right
-        super().__init__(f"{file}: {what}; {right}")
+        text = f"{file}: {what}; {right}"
+        super().__init__(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: ascii(c[0])[1:-1], text))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.file, self.what, self.right)
+
+
+def unforeseen(error: Exception, doing: str) -> InputError:
+    """The one line of an exception that nobody foresaw while ``doing``; its traceback goes to a file that the line names."""
+    place = "which cannot be written"
+    with contextlib.suppress(OSError):
+        handle, place = tempfile.mkstemp(prefix="onerec-traceback-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".removesuffix(": ")
+    right = "needs more memory than there is" if isinstance(error, MemoryError) else "please report it"
+    return InputError(doing, what, f"{right} (traceback: {place})")
 
 
 def from_os_error(error: OSError) -> InputError:
     """Say an operating-system error (disk full, no permission, no such file) in the house's form."""
-    file = error.filename or "output"
+    if error.errno is None:  # a library's own, not the system's
+        return unforeseen(error, Path(sys.argv[0]).name)
+    file = error.filename or "a file of this run"
     if error.errno in DISK_FULL:
         return InputError(
             file, "no space left on the device", "free some space or choose another output folder"

@@ -111,7 +111,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Half a surrogate pair (a cut emoji) has no UTF-8; the escape that it becomes is JSON's own.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -125,8 +126,26 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(path, "no such file", "give the path of a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(path, f"is not JSON ({error})", "give a UTF-8 JSON file") from None
+
+
+def read_json_lines(path: str | os.PathLike[str], right: str) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; raises `InputError`, with what would be ``right``, where it is missing or another.
+
+    A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as they are.
+    """
+    lines = []
+    try:
+        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
+            lines += [json.loads(line)] if line.strip() else []
+            if lines and not isinstance(lines[-1], dict):
+                raise InputError(path, f"line {number} is no JSON object", right)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(path, "no such file", right) from None
+    except (ValueError, RecursionError):
+        raise InputError(path, f"line {number} is not JSON", right) from None
+    return lines
 
 
 class Manifest:

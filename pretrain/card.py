@@ -36,8 +36,8 @@ def last_line(path: Path) -> dict[str, Any] | None:
     """The last object of a log; None where there is none."""
     if not path.is_file():
         return None
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return json.loads(lines[-1]) if lines else None
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    return json.loads(lines[-1]) if lines[-1] else None
 
 
 def model_card(trainer: PackedTrainer, manifest: Manifest, model_dir: Path) -> str:

@@ -7,7 +7,6 @@ Prints what it generates with and without thinking, then ``ok`` or every problem
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.chat import IM_END, prompt_text
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, ArgumentParser
 from onerec.run import get_logger
 from onerec.sid import SidSpec
 
@@ -25,11 +25,11 @@ log = get_logger("check_hf_model")
 PROMPTS = Path(__file__).with_name("check_prompts.json")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     p.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
-    p.add_argument("--max_new_tokens", type=int, default=32, help="tokens to generate from each prompt")
+    p.add_argument("--max_new_tokens", type=COUNT, default=32, help="tokens to generate from each prompt")
     return p
 
 

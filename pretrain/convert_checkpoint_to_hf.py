@@ -8,21 +8,21 @@ Configuration, tokenizer, chat template and sid_spec.json come from the model th
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
+from onerec.flags import ArgumentParser
 from onerec.run import Manifest, atomic_path, get_logger
 
 log = get_logger("convert")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     p.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
     p.add_argument(
         "--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>"

@@ -22,6 +22,8 @@ from pretrain.tokenization import CUT, FastTokenizer, check_itemic_tokens, token
 from pretrain.tokens import Samples
 
 IGNORE = -100
+# The plan of a run stands in memory, some 300 bytes a packed row.
+_MOST_ROWS = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,12 @@ class PackedDataset:
         epoch = 0
         while epoch < config.num_epochs if wanted is None else len(self.rows) < wanted:
             self.rows += self._epoch(epoch)
+            planned = wanted or len(self.rows) * config.num_epochs
+            if not self.rows or planned > _MOST_ROWS:
+                what = f"{len(self.rows):,} packed rows an epoch, {planned:,} in all"
+                raise InputError(
+                    "the training", f"has {what}", f"from 1 to {_MOST_ROWS:,}: fewer steps or epochs"
+                )
             self.epoch_ends.append(len(self.rows))
             epoch += 1
         if wanted is not None:

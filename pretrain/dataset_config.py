@@ -12,6 +12,7 @@ from typing import Any
 
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
+from onerec.flags import COUNT, COUNT_OR_0
 from onerec.openonerec import words_of
 from onerec.parquet import list_parquet
 from onerec.records import read_file_list
@@ -62,7 +63,6 @@ class DatasetConfig:
 
 
 _POSITIVE = ("max_length", "max_sample_length", "num_epochs", "local_shuffle_buffer_size")
-_KINDS = {"int": "a whole number", "str": "a string", "bool": "true or false"}
 
 
 def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
@@ -121,10 +121,7 @@ def _checked(path: Path, field: dataclasses.Field, value: Any) -> Any:
             raise wrong
         return bool(value)
     if field.type.startswith("int"):
-        low = 1 if field.name in _POSITIVE else 0
-        if type(value) is not int or value < low:
-            raise wrong
-        return value
+        return (COUNT if field.name in _POSITIVE else COUNT_OR_0).of(value, path, field.name)
     if not isinstance(value, str):
         raise wrong
     return resolve(path, value) if field.name == "base_model_dir" else value
@@ -137,8 +134,7 @@ def _expected(field: dataclasses.Field) -> str:
         return "[first, last]"
     if field.name == "source_weights":
         return "an object of sources and numbers from 0 on"
-    kind = _KINDS[field.type.split(" ")[0]]
-    return f"{kind} from 1 on" if field.name in _POSITIVE else kind
+    return "true or false" if field.type == "bool" else "a string"
 
 
 def resolve(config_path: Path, text: str) -> str:

@@ -22,8 +22,9 @@ from onerec.chat import end_ids
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import CODES, LAYERS, SEED, ArgumentParser
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
-from onerec.sid import LAYER_LETTERS, SidSpec
+from onerec.sid import SidSpec
 from pretrain.checkpoint import disk_errors
 from pretrain.tokenization import FastTokenizer, check_itemic_tokens
 
@@ -34,17 +35,17 @@ log = get_logger("expand_vocab")
 ALIGN = 256
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     add = p.add_argument
     add("--hf_model_dir", required=True, help="Hugging Face checkpoint to expand")
     add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
-    add("--itemic_layer_n", type=int, default=3, help="codebook layers, where no --sid_spec is given")
+    add("--itemic_layer_n", type=LAYERS, default=3, help="codebook layers, where no --sid_spec is given")
     add(
         "--vocab_size_per_layer",
-        type=int,
+        type=CODES,
         default=8192,
         help="codes of a layer, where no --sid_spec is given",
     )
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin near",
     )
     add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
-    add("--seed", type=int, default=0, help="seed of the noise")
+    add("--seed", type=SEED, default=0, help="seed of the noise")
     return p
 
 
@@ -116,14 +117,6 @@ def wanted_spec(args: argparse.Namespace) -> SidSpec:
     """Layers and codebook sizes that the command line names."""
     if args.sid_spec:
         return SidSpec.load(args.sid_spec)
-    if not 1 <= args.itemic_layer_n <= len(LAYER_LETTERS):
-        raise InputError(
-            "--itemic_layer_n", f"is {args.itemic_layer_n}", f"1 to {len(LAYER_LETTERS)} layers are possible"
-        )
-    if args.vocab_size_per_layer < 1:
-        raise InputError(
-            "--vocab_size_per_layer", f"is {args.vocab_size_per_layer}", "a codebook has at least 1 code"
-        )
     return SidSpec((args.vocab_size_per_layer,) * args.itemic_layer_n)
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
 from onerec.parquet import iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
@@ -40,9 +41,9 @@ RECORD_COLUMNS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     add = p.add_argument
     add(
         "--corpus",
@@ -53,34 +54,32 @@ def parser() -> argparse.ArgumentParser:
     add("--output_dir", required=True, help="folder of the checkpoint")
     add(
         "--vocab_size",
-        type=int,
+        type=integer(256, 2**20),
         default=2048,
         help="byte-level BPE tokens, the 256 bytes included; the 26 added tokens come on top",
     )
-    add("--hidden_size", type=int, default=128, help="width of the model")
-    add("--num_hidden_layers", type=int, default=4, help="layers")
-    add("--num_attention_heads", type=int, default=4, help="query heads")
-    add("--num_key_value_heads", type=int, default=2, help="key and value heads")
-    add("--head_dim", type=int, default=32, help="width of a head, even")
-    add("--intermediate_size", type=int, default=384, help="width of the MLP")
-    add("--max_position_embeddings", type=int, default=4096, help="longest text that the model reads")
+    add("--hidden_size", type=WIDTH, default=128, help="width of the model")
+    add("--num_hidden_layers", type=integer(1, 1024), default=4, help="layers")
+    add("--num_attention_heads", type=WIDTH, default=4, help="query heads")
+    add("--num_key_value_heads", type=WIDTH, default=2, help="key and value heads")
+    add("--head_dim", type=WIDTH, default=32, help="width of a head, even")
+    add("--intermediate_size", type=WIDTH, default=384, help="width of the MLP")
+    add("--max_position_embeddings", type=COUNT, default=4096, help="longest text that the model reads")
     add(
         "--rope_theta",
-        type=float,
+        type=POSITIVE,
         default=10000.0,
         help="base of the rotary positions (Qwen3: 1000000 for 32k texts)",
     )
     add("--untied", action="store_true", help="an output head of its own, as Qwen3 from 8B on")
-    add("--initializer_range", type=float, default=0.02, help="standard deviation of the random weights")
-    add("--seed", type=int, default=0, help="seed of the random weights")
+    add("--initializer_range", type=NOT_NEGATIVE, default=0.02, help="deviation of the random weights")
+    add("--seed", type=SEED, default=0, help="seed of the random weights")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Train the tokenizer, draw the weights, write both."""
     args = parser().parse_args(argv)
-    if args.vocab_size < 256:
-        raise InputError("--vocab_size", f"is {args.vocab_size}", "a byte-level BPE has at least 256 tokens")
     if args.num_attention_heads % args.num_key_value_heads:
         raise InputError(
             "--num_key_value_heads",

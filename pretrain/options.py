@@ -5,11 +5,25 @@ from __future__ import annotations
 import argparse
 
 from onerec.errors import InputError
+from onerec.flags import (
+    COUNT,
+    COUNT_OR_0,
+    COUNT_OR_ALL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROCESSES,
+    SEED,
+    SHARE,
+    SHARE_BELOW_1,
+    ArgumentParser,
+    integer,
+    number,
+)  # fmt: skip
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None) -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(description)
     add = p.add_argument
     # model and output
     add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
@@ -36,18 +50,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         nargs="+",
         help="replaces the config's sources: file_list.json, folders or Parquet patterns",
     )
-    add("--max_length", type=int, help="replaces the config's max_length: tokens of a packed row")
-    add("--num_epochs", type=int, help="replaces the config's num_epochs")
-    add("--num_workers", type=int, help="replaces the config's num_workers: processes that tokenize")
+    add("--max_length", type=COUNT, help="replaces the config's max_length: tokens of a packed row")
+    add("--num_epochs", type=COUNT, help="replaces the config's num_epochs")
+    add("--num_workers", type=PROCESSES, help="replaces the config's num_workers: processes that tokenize")
     add(
         "--token_dir",
         help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, one "
         "process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
-    add("--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails")
+    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     # schedule
-    add("--learning_rate", type=float, default=2e-4, help="peak learning rate")
-    add("--min_lr", type=float, default=-1, help="learning rate at the last step; -1 is a tenth of the peak")
+    add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
+    add(
+        "--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak"
+    )
     add(
         "--lr_scheduler_type",
         default="cosine",
@@ -56,41 +72,41 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     add(
         "--num_warmup_steps",
-        type=int,
+        type=integer(0, also=(-1,)),
         default=-1,
         help="steps over which the rate rises; -1 is a tenth of the run",
     )
     add(
         "--num_training_steps",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="optimizer steps, taking as many epochs as they need; -1 trains the config's num_epochs",
     )
     add(
         "--gradient_accumulation_steps",
-        type=int,
+        type=COUNT,
         default=1,
         help="packed rows a process adds up for one optimizer step",
     )
     # optimizer
     add(
         "--weight_decay",
-        type=float,
+        type=NOT_NEGATIVE,
         default=0.1,
         help="AdamW decay of matrices; norms, embedding and head have none",
     )
-    add("--beta1", type=float, default=0.9, help="AdamW beta1")
-    add("--beta2", type=float, default=0.95, help="AdamW beta2")
-    add("--clip_range", type=float, default=1.0, help="gradient norm to clip at; 0 does not clip")
+    add("--beta1", type=SHARE_BELOW_1, default=0.9, help="AdamW beta1")
+    add("--beta2", type=SHARE_BELOW_1, default=0.95, help="AdamW beta2")
+    add("--clip_range", type=NOT_NEGATIVE, default=1.0, help="gradient norm to clip at; 0 does not clip")
     add(
         "--dropout",
-        type=float,
+        type=SHARE_BELOW_1,
         default=0.0,
         help="share of the embedded tokens and of the outputs of attention and MLP that training drops",
     )
     add(
         "--attention_dropout",
-        type=float,
+        type=SHARE_BELOW_1,
         default=0.0,
         help="share of the attention probabilities that training drops",
     )
@@ -98,12 +114,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
     add(
         "--start_optimize_embedding_index",
-        type=int,
+        type=integer(0, also=(-1,)),
         default=-1,
         help="first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json",
     )
     # compute
-    add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    add("--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time")
     add(
         "--enable_gradient_checkpointing",
         action="store_true",
@@ -127,53 +143,34 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         default="auto",
         help="arithmetic of forward and backward; auto is bf16 on a GPU that has it. Weights and optimizer are float32",
     )
-    add("--seed", type=int, default=19260817, help="seed of data order and everything random")
+    add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
     # validation
     add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
-    add(
-        "--eval_per_step", type=int, default=0, help="steps between two validations; 0: with every checkpoint"
-    )
-    add("--eval_rows", type=int, default=64, help="packed rows of a validation, at most; -1 takes all")
+    add("--eval_per_step", type=COUNT_OR_0, default=0, help="steps from one to the next; 0: with checkpoints")
+    add("--eval_rows", type=COUNT_OR_ALL, default=64, help="packed rows of a validation, at most; -1: all")
     # log and checkpoints
     add(
         "--peak_tflops",
-        type=float,
+        type=NOT_NEGATIVE,
         default=0.0,
         help="bf16 TFLOP/s of the device, for MFU; 0 knows the usual GPUs by name and leaves MFU out elsewhere",
     )
     add("--report_to", choices=("none", "wandb"), default="none", help="beside the log file and TensorBoard")
-    add("--logging_per_step", type=int, default=5, help="steps between two log lines")
+    add("--logging_per_step", type=COUNT, default=5, help="steps between two log lines")
     add(
         "--save_checkpoint_per_step",
-        type=int,
+        type=COUNT,
         default=500,
         help="steps between two checkpoints; the last step always has one",
     )
-    add("--keep_checkpoints", type=int, default=2, help="newest checkpoints kept; -1 keeps all")
+    add("--keep_checkpoints", type=COUNT_OR_ALL, default=2, help="newest checkpoints kept; -1 keeps all")
     return p
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
-    for name in (
-        "gradient_accumulation_steps",
-        "minibatch_size",
-        "logging_per_step",
-        "save_checkpoint_per_step",
-    ):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"is {getattr(args, name)}", "it is at least 1")
-    if args.eval_per_step < 0 or args.eval_rows == 0 or args.eval_rows < -1:
-        raise InputError(
-            "--eval_per_step, --eval_rows", "are no numbers of steps and rows", "0 or more; 1 or more, or -1"
-        )
     if args.eval_per_step and not args.eval_sources:
         raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
-    for name in ("dropout", "attention_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"is {getattr(args, name)}", "from 0 (none) to below 1")
-    if args.learning_rate <= 0:
-        raise InputError("--learning_rate", f"is {args.learning_rate}", "it is above 0")
     if args.resume_training_state and not args.resume_from:
         raise InputError(
             "--resume_training_state",

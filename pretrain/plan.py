@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, POSITIVE, SHARE_ABOVE_0, ArgumentParser
 from pretrain.flops import layer_weights, peak_tflops, step_flops
 
 # hidden, layers, heads, key-value heads, intermediate, tied
@@ -36,25 +37,27 @@ VOCABULARY = 176_384  # Qwen3's 151,669 tokens and the itemic ones, in multiples
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     p.add_argument("--model_dir", type=Path, help="a checkpoint, instead of --sizes")
     p.add_argument("--sizes", nargs="+", default=list(QWEN3)[:4], choices=list(QWEN3), help="Qwen3 models with 3 x 8,192 itemic tokens")  # fmt: skip
     p.add_argument(
         "--stage", choices=("stage1", "full"), default="full", help="itemic rows alone, or everything"
     )
-    p.add_argument("--tokens", type=float, default=1e9, help="tokens that are trained on")
-    p.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    p.add_argument("--tokens", type=POSITIVE, default=1e9, help="tokens that are trained on")
+    p.add_argument("--gpus", type=COUNT, nargs="+", default=[1, 8, 64])
     p.add_argument("--device", default="H100", help="GPU, as its name has it")
-    p.add_argument("--memory_gib", type=float, default=79.0, help="memory of the GPU")
-    p.add_argument("--max_length", type=int, nargs="+", default=[8192, 32768], help="tokens of a packed row")
-    p.add_argument("--sample_length", type=int, default=2500, help="usual tokens of a sample, for attention")
+    p.add_argument("--memory_gib", type=POSITIVE, default=79.0, help="memory of the GPU")
     p.add_argument(
-        "--learnt", type=float, default=1.0, help="share of the tokens that carry loss (SFT: fewer)"
+        "--max_length", type=COUNT, nargs="+", default=[8192, 32768], help="tokens of a packed row"
     )
-    p.add_argument("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    p.add_argument("--sample_length", type=COUNT, default=2500, help="usual tokens of a sample")
+    p.add_argument(
+        "--learnt", type=SHARE_ABOVE_0, default=1.0, help="share of the tokens that carry loss (SFT: fewer)"
+    )
+    p.add_argument("--minibatch_size", type=COUNT, default=4096, help="positions with logits at a time")
     p.add_argument("--no_gradient_checkpointing", action="store_true")
     p.add_argument("--shards", choices=SHARDS, default="none", help="--deepspeed or --fsdp, by its example")
-    p.add_argument("--mfu", type=float, default=0.4)
+    p.add_argument("--mfu", type=SHARE_ABOVE_0, default=0.4)
     return p.parse_args(argv)
 
 
@@ -136,12 +139,6 @@ def tokens_per_second(config: Any, args: argparse.Namespace, length: int, gpus: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if (
-        not 0 < args.mfu <= 1
-        or not 0 < args.learnt <= 1
-        or min(*args.gpus, *args.max_length, args.sample_length) < 1
-    ):
-        raise InputError("--mfu, --learnt, --gpus, --max_length, --sample_length", "are out of range", "shares up to 1, numbers from 1")  # fmt: skip
     if args.model_dir:
         from transformers import AutoConfig
 

@@ -412,7 +412,7 @@ def trim_log(output_dir: Path, step: int) -> None:
         if not path.is_file():
             continue
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.files import PID2SID
+from onerec.flags import CODES, LAYERS, SEED, WIDTH, ArgumentParser
 from onerec.run import read_json, write_text
 from tokenizer.evaluate_codes import REPORT
 from tokenizer.evaluate_codes import main as evaluate
@@ -39,15 +40,13 @@ HEADINGS = ("quantiser", "relative error", "collision rate", "largest bucket", "
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--n_layers", type=int, default=3)
-    parser.add_argument("--codebook_size", type=int, default=256)
-    parser.add_argument("--dim", type=int, default=4096)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n_layers", type=LAYERS, default=3)
+    parser.add_argument("--codebook_size", type=CODES, default=256)
+    parser.add_argument("--dim", type=WIDTH, default=4096)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument(
         "--quantizers", nargs="*", default=list(QUANTIZERS), choices=list(QUANTIZERS), metavar="NAME"
     )

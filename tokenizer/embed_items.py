@@ -30,6 +30,7 @@ from onerec.cli import cli
 from onerec.content import files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import shard_name
+from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
 from onerec.parquet import (
     count_rows,
     iter_batches,
@@ -53,9 +54,7 @@ _SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", 
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--input", required=True, help="Parquet file or folder with pid and text columns")
     parser.add_argument(
         "--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards"
@@ -84,14 +83,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--instruction", default="", help="prefix of every text")
     parser.add_argument(
-        "--dim", type=int, default=-1, help="dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)"
+        "--dim",
+        type=integer(1, 2**16, also=(-1,)),
+        default=-1,
+        help="dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)",
     )
-    parser.add_argument("--batch_size", type=int, default=256, help="texts encoded at a time, at most")
+    parser.add_argument("--batch_size", type=COUNT, default=256, help="texts encoded at a time, at most")
     parser.add_argument(
-        "--max_batch_tokens", type=int, default=16384, help="padded tokens encoded at a time, at most"
+        "--max_batch_tokens", type=COUNT, default=16384, help="padded tokens encoded at a time, at most"
     )
-    parser.add_argument("--max_tokens", type=int, default=512, help="longer texts are cut")
-    parser.add_argument("--shard_rows", type=int, default=100_000, help="rows of a shard")
+    parser.add_argument("--max_tokens", type=COUNT, default=512, help="longer texts are cut")
+    parser.add_argument("--shard_rows", type=COUNT, default=100_000, help="rows of a shard")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU"
@@ -100,9 +102,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--embedding_dtype", choices=("float32", "float16"), default="float32", help="of the output column"
     )
     parser.add_argument("--overwrite", action="store_true", help="start over where other shards are there")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the SVD")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     return parser.parse_args(argv)
 
@@ -354,14 +356,6 @@ def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tupl
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if (
-        min(args.batch_size, args.max_tokens, args.max_batch_tokens, args.shard_rows) < 1
-        or args.dim == 0
-        or args.dim < -1
-    ):
-        raise InputError(
-            "--batch_size, --max_tokens, --max_batch_tokens, --shard_rows, --dim", "are not positive numbers", "at least 1 (--dim -1: all)"
-        )  # fmt: skip
     if args.encoder == NO_TEXT and not args.concat:
         raise InputError("--encoder", f"{NO_TEXT} leaves nothing to embed", "embeddings to take, by --concat")
     manifest = Manifest("embed_items", args)

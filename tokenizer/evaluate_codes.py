@@ -23,6 +23,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import COUNT, SEED, SHARE, ArgumentParser
 from onerec.parquet import open_parquet, read_table
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
@@ -37,9 +38,7 @@ _BINS = 24
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--pid2sid", type=Path, required=True, help="pid and codes, with sid_spec.json beside it"
     )
@@ -55,12 +54,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help=f"folder for {REPORT}.json and {REPORT}.html"
     )
-    parser.add_argument("--k", type=int, default=10, help="nearest items that are looked at")
-    parser.add_argument("--max_queries", type=int, default=10_000, help="items whose neighbours are searched")
-    parser.add_argument("--max_items", type=int, default=200_000, help="items that they are searched among")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the two samples")
+    parser.add_argument("--k", type=COUNT, default=10, help="nearest items that are looked at")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_queries", type=COUNT, default=10_000, help="items whose neighbours are searched"
+    )
+    parser.add_argument("--max_items", type=COUNT, default=200_000, help="items that they are searched among")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the two samples")
+    parser.add_argument(
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     return parser.parse_args(argv)
 
@@ -283,9 +284,6 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    for name in ("k", "max_queries", "max_items"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
     if args.model_path and not args.emb_path:
         raise InputError("--model_path", "says nothing without embeddings", "add --emb_path")
     spec = SidSpec.load(args.pid2sid.parent / SID_SPEC)

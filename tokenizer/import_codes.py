@@ -12,7 +12,6 @@ say, for SIDs of the project's own from them and other sources (embed_items.py -
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
+from onerec.flags import CODES, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
@@ -87,15 +87,13 @@ def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--codes", type=Path, required=True, help="JSON object: item id to codes")
     parser.add_argument(
         "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
     )
-    parser.add_argument("--codebook_size", type=int, required=True, help="codes of a layer")
-    parser.add_argument("--n_layers", type=int, default=3, help="layers to keep, the first ones")
+    parser.add_argument("--codebook_size", type=CODES, required=True, help="codes of a layer")
+    parser.add_argument("--n_layers", type=LAYERS, default=3, help="layers to keep, the first ones")
     parser.add_argument(
         "--collision",
         default="none",
@@ -103,14 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="what the file's last layer that is kept does: extra_layer where it numbers the items of a SID",
     )
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     parser.add_argument("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
-    parser.add_argument("--embedding_dim", type=int, default=64, help="dimensions of --embedding_path")
-    parser.add_argument("--seed", type=int, default=0, help="seed of --embedding_path")
+    parser.add_argument("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of --embedding_path")
     args = parser.parse_args(argv)
-    if args.embedding_dim < 1:
-        raise InputError("--embedding_dim", f"is {args.embedding_dim}", "1 or more")
     try:
         spec = SidSpec((args.codebook_size,) * args.n_layers, collision=args.collision)
     except ValueError as error:

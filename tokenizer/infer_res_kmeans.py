@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
+from onerec.flags import COUNT, COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
@@ -34,9 +35,7 @@ SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--model_path", type=Path, required=True, help="model.pt, or the folder that holds it"
     )
@@ -46,17 +45,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         help=f"a .parquet file, or a folder for {PID2SID}; <emb_path>_codes.parquet where not given",
     )
-    parser.add_argument("--batch_size", type=int, default=8192, help="rows read and encoded at a time")
+    parser.add_argument("--batch_size", type=COUNT, default=8192, help="rows read and encoded at a time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
-    parser.add_argument("--n_layers", type=int, default=-1, help="use only the first layers (-1: all)")
+    parser.add_argument(
+        "--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)"
+    )
     parser.add_argument(
         "--beam",
-        type=int,
+        type=COUNT,
         default=1,
         help="residual paths searched; the best reconstruction is kept (1: greedy)",
     )
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     args = parser.parse_args(argv)
     if args.output_path is None:
@@ -110,9 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     args = parse_args(argv)
-    for name in ("batch_size", "beam"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
     model = load_quantizer(args.model_path)

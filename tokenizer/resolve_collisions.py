@@ -27,6 +27,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.flags import SHARE, ArgumentParser, integer
 from onerec.parquet import read_table, write_table
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
@@ -38,9 +39,7 @@ _CELLS = 1 << 24  # of a table of distances at a time
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument(
         "--pid2sid",
@@ -63,12 +62,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--extra_codes",
-        type=int,
+        type=integer(1, 2**20, also=(-1,)),
         default=-1,
         help="extra_layer: size of the new layer (-1: the largest bucket's)",
     )
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     return parser.parse_args(argv)
 

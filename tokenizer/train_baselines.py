@@ -16,32 +16,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, WIDTH, ArgumentParser
 from onerec.run import Manifest, get_logger
 from tokenizer.product import ProductQuantizer
 from tokenizer.quantizer import layer_reports
 from tokenizer.rq_vae import RqVae, RqVaeConfig
-from tokenizer.train_res_kmeans import add_arguments, check_positive, training_points, write_model
+from tokenizer.train_res_kmeans import add_arguments, training_points, write_model
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--kind", choices=("pq", "opq", "rq_vae"), required=True)
     add_arguments(parser)
-    parser.add_argument("--niter", type=int, default=25, help="pq, opq: iterations")
+    parser.add_argument("--niter", type=COUNT, default=25, help="pq, opq: iterations")
     group = parser.add_argument_group("rq_vae")
     default = RqVaeConfig()
     group.add_argument(
-        "--hidden", type=int, nargs="+", default=list(default.hidden), help="widths of the encoder's layers"
+        "--hidden", type=WIDTH, nargs="+", default=list(default.hidden), help="widths of the encoder's layers"
     )
-    group.add_argument("--latent_dim", type=int, default=default.latent_dim)
+    group.add_argument("--latent_dim", type=WIDTH, default=default.latent_dim)
     group.add_argument(
-        "--beta", type=float, default=default.beta, help="weight of the commitment to the codes"
+        "--beta", type=NOT_NEGATIVE, default=default.beta, help="weight of the commitment to the codes"
     )
-    group.add_argument("--epochs", type=int, default=default.epochs)
-    group.add_argument("--batch_size", type=int, default=default.batch_size)
-    group.add_argument("--lr", type=float, default=default.lr)
+    group.add_argument("--epochs", type=COUNT, default=default.epochs)
+    group.add_argument("--batch_size", type=COUNT, default=default.batch_size)
+    group.add_argument("--lr", type=POSITIVE, default=default.lr)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args(argv)
 
@@ -74,11 +73,6 @@ def fit_rq_vae(args: argparse.Namespace, vectors) -> tuple[RqVae, list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "latent_dim", "epochs", "batch_size"))
-    if args.lr <= 0 or args.beta < 0 or min(args.hidden) < 1:
-        raise InputError(
-            "--lr, --beta, --hidden", "are not positive numbers", "--lr 1e-3 --beta 0.25 --hidden 512 256"
-        )
     if args.kind != "rq_vae" and args.codebook_size & (args.codebook_size - 1):
         raise InputError("--codebook_size", f"{args.codebook_size} is not a power of two, which faiss's {args.kind} needs", "a power of two")  # fmt: skip
     log, manifest = get_logger("tokenizer"), Manifest("train_baselines", args)

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
 from onerec.process_group import process_group, processes
 from onerec.run import Manifest, get_logger
 from tokenizer.embeddings import sample_vectors
@@ -31,12 +32,10 @@ POINTS_PER_CODE = 256  # what faiss takes too; more does not lower the error by 
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add_arguments(parser)
-    parser.add_argument("--niter", type=int, default=20, help="k-means iterations a layer")
-    parser.add_argument("--nredo", type=int, default=1, help="k-means restarts a layer; the best is kept")
+    parser.add_argument("--niter", type=COUNT, default=20, help="k-means iterations a layer")
+    parser.add_argument("--nredo", type=COUNT, default=1, help="k-means restarts a layer; the best is kept")
     parser.add_argument(
         "--init",
         choices=("random", "kmeans++"),
@@ -58,7 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """The flags that the training of every quantiser has."""
     parser.add_argument(
         "--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding"
@@ -66,31 +65,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)"
     )
-    parser.add_argument("--n_layers", type=int, default=3, help="codebook layers")
-    parser.add_argument("--codebook_size", type=int, default=8192, help="codes a layer")
+    parser.add_argument("--n_layers", type=LAYERS, default=3, help="codebook layers")
+    parser.add_argument("--codebook_size", type=CODES, default=8192, help="codes a layer")
     parser.add_argument(
-        "--dim", type=int, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
+        "--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
     )
     parser.add_argument(
         "--normalize", action="store_true", help="scale embeddings to length one, in encoding too"
     )
     parser.add_argument(
         "--max_points",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help=f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sample and of training")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the sample and of training")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
-
-
-def check_positive(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Raise `InputError` where one of the flags is below 1."""
-    for name in names:
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "at least 1")
 
 
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
@@ -165,7 +157,6 @@ def choose_backend(args: argparse.Namespace) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_positive(args, ("n_layers", "codebook_size", "dim", "niter", "nredo"))
     backend, device = choose_backend(args)
     if processes()[0]:
         get_logger("tokenizer").setLevel("WARNING")

@@ -9,7 +9,6 @@ from the newest), the finished model to <output_dir>/hf. --dry_run checks everyt
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
+from onerec.flags import (
+    COUNT,
+    COUNT_OR_0,
+    COUNT_OR_ALL,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    SEED,
+    SHARE_ABOVE_0,
+    ArgumentParser,
+    integer,
+    number,
+    switch,
+)  # fmt: skip
 from onerec.run import Manifest
 from onerec.verl_cluster import has_accelerator
 from onerec.verl_export import export, last_checkpoint
@@ -26,17 +39,9 @@ from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
 
 
-def boolean(text: str) -> bool:
-    """``True``, ``1`` or ``yes`` (any case) as True; ``False``, ``0``, ``no`` or nothing as False."""
-    value = text.strip().lower()
-    if value not in ("true", "1", "yes", "false", "0", "no", ""):
-        raise argparse.ArgumentTypeError(f"{text} is neither True nor False")
-    return value in ("true", "1", "yes")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = ArgumentParser(__doc__)
     models = p.add_argument_group("models and data")
     models.add_argument("--base_model", type=Path, required=True, help="the student: a checkpoint with SIDs")
     models.add_argument(
@@ -54,7 +59,10 @@ def parser() -> argparse.ArgumentParser:
         "each file the same number; needs forward_kl_topk",
     )
     models.add_argument(
-        "--anchor_share", type=float, default=0.25, help="share of such prompts among all of them"
+        "--anchor_share",
+        type=number(0, 1, open_low=True, open_high=True),
+        default=0.25,
+        help="share of such prompts among all of them",
     )
     models.add_argument("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
     signal = p.add_argument_group("signal")
@@ -65,19 +73,19 @@ def parser() -> argparse.ArgumentParser:
         help="policy gradient on the sampled token, or the whole of the teacher's top k",
     )
     signal.add_argument(
-        "--topk", type=int, default=32, help="forward_kl_topk: the teacher's likeliest tokens"
+        "--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens"
     )
-    signal.add_argument("--adv_max", type=float, default=5.0, help="reverse_kl: advantages are cut above")
-    signal.add_argument("--adv_min", type=float, default=-30.0, help="reverse_kl: and below")
+    signal.add_argument("--adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
+    signal.add_argument("--adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
     signal.add_argument(
         "--extend_vocab_start_token",
-        type=int,
+        type=integer(0, also=(-1,)),
         default=-1,
         help="first id that the teacher does not have (-1: the student's first itemic id)",
     )
     signal.add_argument(
         "--mask_response_if_have_extend_token",
-        type=boolean,
+        type=switch,
         default=False,
         help="True: one such token masks its whole response, not only itself",
     )
@@ -86,54 +94,54 @@ def parser() -> argparse.ArgumentParser:
         "--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither"
     )
     rollout.add_argument(
-        "--temperature", type=float, default=1.0, help="of sampling; 1 is the student itself"
+        "--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself"
     )
-    rollout.add_argument("--rollout_n", type=int, default=1, help="answers a prompt")
-    rollout.add_argument("--max_prompt_length", type=int, default=2048, help="longer prompts are left out")
-    rollout.add_argument("--response_length", type=int, default=2048, help="tokens of an answer at most")
+    rollout.add_argument("--rollout_n", type=COUNT, default=1, help="answers a prompt")
+    rollout.add_argument("--max_prompt_length", type=COUNT, default=2048, help="longer prompts are left out")
+    rollout.add_argument("--response_length", type=COUNT, default=2048, help="tokens of an answer at most")
     training = p.add_argument_group("training")
-    training.add_argument("--learning_rate", type=float, default=1e-6, help="of AdamW")
+    training.add_argument("--learning_rate", type=POSITIVE, default=1e-6, help="of AdamW")
     training.add_argument(
         "--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up"
     )
-    training.add_argument("--warmup_steps", type=int, default=0, help="steps of rising learning rate")
-    training.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
-    training.add_argument("--train_batch_size", type=int, default=256, help="prompts a step")
+    training.add_argument("--warmup_steps", type=COUNT_OR_0, default=0, help="steps of rising learning rate")
+    training.add_argument("--weight_decay", type=NOT_NEGATIVE, default=0.01, help="of AdamW")
+    training.add_argument("--train_batch_size", type=COUNT, default=256, help="prompts a step")
     training.add_argument(
-        "--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)"
+        "--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)"
     )
-    training.add_argument("--total_steps", type=int, default=200, help="steps in all")
+    training.add_argument("--total_steps", type=COUNT, default=200, help="steps in all")
     training.add_argument(
-        "--max_tokens_per_gpu", type=int, default=16384, help="tokens of a forward pass on one GPU"
+        "--max_tokens_per_gpu", type=COUNT, default=16384, help="tokens of a forward pass on one GPU"
     )
     training.add_argument(
-        "--save_freq", type=int, default=50, help="steps between checkpoints; the last is saved too"
+        "--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last is saved too"
     )
-    training.add_argument("--keep_checkpoints", type=int, default=2, help="newest that are kept")
+    training.add_argument("--keep_checkpoints", type=COUNT, default=2, help="newest that are kept")
     training.add_argument(
-        "--resume", type=boolean, default=True, help="go on from the newest checkpoint in --output_dir"
+        "--resume", type=switch, default=True, help="go on from the newest checkpoint in --output_dir"
     )
     training.add_argument(
         "--merge_ratio",
-        type=float,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="the exported weights: this share of the distilled model, the rest of the student as it came",
     )
-    training.add_argument("--seed", type=int, default=42, help="order of the prompts")
+    training.add_argument("--seed", type=SEED, default=42, help="order of the prompts")
     cluster = p.add_argument_group("machines")
     cluster.add_argument(
         "--n_gpus",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="student: GPUs a node (on a CPU: processes); -1: what the teachers leave (on a CPU: 1)",
     )
-    cluster.add_argument("--nnodes", type=int, default=1, help="student: nodes")
-    cluster.add_argument("--rollout_tp_size", type=int, default=1, help="tensor parallelism of the rollout")
-    cluster.add_argument("--teacher_n_gpus", type=int, default=1, help="teacher: GPUs a node, its own")
-    cluster.add_argument("--teacher_nnodes", type=int, default=1, help="teacher: nodes")
+    cluster.add_argument("--nnodes", type=COUNT, default=1, help="student: nodes")
+    cluster.add_argument("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of the rollout")
+    cluster.add_argument("--teacher_n_gpus", type=COUNT, default=1, help="teacher: GPUs a node, its own")
+    cluster.add_argument("--teacher_nnodes", type=COUNT, default=1, help="teacher: nodes")
     cluster.add_argument(
         "--teacher_tp_size",
-        type=int,
+        type=COUNT,
         default=1,
         help="tensor parallelism of the teacher; the rest are copies",
     )

@@ -7,22 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onerec.files import RL_TEST, RL_TRAIN
+from onerec.flags import (
+    COUNT,
+    COUNT_OR_0,
+    COUNT_OR_ALL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE_ABOVE_0,
+    SHARE_BELOW_1,
+    ArgumentParser,
+    switch,
+)  # fmt: skip
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS
 
 
-def switch(text: str) -> bool:
-    """``1``, ``true``, ``True`` and the like."""
-    if text.lower() not in ("0", "1", "true", "false"):
-        raise argparse.ArgumentTypeError(f"{text} is neither 1 or true nor 0 or false")
-    return text.lower() in ("1", "true")
-
-
 def parse_args(argv: Sequence[str] | None, description: str | None = None) -> argparse.Namespace:
     """The flags of `train_grpo`; ``description`` stands above them in the help."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description)
     add = parser.add_argument
     # Inputs and output
     add("--base_model", type=Path, required=True, help="HF checkpoint with SIDs, from SFT or distillation")
@@ -31,7 +34,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     add("--catalogues", nargs="*", default=[], metavar="TASK=FILE", help="another pid2sid.parquet for a task")
     add("--output_dir", type=Path, required=True, help="folder for checkpoints, logs and the exported model")
     # Rollout
-    add("--rollout_n", type=int, default=1, help="rollouts (thinkings) a prompt")
+    add("--rollout_n", type=COUNT, default=1, help="rollouts (thinkings) a prompt")
     add(
         "--two_stage",
         type=switch,
@@ -44,8 +47,8 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         default="beam",
         help="items by beam search or by sampling",
     )
-    add("--stage2_beam_size", type=int, default=32, help="items a rollout")
-    add("--stage2_num_tokens", type=int, default=-1, help="itemic tokens of an item (-1: the SIDs' layers)")
+    add("--stage2_beam_size", type=COUNT, default=32, help="items a rollout")
+    add("--stage2_num_tokens", type=COUNT_OR_ALL, default=-1, help="itemic tokens of an item (-1: layers)")
     add("--constrained", type=switch, default=True, help="only SIDs that exist")
     add("--enable_think", type=switch, default=False, help="answers with thinking")
     add(
@@ -60,19 +63,19 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         default=True,
         help="the SID's begin token is forced after the thinking",
     )
-    add("--stage1_max_tokens", type=int, default=256, help="tokens of thinking at most")
+    add("--stage1_max_tokens", type=COUNT, default=256, help="tokens of thinking at most")
     add(
         "--prompt_length",
-        type=int,
+        type=COUNT,
         default=2048,
         help="tokens of a prompt at most; longer ones lose oldest items",
     )
-    add("--response_length", type=int, default=512, help="tokens of a response at most")
-    add("--temperature", type=float, default=1.0, help="of sampling, and of the policy's log-probabilities")
-    add("--rollout_tp_size", type=int, default=1, help="tensor parallelism of a vLLM server")
-    add("--gpu_memory_utilization", type=float, default=0.5, help="share of a GPU's memory that vLLM takes")
-    add("--max_num_seqs", type=int, default=256, help="requests that a server runs at once")
-    add("--max_num_batched_tokens", type=int, default=8192, help="tokens of a server's batch")
+    add("--response_length", type=COUNT, default=512, help="tokens of a response at most")
+    add("--temperature", type=POSITIVE, default=1.0, help="of sampling and of the policy's log-probabilities")
+    add("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of a vLLM server")
+    add("--gpu_memory_utilization", type=SHARE_ABOVE_0, default=0.5, help="of a GPU, for vLLM")
+    add("--max_num_seqs", type=COUNT, default=256, help="requests that a server runs at once")
+    add("--max_num_batched_tokens", type=COUNT, default=8192, help="tokens of a server's batch")
     # Rewards
     add(
         "--reward_weights",
@@ -80,17 +83,17 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         help=f"name=weight,…; names: {', '.join(REWARDS)}",
     )
     # Optimisation
-    add("--learning_rate", type=float, default=2e-6)
+    add("--learning_rate", type=POSITIVE, default=2e-6)
     add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
-    add("--warmup_steps", type=int, default=0)
+    add("--warmup_steps", type=COUNT_OR_0, default=0)
     add(
         "--kl_loss_coef",
-        type=float,
+        type=NOT_NEGATIVE,
         default=0.001,
         help="of the low-variance KL to the base model; 0: no reference",
     )
-    add("--clip_ratio_low", type=float, default=0.2)
-    add("--clip_ratio_high", type=float, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
+    add("--clip_ratio_low", type=SHARE_BELOW_1, default=0.2)
+    add("--clip_ratio_high", type=NOT_NEGATIVE, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
     add(
         "--advantage",
         choices=ADVANTAGES,
@@ -103,11 +106,11 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         default=True,
         help="grpo: divide a group's advantages by their deviation",
     )
-    add("--train_batch_size", type=int, default=64, help="prompts a step")
-    add("--mini_batch_size", type=int, default=-1, help="prompts an update (-1: all of a step's)")
+    add("--train_batch_size", type=COUNT, default=64, help="prompts a step")
+    add("--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)")
     add(
         "--max_tokens_per_gpu",
-        type=int,
+        type=COUNT,
         default=16384,
         help="tokens of a micro-batch at most, a shared prompt counted once",
     )
@@ -119,34 +122,34 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     )
     add(
         "--merge_ratio",
-        type=float,
+        type=SHARE_ABOVE_0,
         default=1.0,
         help="the exported weights: this share of the trained model, the rest of the base model; validated once more",
     )
-    add("--num_training_steps", type=int, default=-1, help="-1: by epochs")
-    add("--num_epochs", type=int, default=1)
-    add("--seed", type=int, default=42)
+    add("--num_training_steps", type=COUNT_OR_ALL, default=-1, help="-1: by epochs")
+    add("--num_epochs", type=COUNT, default=1)
+    add("--seed", type=SEED, default=42)
     # Validation and checkpoints
     add("--val_before_train", type=switch, default=True)
     add(
         "--test_freq",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="steps between validations (-1: never); the last step is one",
     )
-    add("--val_beam_size", type=int, default=32, help="beams of a validation prompt")
-    add("--ks", default="1,10,32", help="k of Pass@k and Recall@k")
-    add("--val_max_samples", type=int, default=-1, help="rows of the test file (-1: all)")
-    add("--save_freq", type=int, default=50, help="steps between checkpoints; the last step is one")
-    add("--max_checkpoints", type=int, default=2, help="checkpoints kept")
+    add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
+    add("--ks", type=COUNT.each, default="1,10,32", help="k of Pass@k and Recall@k")
+    add("--val_max_samples", type=COUNT_OR_ALL, default=-1, help="rows of the test file (-1: all)")
+    add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")
+    add("--max_checkpoints", type=COUNT, default=2, help="checkpoints kept")
     # Machine
     add(
         "--n_gpus",
-        type=int,
+        type=COUNT_OR_ALL,
         default=-1,
         help="GPUs a node; -1: all. Without an accelerator: processes; -1: 1",
     )
-    add("--nnodes", type=int, default=1)
+    add("--nnodes", type=COUNT, default=1)
     add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
     add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")
     add("--dry_run", action="store_true", help="check, print the whole command, start nothing")

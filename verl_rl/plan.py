@@ -15,7 +15,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.cli import cli
+from onerec.flags import COUNT, POSITIVE, ArgumentParser
 
 GIB = 2**30
 # Three layers of 8,192 codes, begin and end on Qwen3's 151,669 tokens, in rows of 256.
@@ -118,21 +124,21 @@ def table(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "--gpu_memory", type=float, default=80, help="GiB of a GPU; a run may take nine tenths"
+        "--gpu_memory", type=POSITIVE, default=80, help="GiB of a GPU; a run may take nine tenths"
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
-    parser.add_argument("--tokens", type=int, default=8192, help="MAX_TOKENS_PER_GPU")
-    parser.add_argument("--prompt", type=int, default=2560, help="tokens of prompt and thinking")
-    parser.add_argument("--beams", type=int, default=32, help="STAGE2_BEAM_SIZE")
-    parser.add_argument("--in_flight", type=int, default=32, help="prompts that a server works on at a time")
+    parser.add_argument("--gpus", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--tokens", type=COUNT, default=8192, help="MAX_TOKENS_PER_GPU")
+    parser.add_argument("--prompt", type=COUNT, default=2560, help="tokens of prompt and thinking")
+    parser.add_argument("--beams", type=COUNT, default=32, help="STAGE2_BEAM_SIZE")
+    parser.add_argument(
+        "--in_flight", type=COUNT, default=32, help="prompts that a server works on at a time"
+    )
     args = parser.parse_args(argv)
     print("GiB a GPU, estimated (formulas in plan.py), not measured:\n")
     print(table(args))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -75,10 +75,6 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
             f"can be below 0 by {', '.join(below)}",
             "rewards of 0 and more for --advantage maxrl",
         )
-    if not 0 < args.merge_ratio <= 1:
-        raise InputError(
-            "--merge_ratio", f"is {args.merge_ratio:g}", "above 0, at most 1 (the trained model itself)"
-        )
     if args.stage2_num_tokens not in (-1, model.spec.n_layers):
         raise InputError(
             "--stage2_num_tokens", f"is {args.stage2_num_tokens}", f"the layers of the model's SIDs: {model.spec.n_layers}"
@@ -114,7 +110,7 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
         stage1_max_tokens=args.stage1_max_tokens,
         catalogues={task: str(path.resolve()) for task, path in catalogues.items()},
         weights=parse_weights(args.reward_weights),
-        ks=tuple(int(k) for k in args.ks.split(",")),
+        ks=args.ks,
         val_beam_size=args.val_beam_size if args.two_stage else 1,
         seed=args.seed,
     )

@@ -18,7 +18,7 @@ def read_validation(files: Sequence[Path]) -> dict[str, dict[str, dict[str, floa
     """
     found: dict[int, dict[str, dict[str, float]]] = {}
     for path in files:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError:

@@ -113,7 +113,11 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or (device.type == "cuda" and (device.index or 0) >= gpus):
+    if (
+        device is None
+        or device.type not in ("cpu", "cuda")
+        or (device.type == "cuda" and (device.index or 0) >= gpus)
+    ):
         raise InputError("--device", f"{name} is not there", "auto, cpu, or cuda with a GPU")
     return device
 

@@ -6,7 +6,6 @@ same Hit, Recall and NDCG. Seconds, where crosscheck/sasrec.py, which trains bot
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from benchmarks.metrics import ndcg_at_k, pass_at_k, recall_at_k
 from benchmarks.recommenders.base import Options
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import ArgumentParser
 
 # RecBole's names of a layer's parameters, and ours (torch.nn.TransformerEncoderLayer).
 _LAYER = {
@@ -84,9 +84,7 @@ def compare(theirs: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--recbole_python", required=True, help="python of an environment with RecBole")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -32,6 +32,7 @@ from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.sequential import SasRecNet, fit
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_0, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
 from onerec.processes import owned
 from onerec.run import get_logger, write_json
 
@@ -39,9 +40,7 @@ METRICS = ("recall@10", "ndcg@10")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add(
         "--inter",
@@ -50,16 +49,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="interactions in RecBole's form (user_id, item_id, …, timestamp)",
     )
     add("--recbole_python", default="", help="python of an environment with RecBole (none: ours alone)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds")
-    add("--epochs", type=int, default=200, help="epochs at most")
-    add("--patience", type=int, default=10, help="epochs without a better validation before it stops")
-    add("--max_items", type=int, default=50, help="items of a history")
-    add("--last", type=int, default=0, help="only so many of each user's last items, to save hours (0: all)")
-    add("--dim", type=int, default=64, help="width")
-    add("--dropout", type=float, default=0.5, help="dropout, of attention too")
-    add("--lr", type=float, default=1e-3, help="learning rate")
-    add("--batch_size", type=int, default=32, help="windows a batch of ours")
-    add("--recbole_batch_size", type=int, default=2048, help="beginnings of sequences a batch of RecBole's")
+    add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="seeds")
+    add("--epochs", type=COUNT, default=200, help="epochs at most")
+    add("--patience", type=COUNT, default=10, help="epochs without a better validation before it stops")
+    add("--max_items", type=COUNT, default=50, help="items of a history")
+    add("--last", type=COUNT_OR_0, default=0, help="only each user's last items, to save hours (0: all)")
+    add("--dim", type=WIDTH, default=64, help="width")
+    add("--dropout", type=SHARE_BELOW_1, default=0.5, help="dropout, of attention too")
+    add("--lr", type=POSITIVE, default=1e-3, help="learning rate")
+    add("--batch_size", type=COUNT, default=32, help="windows a batch of ours")
+    add("--recbole_batch_size", type=COUNT, default=2048, help="beginnings of sequences a batch of RecBole's")
     add("--output", type=Path, default=None, help="JSON file of both sides' numbers")
     return parser.parse_args(argv)
 

@@ -24,6 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, ArgumentParser
+
 WAYS = ("itemknn", "cooccurrence", "embeddings")
 
 
@@ -55,13 +58,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (all)")
-    parser.add_argument("--users", type=int, default=20_000, help="users (20,000)")
-    parser.add_argument("--items", type=int, default=200_000, help="items (200,000)")
-    parser.add_argument("--history", type=int, default=300, help="items of a user (300)")
+    parser.add_argument("--users", type=COUNT, default=20_000, help="users (20,000)")
+    parser.add_argument("--items", type=COUNT, default=200_000, help="items (200,000)")
+    parser.add_argument("--history", type=COUNT, default=300, help="items of a user (300)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what seconds are (wall)")
     parser.add_argument("--inside", choices=WAYS, help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args()
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -28,6 +28,10 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, POSITIVE, PROCESSES, SEED, ArgumentParser
+
 LABELS = {"longview": 0.3, "like": 0.05, "follow": 0.01, "forward": 0.01, "not_interested": 0.01}
 TASKS = (
     "pretrain_video_rec", "pretrain_user_profile", "pretrain_item_understand", "sft_video_rec", "sft_interactive_rec",
@@ -254,24 +258,22 @@ def copy(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("what", choices=["tasks", "mix", "yardstick", "copy"])
-    parser.add_argument("--users", type=int, default=5000, help="tasks: users of the input")
-    parser.add_argument("--items", type=int, default=500_000, help="tasks: items of each SID table")
-    parser.add_argument("--captions", type=int, default=20_000, help="tasks: items with a caption")
-    parser.add_argument("--workers", type=int, default=1, help="tasks: processes")
+    parser.add_argument("--users", type=COUNT, default=5000, help="tasks: users of the input")
+    parser.add_argument("--items", type=COUNT, default=500_000, help="tasks: items of each SID table")
+    parser.add_argument("--captions", type=COUNT, default=20_000, help="tasks: items with a caption")
+    parser.add_argument("--workers", type=PROCESSES, default=1, help="tasks: processes")
     parser.add_argument("--each", action="store_true", help="tasks: also every task alone")
     parser.add_argument(
         "--no_yardstick", dest="yardstick", action="store_false", help="tasks: without the yardstick"
     )
-    parser.add_argument("--gb", type=float, default=2.0, help="mix: GB of record text")
-    parser.add_argument("--buffer_mb", type=int, default=512, help="mix: memory for rows")
+    parser.add_argument("--gb", type=POSITIVE, default=2.0, help="mix: GB of record text")
+    parser.add_argument("--buffer_mb", type=COUNT, default=512, help="mix: memory for rows")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of each side; the fastest counts, the largest peak"
+        "--repeats", type=COUNT, default=3, help="runs of each side; the fastest counts, the largest peak"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument(
         "--work_dir", type=Path, help="folder for the input and the outputs; a temporary one by default"
     )
@@ -284,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

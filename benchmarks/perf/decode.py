@@ -31,7 +31,9 @@ from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
 from onerec.catalog import ItemIndex
+from onerec.cli import cli
 from onerec.decode import NORMALIZE, decode_items
+from onerec.flags import COUNT, SEED, ArgumentParser
 from onerec.run import write_json
 from onerec.sid import SidSpec
 
@@ -40,9 +42,7 @@ VOCABULARIES = {"small": (4096, 256, 20_000), "qwen3": (151_669, 8192, 200_000)}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--vocabularies", nargs="+", choices=VOCABULARIES, default=list(VOCABULARIES))
     for name, value, text in (
         ("layers", 6, "transformer layers"),
@@ -56,8 +56,9 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights, prompts and items"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--beams", type=int, nargs="+", default=[32, 256], help="beam widths")
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
+    parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall",
@@ -268,4 +269,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

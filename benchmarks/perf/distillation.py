@@ -30,13 +30,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, SEED, ArgumentParser
+
 os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "onerec.verl_cpu"}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("part", choices=("teacher", "update"))
     for name, value, text in (
         ("sequences", 32, "teacher: sequences"),
@@ -51,7 +52,8 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -202,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -33,7 +33,9 @@ from measure import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks import evaluate, model
 from benchmarks.tasks import TASKS
+from onerec.cli import cli
 from onerec.decode import batches_by_length
+from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import read_table, write_table
 from onerec.run import write_json
 
@@ -41,17 +43,15 @@ METHODS = ("generate", "rank", "next_logprobs", "tail_logprobs")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model_path", type=Path, required=True, help="Hugging Face checkpoint folder")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder")
     add("--tasks", nargs="+", choices=TASKS, default=["video", "label_pred"], help="which (video label_pred)")
-    add("--samples", type=int, default=-1, help="test rows a task of the first run (-1: all)")
-    add("--users", type=int, default=27_000, help="users of the second run (27,000)")
-    add("--num_beams", type=int, default=32, help="beams of the item search (32)")
-    add("--token_budget", type=int, default=16384, help="tokens of a padded batch (16384)")
+    add("--samples", type=COUNT_OR_ALL, default=-1, help="test rows a task of the first run (-1: all)")
+    add("--users", type=COUNT, default=27_000, help="users of the second run (27,000)")
+    add("--num_beams", type=COUNT, default=32, help="beams of the item search (32)")
+    add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch (16384)")
     add(
         "--clock", choices=("wall", "cpu"), default="wall",
         help="cpu: the process' processor time, for a machine that others use too (with OMP_NUM_THREADS=1)",
@@ -220,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

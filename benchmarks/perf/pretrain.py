@@ -25,6 +25,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, COUNT_OR_0, ArgumentParser
+
 ITEMS = 20_000  # of the catalogue
 WORDS = ["用户", "喜欢", "户外", "美食", "视频", "推荐", "the", "sum", "of", "is", "and", "capital"]
 
@@ -314,24 +318,24 @@ def bench_steps(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("what", choices=["loss", "steps", "packing", "memory"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=4096, help="loss: learnt positions")
-    parser.add_argument("--vocabulary", type=int, default=176_384, help="loss: rows of the head")
-    parser.add_argument("--hidden", type=int, default=256, help="loss: width of the hidden states")
-    parser.add_argument("--chunk", type=int, help="loss: positions whose logits exist at a time (train.py's)")
-    parser.add_argument("--rows", type=int, default=2000, help="steps, packing: conversations")
+    parser.add_argument("--repeats", type=COUNT, default=3)
+    parser.add_argument("--tokens", type=COUNT, default=4096, help="loss: learnt positions")
+    parser.add_argument("--vocabulary", type=COUNT, default=176_384, help="loss: rows of the head")
+    parser.add_argument("--hidden", type=COUNT, default=256, help="loss: width of the hidden states")
+    parser.add_argument(
+        "--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)"
+    )
+    parser.add_argument("--rows", type=COUNT, default=2000, help="steps, packing: conversations")
     parser.add_argument(
         "--wordings",
-        type=int,
+        type=COUNT_OR_0,
         default=50,
         help="packing: texts around the SIDs; 0: a new one in every record",
     )
-    parser.add_argument("--steps", type=int, default=20, help="steps: of a round")
-    parser.add_argument("--codes", type=int, default=256, help="steps: codes a layer")
+    parser.add_argument("--steps", type=COUNT, default=20, help="steps: of a round")
+    parser.add_argument("--codes", type=COUNT, default=256, help="steps: codes a layer")
     parser.add_argument("--model", default="--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
     parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -346,7 +350,6 @@ def main() -> None:
     global _clock
     if args.clock == "cpu":
         _clock = time.process_time
-    sys.path.insert(0, str(ROOT))
     if args.what in ("loss", "memory"):
         (bench_loss if args.what == "loss" else memory_once)(args)
         return
@@ -355,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

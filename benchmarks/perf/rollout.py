@@ -25,27 +25,27 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.chat import THINK_CLOSE, prompt_text
+from onerec.cli import cli
+from onerec.flags import COUNT, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import write_json
 from onerec.sid import SidSpec
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="HF checkpoint with SIDs")
     parser.add_argument(
         "--rl_data", type=Path, required=True, help="train.parquet or test.parquet of rl_data"
     )
     parser.add_argument("--catalogue", type=Path, required=True, help="pid2sid.parquet")
     parser.add_argument("--task", default="video", help="task whose prompts are taken")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts at a time")
-    parser.add_argument("--beams", type=int, default=32)
+    parser.add_argument("--prompts", type=COUNT, default=16, help="prompts at a time")
+    parser.add_argument("--beams", type=COUNT, default=32)
     parser.add_argument(
-        "--thinking_tokens", type=int, default=16, help="tokens of thinking of the second pair"
+        "--thinking_tokens", type=COUNT, default=16, help="tokens of thinking of the second pair"
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the numbers")
     return parser.parse_args(argv)
 
@@ -178,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, SEED, ArgumentParser
 from pretrain import attention
 from verl_rl.shared_prompts import build, gather
 
@@ -35,9 +37,7 @@ Rows = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     for name, value, text in (
         ("layers", 3, "transformer layers"),
         ("hidden", 128, "width"),
@@ -54,7 +54,8 @@ def parse_args() -> argparse.Namespace:
         ("repeats", 5, "rounds"),
         ("seed", 0, "of weights and tokens"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+        taken = SEED if name == "seed" else COUNT
+        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help="the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")
@@ -236,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

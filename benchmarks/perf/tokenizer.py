@@ -29,6 +29,10 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, measured
 
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, POSITIVE, SEED, WIDTH, ArgumentParser
+
 BLOCK = 1 << 14
 
 
@@ -232,21 +236,19 @@ def bench_memory(args: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("what", choices=["train", "encode", "memory", "faiss", "products"])
-    parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--codes", type=int, default=1024, help="codes a layer")
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--niter", type=int, default=20, help="k-means iterations a layer")
-    parser.add_argument("--centres", type=int, default=5000, help="clusters that the items are drawn from")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--gb", type=float, default=20.0, help="memory: size of the input")
-    parser.add_argument("--limit_gib", type=float, help="memory: private memory that the process may have")
+    parser.add_argument("--points", type=COUNT, default=100_000)
+    parser.add_argument("--dim", type=WIDTH, default=256)
+    parser.add_argument("--codes", type=COUNT, default=1024, help="codes a layer")
+    parser.add_argument("--layers", type=COUNT, default=3)
+    parser.add_argument("--niter", type=COUNT, default=20, help="k-means iterations a layer")
+    parser.add_argument("--centres", type=COUNT, default=5000, help="clusters that the items are drawn from")
+    parser.add_argument("--repeats", type=COUNT, default=5)
+    parser.add_argument("--gb", type=POSITIVE, default=20.0, help="memory: size of the input")
+    parser.add_argument("--limit_gib", type=POSITIVE, help="memory: private memory that the process may have")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--work_dir", type=Path, help="folder for the files; a temporary one by default")
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -260,4 +262,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

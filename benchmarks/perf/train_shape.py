@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT
 
 sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, ArgumentParser
 from pretrain import attention
 from pretrain.flops import peak_tflops, step_flops
 from pretrain.plan import ITEMIC, QWEN3, memory_gib, shape
@@ -34,16 +36,14 @@ TOY = (64, 2, 4, 2, 128, True)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--sizes", nargs="+", default=["0.6B", "1.7B"], choices=[*QWEN3, "toy"], help="Qwen3 models with 3 x 8,192 itemic tokens")  # fmt: skip
     add("--stages", nargs="+", default=["full", "stage1"], choices=["full", "stage1"])
-    add("--length", type=int, default=8192, help="tokens of a packed row")
-    add("--sample_length", type=int, default=2048, help="tokens of a sample")
-    add("--steps", type=int, default=5, help="timed steps of each attention")
-    add("--minibatch_size", type=int, default=4096, help="positions whose logits exist at a time")
+    add("--length", type=COUNT, default=8192, help="tokens of a packed row")
+    add("--sample_length", type=COUNT, default=2048, help="tokens of a sample")
+    add("--steps", type=COUNT, default=5, help="timed steps of each attention")
+    add("--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time")
     add("--no_gradient_checkpointing", action="store_true")
     add(
         "--attentions",
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.backends import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
+from onerec.errors import InputError
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def train_epochs(
             optimizer.step()
             losses.append(float(loss.detach()))
         net.eval()
+        if not np.isfinite(np.mean(losses)):
+            raise InputError(
+                label, f"learns nothing: its loss is {np.mean(losses)}", "a smaller --lr, more users"
+            )
         value = validate()
         log.info(
             f"{label}: epoch {epoch + 1}/{options.epochs}  loss {np.mean(losses):.4f}  "

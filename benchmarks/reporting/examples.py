@@ -189,7 +189,9 @@ def _breakdown(
                 groups.setdefault(group, []).append(pid in top)
         if not top & set(example.answer_ids):
             answers = [sid_of[pid] for pid in example.answer_ids if pid in sid_of]
-            depths.append(max((common_prefix(s, a) for s in line["sids"][:K] for a in answers), default=0))
+            depths.append(
+                max((common_prefix(s, a) for s in line.get("sids", [])[:K] for a in answers), default=0)
+            )
     order_of_kinds = ("all", "popular", "middle", "rare", "history", "new")
     named = sorted(
         groups.items(), key=lambda pair: [kind in pair[0] for kind in order_of_kinds], reverse=True

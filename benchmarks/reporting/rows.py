@@ -106,7 +106,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
             value = row.cell(column.task, column.metric)
             best = value is not None and value == column.best(rows)
             cells.append(f"**{text_of(value)}**" if best else text_of(value))
-        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+        label = row.label.replace("|", "\\|")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

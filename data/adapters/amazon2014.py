@@ -31,9 +31,10 @@ import orjson
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, least_items, split_rows
+from data.adapters.leave_one_out import add_arguments, least_items, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import SHARE, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest, progress, read_json
 
@@ -207,9 +208,7 @@ def release_row(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--reviews", type=Path, help="raw 5-core reviews, JSON lines, gz or not")
     parser.add_argument("--metadata", type=Path, help="raw metadata, gz or not (titles, brands, categories)")
     parser.add_argument(
@@ -220,11 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--attributes", type=Path, help="JSON of item id to attribute ids")
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     add_arguments(parser, n_targets=10, validation=True)
     args = parser.parse_args(argv)
-    check_arguments(args)
     if (args.reviews is None) == (args.sequences is None):
         raise InputError("--reviews, --sequences", "are both given or both missing", "one of the two")
     manifest = Manifest("amazon2014", args)

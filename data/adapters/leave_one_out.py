@@ -7,40 +7,32 @@ training rows (split 0) see neither. The latest training items, at most ``n_targ
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from onerec.errors import InputError
+from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser, integer
 
 T = TypeVar("T")
 TRAIN, TEST, VALIDATION = 0, 1, 2
 
 
-def add_arguments(parser: argparse.ArgumentParser, n_targets: int, validation: bool) -> None:
+def add_arguments(parser: ArgumentParser, n_targets: int, validation: bool) -> None:
     """The flags of the split, with an adapter's defaults."""
-    parser.add_argument("--n_targets", type=int, default=n_targets, help="targets of a training row, at most")
+    parser.add_argument(
+        "--n_targets", type=COUNT, default=n_targets, help="targets of a training row, at most"
+    )
     parser.add_argument(
         "--windows",
-        type=int,
+        type=COUNT_OR_ALL,
         default=1,
         help="training rows a user, at most (-1: until every item is a target)",
     )
     parser.add_argument(
         "--validation",
-        type=int,
-        choices=(0, 1),
+        type=integer(0, 1),
         default=int(validation),
         help="1: the last item but one is kept for validation (split 2)",
     )
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise `InputError` where the flags make no split."""
-    if args.n_targets < 1:
-        raise InputError("--n_targets", f"{args.n_targets} is not a positive number", "1 or more")
-    if args.windows < 1 and args.windows != -1:
-        raise InputError("--windows", f"{args.windows} is not a positive number", "1 or more, or -1 for all")
 
 
 def least_items(validation: bool) -> int:

@@ -15,7 +15,6 @@ never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -28,9 +27,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
+from data.adapters.leave_one_out import add_arguments, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import SHARE, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest
 
@@ -252,19 +252,16 @@ def user_texts(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     parser.add_argument(
         "--input", type=Path, required=True, help="folder of MovieLens 100k, RecBole's or the original files"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
     add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
-    check_arguments(args)
     manifest = Manifest("movielens", args)
     films = read_films(args.input, manifest, args.max_bad_ratio)
     events = read_events(args.input, films, manifest, args.max_bad_ratio)

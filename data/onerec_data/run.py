@@ -29,11 +29,12 @@ from data.onerec_data.workers import build_all, make_plan
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import PROCESSES, SEED, SHARE, ArgumentParser, integer
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """The flags that every task's script and the whole run share."""
     parser.add_argument(
         "--input", type=Path, help="users: a Parquet file, a folder of them or a pattern (one row a user)"
@@ -47,11 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layout", default="release", help="release, simple, or a JSON file: which column plays which part"
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of every draw")
-    parser.add_argument("--workers", type=int, default=1, help="processes that build records")
+    parser.add_argument("--seed", type=SEED, default=42, help="seed of every draw")
+    parser.add_argument("--workers", type=PROCESSES, default=1, help="processes that build records")
     parser.add_argument("--all_splits", action="store_true", help="training records from the test users too")
     parser.add_argument(
-        "--max_bad_ratio", type=float, default=0.01, help="share of bad rows past which the run fails"
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
     )
 
 
@@ -93,8 +94,6 @@ class Run:
             raise InputError("--caption", "is missing", "give pid2caption.parquet")
         if args.product_pid2sid is None and any(task.product for task in tasks):
             raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
-        if args.workers < 1:
-            raise InputError("--workers", f"{args.workers} is not a positive number", "1 or more")
 
     def record_path(self, name: str) -> Path:
         """Where the table of a task goes, or that of a benchmark task (``bench/<name>``)."""
@@ -199,7 +198,7 @@ def run_task(task: Task, argv: Sequence[str] | None = None) -> None:
     """The command line of one task's script."""
 
     def main() -> None:
-        parser = argparse.ArgumentParser(description=f"Make {task.name}.parquet ({task.source}).")
+        parser = ArgumentParser(f"Make {task.name}.parquet ({task.source}).")
         add_arguments(parser)
         args = parser.parse_args(argv)
         report(Run([TASKS[task.name]], args)(), args.output_dir)
@@ -227,9 +226,7 @@ def default_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add_arguments(parser)
     parser.add_argument(
         "--tasks",
@@ -240,11 +237,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--also", nargs="*", default=[], metavar="TASK", help="these beside the default ones")
     parser.add_argument("--skip", nargs="*", default=[], metavar="TASK", help="these not")
     parser.add_argument(
-        "--benchmark", type=int, default=1, help="1: also the benchmark's files from the test rows"
+        "--benchmark", type=integer(0, 1), default=1, help="1: also the benchmark's files from the test rows"
     )
     parser.add_argument(
         "--benchmark_split",
-        type=int,
+        type=integer(1, 2),
         default=TEST_SPLIT,
         help="the split that the benchmark's files ask about: 1 test, 2 validation",
     )
@@ -252,10 +249,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks"
     )
     args = parser.parse_args(argv)
-    if args.benchmark_split < TEST_SPLIT:
-        raise InputError(
-            "--benchmark_split", f"{args.benchmark_split} is no split of test rows", "1, or 2 for validation"
-        )
     for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:
             raise InputError("--tasks", f"{name} is not a task", f"one of {', '.join(TASKS)}")

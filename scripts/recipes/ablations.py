@@ -28,6 +28,7 @@ from benchmarks.results import load_predictions
 from benchmarks.seeds import measure
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.flags import PROCESSES, SEED, ArgumentParser
 from onerec.run import get_logger, read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -253,9 +254,7 @@ def write_tables(runner: Runner, tables: dict[str, list[Variant]]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--recipe", choices=RECIPES, required=True, help="which chain")
     add("--folder", type=Path, required=True, help="its data folder")
@@ -263,12 +262,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
     add("--tables", nargs="+", help="only these tables (default: all)")
     add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
-    add("--seed", type=int, default=0, help="seed of every run")
-    add("--jobs", type=int, default=1, help="runs at a time; the base's comes first, on its own")
-    args = parser.parse_args(argv)
-    if args.jobs < 1:
-        raise InputError("--jobs", f"is {args.jobs}", "one or more")
-    return args
+    add("--seed", type=SEED, default=0, help="seed of every run")
+    add("--jobs", type=PROCESSES, default=1, help="runs at a time; the base's comes first, on its own")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

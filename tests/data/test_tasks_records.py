@@ -162,7 +162,7 @@ def test_the_benchmark_can_ask_for_the_validation_targets(release, workers):
     rows = pq.read_table(release.output / "benchmark_data" / "video" / "video_test.parquet").to_pylist()
     assert [json.loads(row["metadata"])["answer_pid"] for row in rows] == [[4, 5]]
     assert not list(release.output.glob("sft_*")), "no task was asked for"
-    with pytest.raises(InputError, match="0 is no split of test rows"):
+    with pytest.raises(InputError, match="--benchmark_split: is 0; give a whole number from 1 to 2"):
         main(release.argv("--benchmark_split", "0"))
 
 

@@ -145,10 +145,10 @@ def test_the_manifest_and_the_table_say_what_was_made(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--n_users", "3"], "--n_users: 3 is too small for a world; at least 10"),
-        (["--n_goods", "5"], "--n_goods: 5 is too small"),
-        (["--n_facts", "1000"], "--n_facts: 1000 is more than there are names; at most 240"),
-        (["--seed", "-1"], "--seed: -1 is negative"),
+        (["--n_users", "3"], "--n_users: is 3; give a whole number from 10"),
+        (["--n_goods", "5"], "--n_goods: is 5; give a whole number from 24"),
+        (["--n_facts", "1000"], "--n_facts: is 1000; give a whole number from 4 to 240"),
+        (["--seed", "-1"], "--seed: is -1; give a whole number from 0"),
     ],
 )
 def test_a_world_that_cannot_be_is_refused_and_nothing_written(tmp_path, flags, message):

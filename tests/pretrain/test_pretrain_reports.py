@@ -128,7 +128,10 @@ def test_validation_without_rows_is_one_line(world, tmp_path):
     for flags, says in (
         (["--eval_per_step", "2"], "given without --eval_sources"),
         (["--eval_sources", str(tmp_path / "none")], "names no Parquet file"),
-        (["--eval_sources", str(world / "rec"), "--eval_rows", "0"], "are no numbers of steps and rows"),
+        (
+            ["--eval_sources", str(world / "rec"), "--eval_rows", "0"],
+            "--eval_rows: is 0; give a whole number from 1, or -1",
+        ),
     ):
         with pytest.raises(InputError, match=says):
             main(argv(world, tmp_path / "out", *flags))

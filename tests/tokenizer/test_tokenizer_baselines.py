@@ -115,7 +115,7 @@ def test_what_cannot_be_trained_is_one_line(tmp_path):
     for more, match in (
         (["--kind", "pq", "--codebook_size", "12"], "12 is not a power of two"),
         (["--kind", "rq_vae", "--codebook_size", "64"], "has 50 points for 64 codes"),
-        (["--kind", "rq_vae", "--codebook_size", "8", "--lr", "0"], "are not positive numbers"),
+        (["--kind", "rq_vae", "--codebook_size", "8", "--lr", "0"], "--lr: is 0; give a number above 0"),
         (["--kind", "rq_vae", "--codebook_size", "8", "--lr", "1e30", "--epochs", "3"], "loss is not finite"),
     ):
         with pytest.raises(InputError, match=match):

@@ -94,7 +94,7 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path):
         (["--model_path", tmp_path / "other.pt"], "says nothing without embeddings"),
         (["--model_path", tmp_path / "other.pt", "--emb_path", emb], "has codebooks"),
         (["--emb_path", emb], "has no item of --pid2sid"),
-        (["--k", "0"], "--k: 0 is not a positive number"),
+        (["--k", "0"], "--k: is 0; give a whole number from 1"),
         (["--caption", emb], "has no column dense_caption"),
     ):
         with pytest.raises(InputError, match=match):

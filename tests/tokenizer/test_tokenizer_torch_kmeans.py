@@ -179,7 +179,7 @@ def test_a_sample_is_uniform_and_the_rest_is_not_used(tmp_path, capsys):
     ("flags", "match"),
     [
         (["--balanced", "--backend", "faiss"], "--balanced: faiss has no balanced k-means"),
-        (["--niter", "0"], "--niter: 0 is not a positive number"),
+        (["--niter", "0"], "--niter: is 0; give a whole number from 1"),
         (["--codebook_size", "1000"], "has 200 points for 1000 codes; fewer codes or more items"),
     ]
     + ([] if torch.cuda.is_available() else [(["--device", "cuda"], "--device: cuda is not available")]),

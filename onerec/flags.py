@@ -1,0 +1,142 @@
+"""The house's command line: every number says its range where the flag is declared, and errors are the one line.
+
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of every draw")
+
+The ranges read JSON values as well: ``COUNT.of(value, path, "max_length")``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from onerec.errors import InputError
+from onerec.sid import LAYER_LETTERS
+
+# What the C code below Python takes for a size.
+_LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers that a flag takes: ``low`` to ``high``, both included unless ``open_low`` or ``open_high``, and those of ``also``.
+
+    Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN or infinity.
+    """
+
+    kind: type
+    low: float
+    high: float
+    also: tuple[float, ...] = ()
+    open_low: bool = False
+    open_high: bool = False
+
+    def __str__(self) -> str:
+        """What would be right."""
+        text = "a whole number" if self.kind is int else "a number"
+        if self.low > -math.inf:
+            text += f" above {self.low:,}" if self.open_low else f" from {self.low:,}"
+        if self.high not in (math.inf, _LARGEST):
+            text += f" to {'below ' if self.open_high else ''}{self.high:,}"
+        return text + "".join(f", or {value}" for value in self.also)
+
+    def __contains__(self, value: float) -> bool:
+        if value in self.also:
+            return True
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and abs(value) <= sys.float_info.max
+
+    def __call__(self, text: str) -> Any:
+        """The number that a flag's ``text`` is."""
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if value not in self:
+            raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give {self}")
+        return value
+
+    def each(self, text: str) -> tuple:
+        """The numbers of a text like 1,10,32."""
+        return tuple(self(part) for part in text.split(","))
+
+    def of(self, value: Any, file: object, key: str) -> Any:
+        """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
+        kinds = (int,) if self.kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or value not in self:
+            raise InputError(file, f"{key} is {str(value)[:100]}", f"give {self}")
+        return self.kind(value)
+
+
+def integer(low: int, high: int = _LARGEST, also: tuple[int, ...] = ()) -> Range:
+    """Whole numbers from ``low`` to ``high``, and those of ``also``."""
+    return Range(int, low, high, also)
+
+
+def number(
+    low: float = -math.inf, high: float = math.inf, also: tuple[float, ...] = (), **ends: bool
+) -> Range:
+    """Finite numbers from ``low`` to ``high``, and those of ``also``; ``open_low``, ``open_high``: without that end."""
+    return Range(float, low, high, also, **ends)
+
+
+COUNT = integer(1)
+COUNT_OR_0 = integer(0)
+COUNT_OR_ALL = integer(1, also=(-1,))
+SEED = integer(0, 2**32 - 1)  # NumPy's and scikit-learn's; torch takes more
+PROCESSES = integer(1, 1024)
+LAYERS = integer(1, len(LAYER_LETTERS))
+CODES = integer(1, 2**20)  # of a layer; each becomes a token
+WIDTH = integer(1, 2**16)  # dimensions of a vector; no model of today has more
+NUMBER = number()
+POSITIVE = number(0, open_low=True)
+NOT_NEGATIVE = number(0)
+SHARE = number(0, 1)
+SHARE_ABOVE_0 = number(0, 1, open_low=True)
+SHARE_BELOW_1 = number(0, 1, open_high=True)
+BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
+
+
+def switch(text: str) -> bool:
+    """``1``, ``true`` or ``yes`` in any case; ``0``, ``false``, ``no`` or nothing."""
+    if text.strip().lower() not in ("1", "true", "yes", "0", "false", "no", ""):
+        raise argparse.ArgumentTypeError(f"is {text}; give 1 or true, 0 or false")
+    return text.strip().lower() in ("1", "true", "yes")
+
+
+def plain_name(text: str) -> str:
+    """A name that a file or folder gets: no path."""
+    if text in ("", ".", "..") or "/" in text or len(text.encode()) > 100:
+        raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give a name of at most 100 bytes without /")
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; give a path")
+    return Path(text)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with the house's errors: `InputError` instead of the usage; no path is empty."""
+
+    def __init__(self, description: str | None = None, **more: Any) -> None:
+        more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **more)
+        self.register("type", Path, _path)
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.match("the following arguments are required: (.*)", message, re.DOTALL):
+            raise InputError(found[1], "is missing", "--help says what it is")
+        if found := re.match("unrecognized arguments: (.*)", message, re.DOTALL):
+            raise InputError(found[1], "is no flag of this command", "--help lists them")
+        flag, _, what = message.removeprefix("argument ").partition(": ")
+        what, _, right = re.sub(r" \((choose from .*)\)$", r"; \1", what, flags=re.DOTALL).partition("; ")
+        raise InputError(flag, what or "cannot be taken", right or "--help says what it takes")

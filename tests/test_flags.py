@@ -1,0 +1,279 @@
+"""Every numeric flag of every script: its range is declared, and what lies outside of it ends in the one line with status 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onerec.cli import cli
+from onerec.errors import InputError
+from onerec.flags import (
+    COUNT,
+    COUNT_OR_ALL,
+    SEED,
+    SHARE,
+    SHARE_BELOW_1,
+    ArgumentParser,
+    Range,
+    integer,
+    number,
+    plain_name,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+# Scripts of other people's environments, or without flags.
+NO_FLAGS = {
+    "benchmarks/crosscheck/recbole_parts.py",
+    "benchmarks/crosscheck/recbole_sasrec.py",
+    "onerec/processes.py",
+    "pretrain/launch.py",
+    "scripts/alias_vllm_cpu.py",
+}
+OUTSIDE = ("nan", "inf", "-inf", "-5", "1e400", "10" * 15, "-" + "10" * 15, "four", "", "1;2", "0x10")
+
+
+class Caught(BaseException):
+    """Raised with the parser instead of reading a command line."""
+
+
+def scripts() -> list[str]:
+    """Every Python file that can be run."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [line for line in listed.stdout.splitlines() if not line.startswith("tests/")]
+    return [
+        file for file in files if '\nif __name__ == "__main__":' in (ROOT / file).read_text(encoding="utf-8")
+    ]
+
+
+def parser_of(file: str) -> argparse.ArgumentParser:
+    """The parser that a script makes, taken from it when it would read its command line."""
+
+    def caught(self: argparse.ArgumentParser, *_: object) -> None:
+        raise Caught(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", [file])
+        for method in ("parse_args", "parse_known_args"):
+            patch.setattr(argparse.ArgumentParser, method, caught)
+        name = "a_script_" + re.sub(r"\W", "_", file)
+        spec = importlib.util.spec_from_file_location(name, ROOT / file)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        try:
+            if hasattr(module, "TASK"):
+                from data.onerec_data.run import run_task
+
+                run_task(module.TASK)
+            elif inspect.signature(module.main).parameters:
+                module.main([])
+            else:
+                module.main()
+        except Caught as found:
+            return found.args[0]
+    raise AssertionError(f"{file} reads no command line")
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    return {file: parser_of(file) for file in scripts() if file not in NO_FLAGS}
+
+
+def is_number(action: argparse.Action) -> bool:
+    """Whether a flag takes numbers, whatever its type says."""
+    values = action.default if isinstance(action.default, list | tuple) else [action.default]
+    return any(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def taken_by(action: argparse.Action) -> Range | None:
+    """The range of a flag, alone or of each number of a list."""
+    found = getattr(action.type, "__self__", action.type)
+    return found if isinstance(found, Range) else None
+
+
+def test_every_script_has_the_parser_of_the_house_and_every_numeric_flag_a_range(parsers):
+    assert len(parsers) > 50
+    bare = []
+    for file, parser in parsers.items():
+        assert type(parser) is ArgumentParser, file
+        for action in parser._actions:
+            if action.type in (int, float) or (
+                is_number(action) and action.nargs != 0 and not taken_by(action)
+            ):
+                bare.append(f"{file} {action.dest}")
+    assert not bare
+
+
+def test_defaults_and_what_the_help_promises_lie_inside(parsers):
+    silent = []
+    for file, parser in parsers.items():
+        for action in parser._actions:
+            if not (taken := taken_by(action)):
+                continue
+            values = action.default if isinstance(action.default, list | tuple) else [action.default]
+            for value in values:
+                assert value is None or isinstance(value, str) or value in taken, (file, action.dest, value)
+            promised = re.search(r"\(?(-1|0): ?(all|none|off|never|by|the )", action.help or "")
+            assert not promised or float(promised[1]) in taken, (file, action.dest, action.help)
+            minus = -1 in taken and taken.low > -1
+            if minus and "-1" not in (action.help or ""):
+                silent.append((file, action.dest, action.help))
+    assert not silent
+
+
+def error_of(parser: argparse.ArgumentParser, arguments: list[str], capsys) -> str:
+    """The line that a command line ends with; it is one, in the house's form, with status 2."""
+    with pytest.raises(SystemExit) as ended:
+        cli(lambda: parser.parse_args(arguments) and None)()
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == "", arguments
+    assert re.fullmatch(r"error: [^\n]+?: [^\n]+?; [^\n]+\n", said.err), (arguments, said.err)
+    return said.err
+
+
+def test_numbers_outside_of_their_ranges_are_one_line_each(parsers, capsys, monkeypatch):
+    monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["/a_script.py"])
+    tried = 0
+    for file, parser in parsers.items():
+        for action in parser._actions:
+            if not (taken := taken_by(action)):
+                continue
+            flag = action.option_strings[0]
+            wrong = [text for text in OUTSIDE if not inside(taken, text)]
+            assert {"nan", "inf", "four", ""} <= set(wrong), (file, flag)
+            for text in [*wrong, *beside(taken)]:
+                line = error_of(parser, [f"{flag}={text}"], capsys)
+                assert line.startswith(f"error: {flag}: is "), (file, line)
+                tried += 1
+    assert tried > 2500
+
+
+def inside(taken: Range, text: str) -> bool:
+    try:
+        return taken.kind(text) in taken
+    except ValueError:
+        return False
+
+
+def beside(taken: Range) -> list[str]:
+    """The numbers just outside of a range."""
+    step = 1 if taken.kind is int else 1e-9
+    below = taken.low if taken.open_low else taken.low - step
+    above = taken.high if taken.open_high else taken.high + step
+    return [repr(v) for v in (below, above) if math.isfinite(v) and v not in taken.also]
+
+
+@pytest.mark.parametrize(
+    ("taken", "good", "bad"),
+    [
+        (COUNT, {"1": 1, "2147483647": 2**31 - 1}, ["0", "-1", "1.0", "2147483648", "1e3"]),
+        (COUNT_OR_ALL, {"-1": -1, "7": 7}, ["0", "-2"]),
+        (SEED, {"0": 0, "4294967295": 2**32 - 1}, ["-1", "4294967296"]),
+        (SHARE, {"0": 0.0, "1": 1.0, "1e-3": 1e-3}, ["1.0001", "-0.1", "nan"]),
+        (SHARE_BELOW_1, {"0": 0.0, "0.999": 0.999}, ["1"]),
+        (number(open_low=True, low=0), {"1e-9": 1e-9}, ["0", "inf", "1e999"]),
+        (integer(0, 5, also=(-1,)), {"-1": -1, "5": 5}, ["-3", "6"]),
+    ],
+)
+def test_a_range_takes_what_it_says_from_flags_and_from_json(taken, good, bad):
+    for text, value in good.items():
+        assert taken(text) == value and type(taken(text)) is taken.kind
+        assert taken.of(value, "f.json", "key") == value
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="; give a"):
+            taken(text)
+    for value in (None, True, "1", [1], {}, math.nan, math.inf, 10**400):
+        with pytest.raises(InputError, match=r"f\.json: key is .*; give a"):
+            taken.of(value, "f.json", "key")
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "a/b", "../../x", "/abs", "x" * 101, "é" * 51])
+def test_a_name_is_no_path(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="give a name"):
+        plain_name(text)
+    assert plain_name("v1.0-sft 文") == "v1.0-sft 文"
+
+
+def test_errors_of_argparse_take_the_form_of_the_house(capsys, monkeypatch):
+    monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["a_script.py"])
+    parser = ArgumentParser("what it does")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--kind", choices=("a", "b"))
+    parser.add_argument("--many", nargs="+")
+    parser.add_argument("--on", action="store_true")
+    for arguments, said in (
+        (["--out="], "error: --out: is empty; give a path\n"),
+        (["--kind", "c"], "error: --kind: invalid choice: 'c'; choose from 'a', 'b'\n"),
+        (["--many"], "error: --many: expected at least one argument; --help says what it takes\n"),
+        (["--on=1"], "error: --on: ignored explicit argument '1'; --help says what it takes\n"),
+        (["--nothing", "a\nb"], "error: --nothing a\\nb: is no flag of this command; --help lists them\n"),
+    ):
+        assert error_of(parser, arguments, capsys) == said
+    parser.add_argument("--needed", required=True)
+    assert error_of(parser, [], capsys) == "error: --needed: is missing; --help says what it is\n"
+
+
+class Broken:
+    def __getitem__(self, key: str) -> None:
+        raise KeyError("a\nb")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (lambda: Broken()["x"], "KeyError: 'a\\nb'; please report it"),
+        (
+            lambda: [].append(*range(3)),
+            "TypeError: list.append() takes exactly one argument (3 given); please report it",
+        ),
+        (lambda: bytearray(1 << 60), "MemoryError; needs more memory than there is"),
+        (lambda: "\ud800".encode(), "UnicodeEncodeError: "),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(
+    error, said, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "a_script.py")])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    with pytest.raises(SystemExit) as ended:
+        cli(error)()
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line.startswith(f"error: a_script.py: {said}")
+    path = Path(re.search(r"traceback: (.*)\)", line)[1])
+    assert path.parent == tmp_path and "in run" in path.read_text(encoding="utf-8")
+
+
+def test_a_recursion_without_end_is_one_line_too(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["a_script.py"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def deep() -> None:
+        deep()
+
+    with pytest.raises(SystemExit):
+        cli(deep)()
+    assert capsys.readouterr().err.startswith(
+        "error: a_script.py: RecursionError: maximum recursion depth exceeded; "
+    )
+
+
+def test_an_error_crosses_processes_as_it_is():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(InputError("f", "is wrong", "give another")))
+    assert str(error) == "f: is wrong; give another" and error.right == "give another"
