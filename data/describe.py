@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import record_batches, record_files
+from data.mix import record_files, sized_batches
 from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
@@ -124,7 +124,7 @@ def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[st
     """Facts by source of every record file that ``paths`` name."""
     files = list({f.path: f for path in paths for f in record_files(path, manifest)}.values())
     facts: dict[str, SourceFacts] = {}
-    batches = (batch for file in files for batch in record_batches(file))
+    batches = (batch for file in files for batch in sized_batches(file))
     total = sum(file.rows for file in files)
     for batch in progress(batches, "describe", total, size=lambda b: b.num_rows):
         for source, text, is_chat in _rows(batch):

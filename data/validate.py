@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import KEY_COLUMNS, RecordFile, file_of, record_batches
+from data.mix import KEY_COLUMNS, RecordFile, file_of, sized_batches
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -87,7 +87,7 @@ class RecordCheck:
         """Check one file."""
         self._files.append((file.path, file.rows))
         row = 0
-        for records in record_batches(file):
+        for records in sized_batches(file):
             uuids = records.column("uuid")
             for at, reason in enumerate(self._reasons(records), row):
                 if reason:

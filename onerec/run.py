@@ -125,7 +125,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(path, "no such file", "give the path of a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not JSON, not UTF-8, a number or a nesting past Python's limits
         raise InputError(path, f"is not JSON ({error})", "give a UTF-8 JSON file") from None
 
 
