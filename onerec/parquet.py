@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -254,26 +253,10 @@ def typed(data: Data, kinds: Columns, path: object, first_row: int = 0, strict: 
     return data
 
 
-def folder_values(path: str | os.PathLike[str]) -> dict[str, str | None]:
-    """The columns that the names of a file's folders say, as Spark and pandas write them: ``split=1/part-0.parquet``."""
-    named = (part.partition("=") for part in Path(path).parent.parts if "=" in part)
-    return {
-        name: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in named
-    }
-
-
 def column_types(path: str | os.PathLike[str]) -> dict[str, pa.DataType]:
-    """Column to Arrow type of a file, with the columns that its folders' names say."""
+    """Column to Arrow type of a file."""
     schema = open_parquet(path).schema_arrow
-    return {name: _constant(value, 1).type for name, value in folder_values(path).items()} | dict(
-        zip(schema.names, schema.types, strict=True)
-    )
-
-
-def _constant(value: str | None, rows: int) -> pa.Array:
-    text = pa.array([value] * rows, pa.string())
-    numbers, good, wrong = integers(text, digits=True)
-    return text if wrong.any() else pa.array(numbers, mask=~good)
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 # What a stream reads at a time of a column; without it all that a row group has of the column, which may be gigabytes.
@@ -295,7 +278,7 @@ def open_parquet(
     with reading(path, "is not a whole Parquet file", "write it again; it may be cut short"):
         file = pq.ParquetFile(path, **({"buffer_size": _STREAM_BYTES, "pre_buffer": False} if stream else {}))
         names = file.schema_arrow.names
-    missing = [column for column in columns if column not in names and column not in folder_values(path)]
+    missing = [column for column in columns if column not in names]
     if missing:
         raise InputError(path, f"has no column {', '.join(missing)}", f"it has {', '.join(names)}")
     if twice := [column for column in columns if names.count(column) > 1]:
@@ -313,7 +296,7 @@ def read_table(
     file = open_parquet(path, columns)
     wanted = [*columns, *optional] or file.schema_arrow.names
     with reading(path):
-        table = _with_folders(path, file.read(columns=_stored(file, wanted)), wanted)
+        table = file.read(columns=_stored(file, wanted))
     if not allow_empty and table.num_rows == 0:
         raise InputError(path, "is an empty table", "give at least one row")
     return typed(typed(table, columns, path), optional, path)
@@ -330,8 +313,7 @@ def iter_batches(
     file = open_parquet(path, columns, stream=True)
     wanted, row = [*columns, *optional], 0
     with reading(path):
-        for stored in file.iter_batches(batch_size=batch_size, columns=_stored(file, wanted)):
-            batch = _with_folders(path, stored, wanted)
+        for batch in file.iter_batches(batch_size=batch_size, columns=_stored(file, wanted)):
             yield typed(typed(batch, columns, path, row, strict), optional, path, row, strict)
             row += batch.num_rows
 
@@ -341,36 +323,15 @@ def _stored(file: pq.ParquetFile, wanted: Sequence[str]) -> list[str]:
     return [name for name in wanted if name in names]
 
 
-def _with_folders(path: str | os.PathLike[str], data: Data, wanted: Sequence[str]) -> Data:
-    for name, value in folder_values(path).items():
-        if name in wanted and name not in data.schema.names:
-            data = data.append_column(name, _constant(value, data.num_rows))
-    return data
-
-
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
-    """The Parquet files that ``path`` names: a file, a folder, or a glob pattern; sorted.
-
-    Of a folder its ``*.parquet`` and those of its folders that say a column (``split=1``), without hidden files.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        files = [file for file in folder.glob("*.parquet") if not file.name.startswith((".", "_"))]
-        files += [file for part in folder.glob("*=*/") if part.is_dir() for file in _inside(part)]
-    else:
-        files = matching(path)
+    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, without hidden ones), or a glob pattern."""
+    found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
+    files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:
         raise InputError(
             path, "names no Parquet file", "give a file, a folder of *.parquet, or a pattern that matches"
         )
-    return sorted(files)
-
-
-def _inside(folder: Path) -> list[Path]:
-    try:
-        return list_parquet(folder)
-    except InputError:  # a partition may be empty
-        return []
+    return files
 
 
 def matching(pattern: str | os.PathLike[str]) -> list[Path]:

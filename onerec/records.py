@@ -243,6 +243,19 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
         yield batch.select(SCHEMA.names)
 
 
+def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
+    """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
+    columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
+    for batch in iter_batches(path, columns, batch_size=rows, strict=False):
+        found = []
+        for row in batch.to_pylist():
+            turns, *others = (_loads(row[name]) for name in columns)
+            reward, extra = (value if isinstance(value, dict) else {} for value in others)
+            turns = [] if _check_messages(turns) else _texts(turns)
+            found.append({"prompt": turns, "reward_model": reward, "extra_info": extra})
+        yield found
+
+
 def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:
     """Write records to one Parquet file atomically, streaming; returns the rows written."""
     return write_batches(path, SCHEMA, _tables(records, rows_per_batch))
