@@ -287,7 +287,11 @@ def open_parquet(
 
 
 def read_table(
-    path: str | os.PathLike[str], columns: Columns = (), optional: Columns = (), allow_empty: bool = False
+    path: str | os.PathLike[str],
+    columns: Columns = (),
+    optional: Columns = (),
+    allow_empty: bool = False,
+    strict: bool = True,
 ) -> pa.Table:
     """Read the ``columns`` (all where none is named) and those of ``optional`` that exist, as `typed` gives them.
 
@@ -299,7 +303,7 @@ def read_table(
         table = file.read(columns=_stored(file, wanted))
     if not allow_empty and table.num_rows == 0:
         raise InputError(path, "is an empty table", "give at least one row")
-    return typed(typed(table, columns, path), optional, path)
+    return typed(typed(table, columns, path, 0, strict), optional, path, 0, strict)
 
 
 def iter_batches(

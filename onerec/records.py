@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
-from onerec.parquet import Kind, iter_batches, whole_number, write_batches
+from onerec.parquet import Kind, iter_batches, list_parts, plain, texts, whole_number, write_batches
 from onerec.run import read_json
 
 SCHEMA = pa.schema(
@@ -234,6 +236,18 @@ def read_turns(messages: Any) -> list[dict[str, str]]:
     return _texts(parsed)
 
 
+def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, where they cannot be used."""
+    if not isinstance(row["uuid"], str) or not row["uuid"].strip():
+        raise ValueError("uuid is null")
+    metadata = _loads(row["metadata"])
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is not a JSON object")
+    if not (turns := [turn for turn in read_turns(row["messages"]) if turn["role"] != "assistant"]):
+        raise ValueError("messages hold no turn to answer")
+    return metadata, turns
+
+
 def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatch]:
     """A file's rows in the columns of `SCHEMA`, all strings, in batches; an absent text column is null, a value of no use too."""
     for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False):
@@ -246,14 +260,44 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
 def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
     """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
-    for batch in iter_batches(path, columns, batch_size=rows, strict=False):
+    for batch in iter_batches(path, {**columns, "data_source": Kind.TEXT}, batch_size=rows, strict=False):
         found = []
         for row in batch.to_pylist():
             turns, *others = (_loads(row[name]) for name in columns)
             reward, extra = (value if isinstance(value, dict) else {} for value in others)
             turns = [] if _check_messages(turns) else _texts(turns)
-            found.append({"prompt": turns, "reward_model": reward, "extra_info": extra})
+            found.append(
+                {
+                    "data_source": row["data_source"],
+                    "prompt": turns,
+                    "reward_model": reward,
+                    "extra_info": extra,
+                }
+            )
         yield found
+
+
+def check_prompts(path: str | Path) -> None:
+    """Raise `InputError` where a row's ``prompt`` is not what verl reads: turns of {role, content}, text both, in a list of at least one."""
+    first = 0
+    for batch in iter_batches(path, ["prompt"]):
+        column = plain(batch.column("prompt"))
+        try:
+            turns, offsets, _ = list_parts(column)
+            roles, contents = (texts(pc.struct_field(turns, name))[0] for name in ("role", "content"))
+        except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError(
+                path, f"column prompt is {column.type}", "a list of {role, content} a row"
+            ) from None
+        good = pc.and_(pc.is_in(roles, pa.array(ROLES)), contents.is_valid()).to_numpy(zero_copy_only=False)
+        lengths = np.diff(offsets)
+        whole = (
+            np.bincount(np.repeat(np.arange(len(lengths)), lengths)[good], minlength=len(lengths)) == lengths
+        )
+        if (wrong := np.flatnonzero((lengths == 0) | ~whole)).size:
+            what = f"row {first + int(wrong[0])} has no prompt, or one with a turn without role or content"
+            raise InputError(path, what, f"a list of {{role, content}}, roles of {', '.join(ROLES)}")
+        first += batch.num_rows
 
 
 def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:

@@ -22,7 +22,7 @@ from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
-from onerec.parquet import iter_batches
+from onerec.records import check_prompts, rl_batches
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
@@ -52,7 +52,8 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     model = check_model(args.base_model)
     rows = check_data(args.data_dir / RL_TRAIN, COLUMNS)
     check_data(args.data_dir / RL_TEST, COLUMNS)
-    check_answers(args.data_dir / RL_TRAIN, model)
+    for name in (RL_TRAIN, RL_TEST):
+        check_prompts(args.data_dir / name)
     catalogues = {DEFAULT_CATALOGUE: args.catalogue}
     for text in args.catalogues:
         task, sign, file = text.partition("=")
@@ -63,7 +64,13 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
         beside = path.with_name(SID_SPEC)
         if beside.exists() and not SidSpec.load(beside).same_codebooks(model.spec):
             check_model(args.base_model, SidSpec.load(beside))
-        ItemIndex.load(path, model.spec)
+    indexes = {path: ItemIndex.load(path, model.spec) for path in catalogues.values()}
+    check_answers(args.data_dir / RL_TRAIN, model, {task: indexes[path] for task, path in catalogues.items()})
+    for path, index in indexes.items() if args.two_stage and args.constrained else ():
+        if args.stage2_beam_size > len(index.sids):
+            raise InputError(
+                "--stage2_beam_size", f"is {args.stage2_beam_size}", f"at most the {len(index.sids)} SIDs of {path}"
+            )  # fmt: skip
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
@@ -121,18 +128,25 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     return model, settings, rows
 
 
-def check_answers(path: Path, model: CheckedModel) -> None:
-    """Raises `InputError` where a training row's answer names no SID of the model's codebooks."""
-    seen = 0
-    for batch in iter_batches(path, ["reward_model"], batch_size=256):
-        for value in batch.column("reward_model").to_pylist():
-            if not model.spec.parse((value or {}).get("ground_truth") or ""):
+def check_answers(path: Path, model: CheckedModel, catalogues: dict[str, ItemIndex]) -> None:
+    """Raises `InputError` where a training row's answer names no SID of the model's codebooks, or a catalogue (by task) none of its rows'."""
+    seen, found = 0, dict.fromkeys(catalogues)
+    for batch in rl_batches(path, 256):
+        for row in batch:
+            truth = row["reward_model"].get("ground_truth")
+            if not (sids := model.spec.parse(truth) if isinstance(truth, str) else []):
                 raise InputError(
                     path, f"row {seen} has no answer in the codebooks {list(model.spec.codebook_sizes)} of {model.path}", "RL data made with the model's SIDs"
                 )  # fmt: skip
+            task = str(row["data_source"]).rsplit("/", 1)[-1]
+            task = task if task in catalogues else DEFAULT_CATALOGUE
+            found[task] = found[task] or any(sid in catalogues[task] for sid in sids)
             seen += 1
         if seen >= _LOOK_AT:
-            return
+            break
+    if stale := [task for task, known in found.items() if known is False]:
+        what = f"its rows' answers are not in the catalogue of {stale[0]}, so no reward can rise"
+        raise InputError(path, what, "the catalogue whose SIDs made the data")
 
 
 def place(args: argparse.Namespace) -> list[Pool]:
