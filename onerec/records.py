@@ -260,7 +260,7 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
 def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
     """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
-    for batch in iter_batches(path, {**columns, "data_source": Kind.TEXT}, batch_size=rows, strict=False):
+    for batch in iter_batches(path, columns, batch_size=rows, strict=False):
         found = []
         for row in batch.to_pylist():
             turns, *others = (_loads(row[name]) for name in columns)
@@ -268,7 +268,6 @@ def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, An
             turns = [] if _check_messages(turns) else _texts(turns)
             found.append(
                 {
-                    "data_source": row["data_source"],
                     "prompt": turns,
                     "reward_model": reward,
                     "extra_info": extra,

@@ -16,13 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
-from onerec.records import check_prompts, rl_batches
+from onerec.parquet import iter_batches, plain, texts
+from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
@@ -43,8 +47,6 @@ from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
-# Rows of the training file whose answers are read before the start.
-_LOOK_AT = 1000
 
 
 def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
@@ -129,24 +131,30 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
 
 
 def check_answers(path: Path, model: CheckedModel, catalogues: dict[str, ItemIndex]) -> None:
-    """Raises `InputError` where a training row's answer names no SID of the model's codebooks, or a catalogue (by task) none of its rows'."""
-    seen, found = 0, dict.fromkeys(catalogues)
-    for batch in rl_batches(path, 256):
-        for row in batch:
-            truth = row["reward_model"].get("ground_truth")
-            if not (sids := model.spec.parse(truth) if isinstance(truth, str) else []):
+    """Raises `InputError` where a training row's answer names no SID of the model's codebooks, or no answer of a task is in its catalogue."""
+    seen, found = 0, dict[str, bool]()
+    for batch in iter_batches(path, ["reward_model", "data_source"]):
+        try:
+            truths, sources = (
+                texts(values)[0].to_pylist()
+                for values in (pc.struct_field(plain(batch.column(0)), "ground_truth"), batch.column(1))
+            )
+        except (TypeError, pa.ArrowException):
+            what = f"column reward_model is {batch.column(0).type}"
+            raise InputError(path, what, "{style, ground_truth}, the answer as text") from None
+        for truth, source in zip(truths, sources, strict=True):
+            if not (sids := model.spec.parse(truth or "")):
                 raise InputError(
                     path, f"row {seen} has no answer in the codebooks {list(model.spec.codebook_sizes)} of {model.path}", "RL data made with the model's SIDs"
                 )  # fmt: skip
-            task = str(row["data_source"]).rsplit("/", 1)[-1]
-            task = task if task in catalogues else DEFAULT_CATALOGUE
-            found[task] = found[task] or any(sid in catalogues[task] for sid in sids)
+            task = str(source).rsplit("/", 1)[-1]
+            index = catalogues.get(task, catalogues[DEFAULT_CATALOGUE])
+            found[task] = found.get(task, False) or any(sid in index for sid in sids)
             seen += 1
-        if seen >= _LOOK_AT:
-            break
-    if stale := [task for task, known in found.items() if known is False]:
-        what = f"its rows' answers are not in the catalogue of {stale[0]}, so no reward can rise"
-        raise InputError(path, what, "the catalogue whose SIDs made the data")
+    for task, known in found.items():
+        if not known:
+            what = f"no answer of {task} is in its catalogue, so no reward of it can rise"
+            raise InputError(path, what, "the catalogue whose SIDs made the data (--catalogue, --catalogues)")
 
 
 def place(args: argparse.Namespace) -> list[Pool]:
