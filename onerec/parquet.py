@@ -133,7 +133,7 @@ def texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     except pa.ArrowInvalid:
         found = [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
     text = pa.array(found, pa.string())
-    return text, (text.is_null() & values.is_valid()).to_numpy(zero_copy_only=False)
+    return text, pc.and_(text.is_null(), values.is_valid()).to_numpy(zero_copy_only=False)
 
 
 def _is_text(kind: pa.DataType) -> bool:
