@@ -33,7 +33,7 @@ from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
-from onerec.parquet import read_table
+from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
 
@@ -47,9 +47,11 @@ UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of t
 
 def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Training:
     """(history, targets) of the training users of a task."""
-    table = read_table(folder / SEQUENCES, ["uid", "task", "history_pid", "target_pid"], allow_empty=True)
+    kinds = {"uid": Kind.SHOWN, "task": Kind.TEXT, "history_pid": Kind.INTS, "target_pid": Kind.INTS}
+    table = read_table(folder / SEQUENCES, kinds, allow_empty=True)
     rows = table.filter(pc.field("task") == task).to_pylist()
-    pairs = [(row["history_pid"] or [], row["target_pid"] or []) for row in rows]
+    both = ("history_pid", "target_pid")
+    pairs = [tuple([pid for pid in row[name] or [] if pid is not None] for name in both) for row in rows]
     if not pairs:
         raise InputError(
             folder / SEQUENCES, f"has no row of {task}", f"of its training users, or leave out {task}"

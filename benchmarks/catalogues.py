@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.tasks import TASKS
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.parquet import read_table
+from onerec.parquet import Kind, read_table, whole_number
 from onerec.run import read_json
 from onerec.sid import SidSpec
 
@@ -63,7 +63,9 @@ def target_counts(folder: Path) -> dict[str, dict[int, int]]:
     counts: dict[str, dict[int, int]] = {}
     if not (folder / SEQUENCES).exists():
         return counts
-    for row in read_table(folder / SEQUENCES, ["task", "target_pid"], allow_empty=True).to_pylist():
+    for row in read_table(
+        folder / SEQUENCES, {"task": Kind.TEXT, "target_pid": Kind.INTS}, allow_empty=True
+    ).to_pylist():
         if row["task"] in TASKS:
             found = counts.setdefault(TASKS[row["task"]].catalogue, {})
             for pid in row["target_pid"] or []:
@@ -86,9 +88,9 @@ def read_release(
     for key, items in value.items():
         try:
             for item in items:
-                ids.append(int(item[id_key]))
-                keys.append(int(key))
-                popularity[ids[-1]] = int(item[count])
+                ids.append(whole_number(item[id_key]))
+                keys.append(whole_number(int(key)))
+                popularity[ids[-1]] = whole_number(item[count])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 path, f"SID {key} has no usable items ({error!r})", f"a list of {{{id_key}, {count}}}"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.files import SID_SPEC, test_file
-from onerec.parquet import read_table
-from onerec.records import parse_messages
+from onerec.parquet import read_table, whole_number
+from onerec.records import KINDS, TEXT_KINDS, read_test, user_id
 from onerec.run import Manifest
 from onerec.sid import RELEASE_SPEC, SidSpec
 
@@ -104,14 +103,16 @@ def load_examples(
     ``max_bad_ratio`` of its rows have no usable answer.
     """
     path = folder / task.test_file
-    table = read_table(path, ["uuid", "messages", "metadata"])
+    kinds = KINDS | TEXT_KINDS
+    table = read_table(path, {name: kinds[name] for name in ("uuid", "messages", "metadata")}, strict=False)
+    spec = load_spec(folder)
     if sample_size > 0:
         table = table.slice(0, sample_size)
     examples: list[Example] = []
     wrong, doubles, seen = [], 0, set()
     for row, value in enumerate(table.to_pylist()):
         try:
-            example = _example(value, task)
+            example = _example(value, task, spec)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             wrong.append(f"row {row} has no usable answer or messages ({error!r})")
             continue
@@ -139,21 +140,24 @@ def _answer_key(task: BenchTask) -> str:
     )
 
 
-def _example(value: dict[str, Any], task: BenchTask) -> Example:
-    metadata = json.loads(value["metadata"])
+def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
+    metadata, messages = read_test(value)
+    if token := next(filter(None, (spec.foreign(turn["content"]) for turn in messages)), None):
+        raise ValueError(f"the itemic token {token} is outside the codebooks {list(spec.codebook_sizes)}")
     answer = metadata.get("answer", "")
     ids: list[int] = []
     if task.kind == "rank":
-        ids = [int(pid) for pid in metadata[ANSWER_IDS[task.catalogue]]]
+        ids = [whole_number(pid) for pid in metadata[ANSWER_IDS[task.catalogue]]]
         if not ids:
             raise ValueError("an empty list")
     elif task.kind == "label":
-        ids = [int(metadata["label"]) if "label" in metadata else 1 - YES_NO.index(answer)]
+        ids = [whole_number(metadata["label"]) if "label" in metadata else 1 - YES_NO.index(answer)]
+        if ids[0] not in (0, 1):
+            raise ValueError(f"label {ids[0]}")
     elif not answer.strip():
         raise KeyError("answer")
-    messages = [turn for turn in parse_messages(value["messages"]) if turn["role"] != "assistant"]
-    history = [int(pid) for pid in metadata.get("history_pid") or []]
-    return Example(value["uuid"], metadata.get("uid"), messages, answer, ids, history)
+    history = [whole_number(pid) for pid in metadata.get("history_pid") or []]
+    return Example(value["uuid"], user_id(metadata.get("uid")), messages, answer, ids, history)
 
 
 def load_spec(folder: Path) -> SidSpec:

@@ -20,11 +20,12 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.onerec_data.batch import NO_PID, TRAIN_SPLIT, Batch
+from data.onerec_data.build import Built
 from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.users import Users
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, SEED, WIDTH, ArgumentParser
+from onerec.flags import COUNT, SEED, SHARE, WIDTH, ArgumentParser
 from onerec.parquet import write_table
 from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
@@ -36,7 +37,7 @@ KEPT = (
 _DOMAINS = ("video", "ad", "goods")
 
 
-def sequences(users: Users, layout: Layout, domain: str) -> Iterator[np.ndarray]:
+def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Iterator[np.ndarray]:
     """Every training row's items of a domain, oldest first: history, then targets. One row a user: the longest first seen."""
     for data in users:
         batch = Batch(data, layout)
@@ -47,6 +48,7 @@ def sequences(users: Users, layout: Layout, domain: str) -> Iterator[np.ndarray]
             parts = [lists.values[lists.offsets[row] : lists.offsets[row + 1]] for lists in (history, target)]
             items = np.concatenate(parts)
             yield items[items != NO_PID]
+        left_out.count(batch)
 
 
 class Pairs:
@@ -134,11 +136,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=WIDTH, default=64, help="dimensions")
     parser.add_argument("--window", type=COUNT, default=5, help="places between two items of a pair, at most")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
+    parser.add_argument(
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
+    )
     args = parser.parse_args(argv)
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
     parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)
-    found = list(sequences(users, layout, args.domain))
+    left_out = Built()
+    found = list(sequences(users, layout, args.domain, left_out))
+    users.note(manifest, left_out, args.max_bad_ratio)
     pids, places = np.unique(np.concatenate(found) if found else np.empty(0, np.int64), return_inverse=True)
     if len(pids) < 3:
         raise InputError(args.input, f"has {len(pids)} items in its training rows", "at least three")
@@ -148,7 +155,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     vectors = embed(ppmi(pairs), args.dim, args.seed)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.dim)
     write_table(args.output_path, pa.table({"pid": pa.array(pids), "embedding": lists}))
-    manifest.input(args.input, users.rows)
     manifest.output(args.output_path, len(pids))
     manifest.write(args.output_path.parent, f"{args.output_path.stem}.manifest.json")
     print(

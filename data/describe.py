@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import record_batches, record_files
+from data.mix import checked, record_files, sized_batches
 from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
@@ -121,10 +121,10 @@ def texts(row: tuple[bytes, bool]) -> str:
 
 
 def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[str, SourceFacts]:
-    """Facts by source of every record file that ``paths`` name."""
+    """Facts by source of the good rows of every record file that ``paths`` name; the others are counted."""
     files = list({f.path: f for path in paths for f in record_files(path, manifest)}.values())
     facts: dict[str, SourceFacts] = {}
-    batches = (batch for file in files for batch in record_batches(file))
+    batches = (checked(batch, manifest) for file in files for batch in sized_batches(file))
     total = sum(file.rows for file in files)
     for batch in progress(batches, "describe", total, size=lambda b: b.num_rows):
         for source, text, is_chat in _rows(batch):
@@ -141,8 +141,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
         batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages")
     )
     for source, segment, turns in zip(batch.column("source").to_pylist(), segments, messages, strict=True):
-        if turns is not None or segment is not None:
-            yield source or "", segment if turns is None else turns, turns is not None
+        yield source, segment if turns is None else turns, turns is not None
 
 
 def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
@@ -276,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(args.output_dir / "describe.html", page("Training data", rows, facts, dropped))
     tokens = sum(value.get("tokens", 0) for value in values)
     print(
-        f"{sum(value['rows'] for value in values):,} rows" + (f", about {tokens:,} tokens" if tokens else "")
+        f"{sum(value['rows'] for value in values):,} rows"
+        + (f", about {tokens:,} tokens" if tokens else "")
+        + (f"; {manifest.dropped_text()}" if manifest.dropped else "")
     )
 
 

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from data.sampling import StreamSample, batch_rows
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SHARE_ABOVE_0
-from onerec.parquet import iter_batches, list_parquet, open_parquet, read_table
-from onerec.records import SCHEMA, check_columns
+from onerec.parquet import Kind, column_types, iter_batches, list_parquet, open_parquet
+from onerec.records import check_columns, record_batches, uid_of
 from onerec.run import Manifest, read_json
 
 CONFIG_KEYS = {"sources", "folders", "rows_per_file", "exclude_users", "comment"}
 SOURCE_KEYS = {"name", "path", "weight", "max_rows"}
 KEY_COLUMNS = ("uuid", "source", "metadata")
 _TEXT_COLUMNS = ("segments", "messages")
-_STRINGS = pa.schema([(name, pa.string()) for name in SCHEMA.names])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +46,32 @@ class Source:
     files: list[RecordFile]
     weight: float = 1.0
     max_rows: int = -1
-    excluded: frozenset[int] = frozenset()
+    excluded: frozenset[int | str] = frozenset()
 
     @cached_property
     def total(self) -> int:
-        """Rows of the files that are of no excluded user."""
+        """Rows of the files that are of no excluded user; raises `InputError` where these are ids of another kind."""
         rows = sum(file.rows for file in self.files)
-        return rows - sum(self.excluded_rows(file) for file in self.files) if self.excluded else rows
-
-    def excluded_rows(self, file: RecordFile) -> int:
-        """Rows of a file that are of an excluded user, from its metadata column."""
-        batches = iter_batches(file.path, ["metadata"], batch_size=8192)
-        return sum(len(batch) - int(self.keeps(batch).sum()) for batch in batches)
+        if not self.excluded:
+            return rows
+        kinds: set[type] = set()
+        for file in self.files:
+            for batch in record_batches(file.path, 8192):
+                users = users_of(batch)
+                kinds |= set(map(type, users)) - {type(None)}
+                rows -= sum(user in self.excluded for user in users)
+        if kinds and kinds.isdisjoint(map(type, self.excluded)):
+            words = {int: "numbers", str: "text"}
+            raise InputError(
+                self.files[0].path,
+                f"names its users as {words[kinds.pop()]}, exclude_users as {words[type(next(iter(self.excluded)))]}",
+                "the same ids in both",
+            )
+        return rows
 
     def keeps(self, batch: pa.RecordBatch) -> np.ndarray:
         """(rows,) bool: the rows of a batch that are of no excluded user; rows without a user are kept."""
-        users = map(uid_of, batch.column("metadata").to_pylist())
-        return np.fromiter((uid not in self.excluded for uid in users), bool, batch.num_rows)
+        return np.array([user not in self.excluded for user in users_of(batch)], bool)
 
     @property
     def wanted(self) -> int:
@@ -93,6 +100,8 @@ def read_config(
     known = read_folders(path, base, value.get("folders", {}), folders or {})
     sources = []
     for item in value["sources"]:
+        if not isinstance(item, dict):
+            raise InputError(path, f"has the source {item!r}", '{"name": …, "path": …}')
         _check_keys(path, item, SOURCE_KEYS)
         for key in ("name", "path"):
             if not isinstance(item.get(key), str):
@@ -114,7 +123,8 @@ def read_config(
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:
     """Name to folder, of a config's ``folders``: a folder, or a list whose first that is there counts; ``given`` goes before."""
     if not isinstance(value, dict) or not all(
-        isinstance(item, str | list) and item for item in value.values()
+        isinstance(item, str | list) and item and all(isinstance(name, str) for name in item)
+        for item in value.values()
     ):
         raise InputError(path, f"folders is {value!r}", '{"NAME": folder, or a list of folders}')
     if unknown := sorted(set(given) - set(value)):
@@ -145,35 +155,45 @@ def in_folder(path: Path, text: str, folders: Mapping[str, str]) -> str:
     return re.sub(r"\$\{(\w+)\}", folder, text)
 
 
-def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int]:
+def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int | str]:
     """The users whom the files of a config's ``exclude_users`` name: RL data or records, relative to ``base``."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(
             path, f"exclude_users is {names!r}", "a list of files, as output/rl_data/test.parquet"
         )
-    users: set[int] = set()
+    users: set[int | str | None] = set()
     for name in names:
         for file in list_parquet(base / name):
-            columns = open_parquet(file).schema_arrow.names
-            column = "extra_info" if "extra_info" in columns else "metadata"
-            rows = read_table(file, [column])[column].to_pylist()
-            found = {row["uid"] for row in rows} if column == "extra_info" else set(map(uid_of, rows))
-            if not (found := found - {None}):
+            column = "extra_info" if "extra_info" in column_types(file) else "metadata"
+            found, rows = set(), 0
+            for batch in iter_batches(file, {column: Kind.JSON}):
+                for row, value in enumerate(batch.column(column).to_pylist(), rows):
+                    try:
+                        found.add(uid_of(value))
+                    except ValueError as error:
+                        raise InputError(
+                            file, f"row {row} names no user ({error})", "a number or a name"
+                        ) from None
+                rows += batch.num_rows
+            if (column == "extra_info" and None in found) or not found - {None}:
                 raise InputError(
                     file, "names no user to exclude", "RL data, or records with a uid in their metadata"
                 )
             users |= found
-            manifest.input(file, len(rows))
-    return frozenset(users)
+            manifest.input(file, rows)
+    return frozenset(users - {None})
 
 
-def uid_of(metadata: str | None) -> int | None:
-    """The user that a record's metadata names; None where it names none."""
-    try:
-        uid = orjson.loads(metadata or "").get("uid")
-    except (ValueError, AttributeError):
-        return None
-    return uid if isinstance(uid, int) else None
+def users_of(batch: pa.RecordBatch) -> list[int | str | None]:
+    """The user of each record; None where it names none, or something that is no id (which `check_columns` refuses)."""
+
+    def user(metadata: str | None) -> int | str | None:
+        try:
+            return uid_of(metadata)
+        except ValueError:
+            return None
+
+    return list(map(user, batch.column("metadata").to_pylist()))
 
 
 def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
@@ -225,24 +245,11 @@ def source_batches(source: Source, rng: np.random.Generator, manifest: Manifest)
     for file in source.files:
         manifest.input(file.path, file.rows)
         size = batch_rows(file.bytes / max(file.rows, 1))
-        for batch in iter_batches(file.path, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=size):
+        for batch in record_batches(file.path, size):
             if source.excluded:
                 batch = batch.filter(pa.array(source.keeps(batch)))
             places = sample.take(batch.num_rows)
-            chosen = as_records(batch)
-            yield checked(
-                chosen if len(places) == chosen.num_rows else chosen.take(pa.array(places)), manifest
-            )
-
-
-def as_records(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch in the columns of a record, all strings; an absent text column becomes null."""
-    names = batch.schema.names
-    columns = [
-        batch.column(name).cast(pa.string()) if name in names else pa.nulls(batch.num_rows, pa.string())
-        for name in SCHEMA.names
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=_STRINGS)
+            yield checked(batch if len(places) == batch.num_rows else batch.take(pa.array(places)), manifest)
 
 
 def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
@@ -256,8 +263,6 @@ def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
     return batch.filter(pa.array([reason is None for reason in reasons]))
 
 
-def record_batches(file: RecordFile) -> Iterator[pa.RecordBatch]:
+def sized_batches(file: RecordFile) -> Iterator[pa.RecordBatch]:
     """A file's rows as records, in batches of about 8 MB."""
-    size = batch_rows(file.bytes / max(file.rows, 1))
-    for batch in iter_batches(file.path, KEY_COLUMNS, _TEXT_COLUMNS, batch_size=size):
-        yield as_records(batch)
+    return record_batches(file.path, batch_rows(file.bytes / max(file.rows, 1)))

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import record_batches, record_files
+from data.mix import record_files, sized_batches
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -71,7 +71,7 @@ def keys_of_prompts(
     for path in paths:
         for file in record_files(path, manifest):
             manifest.input(file.path, file.rows)
-            for batch in record_batches(file):
+            for batch in sized_batches(file):
                 reasons = check_columns(batch)
                 for reason in filter(None, reasons):
                     manifest.drop(reason)
@@ -118,7 +118,7 @@ def chosen_rows(
     seen: set[int] = set()
     for path in paths:
         for file in record_files(path, manifest):
-            for batch in record_batches(file):
+            for batch in sized_batches(file):
                 keys, valid = uuid_keys(batch.column("uuid"), seed)
                 most = np.array(
                     [last.get(source, -1) for source in batch.column("source").to_pylist()], object

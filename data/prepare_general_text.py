@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from data.mix import KEY_COLUMNS
 from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.errors import InputError, reading
 from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
-from onerec.records import Record, chat_record, message, record_uuid, text_record, write_records
+from onerec.parquet import matching
+from onerec.records import Record, chat_record, check_record, message, record_uuid, text_record, write_records
 from onerec.run import Manifest, progress
 
 TEXT = ("text", "content", "raw_content")
@@ -132,7 +133,7 @@ def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]
     """A streaming data set by hub name, or of local files; raises `InputError` where it cannot be had."""
     import datasets
 
-    files = sorted(glob.glob(dataset, recursive=True))
+    files = [str(path) for path in matching(dataset)]
     if len(files) == 1 and Path(files[0]).is_dir():
         files = sorted(str(path) for path in Path(files[0]).rglob("*") if _loader(path))
     if files:
@@ -141,7 +142,10 @@ def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]
             raise InputError(
                 dataset, "names files of other or of several kinds", f"one of {', '.join(_LOADERS)}"
             )
-        return datasets.load_dataset(kinds.pop(), data_files=files, split="train", streaming=True)
+        with reading(dataset):
+            return datasets.load_dataset(
+                kinds.pop(), data_files=[glob.escape(file) for file in files], split="train", streaming=True
+            )
     try:
         return datasets.load_dataset(dataset, config or None, split=split, streaming=True)
     except Exception as error:  # the hub's errors share no base class
@@ -155,10 +159,18 @@ def _loader(path: Path) -> str | None:
     return _LOADERS.get(name.rpartition(".")[2])
 
 
+def guarded(rows: Iterable[dict[str, Any]], dataset: str) -> Iterator[dict[str, Any]]:
+    """The rows; whatever the datasets library raises on its way to them becomes the one line."""
+    with reading(dataset, right="files that are whole, of UTF-8 and of the same columns"):
+        yield from rows
+
+
 def records(rows: Iterable[dict[str, Any]], args: argparse.Namespace, state: Manifest) -> Iterator[Record]:
     """Records of a data set's rows; bad ones and doubles counted."""
     shape, seen = None if args.format == "auto" else args.format, set()
-    for row in progress(rows, args.source, args.max_rows if args.max_rows > 0 else None):
+    for row in progress(
+        guarded(rows, args.dataset), args.source, args.max_rows if args.max_rows > 0 else None
+    ):
         if shape is None:
             try:
                 shape = shape_of(list(row))
@@ -169,6 +181,8 @@ def records(rows: Iterable[dict[str, Any]], args: argparse.Namespace, state: Man
         state.extra["rows_read"] = state.extra.get("rows_read", 0) + 1
         try:
             record = to_record(row, "messages" if shape == "sharegpt" else shape, args.source)
+            if reason := check_record(record):
+                raise ValueError(reason)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             state.drop(str(error) if type(error) is ValueError else "row of another shape")
             continue
@@ -193,13 +207,14 @@ def convert(args: argparse.Namespace) -> None:
         )
     kind = "sft" if first["messages"] is not None else "pretrain"
     path = args.output_dir / kind / f"{args.source}.parquet"
-    count = write_records(path, itertools.chain([first], made))
-    bad = sum(n for reason, n in manifest.dropped.items() if reason != "stands twice")
-    try:
+
+    def checked() -> Iterator[Record]:
+        yield first
+        yield from made
+        bad = sum(n for reason, n in manifest.dropped.items() if reason != "stands twice")
         manifest.check_bad_ratio(args.dataset, bad, manifest.extra["rows_read"], args.max_bad_ratio)
-    except InputError:
-        path.unlink()
-        raise
+
+    count = write_records(path, checked())  # a run that fails leaves the file of the run before
     manifest.output(path, count)
     manifest.write(path.parent, f"{args.source}.manifest.json")
     print(f"{count:,} records in {path}; {manifest.dropped_text()}")

@@ -19,14 +19,14 @@ from typing import Any
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import KEY_COLUMNS, uid_of
+from data.mix import users_of
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT, SEED, SHARE_ABOVE_0, ArgumentParser
-from onerec.parquet import count_rows, iter_batches
-from onerec.records import parse_messages
+from onerec.flags import COUNT, SEED, SHARE, SHARE_ABOVE_0, ArgumentParser
+from onerec.parquet import count_rows
+from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
 
 RL_TASKS = {
@@ -54,10 +54,15 @@ SCHEMA = pa.schema(
 
 
 def to_rl_row(task: str, index: int, row: dict[str, Any]) -> dict[str, Any]:
-    """One record as a row of verl's format; raises ValueError where it has no answer or no uid."""
-    turns, uid = parse_messages(row["messages"]), uid_of(row["metadata"])
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or uid is None:
+    """One record as a row of verl's format; raises ValueError, with the reason, where it has no answer or no uid."""
+    reason, turns = read_record(row)
+    if reason:
+        raise ValueError(reason)
+    uid = uid_of(row["metadata"])
+    if isinstance(turns, str) or len(turns) < 2 or turns[-1]["role"] != "assistant" or uid is None:
         raise ValueError("no prompt and answer of a user")
+    if not isinstance(uid, int):
+        raise ValueError("its user is no whole number")
     return {
         "data_source": f"onerec/{task}",
         "prompt": [{"role": turn["role"], "content": turn["content"]} for turn in turns[:-1]],
@@ -95,9 +100,9 @@ def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter
     """First pass, over the metadata alone: user to rows by task."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for task, path in files.items():
-        for batch in iter_batches(path, KEY_COLUMNS, batch_size=8192):
-            for uid in map(uid_of, batch.column("metadata").to_pylist()):
-                if uid is not None:
+        for batch in record_batches(path, 8192):
+            for uid in users_of(batch):
+                if isinstance(uid, int):
                     counts[uid][task] += 1
         manifest.input(path, count_rows(path))
     return counts
@@ -114,6 +119,7 @@ class Writer:
         self._test_users, self._train_users = test_users, train_users
         self._test_size, self._manifest = test_size, manifest
         self._taken: Counter[str] = Counter()
+        self.bad = 0
 
     def add(self, task: str, first: int, rows: list[dict[str, Any]]) -> None:
         """Sort a batch's rows, the first of which is row ``first`` of its task."""
@@ -121,8 +127,9 @@ class Writer:
         for index, row in enumerate(rows, first):
             try:
                 made = to_rl_row(task, index, row)
-            except (ValueError, TypeError, KeyError):
-                self._manifest.drop("no prompt and answer of a user")
+            except ValueError as error:
+                self._manifest.drop(str(error))
+                self.bad += 1
                 continue
             uid = made["extra_info"]["uid"]
             if uid in self._train_users:
@@ -157,6 +164,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="share of the users whose rows are taken, test users included",
     )
     parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
+    parser.add_argument(
+        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
+    )
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
@@ -166,9 +176,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with writer.outputs as outputs:
         for task, path in files.items():
             first = 0
-            for batch in iter_batches(path, KEY_COLUMNS, ("messages",), batch_size=512):
+            for batch in record_batches(path, 512):
                 writer.add(task, first, batch.to_pylist())
                 first += batch.num_rows
+        total = sum(rows or 0 for rows in manifest.inputs.values())
+        manifest.check_bad_ratio(args.input_dir, writer.bad, total, args.max_bad_ratio)
         if not outputs.rows[writer.train]:
             raise InputError(
                 args.input_dir,

@@ -30,20 +30,25 @@ def uuid_keys(uuids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     A text that is not a uuid in the usual form (8-4-4-4-12 hexadecimal digits) is not valid and has key 0.
     """
+    halves, valid = uuid_halves(uuids)
+    high = seeded(halves[:, 0].view(np.int64), seed)
+    return np.where(valid, mix64(high ^ halves[:, 1]), np.uint64(0)), valid
+
+
+def uuid_halves(uuids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(uuids as uint64 [n, 2], valid bool) of a string array, for which `uuid_keys` says what is valid; others are 0."""
     uuids = uuids.cast(pa.string())
     pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
     valid = pc.match_substring_regex(uuids, pattern).fill_null(False)
     texts = pc.utf8_lower(uuids.filter(valid))
-    keys = np.zeros(len(uuids), np.uint64)
+    halves = np.zeros((len(uuids), 2), np.uint64)
     valid = valid.to_numpy(zero_copy_only=False)
     if len(texts):
         data = np.frombuffer(texts.buffers()[2], np.uint8)[: 36 * len(texts)].reshape(-1, 36)
         digits = np.delete(data, [8, 13, 18, 23], axis=1)
         nibbles = np.where(digits >= ord("a"), digits - (ord("a") - 10), digits - ord("0")).astype(np.uint8)
-        halves = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).reshape(-1, 2, 8).copy().view(">u8")[..., 0]
-        high = seeded(halves[:, 0].astype(np.uint64).view(np.int64), seed)
-        keys[valid] = mix64(high ^ halves[:, 1].astype(np.uint64))
-    return keys, valid
+        halves[valid] = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).reshape(-1, 2, 8).copy().view(">u8")[..., 0]
+    return halves, valid
 
 
 class StreamSample:

@@ -185,8 +185,11 @@ def _add_sorted(shards: Shards, table: pa.Table, rows_per_file: int, manifest: M
     double = np.zeros(len(order), bool)
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
     if len(same):
-        uuids = table["uuid"]
-        double[same] = [uuids[order[i]].as_py().lower() == uuids[order[i - 1]].as_py().lower() for i in same]
+        seen: set[str] = set()
+        for i in np.union1d(same - 1, same):  # other uuids may have the same key, so the uuid itself tells
+            uuid = table["uuid"][order[i]].as_py().lower()
+            double[i] = uuid in seen
+            seen.add(uuid)
         manifest.drop("uuid stands twice", int(double.sum()))
     order = order[~double]
     batch = table.combine_chunks()

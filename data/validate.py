@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import KEY_COLUMNS, RecordFile, file_of, record_batches
-from data.sampling import uuid_keys
+from data.mix import KEY_COLUMNS, RecordFile, file_of, sized_batches
+from data.sampling import uuid_halves
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
 from onerec.flags import COUNT_OR_0, ArgumentParser
-from onerec.parquet import iter_batches, list_parquet, open_parquet
-from onerec.records import ROLES, check_columns
+from onerec.parquet import list_parquet, open_parquet
+from onerec.records import check_columns, rl_batches, user_id
 from onerec.run import progress, write_json
 from onerec.sid import BEGIN, END, SidSpec
 
@@ -76,7 +76,7 @@ class Findings:
 
 
 class RecordCheck:
-    """The rules of records over many files; keeps 8 bytes a row, for the doubles."""
+    """The rules of records over many files; keeps 24 bytes a row, for the doubles."""
 
     def __init__(self, spec: SidSpec | None, findings: Findings) -> None:
         self._sid, self._findings = SidRule(spec), findings
@@ -85,18 +85,17 @@ class RecordCheck:
 
     def file(self, file: RecordFile) -> None:
         """Check one file."""
+        start, row = sum(rows for _, rows in self._files), 0
         self._files.append((file.path, file.rows))
-        row = 0
-        for records in record_batches(file):
+        for records in sized_batches(file):
             uuids = records.column("uuid")
             for at, reason in enumerate(self._reasons(records), row):
                 if reason:
                     self._findings.add(file.path, at, uuids[at - row].as_py(), reason)
-            keys, valid = uuid_keys(uuids, 0)
-            # An uuid that is not valid is bad already; it gets a key that nothing else has.
-            keys[~valid] = np.arange(row, row + len(keys), dtype=np.uint64)[~valid]
-            self._keys.append(keys)
-            row += len(keys)
+            halves, valid = uuid_halves(uuids)
+            places = np.arange(len(halves), dtype=np.uint64) + np.uint64(start + row)
+            self._keys.append(np.column_stack([halves, places])[valid])  # what is not valid is bad already
+            row += len(halves)
 
     def _reasons(self, records: pa.RecordBatch) -> list[str | None]:
         reasons = check_columns(records)
@@ -108,9 +107,9 @@ class RecordCheck:
 
     def doubles(self) -> None:
         """Note every row whose uuid stood before; call it after the last file."""
-        keys = np.concatenate(self._keys) if self._keys else np.empty(0, np.uint64)
-        order = np.argsort(keys, kind="stable")
-        again = np.sort(order[1:][keys[order][1:] == keys[order][:-1]])
+        keys = np.concatenate([np.empty((0, 3), np.uint64), *self._keys])
+        keys = keys[np.lexsort(keys.T[::-1])]
+        again = np.sort(keys[1:, 2][(keys[1:, :2] == keys[:-1, :2]).all(1)])
         ends = np.cumsum([rows for _, rows in self._files])
         for place in again.tolist():
             at = int(np.searchsorted(ends, place, side="right"))
@@ -123,18 +122,19 @@ class RlCheck:
 
     def __init__(self, spec: SidSpec | None, findings: Findings) -> None:
         self._sid, self._findings = SidRule(spec), findings
-        self._users: dict[Path, set[int]] = {}
+        self._users: dict[Path, set[int | str]] = {}
 
     def file(self, path: Path) -> None:
         """Check one file; its other half, where both were given, must hold other users."""
-        users: set[int] = set()
+        users: set[int | str] = set()
         row = 0
-        for batch in iter_batches(path, RL_COLUMNS, batch_size=512):
-            for at, value in enumerate(batch.to_pylist(), row):
+        for batch in rl_batches(path, 512):
+            for at, value in enumerate(batch, row):
                 if reason := self._reason(value):
-                    self._findings.add(path, at, (value["extra_info"] or {}).get("uuid"), reason)
-                users.add((value["extra_info"] or {}).get("uid"))
-            row += batch.num_rows
+                    self._findings.add(path, at, value["extra_info"].get("uuid"), reason)
+                else:
+                    users.add(user_id(value["extra_info"]["uid"]))
+            row += len(batch)
         self._users[path] = users
         if path.name in (RL_TRAIN, RL_TEST):
             other = path.with_name(RL_TEST if path.name == RL_TRAIN else RL_TRAIN)
@@ -142,14 +142,17 @@ class RlCheck:
                 self._findings.add(path, -1, f"user {uid}", "a user in train and test")
 
     def _reason(self, row: dict[str, Any]) -> str | None:
-        turns, truth = row["prompt"] or [], (row["reward_model"] or {}).get("ground_truth") or ""
-        if not turns or turns[-1]["role"] != "user" or any(turn["role"] not in ROLES for turn in turns):
+        turns, truth = row["prompt"], row["reward_model"].get("ground_truth")
+        if not turns or turns[-1]["role"] != "user":
             return "prompt is not a conversation that ends with the user"
-        if not truth:
-            return "ground truth is empty"
-        if (row["extra_info"] or {}).get("uid") is None:
-            return "extra_info names no user"
-        texts = [truth, *(turn["content"] or "" for turn in turns)]
+        if not truth or not isinstance(truth, str):
+            return "ground truth is empty or not text"
+        try:
+            if user_id(row["extra_info"].get("uid")) is None:
+                return "extra_info names no user"
+        except ValueError:
+            return "extra_info's uid is no id"
+        texts = [truth, *(turn["content"] for turn in turns)]
         return next(filter(None, (self._sid(text.encode()) for text in texts)), None)
 
 

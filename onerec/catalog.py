@@ -5,40 +5,47 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from onerec.errors import InputError
-from onerec.parquet import open_parquet, read_table
+from onerec.parquet import Kind, column_types, integers, list_parts, read_table
 from onerec.sid import SidSpec
 
 
 def read_pid2sid(
-    path: str | Path, spec: SidSpec, pid: str = "pid", column: str | None = None
+    path: str | Path,
+    spec: SidSpec,
+    pid: str = "pid",
+    column: str | None = None,
+    dropped: Counter[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
 
     ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a row has another
-    depth than ``spec`` or a code outside its codebook, or where a pid stands twice.
+    depth than ``spec`` or a code outside its codebook, where a pid stands twice, or is null and there is no ``dropped`` to count it.
     """
-    names = open_parquet(path, [pid]).schema_arrow.names
+    names = column_types(path)
     column = column or ("codes" if "codes" in names else "sid")
-    table = read_table(path, [pid, column])
-    try:
-        pids = table[pid].combine_chunks().to_numpy(zero_copy_only=False).astype(np.int64)
-        lists = table[column].combine_chunks()
-        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-        flat = lists.flatten().to_numpy(zero_copy_only=False)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            path, f"has a column of the wrong type ({error})", "pid int64 and codes list<int32>"
-        ) from None
-    if not (lengths == spec.n_layers).all():
-        bad = int(np.flatnonzero(lengths != spec.n_layers)[0])
+    table = read_table(path, {pid: Kind.INT, column: Kind.INTS})
+    lists = table[column].combine_chunks()
+    items, offsets, _ = list_parts(lists)
+    lengths = np.diff(offsets)
+    if items.null_count:
+        raise InputError(path, "has a code that is null", f"every SID has {spec.n_layers} codes")
+    if (wrong := lengths != spec.n_layers).any():
+        bad = int(np.flatnonzero(wrong)[0])
         raise InputError(path, f"row {bad} has {lengths[bad]} codes", f"every SID has {spec.n_layers}")
-    codes = flat.astype(np.int32).reshape(-1, spec.n_layers)
+    pids, has_pid, _ = integers(table[pid])
+    codes = items.to_numpy(zero_copy_only=False).reshape(-1, spec.n_layers)
+    if not has_pid.all():
+        if dropped is None:
+            raise InputError(path, f"row {int(np.flatnonzero(~has_pid)[0])} has no pid", "an item a row")
+        dropped["SIDs: pid is null"] += int((~has_pid).sum())
+        pids, codes = pids[has_pid], codes[has_pid]
     outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
     if outside.any():
         row, layer = (int(x) for x in np.argwhere(outside)[0])
@@ -49,7 +56,7 @@ def read_pid2sid(
         )
     if len(np.unique(pids)) != len(pids):
         raise InputError(path, "names a pid twice", "one row an item")
-    return pids, codes
+    return pids, codes.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

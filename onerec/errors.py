@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -55,3 +56,19 @@ def from_os_error(error: OSError) -> InputError:
     if error.errno == errno.ENOENT:
         return InputError(file, "no such file or folder", "check the path")
     return InputError(file, error.strerror or str(error), "check the path and the device")
+
+
+@contextlib.contextmanager
+def reading(
+    file: object, what: str = "cannot be read", right: str = "write it again; it may be damaged"
+) -> Iterator[None]:
+    """While somebody's file is read: whatever the library that reads it raises becomes an `InputError` of the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow, json, datasets, tokenizers and Python itself share no base class
+        if isinstance(error, OSError) and error.errno:
+            raise from_os_error(error) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(file, f"{what} ({reason})", right) from error

@@ -1,17 +1,263 @@
-"""Parquet reading and writing with the house's errors: whole files or streams, checked columns, atomic writes."""
+"""The one reader of Parquet files, ours and strangers', and their writer.
+
+A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats, categories, views,
+large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here, without loss, or refused by name.
+Null stays null, and no id passes through a float.
+"""
 
 from __future__ import annotations
 
+import decimal
+import enum
 import glob
+import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from onerec.errors import InputError, from_os_error
+from onerec.errors import InputError, from_os_error, reading
 from onerec.run import atomic_path
+
+
+class Kind(enum.Enum):
+    """What a column is read as; the value says it in an error. Arrow types that come out in brackets."""
+
+    INT = "whole numbers of at most 64 bits"  # [int64]
+    TEXT = "text"  # [string]
+    UUID = "uuids as text or as 16 bytes"  # [string]
+    JSON = "JSON as text, or structs and lists"  # [string]
+    SHOWN = "text, numbers or lists of them"  # [string]
+    INTS = "lists of whole numbers"  # [large_list<int64>]
+    FLOATS = "lists of floats"  # [as stored]
+
+
+Columns = Sequence[str] | Mapping[str, Kind]
+Data = pa.Table | pa.RecordBatch
+_DIGITS = r"^(0|-?[1-9]\d{0,17})$"  # of an id as text: one text a number, so that no two ids become one
+
+
+def whole_number(value: object) -> int:
+    """A value of JSON as an id: an integer of 64 bits, or a float that is surely one; raises ValueError otherwise."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{_short(value)} is not a whole number of at most 64 bits")
+    return value
+
+
+def plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """The values without what is only storage: chunks, extension types, categories, views."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+        values = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
+    if isinstance(values, pa.ExtensionArray):
+        return plain(values.storage)
+    if pa.types.is_dictionary(values.type):
+        return plain(values.dictionary_decode())
+    views = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+    return values.cast(views[values.type]) if values.type in views else values
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is a list, of whatever sort."""
+    sorts = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
+    return any(getattr(pa.types, f"is_{sort}")(kind) for sort in sorts)
+
+
+def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """(the items of all rows, offsets int64 [n + 1] of each row's, which rows are null); raises TypeError for what is no list."""
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_null(values.type):
+        return values.slice(0, 0), np.zeros(len(values) + 1, np.int64), null
+    if not is_list(values.type):
+        raise TypeError
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+    return plain(values.flatten()), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), null
+
+
+def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(int64 [n], where there is a value, where one is no whole number or past 64 bits; both are 0). Never through a float.
+
+    A float counts below what its type tells from its neighbours. ``digits``: text counts too, as a number is written.
+    Raises TypeError for other types.
+    """
+    values = plain(values)
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    out, kind = np.zeros(len(values), np.int64), values.type
+    if pa.types.is_integer(kind):
+        found = values.fill_null(0).to_numpy(zero_copy_only=False)
+        good = valid & (found <= np.iinfo(np.int64).max)
+        out[good] = found[good]
+    elif pa.types.is_floating(kind):
+        found = values.to_numpy(zero_copy_only=False)
+        exact = 2.0 ** (np.finfo(found.dtype).nmant + 1)
+        good = valid & (np.abs(found) < exact) & (found == np.floor(found))
+        out[good] = found[good]
+    elif pa.types.is_decimal(kind):
+        found = values.to_pylist()
+        good = valid & [
+            value is not None and value == value.to_integral_value() and -(2**63) <= value < 2**63
+            for value in found
+        ]
+        out[good] = [int(value) for value, fits in zip(found, good.tolist(), strict=True) if fits]
+    elif digits and _is_text(kind):
+        text = pc.utf8_trim_whitespace(texts(values)[0])
+        written = pc.match_substring_regex(text, _DIGITS).fill_null(False)
+        good = written.to_numpy(zero_copy_only=False)
+        out[good] = text.filter(written).cast(pa.int64())
+    elif pa.types.is_null(kind):
+        good = valid
+    else:
+        raise TypeError
+    return out, good, valid & ~good
+
+
+def texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """(string [n], where bytes are not UTF-8; null there); raises TypeError for what is neither text nor bytes."""
+    values = plain(values)
+    wrong = np.zeros(len(values), bool)
+    if pa.types.is_null(values.type):
+        return values.cast(pa.string()), wrong
+    if not (_is_text(values.type) or _is_bytes(values.type)):
+        raise TypeError
+    try:
+        values.validate(full=True)  # a file may call anything a string
+        return values.cast(pa.string()), wrong
+    except pa.ArrowInvalid:
+        found = [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
+    text = pa.array(found, pa.string())
+    return text, pc.and_(text.is_null(), values.is_valid()).to_numpy(zero_copy_only=False)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return any(
+        check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    )
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array, np.ndarray]:
+    """(``values`` as ``kind``, bool [n]: rows whose value cannot be that, null now); raises TypeError where the type cannot."""
+    values = plain(values)
+    stored = values.type
+    if kind is Kind.INT:
+        found, good, wrong = integers(values)
+        return pa.array(found, mask=~good), wrong
+    if kind is Kind.INTS:
+        items, offsets, null = list_parts(values)
+        found, good, wrong = integers(items)
+        row = np.repeat(np.arange(len(null)), np.diff(offsets))
+        bad = np.bincount(row[wrong], minlength=len(null)) > 0
+        lists = pa.LargeListArray.from_arrays(offsets, pa.array(found, mask=~good), mask=pa.array(null | bad))
+        return lists, bad
+    if kind is Kind.FLOATS:
+        items, _, _ = list_parts(values)
+        if not (pa.types.is_floating(items.type) or pa.types.is_null(items.type)):
+            raise TypeError
+        return values, np.zeros(len(values), bool)
+    if kind is Kind.UUID and pa.types.is_fixed_size_binary(stored) and stored.byte_width == 16:
+        return _each(values, lambda value: str(uuid.UUID(bytes=value)))
+    if kind is Kind.JSON and (pa.types.is_struct(stored) or pa.types.is_map(stored) or is_list(stored)):
+        return _each(values, _json)
+    if kind is Kind.SHOWN and not (_is_text(stored) or _is_bytes(stored) or pa.types.is_null(stored)):
+        if pa.types.is_nested(stored) and not is_list(stored):
+            raise TypeError
+        return _each(values, _as_shown)
+    return texts(values)
+
+
+def _each(values: pa.Array, change: Any) -> tuple[pa.Array, np.ndarray]:
+    found, wrong = [], np.zeros(len(values), bool)
+    for row, value in enumerate(values):
+        try:
+            found.append(change(value.as_py(maps_as_pydicts="strict")) if value.is_valid else None)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            found.append(None)
+            wrong[row] = True
+    return pa.array(found, pa.string()), wrong
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_bare(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_leaf)
+
+
+def _bare(value: Any) -> Any:
+    """Without the keys that are null: a struct has every key of every row."""
+    if isinstance(value, dict):
+        return {key: _bare(inner) for key, inner in value.items() if inner is not None}
+    return [_bare(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
+    return int(value) if whole else str(value)
+
+
+def _as_shown(value: Any) -> str:
+    if isinstance(value, dict):
+        raise TypeError
+    return (
+        ", ".join(map(_as_shown, value))
+        if isinstance(value, list)
+        else value.decode()
+        if isinstance(value, bytes)
+        else str(value)
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def typed(data: Data, kinds: Columns, path: object, first_row: int = 0, strict: bool = True) -> Data:
+    """``data`` with its columns as ``kinds`` asks for; a value that cannot be one is refused, or null unless ``strict``."""
+    for name, kind in kinds.items() if isinstance(kinds, Mapping) else ():
+        if (place := data.schema.get_field_index(name)) < 0:
+            continue
+        with reading(path):
+            try:
+                values, wrong = converted(data.column(name), kind)
+            except TypeError:
+                what = f"column {name} is {data.schema.field(name).type}"
+                raise InputError(path, what, f"{kind.value} are wanted") from None
+        if strict and wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            try:
+                value = _short(data.column(name)[row].as_py())
+            except ValueError:
+                value = "text that is not UTF-8"
+            raise InputError(
+                path, f"column {name} of row {first_row + row} is {value}", f"{kind.value} are wanted"
+            )
+        data = data.set_column(place, name, values)
+    return data
+
+
+def column_types(path: str | os.PathLike[str]) -> dict[str, pa.DataType]:
+    """Column to Arrow type of a file."""
+    schema = open_parquet(path).schema_arrow
+    return dict(zip(schema.names, schema.types, strict=True))
+
 
 # What a stream reads at a time of a column; without it all that a row group has of the column, which may be gigabytes.
 _STREAM_BYTES = 4 << 20
@@ -29,75 +275,79 @@ def open_parquet(
         raise InputError(path, "no such file", "give the path of a Parquet file")
     if path.is_dir():
         raise InputError(path, "is a folder", "give the path of a Parquet file")
-    try:
-        options = {"buffer_size": _STREAM_BYTES, "pre_buffer": False} if stream else {}
-        file = pq.ParquetFile(path, **options)
-    except pa.ArrowInvalid as error:
-        raise InputError(
-            path,
-            f"is not a whole Parquet file ({str(error).splitlines()[0]})",
-            "write it again; it may be cut short",
-        ) from None
-    names = file.schema_arrow.names
+    with reading(path, "is not a whole Parquet file", "write it again; it may be cut short"):
+        file = pq.ParquetFile(path, **({"buffer_size": _STREAM_BYTES, "pre_buffer": False} if stream else {}))
+        names = file.schema_arrow.names
     missing = [column for column in columns if column not in names]
     if missing:
         raise InputError(path, f"has no column {', '.join(missing)}", f"it has {', '.join(names)}")
+    if twice := [column for column in columns if names.count(column) > 1]:
+        raise InputError(path, f"has the column {twice[0]} twice", "a name a column")
     return file
 
 
 def read_table(
     path: str | os.PathLike[str],
-    columns: Sequence[str] = (),
-    optional: Sequence[str] = (),
+    columns: Columns = (),
+    optional: Columns = (),
     allow_empty: bool = False,
+    strict: bool = True,
 ) -> pa.Table:
-    """Read the ``columns`` (all where none is named) and those of ``optional`` that exist.
+    """Read the ``columns`` (all where none is named) and those of ``optional`` that exist, as `typed` gives them.
 
-    Raises `InputError` where the file is missing, cut short, lacks a column, or is empty.
+    Raises `InputError` where the file is missing, cut short, lacks a column, is empty, or a value is not of its kind.
     """
     file = open_parquet(path, columns)
-    names = file.schema_arrow.names
-    wanted = [*columns, *(name for name in optional if name in names)] if columns or optional else None
-    try:
-        table = file.read(columns=wanted)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            path, f"cannot be read ({str(error).splitlines()[0]})", "write it again; it may be damaged"
-        ) from None
+    wanted = [*columns, *optional] or file.schema_arrow.names
+    with reading(path):
+        table = file.read(columns=_stored(file, wanted))
     if not allow_empty and table.num_rows == 0:
         raise InputError(path, "is an empty table", "give at least one row")
-    return table
+    return typed(typed(table, columns, path, 0, strict), optional, path, 0, strict)
 
 
 def iter_batches(
-    path: str | os.PathLike[str], columns: Sequence[str], optional: Sequence[str] = (), batch_size: int = 4096
+    path: str | os.PathLike[str],
+    columns: Columns,
+    optional: Columns = (),
+    batch_size: int = 4096,
+    strict: bool = True,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows."""
+    """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them."""
     file = open_parquet(path, columns, stream=True)
+    wanted, row = [*columns, *optional], 0
+    with reading(path):
+        for batch in file.iter_batches(batch_size=batch_size, columns=_stored(file, wanted)):
+            yield typed(typed(batch, columns, path, row, strict), optional, path, row, strict)
+            row += batch.num_rows
+
+
+def _stored(file: pq.ParquetFile, wanted: Sequence[str]) -> list[str]:
     names = file.schema_arrow.names
-    wanted = [*columns, *(name for name in optional if name in names)]
-    try:
-        yield from file.iter_batches(batch_size=batch_size, columns=wanted)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            path, f"cannot be read ({str(error).splitlines()[0]})", "write it again; it may be damaged"
-        ) from None
+    return [name for name in wanted if name in names]
 
 
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
-    """The Parquet files that ``path`` names: a file, a folder (its ``*.parquet``, sorted), or a glob pattern."""
-    text = str(path)
-    if os.path.isdir(text):
-        files = sorted(Path(text).glob("*.parquet"))
-    elif glob.has_magic(text):
-        files = sorted(Path(name) for name in glob.glob(text, recursive=True))
-    else:
-        files = [Path(text)] if os.path.exists(text) else []
+    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, without hidden ones), or a glob pattern."""
+    found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
+    files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:
         raise InputError(
             path, "names no Parquet file", "give a file, a folder of *.parquet, or a pattern that matches"
         )
     return files
+
+
+def matching(pattern: str | os.PathLike[str]) -> list[Path]:
+    """What a path or a glob pattern names, sorted; what is there by its very name is no pattern."""
+    parts, known = list(Path(pattern).parts), Path()
+    while parts and (known / parts[0]).exists():
+        known /= parts.pop(0)
+    if not parts:
+        return [known]
+    return sorted(
+        Path(name) for name in glob.glob(os.path.join(glob.escape(str(known)), *parts), recursive=True)
+    )
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:

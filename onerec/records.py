@@ -15,12 +15,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
-from onerec.parquet import write_batches
+from onerec.parquet import Kind, iter_batches, list_parts, plain, texts, whole_number, write_batches
 from onerec.run import read_json
 
 SCHEMA = pa.schema(
@@ -32,6 +34,11 @@ SCHEMA = pa.schema(
         pa.field("messages", pa.string()),
     ]
 )
+# How the columns of somebody's records are read; what cannot be read so is a bad row.
+KINDS = {"uuid": Kind.UUID, "source": Kind.TEXT, "metadata": Kind.JSON}
+TEXT_KINDS = {"segments": Kind.JSON, "messages": Kind.JSON}
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+CHAT_MARK = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 ROLES = ("system", "user", "assistant", "tool")
 _NAMESPACE = uuidlib.uuid5(uuidlib.NAMESPACE_URL, "https://github.com/onerec-factory/records")
 
@@ -89,6 +96,22 @@ def message_text(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
+def user_id(value: Any) -> int | str | None:
+    """A user as metadata and RL data name one, None where none; text that writes a number is that number.
+
+    Raises ValueError for what is no id: a fraction, NaN, a number past 64 bits, empty text, another type.
+    """
+    if isinstance(value, str) and value.strip():
+        return int(value) if re.fullmatch(r"0|-?[1-9]\d{0,17}", value) else value
+    return None if value is None else whole_number(value)
+
+
+def uid_of(metadata: str | None) -> int | str | None:
+    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`."""
+    value = _loads(metadata)
+    return user_id(value.get("uid")) if isinstance(value, dict) else None
+
+
 def parse_messages(value: str) -> list[dict[str, str]]:
     """``messages`` JSON to ``[{"role", "content": str}, …]``, what chat templates take."""
     return _texts(orjson.loads(value))
@@ -142,8 +165,13 @@ def _read(uuid: Any, source: Any, metadata: Any, segments: Any, messages: Any) -
         return "uuid is not valid", None
     if not isinstance(source, str) or not source.strip():
         return "source is empty", None
-    if not isinstance(_loads(metadata), dict):
+    facts = _loads(metadata)
+    if not isinstance(facts, dict):
         return "metadata is not a JSON object", None
+    try:
+        user_id(facts.get("uid"))
+    except ValueError:
+        return "metadata's uid is no id", None
     if (segments is None) == (messages is None):
         return "neither or both of segments and messages", None
     if messages is None:
@@ -166,6 +194,8 @@ def _check_parts(parts: Any, what: str) -> str | None:
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             return f"{what} has a part that is not text"
+        if CHAT_MARK.search(part["text"]):
+            return f"{what} holds a mark of chats"
     return None if any(part["text"] for part in parts) else f"{what} is empty"
 
 
@@ -181,10 +211,92 @@ def _check_messages(messages: Any) -> str | None:
             return "a message's role is unknown"
         content = item.get("content")
         if isinstance(content, str):
-            continue
-        if wrong := _check_parts(content, "a message's content"):
+            content = [{"type": "text", "text": content or " "}]
+        if wrong := _check_parts(content, "a message's content") or _check_calls(item):
             return wrong
     return None
+
+
+def _check_calls(item: dict[str, Any]) -> str | None:
+    if not isinstance(item.get("reasoning_content") or "", str):
+        return "a message's reasoning_content is not text"
+    calls = item.get("tool_calls") or []
+    for call in calls if isinstance(calls, list) else [None]:
+        call = call.get("function") or call if isinstance(call, dict) else None
+        if not (isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call):
+            return "a message's tool call has no name or no arguments"
+    return None
+
+
+def read_turns(messages: Any) -> list[dict[str, str]]:
+    """The turns of a ``messages`` field as `parse_messages` gives them; raises ValueError, with the reason, where they are none."""
+    parsed = _loads(messages)
+    if reason := _check_messages(parsed):
+        raise ValueError(reason)
+    return _texts(parsed)
+
+
+def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, where they cannot be used."""
+    if not isinstance(row["uuid"], str) or not row["uuid"].strip():
+        raise ValueError("uuid is null")
+    metadata = _loads(row["metadata"])
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is not a JSON object")
+    if not (turns := [turn for turn in read_turns(row["messages"]) if turn["role"] != "assistant"]):
+        raise ValueError("messages hold no turn to answer")
+    return metadata, turns
+
+
+def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatch]:
+    """A file's rows in the columns of `SCHEMA`, all strings, in batches; an absent text column is null, a value of no use too."""
+    for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False):
+        for name in TEXT_KINDS:
+            if name not in batch.schema.names:
+                batch = batch.append_column(name, pa.nulls(batch.num_rows, pa.string()))
+        yield batch.select(SCHEMA.names)
+
+
+def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
+    """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
+    columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
+    for batch in iter_batches(path, columns, batch_size=rows, strict=False):
+        found = []
+        for row in batch.to_pylist():
+            turns, *others = (_loads(row[name]) for name in columns)
+            reward, extra = (value if isinstance(value, dict) else {} for value in others)
+            turns = [] if _check_messages(turns) else _texts(turns)
+            found.append(
+                {
+                    "prompt": turns,
+                    "reward_model": reward,
+                    "extra_info": extra,
+                }
+            )
+        yield found
+
+
+def check_prompts(path: str | Path) -> None:
+    """Raise `InputError` where a row's ``prompt`` is not what verl reads: turns of {role, content}, text both, in a list of at least one."""
+    first = 0
+    for batch in iter_batches(path, ["prompt"]):
+        column = plain(batch.column("prompt"))
+        try:
+            turns, offsets, _ = list_parts(column)
+            roles, contents = (texts(pc.struct_field(turns, name))[0] for name in ("role", "content"))
+        except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError(
+                path, f"column prompt is {column.type}", "a list of {role, content} a row"
+            ) from None
+        good = pc.and_(pc.is_in(roles, pa.array(ROLES)), contents.is_valid()).to_numpy(zero_copy_only=False)
+        lengths = np.diff(offsets)
+        whole = (
+            np.bincount(np.repeat(np.arange(len(lengths)), lengths)[good], minlength=len(lengths)) == lengths
+        )
+        if (wrong := np.flatnonzero((lengths == 0) | ~whole)).size:
+            what = f"row {first + int(wrong[0])} has no prompt, or one with a turn without role or content"
+            raise InputError(path, what, f"a list of {{role, content}}, roles of {', '.join(ROLES)}")
+        first += batch.num_rows
 
 
 def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:

@@ -24,6 +24,8 @@ from onerec.run import read_json, write_json
 
 BEGIN, END = "<|sid_begin|>", "<|sid_end|>"
 LAYER_LETTERS = "abcdefgh"
+MAX_CODES = 1 << 24  # of a layer: a vocabulary holds every one
+_TOKEN = re.compile(rf"<s_([{LAYER_LETTERS}])_(\d+)>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +41,13 @@ class SidSpec:
     collision: str = "none"
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.codebook_sizes) <= len(LAYER_LETTERS) or min(self.codebook_sizes) < 1:
+        sizes = [size for size in self.codebook_sizes if type(size) is int and 1 <= size <= MAX_CODES]
+        if not 1 <= len(self.codebook_sizes) == len(sizes) <= len(LAYER_LETTERS):
             raise ValueError(
-                f"codebook sizes {self.codebook_sizes} are not 1 to {len(LAYER_LETTERS)} positive numbers"
+                f"codebook sizes {self.codebook_sizes} are not 1 to {len(LAYER_LETTERS)} numbers from 1 to {MAX_CODES:,}"
             )
+        if self.first_id is not None and (type(self.first_id) is not int or not 0 <= self.first_id < 1 << 31):
+            raise ValueError(f"first id {self.first_id!r} is not an id of a vocabulary")
 
     @property
     def n_layers(self) -> int:
@@ -84,6 +89,15 @@ class SidSpec:
         """Every whole SID in ``text``, in order; those with a code outside its codebook are left out."""
         found = [tuple(map(int, match.groups())) for match in self._pattern.finditer(text)]
         return [codes for codes in found if self.check(codes) is None]
+
+    def foreign(self, text: str) -> str | None:
+        """The first itemic token in ``text`` that these codebooks do not have; None where there is none."""
+        for match in _TOKEN.finditer(text):
+            layer, code = LAYER_LETTERS.index(match[1]), match[2]
+            size = self.codebook_sizes[layer] if layer < self.n_layers else 0
+            if len(code) > 8 or int(code) >= size:
+                return match[0]
+        return None
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -156,7 +170,7 @@ class SidSpec:
         value = read_json(path)
         try:
             spec = SidSpec(
-                tuple(map(int, value["codebook_sizes"])),
+                tuple(value["codebook_sizes"]),
                 value.get("first_id"),
                 value.get("collision", "none"),
             )

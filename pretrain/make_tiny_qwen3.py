@@ -19,9 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.errors import InputError, reading
 from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
-from onerec.parquet import iter_batches, list_parquet, open_parquet
+from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
 from pretrain.checkpoint import disk_errors
@@ -104,7 +104,9 @@ def corpus_texts(sources: Sequence[str], manifest: Manifest) -> Iterator[str]:
         path = Path(source)
         if path.suffix == ".txt" and path.is_file():
             manifest.input(path)
-            yield from path.read_text(encoding="utf-8").splitlines()
+            with reading(path, "is not text of UTF-8"):
+                lines = path.read_text(encoding="utf-8").splitlines()
+            yield from lines
         elif path.suffix == ".json" or (path.is_dir() and not any(path.glob("*.parquet"))):
             files = [path] if path.is_file() else sorted(path.rglob("*.json"))
             if not files:
@@ -125,12 +127,15 @@ def _parquet_texts(file: Path, manifest: Manifest) -> Iterator[str]:
         wanted = ", ".join((*RECORD_COLUMNS, *TEXT_COLUMNS))
         raise InputError(file, "has no column of text", f"one of {wanted} is read")
     rows = 0
-    for batch in iter_batches(file, names):
+    kinds = {name: Kind.JSON if name in RECORD_COLUMNS else Kind.TEXT for name in names}
+    for batch in iter_batches(file, kinds):
         rows += batch.num_rows
         for row in batch.to_pylist():
             for name in names:
                 if row[name] is not None:
-                    yield RECORD_COLUMNS.get(name, str)(row[name])
+                    with reading(file, f"has a row whose {name} cannot be read"):
+                        text = RECORD_COLUMNS.get(name, str)(row[name])
+                    yield text
     manifest.input(file, rows)
 
 

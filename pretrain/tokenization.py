@@ -19,14 +19,12 @@ from onerec import __version__
 from onerec.chat import END_OF_TEXT, encode
 from onerec.content import files_digests
 from onerec.errors import InputError
-from onerec.parquet import iter_batches
-from onerec.records import read_record
+from onerec.records import read_record, record_batches
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
 from onerec.workers import map_in_order
 from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
 
-COLUMNS = ("uuid", "source", "metadata")
 TOO_LONG = "longer than max_sample_length"
 NOTHING_LEARNT = "no learnt token"
 CUT = "cut to max_sample_length"  # counted beside those that are left out; their beginnings stay
@@ -166,9 +164,8 @@ def _encode(
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any]]:
-    for batch in iter_batches(shard, COLUMNS, optional=("segments", "messages")):
-        for row in batch.to_pylist():
-            yield {"segments": None, "messages": None, **row}
+    for batch in record_batches(shard):
+        yield from batch.to_pylist()
 
 
 def tokenize_shards(

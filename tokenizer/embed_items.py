@@ -32,6 +32,7 @@ from onerec.errors import InputError
 from onerec.files import shard_name
 from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
 from onerec.parquet import (
+    Kind,
     count_rows,
     iter_batches,
     list_parquet,
@@ -125,7 +126,13 @@ class Texts:
         names = open_parquet(file, ["pid"]).schema_arrow.names
         column = self._args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0])
         template = self._args.template or "{" + column + "}"
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+            template.format(**dict.fromkeys(fields, ""))
+        except (ValueError, LookupError, AttributeError) as error:
+            raise InputError(
+                "--template", f"{template} cannot be filled ({error})", "as {title}. {genre}"
+            ) from None
         if not fields:
             raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
         open_parquet(file, fields)
@@ -141,7 +148,8 @@ class Texts:
         number, held, pieces, row = 0, 0, [], 0
         for file in self.files:
             template, fields = self._template(file)
-            for whole in iter_batches(file, ["pid", *fields]):
+            kinds = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}
+            for whole in iter_batches(file, kinds, strict=False):
                 batch = whole
                 while batch.num_rows:
                     piece = batch.slice(0, size - held)
@@ -167,7 +175,7 @@ class Texts:
                 elif values["pid"] is None or not self._first(values["pid"], place):
                     manifest.drop("pid is null or stands twice")
                 else:
-                    pids.append(int(values["pid"]))
+                    pids.append(values["pid"])
                     texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from onerec.errors import InputError
-from onerec.parquet import count_rows, iter_batches, list_parquet
+from onerec.parquet import Kind, count_rows, integers, iter_batches, list_parquet, list_parts
 from onerec.run import Manifest
 
 TWICE = "pid stands twice"
@@ -35,8 +35,8 @@ def iter_embeddings(
     before = 0  # rows of the files before this one
     for file in list_parquet(path):
         rows, width = 0, None
-        for batch in iter_batches(file, ["pid", "embedding"], batch_size=batch_size):
-            _check_types(file, batch)
+        kinds = {"pid": Kind.INT, "embedding": Kind.FLOATS}
+        for batch in iter_batches(file, kinds, batch_size=batch_size):
             pids, vectors, places, width = _arrays(file, rows, batch, dim, width, manifest)
             if first:
                 places = (places + before).tolist()
@@ -55,20 +55,22 @@ class FirstOfPid:
     """Which row of a file or folder is the first of its pid; reads the pid column alone (16 bytes a row while it does)."""
 
     def __init__(self, path: str | Path) -> None:
-        pids = []
+        pids, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        total = 0
         for file in list_parquet(path):
-            for batch in iter_batches(file, ["pid"], batch_size=1 << 20):
-                column = batch.column("pid")
-                if not pa.types.is_integer(column.type):
-                    raise InputError(file, f"column pid is {column.type}", "an integer is wanted")
-                pids.append(column.fill_null(-(1 << 62)).to_numpy(zero_copy_only=False).astype(np.int64))
-        every = np.concatenate(pids) if pids else np.zeros(0, np.int64)
+            for batch in iter_batches(file, {"pid": Kind.INT}, batch_size=1 << 20, strict=False):
+                found, known, _ = integers(batch.column("pid"))
+                pids.append(found[known])
+                places.append(np.flatnonzero(known) + total)
+                total += len(known)
+        every = np.concatenate(pids)
         ordered = np.sort(every)
         doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        rows = np.flatnonzero(np.isin(every, doubled))
+        double = np.isin(every, doubled)
+        rows = np.concatenate(places)[double]
         # Only doubled pids are kept: usually none.
         self._first: dict[int, int] = {}
-        for row, pid in zip(rows.tolist(), every[rows].tolist(), strict=True):
+        for row, pid in zip(rows.tolist(), every[double].tolist(), strict=True):
             self._first.setdefault(pid, row)
 
     def __bool__(self) -> bool:
@@ -114,21 +116,11 @@ def sample_vectors(
 
 def embedding_dim(path: str | Path) -> int:
     """Dimension of the first embedding of a file or folder."""
-    for batch in iter_batches(list_parquet(path)[0], ["embedding"], batch_size=1):
+    for batch in iter_batches(list_parquet(path)[0], {"embedding": Kind.FLOATS}, batch_size=1):
         value = batch.column("embedding")[0].as_py()
         if value:
             return len(value)
     raise InputError(path, "has no embedding in its first rows", "give at least one item")
-
-
-def _check_types(file: Path, batch: pa.RecordBatch) -> None:
-    kind = batch.column("embedding").type
-    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)):
-        raise InputError(file, f"column embedding is {kind}", "a list of floats is wanted")
-    if not pa.types.is_floating(kind.value_type):
-        raise InputError(file, f"column embedding holds {kind.value_type}", "a list of floats is wanted")
-    if not pa.types.is_integer(batch.column("pid").type):
-        raise InputError(file, f"column pid is {batch.column('pid').type}", "an integer is wanted")
 
 
 def _arrays(
@@ -136,14 +128,13 @@ def _arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:
     """(pids, vectors, their rows in the file, dimension of its embeddings) of a batch that begins at ``first_row``; ``width`` is None at first."""
     column, pid_column = batch.column("embedding"), batch.column("pid")
-    pids = pid_column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    pids, has_pid, _ = integers(pid_column)
     # Every row gets the first reason that applies to it; 0 is none.
     reasons = [NO_PID, NULL, RAGGED, NOT_FINITE, ALL_ZERO]
-    wrong = np.where(pid_column.is_null().to_numpy(zero_copy_only=False), 1, 0)
-    null = column.is_null().to_numpy(zero_copy_only=False)
+    wrong = np.where(has_pid, 0, 1)
+    _, offsets, null = list_parts(column)
     wrong[null & (wrong == 0)] = 2
-    lengths = np.zeros(len(column), np.int64)
-    lengths[~null] = column.drop_null().value_lengths().to_numpy(zero_copy_only=False)
+    lengths = np.diff(offsets)
     if width is None and not null.all():
         width = int(lengths[~null][0])
         if width < dim:
@@ -152,7 +143,7 @@ def _arrays(
     usable = np.flatnonzero(wrong == 0)
     if len(usable) < len(column):
         column = column.take(pa.array(usable))
-    values = column.flatten().to_numpy(zero_copy_only=False)
+    values = list_parts(column)[0].to_numpy(zero_copy_only=False)
     vectors = (
         values.reshape(len(usable), -1)[:, :dim].astype(np.float32)
         if len(usable)

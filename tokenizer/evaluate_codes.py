@@ -24,7 +24,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, SEED, SHARE, ArgumentParser
-from onerec.parquet import open_parquet, read_table
+from onerec.parquet import Kind, open_parquet, read_table
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
 from tokenizer.embeddings import embedding_dim, iter_embeddings
@@ -213,7 +213,7 @@ def add_captions(path: Path, buckets: list[dict[str, Any]]) -> None:
     if column is None:
         raise InputError(path, f"has no column {' or '.join(_CAPTIONS)}", f"it has {', '.join(names)}")
     wanted = {pid for bucket in buckets for pid in bucket["pids"]}
-    table = read_table(path, ["pid", column])
+    table = read_table(path, {"pid": Kind.INT, column: Kind.SHOWN})
     texts = {pid: text for pid, text in zip(table["pid"].to_pylist(), table[column].to_pylist(), strict=True) if pid in wanted}  # fmt: skip
     for bucket in buckets:
         bucket["captions"] = [texts.get(pid) for pid in bucket["pids"]]

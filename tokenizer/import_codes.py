@@ -26,7 +26,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.flags import CODES, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
-from onerec.parquet import write_table
+from onerec.parquet import whole_number, write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 from tokenizer.infer_res_kmeans import SCHEMA, sid_keys
@@ -57,7 +57,7 @@ def read_codes(
     found: dict[int, list[int]] = {}
     for name, codes in value.items():
         try:
-            pid, row = int(name), [to_code(code) for code in codes[: spec.n_layers]]
+            pid, row = whole_number(int(name)), [to_code(code) for code in codes[: spec.n_layers]]
         except (TypeError, ValueError):
             manifest.drop("no whole number as item id, or no codes")
             continue

@@ -28,7 +28,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import SHARE, ArgumentParser, integer
-from onerec.parquet import read_table, write_table
+from onerec.parquet import Kind, read_table, write_table
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
@@ -92,7 +92,7 @@ def rank_items(pids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
 
 def read_popularity(path: Path, pids: np.ndarray) -> np.ndarray:
     """Counts of ``pids``, negated, so that the most popular comes first; 0 for a pid that the file lacks."""
-    table = read_table(path, ["pid", "count"])
+    table = read_table(path, {"pid": Kind.INT, "count": Kind.INT})
     counts = dict(zip(table["pid"].to_pylist(), table["count"].to_pylist(), strict=True))
     return np.array([-(counts.get(pid) or 0) for pid in pids.tolist()], dtype=np.float64)
 

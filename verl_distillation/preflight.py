@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from onerec.errors import InputError
+from onerec.records import check_prompts
 from onerec.run import read_json
 from onerec.verl_cluster import Pool, fit
 from onerec.verl_launch import check_data, check_head_size, check_model
@@ -44,6 +45,8 @@ def check(args: argparse.Namespace) -> int:
                 f"--max_prompt_length and --response_length under {context} together",
             )
     rows = check_data(args.dataset_parquet, ["prompt"])
+    for path in (args.dataset_parquet, *args.anchor_parquet):
+        check_prompts(path)
     if rows < args.train_batch_size:
         raise InputError(
             args.dataset_parquet,

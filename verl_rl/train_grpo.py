@@ -16,13 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
-from onerec.parquet import iter_batches
+from onerec.parquet import iter_batches, plain, texts
+from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
@@ -43,8 +47,6 @@ from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
-# Rows of the training file whose answers are read before the start.
-_LOOK_AT = 1000
 
 
 def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
@@ -52,7 +54,8 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     model = check_model(args.base_model)
     rows = check_data(args.data_dir / RL_TRAIN, COLUMNS)
     check_data(args.data_dir / RL_TEST, COLUMNS)
-    check_answers(args.data_dir / RL_TRAIN, model)
+    for name in (RL_TRAIN, RL_TEST):
+        check_prompts(args.data_dir / name)
     catalogues = {DEFAULT_CATALOGUE: args.catalogue}
     for text in args.catalogues:
         task, sign, file = text.partition("=")
@@ -63,7 +66,13 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
         beside = path.with_name(SID_SPEC)
         if beside.exists() and not SidSpec.load(beside).same_codebooks(model.spec):
             check_model(args.base_model, SidSpec.load(beside))
-        ItemIndex.load(path, model.spec)
+    indexes = {path: ItemIndex.load(path, model.spec) for path in catalogues.values()}
+    check_answers(args.data_dir / RL_TRAIN, model, {task: indexes[path] for task, path in catalogues.items()})
+    for path, index in indexes.items() if args.two_stage and args.constrained else ():
+        if args.stage2_beam_size > len(index.sids):
+            raise InputError(
+                "--stage2_beam_size", f"is {args.stage2_beam_size}", f"at most the {len(index.sids)} SIDs of {path}"
+            )  # fmt: skip
     below = [
         name
         for name, weight in parse_weights(args.reward_weights).items()
@@ -117,18 +126,31 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     return model, settings, rows
 
 
-def check_answers(path: Path, model: CheckedModel) -> None:
-    """Raises `InputError` where a training row's answer names no SID of the model's codebooks."""
-    seen = 0
-    for batch in iter_batches(path, ["reward_model"], batch_size=256):
-        for value in batch.column("reward_model").to_pylist():
-            if not model.spec.parse((value or {}).get("ground_truth") or ""):
+def check_answers(path: Path, model: CheckedModel, catalogues: dict[str, ItemIndex]) -> None:
+    """Raises `InputError` where a training row's answer names no SID of the model's codebooks, or no answer of a task is in its catalogue."""
+    seen, found = 0, dict[str, bool]()
+    for batch in iter_batches(path, ["reward_model", "data_source"]):
+        try:
+            truths, sources = (
+                texts(values)[0].to_pylist()
+                for values in (pc.struct_field(plain(batch.column(0)), "ground_truth"), batch.column(1))
+            )
+        except (TypeError, pa.ArrowException):
+            what = f"column reward_model is {batch.column(0).type}"
+            raise InputError(path, what, "{style, ground_truth}, the answer as text") from None
+        for truth, source in zip(truths, sources, strict=True):
+            if not (sids := model.spec.parse(truth or "")):
                 raise InputError(
                     path, f"row {seen} has no answer in the codebooks {list(model.spec.codebook_sizes)} of {model.path}", "RL data made with the model's SIDs"
                 )  # fmt: skip
+            task = str(source).rsplit("/", 1)[-1]
+            index = catalogues.get(task, catalogues[DEFAULT_CATALOGUE])
+            found[task] = found.get(task, False) or any(sid in index for sid in sids)
             seen += 1
-        if seen >= _LOOK_AT:
-            return
+    for task, known in found.items():
+        if not known:
+            what = f"no answer of {task} is in its catalogue, so no reward of it can rise"
+            raise InputError(path, what, "the catalogue whose SIDs made the data (--catalogue, --catalogues)")
 
 
 def place(args: argparse.Namespace) -> list[Pool]:

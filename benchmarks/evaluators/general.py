@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from benchmarks.results import Scores
 from benchmarks.tasks import GENERAL
-from onerec.parquet import read_table
-from onerec.records import parse_messages, parse_segments
+from onerec.errors import reading
+from onerec.parquet import Kind, read_table
+from onerec.records import KINDS, TEXT_KINDS, parse_segments, read_test
 
 METRICS = ("exact_match", "bits_per_byte")
 
@@ -30,13 +30,16 @@ class Question:
 
 def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]]:
     """(texts, questions) of the benchmark data, the first ``sample_size`` of each (-1: all)."""
-    table = read_table(folder / GENERAL / "text.parquet", ["segments"])
-    texts = [parse_segments(value) for value in table["segments"].to_pylist()]
-    questions = []
-    for row in read_table(folder / GENERAL / "qa.parquet", ["uuid", "messages", "metadata"]).to_pylist():
-        metadata = json.loads(row["metadata"])
-        turns = [turn for turn in parse_messages(row["messages"]) if turn["role"] != "assistant"]
-        questions.append(Question(row["uuid"], turns, metadata["answer"], metadata.get("kind", "qa")))
+    path, questions = folder / GENERAL / "text.parquet", []
+    with reading(path, "has a row that is no record"):
+        texts = [parse_segments(v) for v in read_table(path, {"segments": Kind.JSON})["segments"].to_pylist()]
+    path, kinds = folder / GENERAL / "qa.parquet", {**KINDS, **TEXT_KINDS}
+    with reading(path, "has a row that is no question with an answer"):
+        for row in read_table(
+            path, {name: kinds[name] for name in ("uuid", "messages", "metadata")}
+        ).to_pylist():
+            metadata, turns = read_test(row)
+            questions.append(Question(row["uuid"], turns, metadata["answer"], metadata.get("kind", "qa")))
     return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])
 
 

@@ -16,7 +16,7 @@ from benchmarks.reporting.rows import Row
 from benchmarks.results import load_predictions
 from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
 from onerec.catalog import ItemIndex
-from onerec.parquet import open_parquet, read_table
+from onerec.parquet import Kind, open_parquet, read_table
 from onerec.sid import SidSpec
 
 TITLE_COLUMNS = ("title", "caption", "dense_caption")
@@ -68,7 +68,7 @@ def _read_titles(paths: Sequence[Path]) -> dict[int, str]:
     for path in paths:
         names = open_parquet(path, ["pid"]).schema_arrow.names
         column = next((name for name in TITLE_COLUMNS if name in names), TITLE_COLUMNS[0])
-        table = read_table(path, ["pid", column])
+        table = read_table(path, {"pid": Kind.INT, column: Kind.TEXT}, strict=False)
         texts = [_short(text or "", TITLE_LENGTH) for text in table[column].to_pylist()]
         found |= dict(zip(table["pid"].to_pylist(), texts, strict=True))
     return found

@@ -35,7 +35,7 @@ from data.adapters.leave_one_out import add_arguments, least_items, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
-from onerec.parquet import write_table
+from onerec.parquet import whole_number, write_table
 from onerec.run import Manifest, progress, read_json
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -160,7 +160,7 @@ def from_sequences(
     for user, items in read_sequences(args.sequences):
         total += 1
         try:
-            uid, pids = int(user), [int(item) for item in items]
+            uid, *pids = (whole_number(int(i) if isinstance(i, str) else i) for i in (user, *items))
         except (TypeError, ValueError):
             bad += 1
             continue
@@ -172,6 +172,10 @@ def from_sequences(
     manifest.drop("line is not a user of its own and items", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
     attributes = read_json(args.attributes) if args.attributes else {}
+    if not isinstance(attributes, dict) or not all(
+        isinstance(values, list) for values in attributes.values()
+    ):
+        raise InputError(args.attributes, "is not a JSON object of lists", '{"item id": [attribute ids]}')
     catalogue = Catalogue()
     for pid in sorted({item for events in users.values() for item, _ in events}):
         catalogue.add(pid, "", "", [TEXTS["attribute"].format(id=a) for a in attributes.get(str(pid), [])])

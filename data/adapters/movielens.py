@@ -31,7 +31,7 @@ from data.adapters.leave_one_out import add_arguments, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
-from onerec.parquet import write_table
+from onerec.parquet import whole_number, write_table
 from onerec.run import Manifest
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def find(folder: Path, *names: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
+def text_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     """The lines of a text file that are not blank; a byte that is not ``encoding`` becomes U+FFFD."""
     text = path.read_text(encoding=encoding, errors="replace")
     return [line for line in text.split("\n") if line.strip()]
@@ -91,7 +91,8 @@ def parse_event(fields: Sequence[str], row: int) -> tuple[int, Event]:
     """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
     if len(fields) < 4:
         raise ValueError("fields are missing")
-    user, item, rating, time = int(fields[0]), int(fields[1]), float(fields[2]), float(fields[3])
+    user, item = whole_number(int(fields[0])), whole_number(int(fields[1]))
+    rating, time = float(fields[2]), float(fields[3])
     if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
         raise ValueError("outside the scale")
     return user, Event(int(time), row, item, rating)

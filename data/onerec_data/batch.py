@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data.onerec_data.layout import PARTS, Layout
-from data.onerec_data.tables import SidTable
+from data.onerec_data.tables import NO_PID, SidTable
+from data.onerec_data.text import CHAT_MARK, MARK
+from onerec.parquet import Kind, converted, integers, is_list, list_parts, plain, texts
 
-NO_PID = np.iinfo(np.int64).min  # a null or unreadable pid keeps its place, for the masks beside the list
 TRAIN_SPLIT, TEST_SPLIT = 0, 1
+SPLITS = (TRAIN_SPLIT, TEST_SPLIT, 2)  # 2: validation
+_WITH_SIDS = ("inter_user_profile_with_sid", "reco_cot")  # texts in which items may stand as SIDs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +83,11 @@ class Batch:
         self._lists: dict[str, Lists | None] = {}
         self._found: dict[tuple[str, int], np.ndarray] = {}
         self._sids: dict[tuple[object, ...], SidLists] = {}
+        self.wrong: dict[str, np.ndarray] = {}
+        self._texts: dict[str, list[str | None]] = {}
         self.uid = self.ints("uid")
-        self.split = [value or 0 for value in self.ints("split")]
+        # Rows are of the training split where no row says another.
+        self.split = self.ints("split") if self.has("split") else [TRAIN_SPLIT] * self.n
         self.windows = [value or 0 for value in self.ints("window")]
 
     # Counting what is left out.
@@ -123,23 +128,49 @@ class Batch:
         return self._data.column(self._layout.column(part)) if self.has(part) else None
 
     def ints(self, part: str) -> list[int | None]:
-        """An integer column; None where a value is null or the column does not exist."""
-        column = self._column(part)
-        if column is None:
+        """An integer column; None where a value is null or no whole number, or the column does not exist."""
+        if (column := self._column(part)) is None:
             return [None] * self.n
-        return [None if value is None else int(value) for value in self._translated(part, column)]
+        found, good, self.wrong[part] = integers(
+            self._replaced(part, column), digits=part in self._layout.values
+        )
+        return [value if fine else None for value, fine in zip(found.tolist(), good.tolist(), strict=True)]
 
     def texts(self, part: str) -> list[str | None]:
-        """A text column, stripped of outer blanks; None where a value is null, blank or the column does not exist."""
-        column = self._column(part)
-        if column is None:
-            return [None] * self.n
-        return [(value or "").strip() or None for value in self._translated(part, column)]
+        """A text column, stripped of outer blanks; None where a value is null, blank, unreadable or the column does not exist."""
+        if part not in self._texts:
+            column = self._column(part)
+            found, wrong = (
+                texts(self._replaced(part, column))
+                if column is not None
+                else (pa.nulls(self.n), np.zeros(self.n))
+            )
+            mark = CHAT_MARK if part in _WITH_SIDS else MARK
+            self._texts[part] = values = [(value or "").strip() or None for value in found.to_pylist()]
+            for row, value in enumerate(values):
+                if wrong[row] or (value and mark.search(value)):
+                    reason = "is not UTF-8" if wrong[row] else "holds a mark of chats or items"
+                    self.counts[f"users: {self._layout.column(part)} {reason}"] += 1
+                    self.bad_rows.add(row)
+                    values[row] = None
+        return self._texts[part]
 
-    def _translated(self, part: str, column: pa.Array) -> list[Any]:
-        values = column.to_pylist()
-        replace = self._layout.values.get(part)
-        return [replace.get(str(value), value) for value in values] if replace else values
+    def _replaced(self, part: str, column: pa.Array) -> pa.Array:
+        """A column with the layout's replacements of single values, as text where there are any."""
+        if (replace := self._layout.values.get(part)) is None:
+            return column
+        shown = converted(column, Kind.SHOWN)[0].to_pylist()
+        return pa.array(
+            [None if value is None else str(replace.get(value, value)) for value in shown], pa.string()
+        )
+
+    def unusable(self, row: int) -> str | None:
+        """Why a row has no place in any output; None where it has one."""
+        if self.uid[row] is None:
+            return "uid is no whole number of 64 bits" if self.wrong["uid"][row] else "uid is null"
+        if self.split[row] not in SPLITS:
+            return "split is not 0, 1 or 2"
+        return "window is no whole number" if "window" in self.wrong and self.wrong["window"][row] else None
 
     def lists(self, part: str) -> Lists | None:
         """A pid or mask column flat; None where the column does not exist."""
@@ -149,51 +180,30 @@ class Batch:
         return self._lists[part]
 
     def _flat(self, part: str, column: pa.Array) -> Lists:
-        null = column.is_null().to_numpy(zero_copy_only=False)
-        kind = column.type
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            offsets = np.concatenate([[0], np.cumsum(~null)])  # one item a row
-            return Lists(self._numbers(part, column.drop_null()), offsets, null)
-        lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return Lists(self._numbers(part, column.flatten()), offsets, null)
-
-    def _numbers(self, part: str, values: pa.Array) -> np.ndarray:
-        if PARTS[part] == "mask":
-            if pa.types.is_null(values.type):
-                return np.zeros(len(values), np.int64)
-            return (pc.fill_null(values.cast(pa.float64()), 0).to_numpy(zero_copy_only=False) == 1).astype(
-                np.int64
-            )
-        column = self._layout.column(part)
-        self.values_read[column] += len(values) - values.null_count
-        if values.null_count:
-            self.counts[f"users: null in {column}"] += values.null_count
-        if pa.types.is_integer(values.type):
-            return values.cast(pa.int64()).fill_null(NO_PID).to_numpy(zero_copy_only=False)
-        return self._parse(column, values)
-
-    def _parse(self, column: str, values: pa.Array) -> np.ndarray:
-        """Pids given as text or as floats; what is not a whole number is counted and keeps its place as NO_PID."""
-        out = np.full(len(values), NO_PID, np.int64)
-        valid = values.is_valid().to_numpy(zero_copy_only=False)
-        if pa.types.is_null(values.type):
-            return out
-        if pa.types.is_floating(values.type):
-            floats = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-            good = valid & np.isfinite(floats) & (np.abs(floats) < 2**53)
-            good[good] = floats[good] == np.floor(floats[good])
-            out[good] = floats[good].astype(np.int64)
+        column = plain(column)
+        if is_list(column.type) or pa.types.is_null(column.type):
+            items, offsets, null = list_parts(column)
         else:
-            text = pc.utf8_trim_whitespace(values)
-            good = pc.match_substring_regex(text, r"^-?\d{1,18}$").fill_null(False)
-            out[good.to_numpy(zero_copy_only=False)] = text.filter(good).cast(pa.int64()).to_numpy()
-            good = good.to_numpy(zero_copy_only=False)
-        wrong = int((valid & ~good).sum())
-        if wrong:
-            self.counts[f"users: {column} holds what is not a pid"] += wrong
-            self.values_bad[column] += wrong
-        return out
+            null = column.is_null().to_numpy(zero_copy_only=False)
+            items, offsets = column.drop_null(), np.concatenate([[0], np.cumsum(~null)])  # one item a row
+        return Lists(self._numbers(part, items), offsets, null)
+
+    def _numbers(self, part: str, items: pa.Array) -> np.ndarray:
+        column, mask = self._layout.column(part), PARTS[part] == "mask"
+        items = items.cast(pa.int8()) if pa.types.is_boolean(items.type) else items
+        values, good, wrong = integers(items, digits=not mask)
+        if mask:
+            if odd := int((wrong | (good & (values != 0) & (values != 1))).sum()):
+                self.counts[f"users: {column} holds what is not 0 or 1"] += odd
+            return (values == 1).astype(np.int64)
+        self.values_read[column] += len(items) - items.null_count
+        if items.null_count:
+            self.counts[f"users: null in {column}"] += items.null_count
+        if wrong.any():
+            self.counts[f"users: {column} holds what is not a pid"] += int(wrong.sum())
+            self.values_bad[column] += int(wrong.sum())
+        values[~good] = NO_PID
+        return values
 
     # SIDs.
 

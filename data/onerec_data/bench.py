@@ -51,13 +51,17 @@ def write_catalogues(
     """Copy the item tables, the SID specification and the held-out general text beside the tests."""
     for name, path in (("video_ad", pid2sid), ("product", product)):
         if path is not None:
-            _copy(manifest, path, folder / f"{name}_pid2sid.parquet")
+            pid = context.layout.item_column("sids", "pid", open_parquet(path).schema_arrow.names)
+            _copy(manifest, path, folder / f"{name}_pid2sid.parquet", pid)
     context.video.spec.save(folder)
     for path in list_parquet(heldout) if heldout is not None else []:
         _copy(manifest, path, folder / "general" / path.name)
 
 
-def _copy(manifest: Manifest, source: Path, target: Path) -> None:
+def _copy(manifest: Manifest, source: Path, target: Path, pid: str | None = None) -> None:
     schema = open_parquet(source).schema_arrow
-    rows = write_batches(target, schema, iter_batches(source, schema.names))
+    batches = iter_batches(source, schema.names)
+    if pid is not None:  # what is no item is not handed on
+        batches = (batch.filter(batch.column(pid).is_valid()) for batch in batches)
+    rows = write_batches(target, schema, batches)
     manifest.output(target, rows)

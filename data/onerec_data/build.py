@@ -65,6 +65,14 @@ class Built:
     values_read: Counter[str] = dataclasses.field(default_factory=Counter)
     values_bad: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    def count(self, left_out: Batch | Built) -> None:
+        """Add what a batch left out, or another built from one."""
+        bad = left_out.bad_rows
+        self.bad_rows += bad if isinstance(bad, int) else len(bad)
+        self.counts += left_out.counts
+        self.values_read += left_out.values_read
+        self.values_bad += left_out.values_bad
+
 
 def build_users(data: pa.RecordBatch, plan: Plan, context: Context) -> Built:
     """All outputs of one batch of users."""
@@ -87,8 +95,7 @@ def build_users(data: pa.RecordBatch, plan: Plan, context: Context) -> Built:
                 sequences += [(bench, s) for s in samples if batch.split[s.row] == TRAIN_SPLIT]
     if plan.bench:
         built.tables[f"bench/{SEQUENCES}"] = sequence_table(batch.uid, sequences)
-    built.counts, built.bad_rows = batch.counts, len(batch.bad_rows)
-    built.values_read, built.values_bad = batch.values_read, batch.values_bad
+    built.count(batch)
     return built
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from onerec.errors import InputError
+from onerec.parquet import Kind, converted, integers, is_list, list_parts, plain
 from onerec.run import read_json
 
 FOLDER = Path(__file__).parent / "layouts"
@@ -38,6 +39,12 @@ PARTS: dict[str, str] = {
     "target_pid": "int",
     "interaction_type": "text",
     "query": "text",
+}
+_WANTED = {
+    "int": "integers are",
+    "text": "text is",
+    "mask": "a list of 0 and 1 is",
+    "pids": "a list of integers is",
 }
 _KEYS = {"comment", "key", "columns", "values", "sids", "captions"}
 _ITEM_KEYS = {"sids": {"pid", "codes"}, "captions": {"pid", "caption", "tags"}}
@@ -72,20 +79,33 @@ def load_layout(name: str | Path) -> Layout:
     _known(path, value, _KEYS, "key")
     columns, key = value.get("columns", {}), value.get("key", ["uid", "split", "window"])
     _known(path, columns, set(PARTS), "part")
+    if not (isinstance(key, list) and all(isinstance(part, str) for part in key)):
+        raise InputError(path, f"has the key {key!r}", '["uid", "split"], parts that make a row unique')
     _known(path, dict.fromkeys(key), set(PARTS), "part")
-    _known(path, value.get("values", {}), set(PARTS), "part")
-    tables = {}
+    values, tables = value.get("values", {}), {}
+    _known(path, values, set(PARTS), "part")
+    for part, replaced in values.items():
+        _known(path, replaced, set(replaced) if isinstance(replaced, dict) else set(), "value")
+        if not all(isinstance(new, str | int) for new in replaced.values()):
+            raise InputError(
+                path,
+                f"replaces values of {part} by what is neither text nor number",
+                '{"split": {"train": 0}}',
+            )
     for table, parts in _ITEM_KEYS.items():
         given = value.get(table, {})
         _known(path, given, parts, "part")
-        tables[table] = {p: (n,) if isinstance(n, str) else tuple(n) for p, n in given.items()}
+        lists = {p: [n] if isinstance(n, str) else n for p, n in given.items()}
+        if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in lists.values()):
+            raise InputError(
+                path, f"{table} maps a part to what is no column's name", '{"pid": ["pid", "item"]}'
+            )
+        tables[table] = {p: tuple(n) for p, n in lists.items()}
     if not all(isinstance(column, str) for column in columns.values()):
         raise InputError(
             path, "maps a part to what is not a column's name", '{"columns": {"uid": "user_id"}}'
         )
-    return Layout(
-        tuple(key), dict(columns), dict(value.get("values", {})), tables["sids"], tables["captions"]
-    )
+    return Layout(tuple(key), dict(columns), values, tables["sids"], tables["captions"])
 
 
 def _known(path: Path, value: Any, known: set[str], what: str) -> None:
@@ -96,18 +116,17 @@ def _known(path: Path, value: Any, known: set[str], what: str) -> None:
             raise InputError(path, f"has an unknown {what} {name}", f"one of {', '.join(sorted(known))}")
 
 
-def check_type(path: Path, column: str, part: str, kind: pa.DataType) -> None:
-    """Raise `InputError` where a column's Arrow type cannot play ``part`` at all."""
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    inner = kind.value_type if is_list else kind
-    text = pa.types.is_string(inner) or pa.types.is_large_string(inner)
-    number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_null(inner)
-    wanted = PARTS[part]
-    if wanted == "int" and (is_list or not number):
-        raise InputError(path, f"column {column} is {kind}", "integers are wanted")
-    if wanted == "text" and (is_list or not (text or pa.types.is_null(inner))):
-        raise InputError(path, f"column {column} is {kind}", "text is wanted")
-    if wanted == "mask" and not (is_list and (number or pa.types.is_boolean(inner))):
-        raise InputError(path, f"column {column} is {kind}", "a list of 0 and 1 is wanted")
-    if wanted == "pids" and not (number or text):
-        raise InputError(path, f"column {column} is {kind}", "a list of integers is wanted")
+def check_type(path: Path, column: str, part: str, kind: pa.DataType, mapped: bool) -> None:
+    """Raise `InputError` where a column's Arrow type cannot play ``part`` at all; ``mapped``: the layout replaces its values."""
+    wanted, values = PARTS[part], plain(pa.nulls(0, kind))
+    try:
+        if wanted == "text" or mapped:
+            converted(values, Kind.SHOWN if mapped else Kind.TEXT)
+        elif wanted == "mask" or (is_list(values.type) and wanted == "pids"):
+            items = list_parts(values)[0]
+            if not (wanted == "mask" and pa.types.is_boolean(items.type)):
+                integers(items, digits=wanted == "pids")
+        else:
+            integers(values, digits=wanted == "pids")
+    except TypeError:
+        raise InputError(path, f"column {column} is {kind}", f"{_WANTED[wanted]} wanted") from None

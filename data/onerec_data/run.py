@@ -24,7 +24,7 @@ from data.onerec_data.context import load_context
 from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.registry import TASKS
 from data.onerec_data.tasks import VIDEO_COLUMNS, Task
-from data.onerec_data.users import Captions, Users, available_parts, value_problem
+from data.onerec_data.users import Captions, Users, available_parts
 from data.onerec_data.workers import build_all, make_plan
 from data.outputs import Outputs
 from onerec.cli import cli
@@ -132,9 +132,12 @@ class Run:
         return self.manifest
 
     def _note_tables(self) -> None:
-        self.manifest.input(self.args.pid2sid, self.context.video.n_items)
-        if self.context.product:
-            self.manifest.input(self.args.product_pid2sid, self.context.product.n_items)
+        for table in filter(None, (self.context.video, self.context.product)):
+            bad = table.dropped.total()
+            self.manifest.input(table.path, table.n_items)
+            for reason, count in table.dropped.items():
+                self.manifest.drop(reason, count)
+            self.manifest.check_bad_ratio(table.path, bad, table.n_items + bad, self.args.max_bad_ratio)
 
     def _users(self, files: Outputs, bench_files: Outputs) -> None:
         builders = self.plan.builders
@@ -146,17 +149,8 @@ class Run:
         for built in build_all(batches, self.plan, self.context, self._tables, self.args.workers):
             for name, table in built.tables.items():
                 (bench_files if name.startswith("bench/") else files).add(self.record_path(name), table)
-            total.counts += built.counts
-            total.bad_rows += built.bad_rows
-            total.values_read += built.values_read
-            total.values_bad += built.values_bad
-        for reason, count in sorted((users.counts + total.counts).items()):
-            self.manifest.drop(reason, count)
-        for file, rows in users.rows_by_file.items():
-            self.manifest.input(file, rows)
-        bad = users.counts.total() + total.bad_rows
-        self.manifest.check_bad_ratio(self.args.input, bad, users.rows, self.args.max_bad_ratio)
-        value_problem(total.values_read, total.values_bad, self.args.input, self.args.max_bad_ratio)
+            total.count(built)
+        users.note(self.manifest, total, self.args.max_bad_ratio)
 
     def _items(self, files: Outputs, bench_files: Outputs) -> None:
         tasks = [task for task in self.tasks if task.over == "items"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.onerec_data.layout import Layout
+from data.onerec_data.text import MARK
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.parquet import open_parquet, read_table
+from onerec.parquet import Kind, column_types, integers, is_list, list_parts, plain, read_table, texts
 from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
 
 # A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
 _DIRECT_ENTRIES_PER_ITEM = 16
+NO_PID = np.iinfo(
+    np.int64
+).min  # a null or unreadable pid keeps its place, for the masks beside the list; no item has it
 
 
 class PidIndex:
@@ -43,7 +48,7 @@ class PidIndex:
         # Sorted queries keep the binary search in the cache.
         unique, inverse = np.unique(pids, return_inverse=True)
         place = np.minimum(np.searchsorted(self._sorted, unique), len(self._sorted) - 1)
-        rows = np.where(self._sorted[place] == unique, self._order[place], -1)
+        rows = np.where((self._sorted[place] == unique) & (unique != NO_PID), self._order[place], -1)
         return rows[inverse].astype(np.int64)
 
 
@@ -54,13 +59,14 @@ class SidTable:
         self.path = path
         beside = path.parent / SID_SPEC
         self.spec = SidSpec.load(beside) if beside.exists() else RELEASE_SPEC
-        names = open_parquet(path).schema_arrow.names
+        names = list(column_types(path))
         columns = {part: layout.item_column("sids", part, names) for part in ("pid", "codes")}
         for part, column in columns.items():
             if column is None:
                 wanted = " or ".join(layout.sids.get(part, (part,)))
                 raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
-        pids, codes = read_pid2sid(path, self.spec, columns["pid"], columns["codes"])
+        self.dropped: Counter[str] = Counter()
+        pids, codes = read_pid2sid(path, self.spec, columns["pid"], columns["codes"], self.dropped)
         self._codes = codes.astype(np.int16 if max(self.spec.codebook_sizes) < 1 << 15 else np.int32)
         self._index = PidIndex(pids)
         self.n_items = len(pids)
@@ -126,31 +132,35 @@ _SEPARATORS = r"[,，、;；|/]"
 
 def read_tags(path: Path, layout: Layout) -> TagTable | None:
     """The tags column of the captions' table; None where there is none."""
-    names = open_parquet(path).schema_arrow.names
+    names = list(column_types(path))
     column = layout.item_column("captions", "tags", names)
     pid = layout.item_column("captions", "pid", names)
     if column is None or pid is None:
         return None
-    table = read_table(path, [pid, column])
-    values = table[column].combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # an empty table
-        values = pa.concat_arrays(values.chunks)
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.split_pattern_regex(values, _SEPARATORS)
-    elif not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
-        raise InputError(path, f"column {column} is {values.type}", "a list of strings, or text, is wanted")
-    values = values.fill_null([])
-    flat = pc.utf8_trim_whitespace(values.flatten().cast(pa.string())).dictionary_encode()
-    pids = table[pid].combine_chunks()
-    keep = pids.is_valid().to_numpy(zero_copy_only=False)
-    lengths = values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    if not keep.all():
-        flat = flat.filter(pa.array(np.repeat(keep, lengths)))
-        pids, lengths = pids.drop_null(), lengths[keep]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    table = read_table(path, {pid: Kind.INT}, [column])
+    try:
+        values = plain(table[column])
+        if not is_list(values.type):
+            values = pc.split_pattern_regex(texts(values)[0], _SEPARATORS)
+        items, offsets, _ = list_parts(values)
+        flat = pc.utf8_trim_whitespace(texts(items)[0])
+    except TypeError:
+        raise InputError(
+            path, f"column {column} is {table[column].type}", "a list of strings, or text, is wanted"
+        ) from None
+    pids, keep, _ = integers(table[pid])
+    row = np.repeat(np.arange(len(keep)), np.diff(offsets))
+    good = (
+        pc.invert(pc.match_substring_regex(flat, MARK.pattern))
+        .fill_null(False)
+        .to_numpy(zero_copy_only=False)
+    )
+    good &= keep[row]
+    flat = flat.filter(pa.array(good)).dictionary_encode()
+    lengths = np.bincount(row[good], minlength=len(keep))[keep]
     return TagTable(
-        PidIndex(pids.to_numpy().astype(np.int64)),
-        offsets,
+        PidIndex(pids[keep]),
+        np.concatenate([[0], np.cumsum(lengths)]),
         flat.indices.to_numpy(zero_copy_only=False),
         flat.dictionary.to_pylist(),
     )

@@ -23,6 +23,7 @@ from data.onerec_data.batch import Batch, SidLists, to_sids
 from data.onerec_data.context import Context
 from data.onerec_data.tables import SidTable
 from data.onerec_data.text import Draws, Template, Turn, escaped, prompts
+from onerec.parquet import whole_number
 
 VIDEO_HISTORY, LONGVIEW_HISTORY = 512, 100
 CROSS_HISTORY = {"ad": 200, "goods": 100}
@@ -260,7 +261,7 @@ def _keywords(batch: Batch, rows: Rows, task: str) -> list[tuple[int, str, list[
             keywords = [
                 (k, [_pid(pid) for pid in pids[:MAX_TARGETS]]) for k, pids in pairs.items() if k and pids
             ]
-        except (ValueError, AttributeError, TypeError, OverflowError):
+        except (ValueError, AttributeError, TypeError):
             batch.bad(row, task, "inter_keyword_to_items is not a JSON object of pid lists")
             continue
         if not keywords:
@@ -270,10 +271,7 @@ def _keywords(batch: Batch, rows: Rows, task: str) -> list[tuple[int, str, list[
 
 
 def _pid(value: Any) -> int:
-    pid = int(value)
-    if abs(pid) >= 1 << 63:
-        raise OverflowError("not a pid")
-    return pid
+    return whole_number(int(value) if isinstance(value, str) else value)
 
 
 def rec_reason(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:

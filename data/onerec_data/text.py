@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any, TypeVar
 
 import orjson
 
+from onerec.records import CHAT_MARK
 from onerec.run import read_json
 
+# What no text of a log may hold: turns, thoughts and items are marked so, and a model would learn them as such.
+MARK = re.compile(rf"{CHAT_MARK.pattern}|</?think>|<s_[a-h]_\d+>|<\|sid_(?:begin|end)\|>")
 PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 Turn = tuple[str, bytes]

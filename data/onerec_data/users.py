@@ -6,19 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from data.onerec_data.batch import Batch
+from data.onerec_data.build import Built
 from data.onerec_data.layout import PARTS, Layout, check_type
+from data.onerec_data.text import MARK
 from onerec.errors import InputError
-from onerec.parquet import count_rows, iter_batches, list_parquet, open_parquet, read_table
+from onerec.parquet import Kind, column_types, count_rows, integers, iter_batches, list_parquet, read_table
+from onerec.run import Manifest
 
 USERS_PER_BATCH, ITEMS_PER_BATCH = 512, 4096
 
 
 def available_parts(path: Path, layout: Layout) -> set[str]:
     """The parts that the users' table has a column for."""
-    names = open_parquet(list_parquet(path)[0]).schema_arrow.names
+    names = set().union(*map(column_types, list_parquet(path)))
     return {part for part in PARTS if layout.column(part) in names}
 
 
@@ -36,32 +40,58 @@ class Users:
         self._required = [layout.column(part) for part in dict.fromkeys(["uid", *required])]
         others = dict.fromkeys(layout.column(part) for part in parts)
         self._optional = [column for column in others if column not in self._required]
-        for file in self._files:
-            schema = open_parquet(file, self._required).schema_arrow
-            for part in parts:
-                if (column := layout.column(part)) in schema.names:
-                    check_type(file, column, part, schema.field(column).type)
+        types = {file: column_types(file) for file, rows in self.rows_by_file.items() if rows}
+        every = set().union(*types.values())
+        for file, known in types.items():
+            for part, column in ((part, layout.column(part)) for part in parts):
+                if column in known:
+                    check_type(file, column, part, known[column], part in layout.values)
+                elif folder := next((f for f in file.parent.parts if f.startswith(f"{column}=")), None):
+                    raise InputError(
+                        file, f"says {folder} in its folder's name alone", f"a column {column} in the file"
+                    )
+                elif column in every:
+                    raise InputError(
+                        file, f"has no column {column}, which others have", "the same columns in all files"
+                    )
+                elif column in self._required:
+                    raise InputError(file, f"has no column {column}", f"it has {', '.join(known)}")
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        seen: set[int] = set()
-        for file in self._files:
+        seen: set[str] = set()
+        for file in filter(self.rows_by_file.get, self._files):
             for data in iter_batches(file, self._required, self._optional, USERS_PER_BATCH):
                 batch = Batch(data, self._layout)
-                keep = [self._new(uid, key, seen) for uid, key in zip(batch.uid, batch.keys, strict=True)]
+                keep = [self._new(batch, row, seen) for row in range(batch.n)]
                 yield data if all(keep) else data.filter(pa.array(keep))
 
-    def _new(self, uid: int | None, key: tuple[object, ...], seen: set[int]) -> bool:
-        if uid is None or hash(key) in seen:
-            double = (
-                "stands twice in a split"
-                if self._layout.key[:2] == ("uid", "split") and len(self._layout.key) < 4
-                else "and the row stand twice"
-            )
-            self.counts["users: uid is null" if uid is None else f"users: uid {double}"] += 1
+    def _new(self, batch: Batch, row: int, seen: set[str]) -> bool:
+        key = repr(batch.keys[row])  # the key itself: hashes of other keys may be the same
+        reason = batch.unusable(row)
+        if reason is None and key in seen:
+            double = self._layout.key[:2] == ("uid", "split") and len(self._layout.key) < 4
+            reason = "uid stands twice in a split" if double else "uid and the row stand twice"
+        if reason:
+            self.counts[f"users: {reason}"] += 1
             return False
-        seen.add(hash(key))
+        seen.add(key)
         return True
+
+    def note(self, manifest: Manifest, built: Built, max_bad_ratio: float) -> None:
+        """Count what was left out; raises `InputError` where more than ``max_bad_ratio`` of the rows, or of a column's pids, are bad."""
+        for reason, count in sorted((self.counts + built.counts).items()):
+            manifest.drop(reason, count)
+        for file, rows in self.rows_by_file.items():
+            manifest.input(file, rows)
+        manifest.check_bad_ratio(self.path, self.counts.total() + built.bad_rows, self.rows, max_bad_ratio)
+        for column, count in built.values_bad.items():
+            if count > max_bad_ratio * built.values_read[column]:
+                raise InputError(
+                    self.path,
+                    f"column {column}: {count:,} of {built.values_read[column]:,} values are not pids",
+                    "whole numbers; give the items numbers of their own (data/README.md)",
+                )
 
 
 class Captions:
@@ -69,43 +99,37 @@ class Captions:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        names = open_parquet(path).schema_arrow.names
+        names = list(column_types(path))
         columns = [layout.item_column("captions", part, names) for part in ("pid", "caption")]
         for column, part in zip(columns, ("pid", "caption"), strict=True):
             if column is None:
                 wanted = " or ".join(layout.captions.get(part, (part,)))
                 raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
         self._pid, self._caption = columns
-        kind = open_parquet(path).schema_arrow.field(self._pid).type
-        if not pa.types.is_integer(kind):
-            raise InputError(path, f"column {self._pid} is {kind}", "integers are wanted")
         self.rows = count_rows(path)
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[tuple[list[int], list[str]]]:
-        pids = read_table(self.path, [self._pid])[self._pid].to_pandas()
-        double = pids.duplicated().to_numpy()
-        start = 0
-        for data in iter_batches(self.path, [self._pid, self._caption], batch_size=ITEMS_PER_BATCH):
+        pids, known, _ = integers(read_table(self.path, {self._pid: Kind.INT})[self._pid])
+        first = np.zeros(len(pids), bool)
+        first[np.flatnonzero(known)[np.unique(pids[known], return_index=True)[1]]] = True
+        start = given = 0
+        kinds = {self._pid: Kind.INT, self._caption: Kind.TEXT}
+        for data in iter_batches(self.path, kinds, batch_size=ITEMS_PER_BATCH):
             kept: list[tuple[int, str]] = []
             columns = (data.column(0).to_pylist(), data.column(1).to_pylist())
             for at, (pid, text) in enumerate(zip(*columns, strict=True), start):
-                if pid is None or not isinstance(text, str) or not text.strip():
+                if pid is None or not (text := (text or "").strip()):
                     self.counts["captions: pid or caption is empty"] += 1
-                elif double[at]:
+                elif MARK.search(text):
+                    self.counts["captions: holds a mark of chats or items"] += 1
+                elif not first[at]:
                     self.counts["captions: pid stands twice"] += 1
                 else:
-                    kept.append((pid, text.strip()))
-            start += data.num_rows
+                    kept.append((pid, text))
+            start, given = start + data.num_rows, given + len(kept)
             yield [pid for pid, _ in kept], [text for _, text in kept]
-
-
-def value_problem(read: Counter[str], bad: Counter[str], path: Path, max_bad_ratio: float) -> None:
-    """Raise `InputError` where too many values of a pid column are not pids."""
-    for column, count in bad.items():
-        if count > max_bad_ratio * read[column]:
+        if not given:
             raise InputError(
-                path,
-                f"column {column}: {count:,} of {read[column]:,} values are not pids",
-                "whole numbers; give the items numbers of their own (data/README.md)",
+                self.path, "has no caption that can be used", f"text in its column {self._caption}"
             )

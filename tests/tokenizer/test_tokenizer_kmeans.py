@@ -192,7 +192,11 @@ def test_a_pid_that_stands_twice_is_dropped_and_counted(tmp_path):
             {},
             r"5 of 10 rows are bad \(dropped 5 \(embedding has another dimension",
         ),
-        (np.ones((9, 8), np.int64), {"kind": pa.list_(pa.int64())}, "holds int64; a list of floats"),
+        (
+            np.ones((9, 8), np.int64),
+            {"kind": pa.list_(pa.int64())},
+            "is list<element: int64>; lists of floats",
+        ),
     ],
 )
 def test_unusable_embeddings_are_one_line(tmp_path, vectors, more, match):
