@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from onerec.errors import InputError
 from onerec.files import MODEL_FILES
+from onerec.model_folder import tensor_headers
 from onerec.run import progress, read_json, write_json
 
 _BLOCK = 4 << 20
@@ -95,25 +94,11 @@ def _whole(path: Path, name: str) -> _Part:
 
 
 def _tensors(path: Path) -> list[_Part]:
-    """The tensors of a safetensors file, from its header: eight bytes with the header's length, JSON, then the values."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = file.read(start - 8) if start <= size else b""
-    try:
-        entries: dict[str, Any] = json.loads(header)
-        entries.pop("__metadata__", None)
-        parts = [
-            _Part(f"{name} {entry['dtype']} {entry['shape']}", path, *(start + int(at) for at in entry["data_offsets"]))
-            for name, entry in entries.items()
-        ]  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            path, "is not a whole safetensors file", "write it again; it may be cut short"
-        ) from None
-    if any(not start <= part.begin <= part.end <= size for part in parts):
-        raise InputError(path, "is shorter than its header says", "write it again; it may be cut short")
-    return parts
+    """The tensors of a safetensors file."""
+    return [
+        _Part(f"{name} {tensor.dtype} {list(tensor.shape)}", path, tensor.begin, tensor.end)
+        for name, tensor in tensor_headers(path).items()
+    ]
 
 
 def _digests(parts: Sequence[_Part], label: str, sharers: int = 1) -> list[str]:

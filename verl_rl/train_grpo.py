@@ -22,12 +22,13 @@ from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
+from onerec.model_folder import ModelFolder
 from onerec.parquet import iter_batches
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_kv_cache, launch
+from onerec.verl_launch import check_data, check_model, cpu_kv_cache, launch
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import (
@@ -47,7 +48,7 @@ AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
 _LOOK_AT = 1000
 
 
-def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
+def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
     """Preflight: the model, the settings and the number of training rows; raises `InputError` for what cannot run."""
     model = check_model(args.base_model)
     rows = check_data(args.data_dir / RL_TRAIN, COLUMNS)
@@ -121,7 +122,7 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     return model, settings, rows
 
 
-def check_answers(path: Path, model: CheckedModel) -> None:
+def check_answers(path: Path, model: ModelFolder) -> None:
     """Raises `InputError` where a training row's answer names no SID of the model's codebooks."""
     seen = 0
     for batch in iter_batches(path, ["reward_model"], batch_size=256):

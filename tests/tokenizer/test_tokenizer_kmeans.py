@@ -204,6 +204,6 @@ def test_unusable_embeddings_are_one_line(tmp_path, vectors, more, match):
 def test_a_model_that_is_none_is_refused(tmp_path):
     path = save(tmp_path / "emb.parquet", hand_made()[0])
     (tmp_path / "model.pt").write_text("no")
-    for model, match in (("model.pt", "is not a checkpoint"), ("none.pt", "no such file")):
+    for model, match in (("model.pt", "cannot be loaded"), ("none.pt", "no such file")):
         with pytest.raises(InputError, match=match):
             infer(["--model_path", str(tmp_path / model), "--emb_path", path, "--output_path", str(tmp_path)])
