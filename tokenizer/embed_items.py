@@ -20,7 +20,7 @@ import string
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,14 +35,16 @@ from onerec.parquet import (
     iter_batches,
     list_parquet,
     open_parquet,
-    read_table,
     write_batches,
     write_table,
 )
 from onerec.process_group import process_group, processes
 from onerec.run import Manifest, read_json, write_json
-from tokenizer.embeddings import FirstOfPid
+from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
 from tokenizer.quantizer import unit
+
+if TYPE_CHECKING:
+    from tokenizer.text_encoder import TextEncoder
 
 TFIDF_SVD = "tfidf_svd"
 NO_TEXT = "none"  # nothing of the text: what --concat names, alone
@@ -123,9 +125,14 @@ class Texts:
         names = open_parquet(file, ["pid"]).schema_arrow.names
         column = self._args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0])
         template = self._args.template or "{" + column + "}"
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
-        if not fields:
-            raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
+        try:
+            parsed = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
+        except ValueError as error:
+            raise InputError("--template", f"{template} is none ({error})", "as {title}. {genre}") from None
+        fields = [field for field, _, _ in parsed]
+        # Formats and conversions are for other values than texts, and can ask for any width.
+        if not all(fields) or not fields or any(form or turn for _, form, turn in parsed):
+            raise InputError("--template", f"{template} names no columns alone", "as {title}. {genre}")
         open_parquet(file, fields)
         return template, list(dict.fromkeys(fields))
 
@@ -166,8 +173,14 @@ class Texts:
                     manifest.drop("pid is null or stands twice")
                 else:
                     pids.append(int(values["pid"]))
-                    texts.append(self._args.instruction + template.format(**parts))
+                    texts.append(self._args.instruction + fill(template, parts))
         return pids, texts
+
+
+def fill(template: str, parts: dict[str, str]) -> str:
+    """``template`` with the texts of its columns, whatever their names."""
+    pieces = string.Formatter().parse(template)
+    return "".join(text + ("" if field is None else parts[field]) for text, field, _, _ in pieces)
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -201,13 +214,17 @@ class Beside:
             try:
                 scale = float(weight or 1)
             except ValueError:
+                scale = -1.0
+            if not 0 < scale < np.inf:
+                raise InputError("--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT, a number above 0")  # fmt: skip
+            noted = Manifest("concat", {})
+            pids, vectors = zip(*iter_embeddings(name, embedding_dim(name), noted), strict=True)
+            if noted.dropped.keys() - {ALL_ZERO}:  # which is as if the item were not there
                 raise InputError(
-                    "--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT"
-                ) from None
-            table = read_table(name, ["pid", "embedding"])
-            rows = {pid: row for row, pid in enumerate(table["pid"].to_pylist())}
-            found = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-            self._others.append((rows, scale, unit(found)))
+                    name, f"has bad rows ({noted.dropped_text()})", "one whole embedding an item"
+                )
+            rows = {pid: row for row, pid in enumerate(np.concatenate(pids).tolist())}
+            self._others.append((rows, scale, unit(np.concatenate(vectors))))
 
     def join(self, pids: Sequence[int], vectors: np.ndarray) -> np.ndarray:
         """``vectors`` with the others beside them, unit length; an item that a file lacks gets zeros there."""
@@ -234,7 +251,7 @@ def as_table(
     return table if dropped is None else table.replace_schema_metadata({"dropped": repr(dropped)})
 
 
-def make_encoder(args: argparse.Namespace):
+def make_encoder(args: argparse.Namespace) -> TextEncoder:
     """The HF encoder on this process's device."""
     import torch
 
@@ -270,15 +287,16 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None
         write_json(file, settings)
 
 
-def encode_shards(args: argparse.Namespace, texts: Texts, folder: Path, names: list[Path]) -> None:
+def encode_shards(
+    args: argparse.Namespace, texts: Texts, names: list[Path], encoder: TextEncoder | None
+) -> None:
     """Write this process's shards that are not there yet."""
     rank, world = processes()
-    encoder = beside = None
+    beside = None
     for number, pieces in texts.shards(args.shard_rows):
         if number % world != rank or names[number].exists():
             continue
-        if encoder is None:
-            encoder, beside = make_encoder(args), Beside(args.concat)
+        encoder, beside = encoder or make_encoder(args), beside or Beside(args.concat)
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)
         label = f"embed {number + 1}/{len(names)}" if len(names) > 1 else "embed"
@@ -299,11 +317,16 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     count = -(-texts.rows // args.shard_rows)
     names = [folder / shard_name(i, count) for i in range(count)]
     rank = processes()[0]
+    encoder = None
     if rank == 0:
+        # What cannot be had is said before the folder takes the settings of this run.
+        Beside(args.concat)
+        if args.overwrite or not all(name.exists() for name in names):
+            encoder = make_encoder(args)
         begin(args, folder, texts.files)
     # Opened by all together, so after `begin`; left by all together, so when every shard is there.
     with process_group("gloo", timeout=datetime.timedelta(days=7)):
-        encode_shards(args, texts, folder, names)
+        encode_shards(args, texts, names, encoder)
     if rank:
         return 0, 0
     import ast
