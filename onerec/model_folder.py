@@ -123,7 +123,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     heads = config["num_attention_heads"]
     if heads % (config.get("num_key_value_heads") or heads):
         raise refuse("num_key_value_heads", f"a divisor of num_attention_heads {heads}")
-    if _head_dim(config) % 2 or (not config.get("head_dim") and config["hidden_size"] % heads):
+    null = config["model_type"].startswith("qwen") and config.get("head_dim", 0) is None
+    if null or _head_dim(config) % 2 or (not config.get("head_dim") and config["hidden_size"] % heads):
         raise refuse("head_dim", f"an even number; without it {heads} heads divide hidden_size {config['hidden_size']}")  # fmt: skip
     for name in ("config.json", "generation_config.json"):
         ends = read_object(path / name).get("eos_token_id") if (path / name).is_file() else None

@@ -21,7 +21,7 @@ CONFIG: dict[str, Any] = {
 def tiny_model(
     folder: Path, words: list[str], spec: SidSpec | None = None, rows: int = 16, **config: Any
 ) -> Path:
-    """Write a Qwen3 (or what ``config`` says) whose tokens are ``words``, of which those of ``spec`` and turn marks are added ones."""
+    """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``, of which those of ``spec`` and turn marks are added ones."""
     from tokenizers import AddedToken, Tokenizer, models
 
     folder.mkdir(parents=True)
@@ -30,7 +30,7 @@ def tiny_model(
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(plain)}, plain[0]))
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words if word not in plain])
     tokenizer.save(str(folder / "tokenizer.json"))
-    value = CONFIG | {"vocab_size": rows} | config
+    value = {key: item for key, item in (CONFIG | {"vocab_size": rows} | config).items() if item is not ...}
     (folder / "config.json").write_text(json.dumps(value))
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in needed_tensors(value)}
