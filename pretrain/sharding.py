@@ -30,15 +30,12 @@ if TYPE_CHECKING:
 FSDP_FOLDER = "fsdp"
 _ZERO_STATES = "*_model_states.pt"
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whatever its caller asks for
-# The classes in the metadata of a checkpoint of tensors. Others (its `BytesStorageMetadata`) stand for objects, which are pickles.
-_METADATA = {
-    "torch": ("Size",),
-    "torch.serialization": ("_get_layout",),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.distributed.checkpoint.metadata": (
-        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-    ),
-    "pathlib": ("PosixPath",),
+# What the metadata of a checkpoint of tensors are made of. `BytesStorageMetadata` is not: it stands for objects, which are pickles.
+_OF_TENSORS = {
+    "torch.Size", "torch.serialization._get_layout", "torch.distributed.checkpoint.filesystem._StorageInfo", "pathlib.PosixPath",
+    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+                                                                   "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")),
 }  # fmt: skip
 # What train.py says itself, and where; a config that says it too could only contradict.
 _SAID_BY_FLAGS = {
@@ -199,7 +196,7 @@ class Fsdp(Whole):
         import torch.distributed.checkpoint as dcp
 
         with _shards(folder):
-            dcp.load(self._state(trainer), storage_reader=_reader(folder))
+            dcp.load(self._state(trainer), checkpoint_id=_checked(folder))
 
     @staticmethod
     def _state(trainer: PackedTrainer) -> dict[str, Any]:
@@ -261,62 +258,48 @@ def _shards(folder: Path) -> Iterator[None]:
     import torch
     from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
 
-    harmless = []
+    beside = []
     if importlib.util.find_spec("deepspeed") is not None:
         from deepspeed.runtime.fp16.loss_scaler import LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
 
-        harmless = [LossScaler, ZeroStageEnum, fragment_address]
-    before = os.environ.get(_TENSORS_ONLY)
+        beside = [LossScaler, ZeroStageEnum, fragment_address]
+    before = os.environ.get(_TENSORS_ONLY, "0")
     os.environ[_TENSORS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals(harmless):
+        with torch.serialization.safe_globals(beside):
             yield
     except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each
         what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            folder, f"has a shard that is missing or damaged ({what})", "take an older step"
-        ) from None
+        right = "take an older step"
+        raise InputError(folder, f"has a shard that is missing or damaged ({what})", right) from None
     finally:
-        os.environ.pop(_TENSORS_ONLY)
-        if before is not None:
-            os.environ[_TENSORS_ONLY] = before
+        os.environ[_TENSORS_ONLY] = before
 
 
-def _reader(folder: Path) -> Any:
-    """torch's reader of an FSDP checkpoint, whose ``.metadata`` is a pickle: of the classes that describe tensors, and no others."""
-    import torch
-    from torch.distributed.checkpoint import FileSystemReader, Metadata
-    from torch.distributed.checkpoint.metadata import StorageMeta
+class _Metadata(pickle.Unpickler):
+    """Reads the ``.metadata`` of a checkpoint of tensors; refuses what names any other class, since a pickle calls what it names."""
 
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            known = name in _METADATA.get(module, ()) or (
-                module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-            )
-            if not known:
-                raise pickle.UnpicklingError(f"its metadata names {module}.{name}")
-            return super().find_class(module, name)
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _OF_TENSORS:
+            raise pickle.UnpicklingError(f"its metadata name {module}.{name}")
+        return super().find_class(module, name)
 
-    class Reader(FileSystemReader):
-        def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-            with open(folder / FSDP_FOLDER / ".metadata", "rb") as file:
-                found = Unpickler(file).load()
-            if not isinstance(found, Metadata):
-                raise pickle.UnpicklingError("its metadata are none")
-            found.storage_meta = found.storage_meta or StorageMeta()
-            found.storage_meta.load_id = self.load_id
-            return found
 
-    return Reader(folder / FSDP_FOLDER)
+def _checked(folder: Path) -> Path:
+    """The FSDP shards of a checkpoint, whose metadata (a pickle) torch may read."""
+    for path in (folder / FSDP_FOLDER).glob("*.metadata"):
+        with open(path, "rb") as file:
+            _Metadata(file).load()
+    return folder / FSDP_FOLDER
 
 
 def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
     import torch
     import torch.distributed.checkpoint as dcp
 
-    reader = _reader(folder)
+    reader = dcp.FileSystemReader(_checked(folder))
     held = reader.read_metadata().state_dict_metadata
     state = {
         name.removeprefix("model."): torch.empty(tensor.size, dtype=tensor.properties.dtype)

@@ -173,14 +173,11 @@ class Texts:
                     manifest.drop("pid is null or stands twice")
                 else:
                     pids.append(int(values["pid"]))
-                    texts.append(self._args.instruction + fill(template, parts))
+                    filled = (
+                        text + parts.get(field, "") for text, field, *_ in string.Formatter().parse(template)
+                    )
+                    texts.append(self._args.instruction + "".join(filled))
         return pids, texts
-
-
-def fill(template: str, parts: dict[str, str]) -> str:
-    """``template`` with the texts of its columns, whatever their names."""
-    pieces = string.Formatter().parse(template)
-    return "".join(text + ("" if field is None else parts[field]) for text, field, _, _ in pieces)
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -288,15 +285,14 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None
 
 
 def encode_shards(
-    args: argparse.Namespace, texts: Texts, names: list[Path], encoder: TextEncoder | None
+    args: argparse.Namespace, texts: Texts, names: list[Path], beside: Beside, encoder: TextEncoder | None
 ) -> None:
     """Write this process's shards that are not there yet."""
     rank, world = processes()
-    beside = None
     for number, pieces in texts.shards(args.shard_rows):
         if number % world != rank or names[number].exists():
             continue
-        encoder, beside = encoder or make_encoder(args), beside or Beside(args.concat)
+        encoder = encoder or make_encoder(args)
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)
         label = f"embed {number + 1}/{len(names)}" if len(names) > 1 else "embed"
@@ -317,16 +313,15 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     count = -(-texts.rows // args.shard_rows)
     names = [folder / shard_name(i, count) for i in range(count)]
     rank = processes()[0]
-    encoder = None
+    # What cannot be had is said before the folder takes the settings of this run.
+    beside, encoder = Beside(args.concat), None
     if rank == 0:
-        # What cannot be had is said before the folder takes the settings of this run.
-        Beside(args.concat)
         if args.overwrite or not all(name.exists() for name in names):
             encoder = make_encoder(args)
         begin(args, folder, texts.files)
     # Opened by all together, so after `begin`; left by all together, so when every shard is there.
     with process_group("gloo", timeout=datetime.timedelta(days=7)):
-        encode_shards(args, texts, names, encoder)
+        encode_shards(args, texts, names, beside, encoder)
     if rank:
         return 0, 0
     import ast

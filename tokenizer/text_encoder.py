@@ -79,7 +79,8 @@ class TextEncoder:
         self._batch_size, self._max_batch_tokens = batch_size, max_batch_tokens
         self._dense: list[torch.nn.Module] = []
         self.pooling = ""
-        self._read_modules()
+        with loading(name):
+            self._read_modules()
         if pooling != "auto":
             self.pooling = pooling
         elif not self.pooling:
@@ -99,10 +100,7 @@ class TextEncoder:
 
     def _read_modules(self) -> None:
         """Pooling and dense layers of a sentence-transformers folder; nothing where the model is none."""
-        modules = model_json(self._name, "modules.json") or []
-        if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-            raise InputError("--encoder", f"modules.json of {self._name} is no list of modules", "as sentence-transformers writes it")  # fmt: skip
-        for module in modules:
+        for module in model_json(self._name, "modules.json") or []:
             kind = str(module.get("type", "")).rpartition(".")[2]
             if kind == "Pooling":
                 self.pooling = self._pooling_of(model_json(self._name, f"{module['path']}/config.json") or {})

@@ -179,9 +179,9 @@ DAMAGES = {
     "a shard is missing": (sharded(f2_safetensors=None), "2.safetensors: no such file, and"),
     "a shard is empty": (sharded(f2_safetensors=b""), "2.safetensors: is empty"),
     "an index without a map": (sharded(index=lambda places: {}), "has no weight_map"),
-    "an index of numbers": (sharded(index=lambda places: {"weight_map": {NORM: 1}}), "has no weight_map"),
-    "an index that points elsewhere": (sharded(index=lambda places: {"weight_map": {NORM: "../x.safetensors"}}), "names the file"),
-    "an index of a pickle": (sharded(index=lambda places: {"weight_map": {NORM: "x.bin"}}), "names the file 'x.bin'"),
+    "an index of numbers": (sharded(index=lambda places: {"weight_map": {NORM: 1}}), "goes with the file '1'"),
+    "an index that points elsewhere": (sharded(index=lambda places: {"weight_map": {NORM: "../x.safetensors"}}), "goes with the file"),
+    "an index of a pickle": (sharded(index=lambda places: {"weight_map": {NORM: "x.bin"}}), "goes with the file 'x.bin'"),
     "an index that is wrong": (
         sharded(index=lambda places: {"weight_map": dict.fromkeys(places, "1.safetensors")}), "1.safetensors: does not hold"
     ),
