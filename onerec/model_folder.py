@@ -233,8 +233,10 @@ def _open_config(path: Path) -> dict[str, Any]:
 
 
 def _refuse_pointer(file: Path) -> None:
-    with open(file, "rb") as opened:
-        if opened.read(8) == b"version ":
+    if file.is_file():
+        with open(file, "rb") as opened:
+            head = opened.read(8)
+        if head == b"version ":
             raise InputError(file, "is a Git LFS pointer, not the file itself", "git lfs pull")
 
 
