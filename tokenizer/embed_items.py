@@ -125,14 +125,9 @@ class Texts:
         names = open_parquet(file, ["pid"]).schema_arrow.names
         column = self._args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0])
         template = self._args.template or "{" + column + "}"
-        try:
-            parsed = [part[1:] for part in string.Formatter().parse(template) if part[1] is not None]
-        except ValueError as error:
-            raise InputError("--template", f"{template} is none ({error})", "as {title}. {genre}") from None
-        fields = [field for field, _, _ in parsed]
-        # Formats and conversions are for other values than texts, and can ask for any width.
-        if not all(fields) or not fields or any(form or turn for _, form, turn in parsed):
-            raise InputError("--template", f"{template} names no columns alone", "as {title}. {genre}")
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+        if not fields:
+            raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
         open_parquet(file, fields)
         return template, list(dict.fromkeys(fields))
 
@@ -173,10 +168,7 @@ class Texts:
                     manifest.drop("pid is null or stands twice")
                 else:
                     pids.append(int(values["pid"]))
-                    filled = (
-                        text + parts.get(field, "") for text, field, *_ in string.Formatter().parse(template)
-                    )
-                    texts.append(self._args.instruction + "".join(filled))
+                    texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 
 

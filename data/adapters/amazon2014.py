@@ -31,7 +31,7 @@ import orjson
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, least_items, split_rows
+from data.adapters.leave_one_out import add_arguments, check_arguments, id_of, least_items, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.parquet import write_table
@@ -111,7 +111,7 @@ def read_reviews(
         try:
             user, item, time = str(row["reviewerID"]), str(row["asin"]), int(row["unixReviewTime"])
             stars = float(row.get("overall", math.nan))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             bad["review without user, item or time"] += 1
             continue
         seen = users.setdefault(user, {})
@@ -159,7 +159,7 @@ def from_sequences(
     for user, items in read_sequences(args.sequences):
         total += 1
         try:
-            uid, pids = int(user), [int(item) for item in items]
+            uid, pids = id_of(user), [id_of(item) for item in items]
         except (TypeError, ValueError):
             bad += 1
             continue
@@ -171,6 +171,8 @@ def from_sequences(
     manifest.drop("line is not a user of its own and items", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
     attributes = read_json(args.attributes) if args.attributes else {}
+    if not isinstance(attributes, dict) or not all(isinstance(ids, list) for ids in attributes.values()):
+        raise InputError(args.attributes, "is not a JSON object of lists", '{"item id": [attribute ids]}')
     catalogue = Catalogue()
     for pid in sorted({item for events in users.values() for item, _ in events}):
         catalogue.add(pid, "", "", [TEXTS["attribute"].format(id=a) for a in attributes.get(str(pid), [])])
@@ -187,7 +189,7 @@ def read_sequences(path: Path) -> Iterator[tuple[Any, Sequence[Any]]]:
         return
     if not path.is_file():
         raise InputError(path, "no such file", "a sequence file: user id, then item ids, a user a line")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.strip():
             user, *items = line.split()
             yield user, items

@@ -43,6 +43,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError("--windows", f"{args.windows} is not a positive number", "1 or more, or -1 for all")
 
 
+def id_of(value: str | int) -> int:
+    """An id as int64; raises ValueError for what is none: a fraction, a switch, a number past int64."""
+    if isinstance(value, bool | float) or not -(1 << 63) <= (number := int(value)) < 1 << 63:
+        raise ValueError(f"{value} is not an int64")
+    return number
+
+
 def least_items(validation: bool) -> int:
     """Items that a user needs: a history, a training target, and what is kept out."""
     return 4 if validation else 3

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, check_arguments, split_rows
+from data.adapters.leave_one_out import add_arguments, check_arguments, id_of, split_rows
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.parquet import write_table
@@ -70,7 +70,7 @@ def find(folder: Path, *names: str) -> Path | None:
 
 def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     """The lines of a text file that are not blank; a byte that is not ``encoding`` becomes U+FFFD."""
-    text = path.read_text(encoding=encoding, errors="replace")
+    text = path.read_text(encoding=encoding, errors="replace").removeprefix("\ufeff")
     return [line for line in text.split("\n") if line.strip()]
 
 
@@ -91,7 +91,7 @@ def parse_event(fields: Sequence[str], row: int) -> tuple[int, Event]:
     """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
     if len(fields) < 4:
         raise ValueError("fields are missing")
-    user, item, rating, time = int(fields[0]), int(fields[1]), float(fields[2]), float(fields[3])
+    user, item, rating, time = id_of(fields[0]), id_of(fields[1]), float(fields[2]), float(fields[3])
     if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
         raise ValueError("outside the scale")
     return user, Event(int(time), row, item, rating)
@@ -162,7 +162,7 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     films = {
         int(item): (*title_and_year(title, year), genres)
         for item, title, year, genres in rows
-        if item.isdecimal() and title
+        if item.isdecimal() and len(item) < 19 and title
     }
     manifest.input(path, len(rows))
     if not films:
@@ -190,7 +190,7 @@ def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[
         rows = [(f[0], f[1], f[3]) if len(f) > 3 else ("", "", "") for f in lines]
     else:
         rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
-    people = {int(user): (age, job) for user, age, job in rows if user.isdecimal()}
+    people = {int(user): (age, job) for user, age, job in rows if user.isdecimal() and len(user) < 19}
     manifest.input(path, len(rows))
     bad = Counter({"user row does not parse": len(rows) - len(people)})
     note_bad(manifest, path, bad, len(rows), max_bad_ratio)
