@@ -125,10 +125,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sample_size == 0 or args.sample_size < -1:
         raise InputError("--sample_size", f"is {args.sample_size}", "a number of users, or -1 for all")
     found = checkpoints(args.run_dir)
-    if not (args.run_dir / "hf" / "config.json").is_file():
-        raise InputError(
-            args.run_dir / "hf", "is not a Hugging Face checkpoint", "a run of train.py that ended"
-        )
     manifest = Manifest("choose_checkpoint", args)
     model = BenchModel(args.run_dir / "hf", args.device, args.token_budget, precision=args.precision)
     validation = Validation(args, model, manifest)

@@ -21,7 +21,6 @@ from onerec.model_folder import tensor_headers
 from onerec.run import progress, read_json, write_json
 
 _BLOCK = 4 << 20
-_WEIGHTS = ("*.safetensors", "*.bin")
 _MADE_FROM = "made_from.json"
 
 
@@ -61,8 +60,11 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
     """
     folder = Path(model_dir)
     parts = [_whole(folder / name, name) for name in MODEL_FILES if (folder / name).is_file()]
-    for path in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        parts += _tensors(path) if path.suffix == ".safetensors" else [_whole(path, path.name)]
+    parts += [_whole(path, path.name) for path in folder.glob("*.bin")]
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in tensor_headers(path).items():
+            named = f"{name} {tensor.dtype} {list(tensor.shape)}"
+            parts.append(_Part(named, path, tensor.begin, tensor.end))
     # The processes of a node that train share its cores, and each asks this for itself.
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     named = zip((part.name for part in parts), _digests(parts, "compare models", sharers), strict=True)
@@ -91,14 +93,6 @@ def _whole(path: Path, name: str) -> _Part:
         return _Part(name, path, 0, path.stat().st_size)
     except FileNotFoundError:
         raise InputError(path, "no such file", "check the path") from None
-
-
-def _tensors(path: Path) -> list[_Part]:
-    """The tensors of a safetensors file."""
-    return [
-        _Part(f"{name} {tensor.dtype} {list(tensor.shape)}", path, tensor.begin, tensor.end)
-        for name, tensor in tensor_headers(path).items()
-    ]
 
 
 def _digests(parts: Sequence[_Part], label: str, sharers: int = 1) -> list[str]:

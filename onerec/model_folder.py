@@ -38,26 +38,22 @@ _LAYER = {
 }  # fmt: skip
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 1 <= value < 1 << 31
-
-
-def _is_amount(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and 0 <= value < math.inf)
+def _is_number(value: Any, least: int = 1, kinds: tuple[type, ...] = (int,)) -> bool:
+    return type(value) in kinds and least <= value < 1 << 31
 
 
 def _are_ids(value: Any) -> bool:
-    ids = value if isinstance(value, list) else [0 if value is None else value]
-    return all(type(id) is int and 0 <= id < 1 << 31 for id in ids)
+    return value is None or all(_is_number(id, 0) for id in (value if isinstance(value, list) else [value]))
 
 
 # What a configuration may say: keys, which values fit, and how they are called.
 _RANGES = (
     (("model_type",), lambda v: v in BACKBONES, f"a backbone that is known: {', '.join(BACKBONES)}"),
-    (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_count, "a whole number of 1 or more"),
-    (("num_key_value_heads", "head_dim", "max_position_embeddings"), lambda v: v is None or _is_count(v), "a whole number of 1 or more"),
+    (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_number, "a whole number of 1 or more"),
+    (("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"), lambda v: v is None or _is_number(v), "a whole number of 1 or more"),
     (("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), lambda v: v in (None, False, True), "true or false"),
-    (("rms_norm_eps", "initializer_range", "attention_dropout"), _is_amount, "a number of 0 or more"),
+    (("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"), lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more"),
+    (("quantization_config",), lambda v: v is None, "weights that are not quantised"),
     (("dtype", "torch_dtype"), lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16"),
     (("eos_token_id",), _are_ids, "an id, a list of ids, or null"),
 )  # fmt: skip
@@ -76,8 +72,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A language model's folder that `open_model_folder` found whole. ``spec``: its SIDs with their ids, None where it has none;
-    ``vocab_size``: rows of the embedding; ``context``: tokens of the longest sequence."""
+    """A whole language model's folder: its SIDs with their ids or None, rows of its embedding, tokens of its longest sequence."""
 
     path: Path
     config: dict[str, Any]
@@ -96,8 +91,7 @@ def open_model_folder(path: str | Path) -> ModelFolder:
     config = read_config(path)
     _check_weights(path, config)
     tokenizer, rows = read_tokenizer(path), config["vocab_size"]
-    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if last >= rows:
+    if (last := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)) >= rows:
         raise InputError(path, f"its tokenizer has the id {last}, its embedding {rows} rows", "the tokenizer of this model")  # fmt: skip
     spec = SidSpec.load(path) if (path / SID_SPEC).is_file() else None
     if spec is not None:
@@ -178,7 +172,7 @@ def tensor_headers(path: Path) -> dict[str, Tensor]:
         raise InputError(path, "is empty", "write or download it again")
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        header = file.read(start - 8) if start <= size else b""
+        header = file.read(start - 8) if start <= min(size, 100 << 20) else b""
     try:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
