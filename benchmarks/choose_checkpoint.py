@@ -29,6 +29,7 @@ from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
+from onerec.model_folder import check_finite, loading
 from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
@@ -72,19 +73,17 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
 
 def load_weights(model: Any, path: Path) -> None:
     """Put a checkpoint's weights into a model of transformers; raises `InputError` where they are not of its shape."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     wrong = "a checkpoint of the run that wrote hf/"
-    try:
+    with loading(path, wrong):
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(path, f"does not fit its run's hf/ ({str(error).splitlines()[0]})", wrong) from None
     # A tied head is not stored a second time.
     missing = [name for name in missing if name != "lm_head.weight" or not model.config.tie_word_embeddings]
     if missing or unexpected:
         name = (missing or unexpected)[0]
         raise InputError(path, f"does not fit its run's hf/ ({name} is in one of them only)", wrong)
+    check_finite(path, model.named_parameters())
 
 
 def best_of(curve: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
@@ -121,10 +120,6 @@ class Validation:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     found = checkpoints(args.run_dir)
-    if not (args.run_dir / "hf" / "config.json").is_file():
-        raise InputError(
-            args.run_dir / "hf", "is not a Hugging Face checkpoint", "a run of train.py that ended"
-        )
     manifest = Manifest("choose_checkpoint", args)
     model = BenchModel(args.run_dir / "hf", args.device, args.token_budget, precision=args.precision)
     validation = Validation(args, model, manifest)

@@ -23,6 +23,7 @@ from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser
+from onerec.model_folder import loading, open_model_folder
 from onerec.run import progress
 from onerec.sid import SidSpec
 
@@ -71,9 +72,10 @@ class BenchModel:
 
         self.path, self.journal, self.normalize = path, journal, normalize
         self.thinking = thinking or Thinking()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.spec = open_model_folder(path).spec
+        with loading(path):
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.ends = end_ids(path, self.tokenizer)
-        self.spec = SidSpec.load(path) if (path / SID_SPEC).exists() else None
         self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = open_backend(
             backend, path, self.tokenizer, device=device, token_budget=token_budget,
@@ -101,21 +103,6 @@ class BenchModel:
                 self.path,
                 f"has codebooks {self.spec.codebook_sizes}",
                 f"those of {data_dir}: {data.codebook_sizes}",
-            )
-        ids = self.tokenizer.convert_tokens_to_ids(self.spec.tokens)
-        first = self.spec.id_range[0]
-        wrong = next((i for i, token in enumerate(ids) if token != first + i), None)
-        if wrong is not None:
-            raise InputError(
-                self.path,
-                f"its tokenizer has {self.spec.tokens[wrong]} at {ids[wrong]}, its {SID_SPEC} at {first + wrong}",
-                "expand its vocabulary again",
-            )
-        if self.spec.end_id >= self.backend.rows:
-            raise InputError(
-                self.path,
-                f"its vocabulary has {self.backend.rows} rows and its SIDs end at {self.spec.end_id}",
-                "expand its vocabulary again",
             )
         return self.spec
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from onerec.errors import InputError
 from onerec.files import MODEL_FILES
+from onerec.model_folder import tensor_headers
 from onerec.run import progress, read_json, write_json
 
 _BLOCK = 4 << 20
-_WEIGHTS = ("*.safetensors", "*.bin")
 _MADE_FROM = "made_from.json"
 
 
@@ -62,8 +60,11 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
     """
     folder = Path(model_dir)
     parts = [_whole(folder / name, name) for name in MODEL_FILES if (folder / name).is_file()]
-    for path in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        parts += _tensors(path) if path.suffix == ".safetensors" else [_whole(path, path.name)]
+    parts += [_whole(path, path.name) for path in folder.glob("*.bin")]
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in tensor_headers(path).items():
+            named = f"{name} {tensor.dtype} {list(tensor.shape)}"
+            parts.append(_Part(named, path, tensor.begin, tensor.end))
     # The processes of a node that train share its cores, and each asks this for itself.
     sharers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     named = zip((part.name for part in parts), _digests(parts, "compare models", sharers), strict=True)
@@ -92,28 +93,6 @@ def _whole(path: Path, name: str) -> _Part:
         return _Part(name, path, 0, path.stat().st_size)
     except FileNotFoundError:
         raise InputError(path, "no such file", "check the path") from None
-
-
-def _tensors(path: Path) -> list[_Part]:
-    """The tensors of a safetensors file, from its header: eight bytes with the header's length, JSON, then the values."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = file.read(start - 8) if start <= size else b""
-    try:
-        entries: dict[str, Any] = json.loads(header)
-        entries.pop("__metadata__", None)
-        parts = [
-            _Part(f"{name} {entry['dtype']} {entry['shape']}", path, *(start + int(at) for at in entry["data_offsets"]))
-            for name, entry in entries.items()
-        ]  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(
-            path, "is not a whole safetensors file", "write it again; it may be cut short"
-        ) from None
-    if any(not start <= part.begin <= part.end <= size for part in parts):
-        raise InputError(path, "is shorter than its header says", "write it again; it may be cut short")
-    return parts
 
 
 def _digests(parts: Sequence[_Part], label: str, sharers: int = 1) -> list[str]:

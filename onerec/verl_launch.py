@@ -7,7 +7,6 @@ A stage on verl (distillation, GRPO) makes its own overrides, checks its inputs 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import importlib.metadata
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
+from onerec.model_folder import ModelFolder, open_model_folder
 from onerec.parquet import count_rows, open_parquet
 from onerec.processes import owned
 from onerec.run import read_json
@@ -52,53 +52,22 @@ def check_version() -> None:
 # Preflight: what is wrong is said before Ray starts.
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckedModel:
-    """A checkpoint that passed `check_model`: its folder, its SIDs with ids, its embedding rows and context length."""
+def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
+    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve here.
 
-    path: Path
-    spec: SidSpec
-    vocab_size: int
-    context: int
-
-
-def check_model(path: Path, codebooks: SidSpec | None = None) -> CheckedModel:
-    """A Hugging Face checkpoint with SIDs in its vocabulary.
-
-    Reads config.json, sid_spec.json and tokenizer.json. Raises `InputError` where one is missing, where the itemic tokens
-    do not have the ids of `onerec.sid` in the tokenizer, lie outside the embedding, or are of another codebook than
-    ``codebooks``.
+    Raises `InputError` where it has none, or those of another codebook than ``codebooks``.
     """
-    if not (path / "config.json").exists() or not any(path.glob("*.safetensors")):
-        raise InputError(
-            path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
-        )
-    if not (path / SID_SPEC).exists():
+    model = open_model_folder(path)
+    if model.spec is None:
         raise InputError(
             path, f"has no {SID_SPEC}: its vocabulary holds no SIDs", "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)"
         )  # fmt: skip
-    spec, config = SidSpec.load(path), read_json(path / "config.json")
-    if codebooks is not None and not spec.same_codebooks(codebooks):
+    if codebooks is not None and not model.spec.same_codebooks(codebooks):
         raise InputError(
-            path, f"has codebooks {list(spec.codebook_sizes)}", f"those of the data: {list(codebooks.codebook_sizes)}"
+            path, f"has codebooks {list(model.spec.codebook_sizes)}", f"those of the data: {list(codebooks.codebook_sizes)}"
         )  # fmt: skip
-    vocab_size = int(config.get("vocab_size", 0))
-    if spec.first_id is None or spec.end_id >= vocab_size:
-        raise InputError(
-            path,
-            f"its {SID_SPEC} has no ids inside its {vocab_size} embedding rows",
-            "expand its vocabulary again",
-        )
-    added = {
-        item["content"]: item["id"] for item in read_json(path / "tokenizer.json").get("added_tokens", [])
-    }
-    for offset, token in enumerate(spec.tokens):
-        if added.get(token) != spec.first_id + offset:
-            raise InputError(
-                path, f"its tokenizer has {token} at {added.get(token)}, its {SID_SPEC} at {spec.first_id + offset}", "expand its vocabulary again"
-            )  # fmt: skip
-    check_head_size(path, config)
-    return CheckedModel(path, spec, vocab_size, int(config.get("max_position_embeddings", 1 << 30)))
+    check_head_size(path, model.config)
+    return model
 
 
 def check_head_size(path: Path, config: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Checkpoint directories: those of transformers, as far as they can be read without torch, and those of a training run.
+"""Checkpoint directories of a training run.
 
-A run's checkpoints are ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept.
+They are ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from onerec.errors import InputError
-from onerec.files import SID_SPEC
-from onerec.run import read_json
-from onerec.sid import SidSpec
+from onerec.model_folder import loading, read_object, tensor_headers
 
 WEIGHTS = "model.safetensors"
-RUN = "run.json"
+RUN, LOSS_STATE = "run.json", "loss_state.json"
+_OTHER = (
+    "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
+)
 # How torch, safetensors and tokenizers say that a disk is full.
 _FULL = ("space left", "quota", "PytorchStreamWriter", "inline_container", "iostream")
 _STEP = re.compile(r"step(\d+)$")
@@ -36,24 +37,6 @@ def disk_errors(path: str | Path) -> Iterator[None]:
             raise
         what = "no space left on the device"
         raise InputError(path, what, "free some space or choose another output folder") from None
-
-
-def read_config(model_dir: str | Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint directory; raises `InputError` where it is none."""
-    path = Path(model_dir) / "config.json"
-    if not path.is_file():
-        raise InputError(
-            model_dir,
-            "is not a Hugging Face checkpoint (no config.json)",
-            "give a folder that transformers can load",
-        )
-    return read_json(path)
-
-
-def read_sid_spec(model_dir: str | Path) -> SidSpec | None:
-    """The SIDs that a checkpoint's vocabulary holds; None for a checkpoint that was not expanded."""
-    path = Path(model_dir) / SID_SPEC
-    return SidSpec.load(path) if path.is_file() else None
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
@@ -105,10 +88,31 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
     )
 
 
+def check_training_state(checkpoint: Path) -> None:
+    """Raise `InputError` where a file is missing from which the run that wrote a checkpoint would go on.
+
+    What is missing would begin afresh, in silence: the optimizer, the schedule, the random states, the place in the data.
+    """
+    run, state = (read_object(checkpoint / name) for name in (RUN, "trainer_state.json"))
+    world, shards = run.get("world_size"), run.get("sharding")
+    if type(world) is not int or world < 1 or f"global_step{state.get('global_step')}" != checkpoint.name:
+        raise InputError(checkpoint, f"its {RUN} and trainer_state.json are not those of this step", _OTHER)
+    needed = [LOSS_STATE, "scheduler.pt"]
+    needed += ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
+    needed += [WEIGHTS, "optimizer.pt"] if shards is None else []
+    for name in needed:
+        if not (checkpoint / name).is_file():
+            raise InputError(
+                checkpoint, f"has no {name}, and the run cannot go on as if it were there", _OTHER
+            )
+    if shards and shards != "fsdp2" and len(list(checkpoint.glob("*optim_states.pt"))) < world:
+        raise InputError(checkpoint, f"has not the optimizer states of {world} processes", _OTHER)
+
+
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
     # Checkpoints from before there was dropout do not name it.
-    before = {"dropout": 0.0, "attention_dropout": 0.0} | read_json(checkpoint / RUN)
+    before = {"dropout": 0.0, "attention_dropout": 0.0} | read_object(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
     if "world_size" in changed:
         raise InputError(
@@ -128,12 +132,10 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
 
 def read_weights(checkpoint: Path) -> dict[str, Any]:
     """Weights of a checkpoint by Hugging Face names."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    if not (checkpoint / WEIGHTS).is_file():
+        raise InputError(checkpoint, f"has no {WEIGHTS}", "give a whole checkpoint of train.py")
+    tensor_headers(checkpoint / WEIGHTS)
+    with loading(checkpoint / WEIGHTS, "resume from an older step"):
         return load_file(checkpoint / WEIGHTS)
-    except FileNotFoundError:
-        raise InputError(checkpoint, f"has no {WEIGHTS}", "give a whole checkpoint of train.py") from None
-    except SafetensorError as error:
-        raise InputError(checkpoint / WEIGHTS, f"is damaged ({error})", "resume from an older step") from None

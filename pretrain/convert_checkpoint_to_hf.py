@@ -36,11 +36,12 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Read the weights, whole or in shards, put them into the base model's shape, write the directory."""
     args = parser().parse_args(argv)
-    from pretrain.checkpoint import disk_errors, find_checkpoint, read_config
+    from onerec.model_folder import open_model_folder
+    from pretrain.checkpoint import disk_errors, find_checkpoint
     from pretrain.model import lm_of_checkpoint, write_hf
 
     base = Path(args.base_model_dir)
-    read_config(base)
+    open_model_folder(base)
     found = find_checkpoint(args.checkpoint_dir, None, args.checkpoint_dir)
     output = Path(args.output_dir) if args.output_dir else found / "converted"
     manifest = Manifest("convert_checkpoint_to_hf", args)

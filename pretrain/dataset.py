@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from onerec.errors import InputError
+from onerec.model_folder import check_itemic_tokens, read_tokenizer
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 from pretrain.dataset_config import DatasetConfig, list_shards
-from pretrain.tokenization import CUT, FastTokenizer, check_itemic_tokens, tokenize_shards
+from pretrain.tokenization import CUT, tokenize_shards
 from pretrain.tokens import Samples
 
 IGNORE = -100
@@ -236,7 +237,7 @@ def load_samples(
     """
     tokenizer_dir = Path(config.base_model_dir or model_dir)
     if spec is not None:
-        check_itemic_tokens(tokenizer_dir, spec, FastTokenizer(tokenizer_dir))
+        check_itemic_tokens(tokenizer_dir, spec, read_tokenizer(tokenizer_dir))
         if config.itemic_id_range is not None and config.itemic_id_range != spec.id_range:
             raise InputError(
                 config_path,

@@ -23,10 +23,10 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import CODES, LAYERS, SEED, ArgumentParser
+from onerec.model_folder import check_finite, check_itemic_tokens, loading, open_model_folder, read_tokenizer
 from onerec.run import Manifest, atomic_path, get_logger, seed_everything
 from onerec.sid import SidSpec
 from pretrain.checkpoint import disk_errors
-from pretrain.tokenization import FastTokenizer, check_itemic_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     source, output = Path(args.hf_model_dir), Path(args.output_model_dir)
     spec = wanted_spec(args)
-    if not source.is_dir():
-        raise InputError(source, "no such folder", "give a Hugging Face checkpoint")
+    open_model_folder(source)
     if source.resolve() == output.resolve():
         raise InputError(output, "is the folder of the old checkpoint", "write the new one beside it")
     refuse_twice(source, spec)
@@ -82,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     seed_everything(args.seed)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    with loading(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     model = load_lm(source, dtype="auto")
     spec = SidSpec(spec.codebook_sizes, len(tokenizer), spec.collision)
     if added := add_tokens(tokenizer, spec):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         spec.save(folder)
-        check_itemic_tokens(folder, spec, FastTokenizer(folder))
+        check_itemic_tokens(folder, spec, read_tokenizer(folder))
         manifest.output(output)
         manifest.extra |= {
             "first_id": spec.id_range[0],
@@ -122,8 +122,7 @@ def wanted_spec(args: argparse.Namespace) -> SidSpec:
 
 def refuse_twice(source: Path, spec: SidSpec) -> None:
     """Raise `InputError` where a checkpoint already holds itemic tokens."""
-    tokenizer = FastTokenizer(source)
-    if (source / SID_SPEC).exists() or tokenizer.id_of(spec.tokens[0]) is not None:
+    if (source / SID_SPEC).exists() or read_tokenizer(source).token_to_id(spec.tokens[0]) is not None:
         raise InputError(
             source,
             "was expanded before: its vocabulary holds itemic tokens",
@@ -205,20 +204,19 @@ def read_codebooks(args: argparse.Namespace, spec: SidSpec) -> list[torch.Tensor
     import torch
 
     path = args.codebook / "model.pt" if args.codebook.is_dir() else args.codebook
-    try:
+    if not path.is_file():
+        raise InputError(path, "no such file", "the model.pt of train_res_kmeans.py")
+    with loading(path, "the model.pt of train_res_kmeans.py"):
         value = torch.load(path, map_location="cpu", weights_only=True)
         state = value.get("state_dict", value)
         books = list(state["centroids"]) if "centroids" in state else []
         for name in ("centroids", "codebooks"):
             while f"{name}.{len(books)}" in state:
                 books.append(state[f"{name}.{len(books)}"])
-    except FileNotFoundError:
-        raise InputError(path, "no such file", "the model.pt of train_res_kmeans.py") from None
-    except Exception as error:  # torch raises a different type for every way in which a file is no checkpoint
-        raise InputError(
-            path, f"is not a checkpoint ({type(error).__name__})", "the model.pt of train_res_kmeans.py"
-        ) from None
-    sizes = tuple(len(book) for book in books)
+        sizes = tuple(len(book) for book in books)
+        if any(book.ndim != 2 or not book.is_floating_point() for book in books):
+            raise ValueError("its codebooks are no tables of numbers")
+    check_finite(path, [(f"codebook {layer}", book) for layer, book in enumerate(books)])
     if not books or sizes != spec.codebook_sizes[: len(sizes)]:
         raise InputError(path, f"has codebooks {sizes}", f"those of the specification: {spec.codebook_sizes}")
     return books

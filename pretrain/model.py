@@ -17,9 +17,10 @@ from torch import nn
 from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.files import TOKENIZER_FILES
-from onerec.run import atomic_path, read_json
+from onerec.model_folder import check_finite, loading, read_config, read_object
+from onerec.run import atomic_path
 from pretrain import attention
-from pretrain.checkpoint import RUN, read_config, read_weights
+from pretrain.checkpoint import RUN, read_weights
 from pretrain.loss import linear_cross_entropy
 from pretrain.sharding import read_trained
 
@@ -27,23 +28,15 @@ IGNORE = -100
 
 
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
-    """Load a causal LM; raises `InputError` where the directory does not hold one."""
+    """Load a causal LM; raises `InputError` where the directory does not hold one, or weights that are no numbers."""
     from transformers import AutoModelForCausalLM
 
-    read_config(model_dir)
-    try:
-        return AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise InputError(
-            model_dir, f"cannot be loaded ({what})", "give a checkpoint that transformers can load"
-        ) from None
-    except Exception as error:  # safetensors has its own error type for a file that is cut short
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(
-            model_dir, f"has damaged weights ({error})", "write it again; it may be cut short"
-        ) from None
+    with loading(model_dir):
+        lm = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    check_finite(model_dir, lm.named_parameters())
+    return lm
 
 
 class PackedLM(nn.Module):
@@ -159,10 +152,11 @@ class PackedLM(nn.Module):
     @torch.no_grad()
     def load_weights(self, state: dict[str, torch.Tensor]) -> None:
         """Load an LM's weights (Hugging Face names) and, in stage 1, take the itemic rows from them."""
-        missing, unexpected = self.lm.load_state_dict(state, strict=False)
-        missing = [name for name in missing if not (self.tied and name == "lm_head.weight")]
-        if missing or unexpected:
-            raise ValueError(f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        with loading("checkpoint", "a checkpoint of this model"):
+            missing, unexpected = self.lm.load_state_dict(state, strict=False)
+            missing = [name for name in missing if not (self.tied and name == "lm_head.weight")]
+            if missing or unexpected:
+                raise ValueError(f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
         if self.rows is not None:
             begin, end = self.rows
             self.itemic_in.copy_(self.embedding[begin:end])
@@ -178,13 +172,13 @@ def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
     trained = read_trained(folder)
     if trained is None:
         return read_weights(folder)
-    run = read_json(folder / RUN)
-    if run["trained_rows"] is None:
+    run = read_object(folder / RUN)
+    if run.get("trained_rows") is None:
         return {name.removeprefix("lm."): tensor for name, tensor in trained.items()}
-    if run["model"] != model_digest(base_dir):
+    if run.get("model") != model_digest(base_dir):
         raise InputError(folder, f"does not fit {base_dir}: it began from another model", "give the model that this run began from")  # fmt: skip
-    model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
-    with torch.no_grad():
+    with loading(folder, "a checkpoint of this model"), torch.no_grad():
+        model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
         for name, tensor in trained.items():
             getattr(model, name).copy_(tensor)
     return model.merge().state_dict()
@@ -195,9 +189,9 @@ def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     state = checkpoint_state(folder, base_dir)
-    config = AutoConfig.from_pretrained(base_dir)
-    with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with loading(base_dir), torch.device("meta"):
+        config = AutoConfig.from_pretrained(base_dir, trust_remote_code=False)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -209,6 +203,7 @@ def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
             f"does not fit {base_dir}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}",
             "give the model that this run began from",
         )
+    check_finite(folder, state.items())
     lm.load_state_dict(state, assign=True)
     lm.tie_weights()
     if (Path(base_dir) / "generation_config.json").is_file():

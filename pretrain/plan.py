@@ -142,7 +142,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.model_dir:
         from transformers import AutoConfig
 
-        models = {args.model_dir.name: AutoConfig.from_pretrained(args.model_dir)}
+        from onerec.model_folder import loading, read_config
+
+        read_config(args.model_dir)
+        with loading(args.model_dir):
+            config = AutoConfig.from_pretrained(args.model_dir, trust_remote_code=False)
+        models = {args.model_dir.name: config}
     else:
         models = {f"Qwen3-{size}": shape(size) for size in args.sizes}
     print(

@@ -6,11 +6,14 @@ Each way is a small object that the trainer asks: `Whole` (every process holds e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
+import pickle
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,14 @@ if TYPE_CHECKING:
 
 FSDP_FOLDER = "fsdp"
 _ZERO_STATES = "*_model_states.pt"
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whatever its caller asks for
+# What the metadata of a checkpoint of tensors are made of. `BytesStorageMetadata` is not: it stands for objects, which are pickles.
+_OF_TENSORS = {
+    "torch.Size", "torch.serialization._get_layout", "torch.distributed.checkpoint.filesystem._StorageInfo", "pathlib.PosixPath",
+    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+                                                                   "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")),
+}  # fmt: skip
 # What train.py says itself, and where; a config that says it too could only contradict.
 _SAID_BY_FLAGS = {
     "optimizer": "--learning_rate, --weight_decay, --beta1, --beta2",
@@ -114,12 +125,15 @@ class Zero(Whole):
     def load(self, trainer: PackedTrainer, folder: Path) -> None:
         """Go on from `save`, on as many processes."""
         frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
-        trainer.model_wrapped.load_checkpoint(
-            str(folder.parent),
-            tag=folder.name,
-            load_module_strict=not frozen,
-            load_lr_scheduler_states=False,
-        )
+        with _shards(folder):
+            path, _ = trainer.model_wrapped.load_checkpoint(
+                str(folder.parent),
+                tag=folder.name,
+                load_module_strict=not frozen,
+                load_lr_scheduler_states=False,
+            )
+            if path is None:  # DeepSpeed says so in its log alone
+                raise ValueError("DeepSpeed finds no states of this run")
 
 
 @dataclasses.dataclass
@@ -181,7 +195,8 @@ class Fsdp(Whole):
         """Go on from `save`."""
         import torch.distributed.checkpoint as dcp
 
-        dcp.load(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
+        with _shards(folder):
+            dcp.load(self._state(trainer), checkpoint_id=_checked(folder))
 
     @staticmethod
     def _state(trainer: PackedTrainer) -> dict[str, Any]:
@@ -229,29 +244,62 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
             raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")  # fmt: skip
     else:
         return None
-    from torch.distributed.checkpoint.api import (
-        CheckpointException,  # no Exception, it derives from BaseException
-    )
+    with _shards(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read(folder)
 
+
+@contextlib.contextmanager
+def _shards(folder: Path) -> Iterator[None]:
+    """Shards are read within: tensors and what DeepSpeed puts beside them are unpickled, whoever calls ``torch.load`` and however.
+
+    Whatever is raised at a shard that is missing, damaged or holds anything else becomes `InputError`.
+    """
+    import torch
+    from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
+
+    beside = []
+    if importlib.util.find_spec("deepspeed") is not None:
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+
+        beside = [LossScaler, ZeroStageEnum, fragment_address]
+    before = os.environ.get(_TENSORS_ONLY, "0")
+    os.environ[_TENSORS_ONLY] = "1"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return read(folder)
-    except (
-        Exception,
-        CheckpointException,
-    ) as error:  # torch, pickle and zipfile have a type each for a file cut short
+        with torch.serialization.safe_globals(beside):
+            yield
+    except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each
         what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(
-            folder, f"has a shard that is missing or damaged ({what})", "take an older step"
-        ) from None
+        right = "take an older step"
+        raise InputError(folder, f"has a shard that is missing or damaged ({what})", right) from None
+    finally:
+        os.environ[_TENSORS_ONLY] = before
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads the ``.metadata`` of a checkpoint of tensors; refuses what names any other class, since a pickle calls what it names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _OF_TENSORS:
+            raise pickle.UnpicklingError(f"its metadata name {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _checked(folder: Path) -> Path:
+    """The FSDP shards of a checkpoint, whose metadata (a pickle) torch may read."""
+    for path in (folder / FSDP_FOLDER).glob("*.metadata"):
+        with open(path, "rb") as file:
+            _Metadata(file).load()
+    return folder / FSDP_FOLDER
 
 
 def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
     import torch
     import torch.distributed.checkpoint as dcp
 
-    reader = dcp.FileSystemReader(folder / FSDP_FOLDER)
+    reader = dcp.FileSystemReader(_checked(folder))
     held = reader.read_metadata().state_dict_metadata
     state = {
         name.removeprefix("model."): torch.empty(tensor.size, dtype=tensor.properties.dtype)
@@ -263,7 +311,6 @@ def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_zero(folder: Path) -> dict[str, torch.Tensor]:
-    import contextlib
     import io
 
     # DeepSpeed's own merger; it prints what it does.

@@ -19,6 +19,7 @@ from onerec import __version__
 from onerec.chat import END_OF_TEXT, encode
 from onerec.content import files_digests
 from onerec.errors import InputError
+from onerec.model_folder import read_tokenizer
 from onerec.records import read_record, record_batches
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
@@ -34,17 +35,7 @@ class FastTokenizer:
     """``tokenizer.json`` behind the one call that `onerec.chat.encode` makes, without loading transformers."""
 
     def __init__(self, model_dir: str | Path) -> None:
-        from tokenizers import Tokenizer
-
-        path = Path(model_dir) / "tokenizer.json"
-        if not path.is_file():
-            raise InputError(model_dir, "has no tokenizer.json", "give a checkpoint with a fast tokenizer")
-        try:
-            self.backend = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers package raises plain Exception
-            raise InputError(
-                path, f"cannot be read ({error})", "give a checkpoint with a fast tokenizer"
-            ) from None
+        self.backend = read_tokenizer(model_dir)
 
     def __call__(
         self, text: str, add_special_tokens: bool = False, return_offsets_mapping: bool = True
@@ -54,23 +45,6 @@ class FastTokenizer:
             {"input_ids": coded.ids, "offset_mapping": coded.offsets}
             if return_offsets_mapping
             else {"input_ids": coded.ids}
-        )
-
-    def id_of(self, token: str) -> int | None:
-        """Vocabulary id of a token; None where there is none."""
-        return self.backend.token_to_id(token)
-
-
-def check_itemic_tokens(model_dir: str | Path, spec: SidSpec, tokenizer: FastTokenizer) -> None:
-    """Raise `InputError` where the tokenizer splits an itemic token or gives it another id than ``sid_spec.json``."""
-    first, last = spec.id_range
-    coded = tokenizer("".join(spec.tokens))["input_ids"]
-    if coded != list(range(first, last + 1)):
-        bad = next((t for i, t in enumerate(spec.tokens) if tokenizer.id_of(t) != first + i), spec.tokens[0])
-        raise InputError(
-            model_dir,
-            f"its tokenizer splits the itemic token {bad} or gives it another id than sid_spec.json",
-            "expand the vocabulary of the base model (scripts/expand_qwen3_vocab.sh)",
         )
 
 

@@ -21,11 +21,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.model_folder import loading, open_model_folder
 from onerec.process_group import process_group, processes
 from onerec.processes import STOPPED
 from onerec.run import Manifest, get_logger
@@ -54,7 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     log.setLevel("INFO" if first_process() else "WARNING")
-    from pretrain.checkpoint import read_config, read_sid_spec
     from pretrain.dataset import PackedDataset, load_samples
     from pretrain.dataset_config import list_shards, load_config
 
@@ -68,12 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     overrides = {name: getattr(args, name) for name in ("max_length", "num_epochs", "num_workers")}
     config = load_config(config_path, sources=tuple(args.sources) if args.sources else None, **overrides)
     list_shards(config.sources)
-    model_config, spec = read_config(model_dir), read_sid_spec(model_dir)
-    rows = itemic_rows(args, spec, model_config)
+    model = open_model_folder(model_dir)
+    spec = model.spec
+    rows = itemic_rows(args, spec, model.vocab_size)
     resume = find_resume(args, output_dir)
     samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
-    longest, context = int(samples.lengths.max()), model_config.get("max_position_embeddings")
-    if context and longest > context:
+    longest, context = int(samples.lengths.max()), model.context
+    if longest > context:
         raise InputError(
             config_path,
             f"has a sample of {longest} tokens, the model reads {context}",
@@ -104,9 +105,7 @@ def first_process() -> bool:
     return processes()[0] == 0
 
 
-def itemic_rows(
-    args: argparse.Namespace, spec: SidSpec | None, model_config: dict[str, Any]
-) -> tuple[int, int] | None:
+def itemic_rows(args: argparse.Namespace, spec: SidSpec | None, vocab_size: int) -> tuple[int, int] | None:
     """(first, last) row that stage 1 trains; None where everything is trained."""
     if not args.freeze_llm:
         return None
@@ -116,10 +115,10 @@ def itemic_rows(
             "has no itemic tokens to train (no sid_spec.json)",
             "expand its vocabulary first (scripts/expand_qwen3_vocab.sh)",
         )
-    first, last = spec.id_range if spec else (0, model_config["vocab_size"] - 1)
+    first, last = spec.id_range if spec else (0, vocab_size - 1)
     if args.start_optimize_embedding_index >= 0:
         first = args.start_optimize_embedding_index
-    if not first <= last < model_config["vocab_size"]:
+    if not first <= last < vocab_size:
         raise InputError(
             "--start_optimize_embedding_index",
             f"is {first}",
@@ -130,13 +129,15 @@ def itemic_rows(
 
 def find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     """The checkpoint to go on from; raises `InputError` where another run's checkpoints are in the way."""
-    from pretrain.checkpoint import find_checkpoint, whole_checkpoints
+    from pretrain.checkpoint import check_training_state, find_checkpoint, whole_checkpoints
 
     begin_anew = args.overwrite and args.resume_from == "auto"
     resume = None
     if args.resume_from and not begin_anew:
         resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
     goes_on = resume is not None and args.resume_training_state
+    if goes_on:
+        check_training_state(resume)
     if whole_checkpoints(output_dir) and not goes_on and not args.overwrite:
         raise InputError(
             output_dir,
@@ -318,9 +319,13 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
 
 
 def _train(trainer: PackedTrainer, resume: Path | None) -> None:
+    from transformers import TrainerState
+
     if resume is None:
         trainer.train()
         return
+    with loading(resume / "trainer_state.json", "take an older step"):
+        TrainerState.load_from_json(str(resume / "trainer_state.json"))
     step = int(resume.name.removeprefix("global_step"))
     log.info(f"resume from {resume}, step {step} of {trainer.args.max_steps}")
     if step < trainer.args.max_steps:

@@ -18,6 +18,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from onerec.errors import InputError
+from onerec.model_folder import loading, read_object
 from onerec.run import get_logger, write_json
 from pretrain import checkpoint
 from pretrain.checkpoint import disk_errors
@@ -30,8 +31,8 @@ from pretrain.sharding import Whole
 
 LOG = "train_log.jsonl"
 VALIDATION_LOG = "validation_log.jsonl"
-LOSS_STATE = "loss_state.json"
 SCHEDULES = ("cosine", "linear", "constant")
+_OLDER = "take an older step"
 log = get_logger("train")
 
 
@@ -336,7 +337,7 @@ class PackedTrainer(Trainer):
         if self.is_world_process_zero():
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            write_json(folder / LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
+            write_json(folder / checkpoint.LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
             write_json(folder / checkpoint.RUN, self.run)
         self.accelerator.wait_for_everyone()
 
@@ -349,9 +350,10 @@ class PackedTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         folder = Path(resume_from_checkpoint)
         self.sharding.load(self, folder)
-        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        with loading(folder / SCHEDULER_NAME, _OLDER):
+            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
         self._load_from_checkpoint(resume_from_checkpoint)
         return prepared
 
@@ -362,16 +364,25 @@ class PackedTrainer(Trainer):
         device = self.args.device
         place = device if self.args.world_size > 1 and device.type != "cpu" else "cpu"
         for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
-            part.load_state_dict(torch.load(Path(checkpoint) / name, map_location=place, weights_only=True))
+            with loading(Path(checkpoint) / name, _OLDER):
+                part.load_state_dict(
+                    torch.load(Path(checkpoint) / name, map_location=place, weights_only=True)
+                )
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with loading(f"{checkpoint}: its random states", _OLDER):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         if not self.sharding.name:
             self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
-        state = json.loads((folder / LOSS_STATE).read_text())
-        self.tokens_seen = state["tokens_seen"]
-        if self.is_world_process_zero():
-            self.sums.values = torch.tensor(state["sums"], dtype=torch.float64)
+        with loading(folder / checkpoint.LOSS_STATE, _OLDER):
+            state = read_object(folder / checkpoint.LOSS_STATE)
+            self.tokens_seen = int(state["tokens_seen"])
+            if self.is_world_process_zero():
+                sums = torch.tensor(state["sums"], dtype=torch.float64)
+                self.sums.values = sums.reshape(self.sums.values.shape)
 
 
 class _Validate(TrainerCallback):

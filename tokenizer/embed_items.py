@@ -20,7 +20,7 @@ import string
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,14 +37,16 @@ from onerec.parquet import (
     iter_batches,
     list_parquet,
     open_parquet,
-    read_table,
     write_batches,
     write_table,
 )
 from onerec.process_group import process_group, processes
 from onerec.run import Manifest, read_json, write_json
-from tokenizer.embeddings import FirstOfPid
+from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
 from tokenizer.quantizer import unit
+
+if TYPE_CHECKING:
+    from tokenizer.text_encoder import TextEncoder
 
 TFIDF_SVD = "tfidf_svd"
 NO_TEXT = "none"  # nothing of the text: what --concat names, alone
@@ -211,13 +213,17 @@ class Beside:
             try:
                 scale = float(weight or 1)
             except ValueError:
+                scale = -1.0
+            if not 0 < scale < np.inf:
+                raise InputError("--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT, a number above 0")  # fmt: skip
+            noted = Manifest("concat", {})
+            pids, vectors = zip(*iter_embeddings(name, embedding_dim(name), noted), strict=True)
+            if noted.dropped.keys() - {ALL_ZERO}:  # which is as if the item were not there
                 raise InputError(
-                    "--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT"
-                ) from None
-            table = read_table(name, ["pid", "embedding"])
-            rows = {pid: row for row, pid in enumerate(table["pid"].to_pylist())}
-            found = np.stack(table["embedding"].to_numpy()).astype(np.float32)
-            self._others.append((rows, scale, unit(found)))
+                    name, f"has bad rows ({noted.dropped_text()})", "one whole embedding an item"
+                )
+            rows = {pid: row for row, pid in enumerate(np.concatenate(pids).tolist())}
+            self._others.append((rows, scale, unit(np.concatenate(vectors))))
 
     def join(self, pids: Sequence[int], vectors: np.ndarray) -> np.ndarray:
         """``vectors`` with the others beside them, unit length; an item that a file lacks gets zeros there."""
@@ -244,7 +250,7 @@ def as_table(
     return table if dropped is None else table.replace_schema_metadata({"dropped": repr(dropped)})
 
 
-def make_encoder(args: argparse.Namespace):
+def make_encoder(args: argparse.Namespace) -> TextEncoder:
     """The HF encoder on this process's device."""
     import torch
 
@@ -280,15 +286,15 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None
         write_json(file, settings)
 
 
-def encode_shards(args: argparse.Namespace, texts: Texts, folder: Path, names: list[Path]) -> None:
+def encode_shards(
+    args: argparse.Namespace, texts: Texts, names: list[Path], beside: Beside, encoder: TextEncoder | None
+) -> None:
     """Write this process's shards that are not there yet."""
     rank, world = processes()
-    encoder = beside = None
     for number, pieces in texts.shards(args.shard_rows):
         if number % world != rank or names[number].exists():
             continue
-        if encoder is None:
-            encoder, beside = make_encoder(args), Beside(args.concat)
+        encoder = encoder or make_encoder(args)
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)
         label = f"embed {number + 1}/{len(names)}" if len(names) > 1 else "embed"
@@ -309,11 +315,15 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     count = -(-texts.rows // args.shard_rows)
     names = [folder / shard_name(i, count) for i in range(count)]
     rank = processes()[0]
+    # What cannot be had is said before the folder takes the settings of this run.
+    beside, encoder = Beside(args.concat), None
     if rank == 0:
+        if args.overwrite or not all(name.exists() for name in names):
+            encoder = make_encoder(args)
         begin(args, folder, texts.files)
     # Opened by all together, so after `begin`; left by all together, so when every shard is there.
     with process_group("gloo", timeout=datetime.timedelta(days=7)):
-        encode_shards(args, texts, folder, names)
+        encode_shards(args, texts, names, beside, encoder)
     if rank:
         return 0, 0
     import ast

@@ -16,10 +16,11 @@ TWICE = "pid stands twice"
 NULL, RAGGED, NOT_FINITE, ALL_ZERO, NO_PID = (
     "embedding is null",
     "embedding has another dimension",
-    "embedding is not finite",
+    "embedding is not finite or too large",
     "embedding is all zero",
     "pid is null",
 )
+_LARGEST = 1e30  # squared length: float32 has room for the sum of a hundred million of them
 _LISTED = 1000  # bad rows that the manifest names; all are counted
 
 
@@ -149,7 +150,8 @@ def _arrays(
         if len(usable)
         else np.zeros((0, dim), np.float32)
     )
-    finite, zero = np.isfinite(vectors).all(1), ~vectors.any(1)
+    with np.errstate(all="ignore"):
+        finite, zero = np.einsum("ij,ij->i", vectors, vectors) < _LARGEST, ~vectors.any(1)
     wrong[usable[~finite]] = 4
     wrong[usable[zero]] = 5
     if wrong.any():

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onerec.errors import InputError
+from onerec.model_folder import check_finite, loading
 from onerec.run import atomic_path
 from onerec.sid import SidSpec
 
@@ -108,27 +109,19 @@ def load_quantizer(path: str | Path) -> Quantizer:
 
     path = Path(path)
     path = path / MODEL_FILE if path.is_dir() else path
-    try:
+    if not path.is_file():
+        raise InputError(path, "no such file", f"give the {MODEL_FILE} of train_res_kmeans.py")
+    with loading(path, f"give the {MODEL_FILE} of train_res_kmeans.py"):
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(path, "no such file", f"give the {MODEL_FILE} of train_res_kmeans.py") from None
-    except Exception as error:  # torch raises a different type for every way in which a file is no checkpoint
-        raise InputError(path, f"is not a checkpoint ({type(error).__name__})", "train it again") from None
-    value = value if isinstance(value, dict) else {}
-    kind = value.get("kind", "res_kmeans")
-    if kind not in KINDS:
-        raise InputError(path, f"holds a quantiser of kind {kind}", f"one of {', '.join(KINDS)}")
-    module, _, name = KINDS[kind].partition(":")
-    try:
-        model = getattr(importlib.import_module(module), name).from_state(
-            value.get("state_dict", value), value.get("config", {})
-        )
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(
-            path, f"is not a quantiser ({error})", f"give the {MODEL_FILE} of train_res_kmeans.py"
-        ) from None
-    spec = value.get("sid_spec")
-    if spec is not None and tuple(spec.get("codebook_sizes", ())) != model.codebook_sizes:
+        kind = value.get("kind", "res_kmeans")
+        if kind not in KINDS:
+            raise InputError(path, f"holds a quantiser of kind {kind}", f"one of {', '.join(KINDS)}")
+        module, _, name = KINDS[kind].partition(":")
+        tensors = value.get("state_dict", value)
+        model = getattr(importlib.import_module(module), name).from_state(tensors, value.get("config", {}))
+        sizes = (value.get("sid_spec") or {}).get("codebook_sizes", model.codebook_sizes)
+    check_finite(path, [(key, tensor) for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)])
+    if tuple(sizes) != model.codebook_sizes:
         raise InputError(path, "has codebooks of other sizes than its sid_spec says", "train it again")
     return model
 

@@ -6,7 +6,7 @@ sentence-transformers folder says in modules.json which pooling and which dense 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from onerec.errors import InputError
-from onerec.run import progress
+from onerec.model_folder import check_finite, loading, open_encoder
+from onerec.run import progress, read_json
 
 POOLINGS = ("last", "mean", "cls", "max")
 _ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "GELU": torch.nn.GELU}  # fmt: skip
@@ -34,7 +35,7 @@ def model_file(name: str, path: str) -> Path | None:
 def model_json(name: str, path: str) -> Any:
     """A JSON file of a model; None where there is none."""
     file = model_file(name, path)
-    return json.loads(file.read_text(encoding="utf-8")) if file else None
+    return read_json(file) if file else None
 
 
 class TextEncoder:
@@ -62,20 +63,24 @@ class TextEncoder:
     ) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModel.from_pretrained(name, dtype=dtype)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                "--encoder", f"{name} cannot be loaded ({reason})", "a local folder, a hub name with network, or tfidf_svd"
-            ) from None  # fmt: skip
+        if os.path.isdir(name):
+            open_encoder(name)
+        with loading(name, "a local folder, a hub name with network, or tfidf_svd"):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model, found = AutoModel.from_pretrained(
+                name, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+            )
+            # A pooler is a head of its own (BERT's), and nothing here uses it.
+            if missing := [key for key in found["missing_keys"] if not key.startswith("pooler.")]:
+                raise ValueError(f"its weights do not hold {missing[0]}")
+        check_finite(name, model.named_parameters())
         self._name, self._device = name, device
         self._model = model.to(device).eval()
         self._batch_size, self._max_batch_tokens = batch_size, max_batch_tokens
         self._dense: list[torch.nn.Module] = []
         self.pooling = ""
-        self._read_modules()
+        with loading(name):
+            self._read_modules()
         if pooling != "auto":
             self.pooling = pooling
         elif not self.pooling:
@@ -137,10 +142,14 @@ class TextEncoder:
             raise InputError(
                 "--encoder", f"the dense layer {path} of {self._name} cannot be read", f"config.json with an activation of {', '.join(_ACTIVATIONS)}, and model.safetensors"
             )  # fmt: skip
-        linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-        linear.load_state_dict(
-            {key.removeprefix("linear."): value for key, value in load_file(weights).items()}
-        )
+        with loading(weights):
+            linear = torch.nn.Linear(
+                config["in_features"], config["out_features"], bias=config.get("bias", True)
+            )
+            linear.load_state_dict(
+                {key.removeprefix("linear."): value for key, value in load_file(weights).items()}
+            )
+        check_finite(weights, linear.named_parameters())
         return torch.nn.Sequential(linear, _ACTIVATIONS[activation]()).to(self._device).eval()
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from onerec.errors import InputError
+from onerec.model_folder import open_model_folder, read_tokenizer
 from onerec.records import check_prompts
-from onerec.run import read_json
 from onerec.verl_cluster import Pool, fit
 from onerec.verl_launch import check_data, check_head_size, check_model
 
@@ -32,12 +32,11 @@ def check(args: argparse.Namespace) -> int:
         )
     student = check_model(args.base_model)
     start = student.spec.id_range[0] if args.extend_vocab_start_token < 0 else args.extend_vocab_start_token
-    teacher_config = check_checkpoint(args.teacher_model)
-    check_head_size(args.teacher_model, teacher_config)
-    check_same_base(args.base_model, args.teacher_model, start, int(teacher_config.get("vocab_size", 0)))
+    teacher = open_model_folder(args.teacher_model)
+    check_head_size(args.teacher_model, teacher.config)
+    check_same_base(args.base_model, args.teacher_model, start)
     needed = args.max_prompt_length + args.response_length + 1
-    teacher_context = int(teacher_config.get("max_position_embeddings", needed))
-    for path, context in ((args.base_model, student.context), (args.teacher_model, teacher_context)):
+    for path, context in ((args.base_model, student.context), (args.teacher_model, teacher.context)):
         if context < needed:
             raise InputError(
                 path,
@@ -87,35 +86,21 @@ def check_anchors(args: argparse.Namespace) -> None:
         )
 
 
-def check_checkpoint(path: Path) -> dict:
-    """``config.json`` of a Hugging Face checkpoint; raises `InputError` where the folder is none."""
-    if not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
-        raise InputError(
-            path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
-        )
-    return read_json(path / "config.json")
-
-
-def token_ids(path: Path) -> dict[str, int]:
-    """Token to id of a checkpoint's ``tokenizer.json``, added tokens included."""
-    value = read_json(path / "tokenizer.json")
-    try:
-        return {**value["model"]["vocab"], **{t["content"]: t["id"] for t in value.get("added_tokens", [])}}
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            path / "tokenizer.json", f"is not a fast tokenizer ({error})", "one with model.vocab"
-        ) from None
-
-
-def check_same_base(student: Path, teacher: Path, start: int, teacher_rows: int) -> None:
+def check_same_base(student: Path, teacher: Path, start: int) -> None:
     """Raise `InputError` unless student and teacher give every id below ``start`` to the same token.
 
     The teacher scores the student's ids, not its text, so a teacher with another tokenizer would silently teach nonsense;
     and ids between the teacher's tokens and its embedding rows would silently be scored -inf, so every id below ``start`` must be a token.
     """
     right = "the base model that the student was made from"
-    theirs = {id: token for token, id in token_ids(teacher).items() if id < start}
-    ours = {id: token for token, id in token_ids(student).items() if id < start}
+    theirs, ours = (
+        {
+            id: token
+            for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items()
+            if id < start
+        }
+        for path in (teacher, student)
+    )
     for id in range(start):
         if theirs.get(id) != ours.get(id):
             what = f"its id {id} is {theirs.get(id, 'no token')!r}, the student's is {ours.get(id, 'no token')!r}"
@@ -126,5 +111,3 @@ def check_same_base(student: Path, teacher: Path, start: int, teacher_rows: int)
                 f"{start} counts ids without a token ({id} is one)",
                 "the student's first itemic id",
             )
-    if teacher_rows < start:
-        raise InputError(teacher, f"has {teacher_rows} embedding rows, fewer than {start} base tokens", right)

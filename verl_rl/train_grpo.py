@@ -25,13 +25,14 @@ from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
+from onerec.model_folder import ModelFolder
 from onerec.parquet import iter_batches, plain, texts
 from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool, fit, has_accelerator
 from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import CheckedModel, check_data, check_model, cpu_server, launch
+from onerec.verl_launch import check_data, check_model, cpu_server, launch
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import (
@@ -49,7 +50,7 @@ COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
 
 
-def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]:
+def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
     """Preflight: the model, the settings and the number of training rows; raises `InputError` for what cannot run."""
     model = check_model(args.base_model)
     rows = check_data(args.data_dir / RL_TRAIN, COLUMNS)
@@ -126,7 +127,7 @@ def check(args: argparse.Namespace) -> tuple[CheckedModel, RolloutSettings, int]
     return model, settings, rows
 
 
-def check_answers(path: Path, model: CheckedModel, catalogues: dict[str, ItemIndex]) -> None:
+def check_answers(path: Path, model: ModelFolder, catalogues: dict[str, ItemIndex]) -> None:
     """Raises `InputError` where a training row's answer names no SID of the model's codebooks, or no answer of a task is in its catalogue."""
     seen, found = 0, dict[str, bool]()
     for batch in iter_batches(path, ["reward_model", "data_source"]):

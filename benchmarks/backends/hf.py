@@ -13,6 +13,7 @@ from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_o
 from onerec.beam_model import float32_logits
 from onerec.catalog import ItemIndex
 from onerec.decode import Hypothesis, batches_by_length, decode_items
+from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ class HfBackend:
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         dtype = dtype_of(precision, place.type == "cuda")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        with loading(path):
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
+            )
+        check_finite(path, model.named_parameters())
         self.model = model.to(place).eval()
         # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings (a penalty on
         # repetition, say) is mixed in, for vLLM takes none of them either.

@@ -43,7 +43,7 @@ class Engine:
 
         gpu = torch.cuda.is_available()
         self.llm = LLM(
-            model=path, skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
+            model=path, trust_remote_code=False, load_format="safetensors", skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
             dtype=str(dtype_of(precision, gpu)).removeprefix("torch."), enforce_eager=not gpu, max_logprobs=-1,
             logprobs_mode="processed_logprobs", logits_processors=[_PROCESSOR], disable_log_stats=True,
             hf_overrides={"head_dtype": "float32"},  # as `onerec.beam_model.float32_logits`, and why

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from onerec.errors import InputError
+from onerec.model_folder import check_finite, loading, open_encoder
 
 TFIDF = "tfidf"
 
@@ -34,11 +33,11 @@ def _hf_embeddings(texts: Sequence[str], folder: str, batch_size: int = 32) -> n
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    if not (Path(folder) / "config.json").exists():
-        raise InputError(
-            "--encoder", f"{folder} is no model folder", f"{TFIDF}, or a Hugging Face encoder's folder"
-        )
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    open_encoder(folder)
+    with loading(folder, f"{TFIDF}, or a Hugging Face encoder's folder"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
+    check_finite(folder, model.named_parameters())
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     parts = []

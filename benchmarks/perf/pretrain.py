@@ -167,13 +167,13 @@ def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], word
 
 def dataset_of(folder: Path):
     """The packed dataset of a world, as train.py makes it."""
+    from onerec.model_folder import open_model_folder
     from onerec.run import Manifest
-    from pretrain.checkpoint import read_sid_spec
     from pretrain.dataset import PackedDataset, load_samples
     from pretrain.dataset_config import load_config
 
     config = load_config(folder / "config.json")
-    spec = read_sid_spec(folder / "model")
+    spec = open_model_folder(folder / "model").spec
     samples = load_samples(config, folder / "config.json", folder / "model", spec, Manifest("perf", {}), 0.01)
     return PackedDataset(samples, config, 0)
 
@@ -183,7 +183,7 @@ def per_sample_loop(folder: Path) -> int:
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False)
     start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
     head = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
     packed, row, total = [], [], 0
@@ -230,7 +230,7 @@ def bench_packing(args: argparse.Namespace, folder: Path) -> None:
 
 def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
     """The trainer of train.py, all steps of ``dataset``."""
-    from pretrain.checkpoint import read_sid_spec
+    from onerec.model_folder import open_model_folder
     from pretrain.options import check_args, parser
     from pretrain.sharding import Whole
     from pretrain.train import make_trainer
@@ -238,7 +238,7 @@ def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
     flags = ["--model_dir", str(folder / "model"), "--output_dir", str(output), "--dataset_config", str(folder / "config.json"), "--logging_per_step", "10", "--save_checkpoint_per_step", "1000000"]  # fmt: skip
     args = parser(None).parse_args([*flags, *(["--freeze_llm"] if frozen else [])])
     check_args(args)
-    spec = read_sid_spec(folder / "model")
+    spec = open_model_folder(folder / "model").spec
     return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
 
 

@@ -61,7 +61,7 @@ class Rollouts:
         self.spec = SidSpec.load(args.model)
         self.index = ItemIndex.load(args.catalogue, self.spec)
         self.llm = LLM(
-            model=self.model, dtype="float32", enforce_eager=True, enable_prefix_caching=True, max_logprobs=-1, seed=0,
+            model=self.model, trust_remote_code=False, dtype="float32", enforce_eager=True, enable_prefix_caching=True, max_logprobs=-1, seed=0,
             max_model_len=1024, max_num_seqs=256, max_num_batched_tokens=8192, worker_extension_cls="onerec.vllm_items.ItemWorker",
         )  # fmt: skip
         self.tokenizer = self.llm.get_tokenizer()

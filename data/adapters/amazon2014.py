@@ -112,7 +112,7 @@ def read_reviews(
         try:
             user, item, time = str(row["reviewerID"]), str(row["asin"]), int(row["unixReviewTime"])
             stars = float(row.get("overall", math.nan))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             bad["review without user, item or time"] += 1
             continue
         seen = users.setdefault(user, {})
@@ -192,7 +192,7 @@ def read_sequences(path: Path) -> Iterator[tuple[Any, Sequence[Any]]]:
         return
     if not path.is_file():
         raise InputError(path, "no such file", "a sequence file: user id, then item ids, a user a line")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if line.strip():
             user, *items = line.split()
             yield user, items

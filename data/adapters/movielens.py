@@ -163,7 +163,7 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     films = {
         int(item): (*title_and_year(title, year), genres)
         for item, title, year, genres in rows
-        if item.isdecimal() and title
+        if item.isdecimal() and len(item) < 19 and title
     }
     manifest.input(path, len(rows))
     if not films:
@@ -191,7 +191,7 @@ def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[
         rows = [(f[0], f[1], f[3]) if len(f) > 3 else ("", "", "") for f in lines]
     else:
         rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
-    people = {int(user): (age, job) for user, age, job in rows if user.isdecimal()}
+    people = {int(user): (age, job) for user, age, job in rows if user.isdecimal() and len(user) < 19}
     manifest.input(path, len(rows))
     bad = Counter({"user row does not parse": len(rows) - len(people)})
     note_bad(manifest, path, bad, len(rows), max_bad_ratio)

@@ -149,6 +149,22 @@ def test_sequences_as_json(sequences, tmp_path):
         amazon(["--sequences", str(tmp_path / "s.json"), "--output_dir", str(tmp_path / "json")])
 
 
+@pytest.mark.parametrize("item", [0.5, 1.0, True, 2**63, "1.5", None, [1]])
+def test_an_item_that_is_no_int64_is_counted_not_cut(tmp_path, item):
+    (tmp_path / "inter.json").write_text(json.dumps({"1": [1, 2, 3, 4], "2": [1, 2, 3, item]}))
+    with pytest.raises(InputError, match="1 of 2 rows are bad"):
+        amazon(["--sequences", str(tmp_path / "inter.json"), "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("attributes", [[1, 2], {"1": 5}, {"1": None}])
+def test_attributes_of_another_shape_are_one_line(sequences, tmp_path, attributes):
+    (tmp_path / "a.json").write_text(json.dumps(attributes))
+    (tmp_path / "inter.json").write_text(json.dumps({"1": [1, 2, 3, 4]}))
+    argv = ["--sequences", str(tmp_path / "inter.json"), "--attributes", str(tmp_path / "a.json")]
+    with pytest.raises(InputError, match="is not a JSON object of lists"):
+        amazon([*argv, "--output_dir", str(tmp_path / "out")])
+
+
 def test_beauty_has_the_numbers_that_the_papers_state(tmp_path, capsys, shared_data):
     real = shared_data("amazon2014")
     amazon(

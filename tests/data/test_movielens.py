@@ -193,3 +193,23 @@ def test_missing_files_and_columns_are_refused(films, tmp_path):
 def test_users_with_too_few_ratings_leave_nothing(tmp_path):
     with pytest.raises(InputError, match="leaves no user; users with at least 4 ratings"):
         convert(recbole(tmp_path / "few", RATINGS[5:6]))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(films):
+    for path in films.glob("ml-100k.*"):
+        path.write_text("\ufeff" + path.read_text())
+    assert sorted(convert(films)) == [(1, 0), (1, 1), (3, 0), (3, 1), (4, 0), (4, 1)]
+
+
+def test_ids_past_int64_are_counted(tmp_path):
+    huge = recbole(tmp_path / "huge", [(10**30 + user, *rest) for user, *rest in RATINGS])
+    with pytest.raises(InputError, match="holds no rating"):
+        convert(huge)
+    item = recbole(tmp_path / "item", [*RATINGS, (1, 2**64, 5, 9)])
+    with pytest.raises(InputError, match="1 of 26 rows are bad"):
+        convert(item)
+    (films := recbole(tmp_path / "films")).joinpath("ml-100k.item").open("a").write(
+        f"{2**70}\tFilm\t1990\tWar\n"
+    )
+    convert(films, "--max_bad_ratio", "0.1")
+    assert manifest(films)["dropped"]["film row does not parse"] == 1

@@ -15,20 +15,16 @@ from onerec import verl_launch
 from onerec.errors import InputError
 from onerec.sid import SidSpec
 from onerec.verl_cluster import Pool
+from tests.model_folders import tiny_model
 
 SPEC = SidSpec((2, 3), first_id=10)
 POOLS = [Pool("training", "--n_gpus", 2, 1, 1)]
 
 
 def checkpoint(folder, spec=SPEC, vocab_size=20, shift=0):
-    """The files of a checkpoint that the preflight reads."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"vocab_size": vocab_size, "max_position_embeddings": 64}))
-    (folder / "model.safetensors").write_bytes(b"")
-    added = [{"content": token, "id": 10 + shift + i} for i, token in enumerate(spec.tokens)]
-    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
-    spec.save(folder)
-    return folder
+    """A checkpoint of ten words and ``spec``'s tokens, the latter ``shift`` places too late."""
+    words = [f"w{i}" for i in range(10 + shift)]
+    return tiny_model(folder, [*words, *spec.tokens], spec, vocab_size)
 
 
 def test_a_checkpoint_with_its_itemic_tokens_in_place_passes(tmp_path):
@@ -42,7 +38,7 @@ def test_a_checkpoint_with_its_itemic_tokens_in_place_passes(tmp_path):
         (lambda folder: folder.mkdir(), None, "is not a checkpoint folder"),
         (lambda folder: (checkpoint(folder) / "sid_spec.json").unlink(), None, "holds no SIDs"),
         (checkpoint, SidSpec((2, 4)), r"has codebooks \[2, 3\]; those of the data: \[2, 4\]"),
-        (lambda folder: checkpoint(folder, vocab_size=16), None, "no ids inside its 16 embedding rows"),
+        (lambda folder: checkpoint(folder, vocab_size=16), None, "has the id 16, its embedding 16 rows"),
         (lambda folder: checkpoint(folder, shift=1), None, "its tokenizer has <s_a_0> at 11"),
     ],
 )
@@ -53,9 +49,8 @@ def test_a_model_that_cannot_be_trained_is_refused(tmp_path, make, codebooks, wo
 
 
 def test_heads_that_vllm_cannot_serve_on_a_cpu_are_refused(tmp_path, monkeypatch):
-    folder = checkpoint(tmp_path / "m")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 64, "num_attention_heads": 4}))
+    words = [f"w{i}" for i in range(10)]
+    folder = tiny_model(tmp_path / "m", [*words, *SPEC.tokens], SPEC, 20, head_dim=16)
     monkeypatch.setattr(verl_launch, "has_accelerator", lambda: False)
     with pytest.raises(InputError, match="heads of 16; one of 32, 64"):
         verl_launch.check_model(folder)

@@ -17,12 +17,12 @@ import pytest
 
 from onerec.chat import render
 from onerec.errors import InputError
+from onerec.model_folder import open_model_folder
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, parse_messages, record_uuid, write_records
 from onerec.run import Manifest
 from onerec.sid import BEGIN, END, SidSpec
 from pretrain import tokenization
-from pretrain.checkpoint import read_sid_spec
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
 
@@ -37,7 +37,7 @@ def load(
 ):
     config = load_config(path, **overrides)
     manifest = Manifest("test")
-    spec = read_sid_spec(world / model)
+    spec = open_model_folder(world / model).spec
     samples = load_samples(config, path, world / model, spec, manifest, max_bad_ratio, token_dir)
     return config, samples, manifest
 
@@ -105,7 +105,7 @@ def test_an_itemic_id_range_of_another_checkpoint_is_refused(config_file, world)
 
 
 def test_a_tokenizer_that_splits_sids_is_refused(config_file, world):
-    with pytest.raises(InputError, match="splits the itemic token"):
+    with pytest.raises(InputError, match="its tokenizer has <s_a_0> at None"):
         load(world, config_file(base_model_dir="base"))
 
 

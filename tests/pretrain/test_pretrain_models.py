@@ -203,7 +203,7 @@ def test_a_codebook_that_does_not_fit_is_refused(world, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    for folder, says in ((tmp_path / "absent", "no such folder"), (tmp_path, "no tokenizer.json")):
+    for folder, says in ((tmp_path / "absent", "no such folder"), (tmp_path, "no config.json")):
         with pytest.raises(InputError, match=says):
             expand_vocab.main(["--hf_model_dir", str(folder), "--output_model_dir", str(tmp_path / "x")])
 
@@ -216,5 +216,9 @@ def test_the_model_check_passes_a_good_model_and_names_what_is_wrong(world, tmp_
     shutil.copytree(world / "base_itemic", bad)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(world / "base" / file, bad / file)
+    with pytest.raises(InputError, match="its tokenizer has <s_a_0> at None"):
+        check_hf_model.main(["--hf_model_dir", str(bad), "--max_new_tokens", "4"])
+    shutil.copytree(world / "base_itemic", bad, dirs_exist_ok=True)
+    (bad / "chat_template.jinja").unlink()
     assert check_hf_model.main(["--hf_model_dir", str(bad), "--max_new_tokens", "4"]) == 1
-    assert "splits the itemic token <s_a_0>" in caplog.text
+    assert "there is no chat template" in caplog.text

@@ -272,7 +272,7 @@ def test_the_schedule_rises_falls_and_ends_at_the_floor():
         (["--resume_training_state"], "base_itemic", "without --resume_from"),
         (["--min_lr", "1"], "base_itemic", "above the peak"),
         (["--resume_from", "nowhere"], "base_itemic", "no whole checkpoint"),
-        ([], "absent", "is not a Hugging Face checkpoint"),
+        ([], "absent", "is not a checkpoint folder"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused_before_anything_is_written(

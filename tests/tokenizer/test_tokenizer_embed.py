@@ -97,7 +97,7 @@ def test_an_hf_encoder_gives_the_last_tokens_state_at_any_batch_size(tmp_path, e
 
 
 def test_an_encoder_that_cannot_be_had_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="--encoder: none/such cannot be loaded"):
+    with pytest.raises(InputError, match="none/such: cannot be loaded"):
         run(tmp_path, CATS, "--encoder", "none/such")
 
 

@@ -156,7 +156,10 @@ def test_bad_rows_are_counted_and_past_the_ratio_the_run_fails(tmp_path, capsys)
     vectors, _, _ = hand_made()
     vectors[3, 2], vectors[7] = np.nan, 0
     path = train_on(tmp_path, vectors)
-    assert "dropped 1 (embedding is not finite), 1 (embedding is all zero)" in capsys.readouterr().out
+    assert (
+        "dropped 1 (embedding is not finite or too large), 1 (embedding is all zero)"
+        in capsys.readouterr().out
+    )
     infer(["--model_path", str(tmp_path / "model"), "--emb_path", path, "--output_path", str(tmp_path)])
     assert pq.read_table(tmp_path / "pid2sid.parquet").num_rows == 398
     vectors[:50] = np.inf
@@ -208,6 +211,6 @@ def test_unusable_embeddings_are_one_line(tmp_path, vectors, more, match):
 def test_a_model_that_is_none_is_refused(tmp_path):
     path = save(tmp_path / "emb.parquet", hand_made()[0])
     (tmp_path / "model.pt").write_text("no")
-    for model, match in (("model.pt", "is not a checkpoint"), ("none.pt", "no such file")):
+    for model, match in (("model.pt", "cannot be loaded"), ("none.pt", "no such file")):
         with pytest.raises(InputError, match=match):
             infer(["--model_path", str(tmp_path / model), "--emb_path", path, "--output_path", str(tmp_path)])

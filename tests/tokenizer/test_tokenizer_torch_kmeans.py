@@ -213,7 +213,7 @@ def test_bad_rows_are_listed(tmp_path):
     train(["--data_path", path, "--model_path", str(tmp_path), "--codebook_size", "8", "--dim", "16"])
     listed = json.loads((tmp_path / "manifest.json").read_text())["bad_rows"]
     assert [(bad["row"], bad["pid"], bad["reason"]) for bad in listed] == [
-        (3, 1003, "embedding is not finite"),
+        (3, 1003, "embedding is not finite or too large"),
         (7, 1007, "embedding is all zero"),
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 from onerec.errors import InputError
 from onerec.sid import SidSpec
 from onerec.verl_launch import cpu_overrides, resolve
+from tests.model_folders import tiny_model
 from verl_distillation.anchors import mix
 from verl_distillation.distill import parser
 from verl_distillation.preflight import check, place
@@ -26,16 +26,8 @@ SPEC = SidSpec((2, 3), first_id=len(BASE))
 
 
 def checkpoint(folder: Path, tokens: list[str], rows: int = 16, spec: SidSpec | None = None) -> Path:
-    """The files of a checkpoint that the preflight reads."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"vocab_size": rows, "max_position_embeddings": 64}))
-    (folder / "model.safetensors").write_bytes(b"old")
-    added = [{"content": token, "id": i} for i, token in enumerate(tokens) if i >= 4]
-    vocab = {token: i for i, token in enumerate(tokens[:4])}
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": added}))
-    if spec:
-        spec.save(folder)
-    return folder
+    """A tiny checkpoint of these tokens."""
+    return tiny_model(folder, tokens, spec, rows)
 
 
 @pytest.fixture
@@ -72,7 +64,7 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
     anchors = {"--anchor_parquet": files["--dataset_parquet"], "--loss": "forward_kl_topk"}
     cases = [
         ({"--teacher_model": other}, "its id 1 is 'c', the student's is 'b'"),
-        ({"--teacher_model": small}, "has 4 embedding rows, fewer than 6 base tokens"),
+        ({"--teacher_model": small}, "its tokenizer has the id 5, its embedding 4 rows"),
         ({"--extend_vocab_start_token": 8}, "its id 6 is 'no token', the student's is '<s_a_0>'"),
         ({"--teacher_model": tmp_path / "none"}, "is not a checkpoint folder"),
         ({"--base_model": files["--teacher_model"]}, "its vocabulary holds no SIDs"),
@@ -224,20 +216,20 @@ def test_prompts_carry_the_switch_of_the_think_mode():
 
 def test_a_distillation_goes_on_with_what_it_began_with_alone(files, monkeypatch):
     """A student, teacher or prompts made anew are never given the old run's model; verl is not started for it."""
-    import torch
-    from safetensors.torch import save_file
+    from safetensors.numpy import load_file, save_file
 
     from verl_distillation import distill
 
     started = []
     monkeypatch.setattr(distill, "launch", lambda *args, **kwargs: started.append(kwargs["dry_run"]))
     monkeypatch.setattr(distill, "export", lambda *args: None)
-    for name in ("--base_model", "--teacher_model"):
-        save_file({"w": torch.zeros(3)}, files[name] / "model.safetensors")
     argv = [str(item) for pair in files.items() for item in pair]
     distill.main(argv)
     distill.main(argv)
-    save_file({"w": torch.tensor([0.0, 1.0, 0.0])}, files["--teacher_model"] / "model.safetensors")
+    weights = files["--teacher_model"] / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][1] += 1
+    save_file(tensors, weights)
     with pytest.raises(
         InputError, match="out: holds results that were made from another teacher_model; give"
     ):
