@@ -40,7 +40,7 @@ def test_threads_that_write_one_file_do_not_take_each_others(tmp_path):
 
 def test_a_folder_is_replaced_whole(tmp_path):
     for name in ("old", "new"):
-        with atomic_path(tmp_path / "out") as temporary:
+        with atomic_path(tmp_path / "out", ours=True) as temporary:
             temporary.mkdir()
             (temporary / name).touch()
     assert os.listdir(tmp_path / "out") == ["new"]
