@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.errors import from_os_error
-from onerec.run import atomic_path
+from onerec.folders import atomic_path, together
 
 _ROWS_PER_GROUP = 4096
 _BYTES_PER_GROUP = 8 << 20
@@ -53,7 +53,8 @@ class Outputs:
     def _close(self, *error: Any) -> None:
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
-        self._stack.__exit__(*error)
+        with together():
+            self._stack.__exit__(*error)
 
     def add(self, path: Path, table: pa.Table) -> None:
         """Append rows to a file; waits where the disk is far behind."""

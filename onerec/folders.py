@@ -42,7 +42,9 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error)
-        if getattr(error, "errno", None) in DISK_FULL or (any(word in text for word in _FULL) and "Reader" not in text):
+        if getattr(error, "errno", None) in DISK_FULL or (
+            any(word in text for word in _FULL) and "Reader" not in text
+        ):
             what = "no space left on the device"
             raise InputError(path, what, "free some space or choose another output folder") from None
         if isinstance(error, OSError) and error.errno and not error.filename:
@@ -65,19 +67,18 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
     if path.parent not in _cleared:
         _cleared.add(path.parent)
         clear(path.parent)
-    temporary, pending = _beside(path, "tmp"), None
+    temporary, waits = _beside(path, "tmp"), False
     try:
         with disk_errors(given):
             yield temporary
-            pending = getattr(_local, "pending", None)
             if temporary.is_dir():
                 replace_folder(temporary, path)
-            elif pending is not None:
-                pending.append((temporary, path))
+            elif waits := getattr(_local, "pending", None) is not None:
+                _local.pending[path] = temporary
             else:
                 os.replace(temporary, path)
     finally:
-        if not pending or pending[-1] != (temporary, path):
+        if not waits:
             _remove(temporary)
 
 
@@ -85,22 +86,29 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
 def together() -> Iterator[None]:
     """The files that this thread writes inside appear when the block ends well, all of them or, after an error, none.
 
-    A kill while they are put in place leaves a note of them, by which the next run there puts the rest in place.
+    A kill while they are put in place leaves a note of them, by which the next run there puts the rest in place. Inside another such
+    block they are part of that.
     """
-    pending = _local.pending = []
+    if getattr(_local, "pending", None) is not None:
+        yield
+        return
+    _local.pending = pending = {}
     notes: dict[Path, Path] = {}
     try:
         yield
-        for _, path in pending:
-            notes.setdefault(path.parent, _beside(path, "commit"))
-        for note in notes.values():
-            with disk_errors(note.parent):
-                note.write_text(json.dumps([[str(new), str(path)] for new, path in pending]), encoding="utf-8")
-        for new, path in pending:
+        text = json.dumps(
+            [[str(new.resolve()), str(path.resolve().parent / path.name)] for path, new in pending.items()]
+        )
+        for path in pending:
+            if path.parent not in notes:
+                notes[path.parent] = _beside(path, "commit")
+                with disk_errors(path):
+                    notes[path.parent].write_text(text, encoding="utf-8")
+        for path, new in pending.items():
             os.replace(new, path)
     finally:
         _local.pending = None
-        for left in (*notes.values(), *(new for new, _ in pending)):
+        for left in (*notes.values(), *pending.values()):
             _remove(left)
 
 

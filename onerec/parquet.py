@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.errors import InputError, from_os_error
-from onerec.run import atomic_path
+from onerec.folders import atomic_path
 
 # What a stream reads at a time of a column; without it all that a row group has of the column, which may be gigabytes.
 _STREAM_BYTES = 4 << 20

@@ -159,9 +159,7 @@ class Manifest:
             "seconds": round(time.monotonic() - self._start, 3),
         }
 
-    def write(
-        self, folder: str | os.PathLike[str], name: str = MANIFEST, whole_folder: bool = False
-    ) -> Path:
+    def write(self, folder: str | os.PathLike[str], name: str = MANIFEST, whole_folder: bool = False) -> Path:
         """Write the manifest into ``folder`` and return its path.
 
         ``whole_folder``: all that is in the folder is the stage's, which may replace it another time (`onerec.folders.made_by`).

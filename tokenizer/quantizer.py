@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onerec.errors import InputError
-from onerec.run import atomic_path
+from onerec.folders import atomic_path
 from onerec.sid import SidSpec
 
 MODEL_FILE = "model.pt"

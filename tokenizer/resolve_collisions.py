@@ -15,6 +15,7 @@ specification. The choice is in sid_spec.json beside every output; the vocabular
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,13 +28,15 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
+from onerec.folders import clear, together
 from onerec.parquet import read_table, write_table
-from onerec.run import Manifest
+from onerec.run import Manifest, read_json
 from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
 from tokenizer.quantizer import Quantizer, load_quantizer
 
 METHODS = ("none", "reassign", "extra_layer")
+MANIFEST_END = ".collisions.manifest.json"
 _CELLS = 1 << 24  # of a table of distances at a time
 
 
@@ -218,10 +221,27 @@ def check(args: argparse.Namespace) -> SidSpec:
     return specs[0]
 
 
+def done_before(args: argparse.Namespace, manifest: Manifest) -> bool:
+    """Whether this very command has resolved its tables in place."""
+    mine = json.loads(json.dumps(manifest.args, default=str))
+    notes = [path.with_name(f"{path.stem}{MANIFEST_END}") for path in args.pid2sid]
+    return args.pid2sid == args.output_path and all(
+        note.is_file()
+        and read_json(note).get("args") == mine
+        and SidSpec.load(note.parent / SID_SPEC).collision == args.method != "none"
+        for note in notes
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    spec = check(args)
     manifest = Manifest("resolve_collisions", args)
+    for folder in {path.parent for path in args.pid2sid if path.parent.is_dir()}:
+        clear(folder)  # a run that was killed while it put its tables in place
+    if done_before(args, manifest):
+        print(f"{', '.join(map(str, args.pid2sid))}: resolved before by this command; nothing to do")
+        return
+    spec = check(args)
     tables = [read_pid2sid(path, spec) for path in args.pid2sid]
     model = load_quantizer(args.model_path) if args.method == "reassign" else None
     if model and model.codebook_sizes != spec.codebook_sizes:
@@ -255,15 +275,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if 0 < args.extra_codes < largest:
             raise InputError("--extra_codes", f"{args.extra_codes} are fewer than the largest bucket has items", f"at least {largest}")  # fmt: skip
         sizes = (*sizes, args.extra_codes if args.extra_codes > 0 else largest)
-    for output, (pids, codes) in zip(args.output_path, results, strict=True):
-        lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
-            pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
-        )  # fmt: skip
-        write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
-        SidSpec(sizes, collision=args.method).save(output.parent)
-        manifest.output(output, len(pids))
-    for output in args.output_path:
-        manifest.write(output.parent, f"{output.stem}.collisions.manifest.json")
+    with together():  # in place of the inputs too: all of them or none
+        for output, (pids, codes) in zip(args.output_path, results, strict=True):
+            lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
+                pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
+            )  # fmt: skip
+            write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
+            SidSpec(sizes, collision=args.method).save(output.parent)
+            manifest.output(output, len(pids))
+        for output in args.output_path:
+            manifest.write(output.parent, f"{output.stem}{MANIFEST_END}")
     print("\n".join(lines))
     print(f"collisions: {args.method}, codebooks {' x '.join(map(str, sizes))}; {manifest.dropped_text()}")
 
