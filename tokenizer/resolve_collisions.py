@@ -15,7 +15,6 @@ specification. The choice is in sid_spec.json beside every output; the vocabular
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,13 +29,12 @@ from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.folders import clear, together
 from onerec.parquet import read_table, write_table
-from onerec.run import Manifest, read_json
+from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
 from tokenizer.quantizer import Quantizer, load_quantizer
 
 METHODS = ("none", "reassign", "extra_layer")
-MANIFEST_END = ".collisions.manifest.json"
 _CELLS = 1 << 24  # of a table of distances at a time
 
 
@@ -221,25 +219,11 @@ def check(args: argparse.Namespace) -> SidSpec:
     return specs[0]
 
 
-def done_before(args: argparse.Namespace, manifest: Manifest) -> bool:
-    """Whether this very command has resolved its tables in place."""
-    mine = json.loads(json.dumps(manifest.args, default=str))
-    notes = [path.with_name(f"{path.stem}{MANIFEST_END}") for path in args.pid2sid]
-    return args.pid2sid == args.output_path and all(
-        note.is_file()
-        and read_json(note).get("args") == mine
-        and SidSpec.load(note.parent / SID_SPEC).collision == args.method != "none"
-        for note in notes
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     manifest = Manifest("resolve_collisions", args)
-    for folder in {path.parent for path in args.pid2sid if path.parent.is_dir()}:
-        clear(folder)  # a run that was killed while it put its tables in place
-    if done_before(args, manifest):
-        print(f"{', '.join(map(str, args.pid2sid))}: resolved before by this command; nothing to do")
+    if any([clear(folder) for folder in {path.parent for path in args.output_path} if folder.is_dir()]):
+        print("a run that was killed had resolved the tables already; they are in place now")
         return
     spec = check(args)
     tables = [read_pid2sid(path, spec) for path in args.pid2sid]
@@ -284,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             SidSpec(sizes, collision=args.method).save(output.parent)
             manifest.output(output, len(pids))
         for output in args.output_path:
-            manifest.write(output.parent, f"{output.stem}{MANIFEST_END}")
+            manifest.write(output.parent, f"{output.stem}.collisions.manifest.json")
     print("\n".join(lines))
     print(f"collisions: {args.method}, codebooks {' x '.join(map(str, sizes))}; {manifest.dropped_text()}")
 
