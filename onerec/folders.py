@@ -199,19 +199,19 @@ def locked(folder: str | os.PathLike[str], take: bool = True) -> Iterator[None]:
 def _lock(folder: Path) -> int:
     while True:
         _make(folder)
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):  # the run before has removed it; once more
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                what = "another run is at work in it"
+                raise InputError(folder, what, "wait until it has ended, or give another folder") from None
+            except OSError:  # a file system without locks
+                return lock
             if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
-                return lock  # else the run before has removed it
-        except BlockingIOError:
+                return lock
             os.close(lock)
-            what = "another run is at work in it"
-            raise InputError(folder, what, "wait until it has ended, or give another folder") from None
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                return lock  # a file system without locks
-        os.close(lock)
 
 
 def _make(folder: Path) -> None:
