@@ -146,9 +146,11 @@ def replace_folder(new: Path, path: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a kill leaves no half of it under its name."""
+    aside = _beside(path, "tmp")
+    _remove(aside)
     with contextlib.suppress(FileNotFoundError):
-        os.rename(path, aside := _beside(path, "tmp"))
-        _remove(aside)
+        os.rename(path, aside)
+    _remove(aside)
 
 
 def clear(folder: Path) -> bool:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.folders import MANIFEST, disk_errors, locked, remove_folder
+from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.process_group import process_group, processes
 from onerec.processes import STOPPED
-from onerec.run import Manifest, get_logger, read_json
+from onerec.run import Manifest, get_logger
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
 from pretrain.sharding import choose
@@ -159,9 +159,9 @@ def check_ours(output_dir: Path, may_replace: bool) -> None:
     """Raise `InputError` where a model or logs are in the way that no training made, or a finished one without checkpoints."""
     from pretrain.checkpoint import whole_checkpoints
 
-    ours = (output_dir / MANIFEST).is_file() and read_json(output_dir / MANIFEST).get("stage") == "pretrain"
-    began = ours or bool(whole_checkpoints(output_dir)) or (output_dir / "train_log.jsonl").is_file()
-    if not began and (found := [name for name in (HF, TB_LOGS) if (output_dir / name).exists()]):
+    ours = made_by(output_dir, "pretrain") or whole_checkpoints(output_dir)
+    ours = ours or (output_dir / "train_log.jsonl").is_file()
+    if not ours and (found := [name for name in (HF, TB_LOGS) if (output_dir / name).exists()]):
         raise InputError(output_dir / found[0], "was not made by a training", "give another --output_dir")
     if (output_dir / HF).exists() and not may_replace:
         what = "holds the finished model of an earlier run, whose checkpoints are gone"

@@ -292,7 +292,7 @@ import os, sys
 from onerec.errors import InputError
 from onerec.folders import locked
 done = 0
-while done < 30:
+while done < 10:
     try:
         with locked(sys.argv[1]):
             os.mkdir(sys.argv[1] + "/alone")
