@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.tasks import fingerprint
 from onerec.content import model_digest
 from onerec.errors import InputError
+from onerec.folders import remove_folder
 from onerec.run import read_json, write_json
 
 RUN, PROGRESS = "run.json", "progress"
@@ -87,7 +88,7 @@ class Journal:
         """The results so far of the phase ``label``, open for more."""
         if not self._begun:  # a run that is refused before its first prompt leaves the folder as it was
             if self.overwrite and (self.folder / RUN).exists():
-                shutil.rmtree(self.folder)
+                remove_folder(self.folder)
             write_json(self.folder / RUN, self.identity)
             self._begun = True
         name = re.sub(r"[^\w.-]+", "_", label).strip("_")

@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from onerec.errors import from_os_error
-from onerec.run import atomic_path
+from onerec.folders import atomic_path, together
 
 _ROWS_PER_GROUP = 4096
 _BYTES_PER_GROUP = 8 << 20
@@ -53,7 +52,8 @@ class Outputs:
     def _close(self, *error: Any) -> None:
         for pool in self._pools:
             pool.shutdown(cancel_futures=True)
-        self._stack.__exit__(*error)
+        with together():
+            self._stack.__exit__(*error)
 
     def add(self, path: Path, table: pa.Table) -> None:
         """Append rows to a file; waits where the disk is far behind."""
@@ -61,17 +61,11 @@ class Outputs:
             self.rows[path] += table.num_rows
             self._waiting.append(self._pool_of[path].submit(self._write, path, table))
         while len(self._waiting) > _MAX_WAITING * len(self._pools):
-            self._result(self._waiting.popleft())
-
-    def _result(self, future: Future[None]) -> None:
-        try:
-            future.result()
-        except OSError as error:
-            raise from_os_error(error) from None
+            self._waiting.popleft().result()
 
     def _finish(self) -> None:
         while self._waiting:
-            self._result(self._waiting.popleft())
+            self._waiting.popleft().result()
         for path in self._schemas:
             if self._buffers[path]:
                 self._flush(path)

@@ -24,7 +24,8 @@ from data.shuffle import shuffle_to_shards
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, SEED, SHARE, ArgumentParser
-from onerec.run import Manifest, atomic_path, progress
+from onerec.folders import atomic_path, made_by
+from onerec.run import Manifest, progress
 
 
 def read_sources(
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batches = progress(
         read_sources(sources, args.seed, manifest), "records", wanted, size=lambda pair: pair[1].num_rows
     )
-    with atomic_path(args.output_dir) as folder:
+    with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
         folder.mkdir(parents=True)
         rows = shuffle_to_shards(
             batches,
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not rows:
             raise InputError(args.config, "names sources that give no row", "at least one good record")
         manifest.output(args.output_dir, sum(rows))
-        manifest.write(folder)
+        manifest.write(folder, whole_folder=True)
     excluded = manifest.extra.get("rows_of_excluded_users", {})
     for name, count in manifest.extra["rows_by_source"].items():
         note = f" ({excluded[name]:,} of excluded users left out)" if name in excluded else ""

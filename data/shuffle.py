@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.sampling import chunks, uuid_keys
-from onerec.errors import from_os_error
 from onerec.files import FILE_LIST, shard_name
 from onerec.records import SCHEMA
 from onerec.run import Manifest, write_json
@@ -108,13 +107,7 @@ class Shards:
         self._running.append(self._pool.submit(_write_shard, self._name(len(self.rows)), table))
         self.rows.append(table.num_rows)
         while len(self._running) > self._limit:
-            self._wait()
-
-    def _wait(self) -> None:
-        try:
             self._running.popleft().result()
-        except OSError as error:
-            raise from_os_error(error) from None
 
     def _name(self, index: int) -> Path:
         return self._folder / f"shard-{index:05d}"
@@ -124,7 +117,7 @@ class Shards:
         if self._rest is not None:
             self._submit(self._rest)
         while self._running:
-            self._wait()
+            self._running.popleft().result()
         names = [shard_name(i, len(self.rows)) for i in range(len(self.rows))]
         for i, name in enumerate(names):
             os.rename(self._name(i), self._folder / name)

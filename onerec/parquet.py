@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from onerec.errors import InputError, from_os_error, reading
-from onerec.run import atomic_path
+from onerec.errors import InputError, reading
+from onerec.folders import atomic_path
 
 
 class Kind(enum.Enum):
@@ -365,16 +365,11 @@ def write_batches(
 ) -> int:
     """Write tables or batches of one ``schema`` to one file atomically; returns the rows written."""
     rows = 0
-    with atomic_path(path) as temporary:
-        try:
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for table in tables:
-                    if isinstance(table, pa.RecordBatch):
-                        writer.write_batch(table)
-                    else:
-                        writer.write_table(table)
-                    rows += table.num_rows
-        except OSError as error:
-            error.filename = str(path)
-            raise from_os_error(error) from None
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for table in tables:
+            if isinstance(table, pa.RecordBatch):
+                writer.write_batch(table)
+            else:
+                writer.write_table(table)
+            rows += table.num_rows
     return rows

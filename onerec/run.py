@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import logging
 import os
 import random
-import shutil
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,10 +17,10 @@ from urllib.parse import unquote, urlparse
 
 from onerec import __version__
 from onerec.errors import InputError
+from onerec.folders import MANIFEST, atomic_path
 
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -80,32 +77,6 @@ def get_logger(name: str) -> logging.Logger:
         logger.setLevel(os.environ.get("ONEREC_LOG_LEVEL", "INFO"))
         logger.propagate = False
     return logger
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; rename it to ``path`` when the block ends well, remove it otherwise.
-
-    Works for files and for directories (an existing target directory is replaced whole).
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(path.parent, "is a file", "the output folder must be a folder") from None
-    # Named by process and thread: two that write the same file each finish their own.
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}-{threading.get_ident()}")
-    try:
-        yield temporary
-        if path.is_dir() and temporary.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -207,9 +178,14 @@ class Manifest:
             "seconds": round(time.monotonic() - self._start, 3),
         }
 
-    def write(self, folder: str | os.PathLike[str], name: str = MANIFEST) -> Path:
-        """Write the manifest into ``folder`` and return its path."""
+    def write(self, folder: str | os.PathLike[str], name: str = MANIFEST, whole_folder: bool = False) -> Path:
+        """Write the manifest into ``folder`` and return its path.
+
+        ``whole_folder``: all that is in the folder is the stage's, which may replace it another time (`onerec.folders.made_by`).
+        """
         path = Path(folder) / name
+        if whole_folder:
+            self.extra["files"] = sorted(os.listdir(folder))
         write_json(path, self.as_dict())
         return path
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onerec.errors import InputError
-from onerec.run import atomic_path
+from onerec.folders import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def last_checkpoint(checkpoints: Path) -> int | None:
 
 
 def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:
-    """Write ``output``: the newest checkpoint's weights and configuration, everything else from ``base_model``.
+    """Write ``output``, in the place of what is there (whose it is, the stage knows): the newest checkpoint's weights and configuration, everything else from ``base_model``.
 
     Tokenizer, chat template, generation configuration and sid_spec.json are the base model's files, byte for byte.
     ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of WiSE-FT
@@ -42,7 +42,7 @@ def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float
     weights = sorted([*saved.glob("*.safetensors"), *saved.glob("*.safetensors.index.json")])
     from safetensors.torch import save_file
 
-    with atomic_path(output) as folder:
+    with atomic_path(output, ours=True) as folder:
         folder.mkdir(parents=True)
         for file in base_model.iterdir():
             if file.is_file() and ".safetensors" not in file.name and not file.name.startswith("."):

@@ -19,6 +19,7 @@ from typing import Any
 
 from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
+from onerec.folders import locked
 from onerec.model_folder import ModelFolder, open_model_folder
 from onerec.parquet import count_rows, open_parquet
 from onerec.processes import owned
@@ -286,6 +287,7 @@ def launch(
     log = output_dir / "verl.log"
     tail: collections.deque[str] = collections.deque(maxlen=400)
     with (
+        locked(output_dir),
         _Log(log) as file,
         owned(line, env=inherited | variables, what_next=_GO_ON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
               text=True, errors="replace") as process,

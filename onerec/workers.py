@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +30,21 @@ def map_in_order(
     """``function`` of every item, in order, by ``workers`` processes that are started afresh (safe beside threads).
 
     ``begin(*arguments)`` runs first in each. At most two items a worker are on their way. Raises `InputError` where a worker is
-    killed. An exception, here or where the results are used, ends the workers at once.
+    killed. An exception, here or where the results are used, ends the workers at once. Where the system has no room for their
+    semaphores (/dev/shm is full or not to be written), this process does the work.
     """
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begin, arguments))
+    try:
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begin, arguments))
+    except OSError as error:
+        print(
+            f"one process instead of {workers}: no semaphores ({error.strerror})", file=sys.stderr, flush=True
+        )
+        if begin:
+            begin(*arguments)
+        yield from map(function, items)
+        return
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

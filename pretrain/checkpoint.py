@@ -5,14 +5,12 @@ They are ``output_dir/step<N>/global_step<N>/``, written whole or not at all, th
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from onerec.errors import InputError
+from onerec.folders import remove_folder
 from onerec.model_folder import loading, read_object, tensor_headers
 
 WEIGHTS = "model.safetensors"
@@ -20,23 +18,7 @@ RUN, LOSS_STATE = "run.json", "loss_state.json"
 _OTHER = (
     "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
 )
-# How torch, safetensors and tokenizers say that a disk is full.
-_FULL = ("space left", "quota", "PytorchStreamWriter", "inline_container", "iostream")
 _STEP = re.compile(r"step(\d+)$")
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn what torch, safetensors and tokenizers raise on a full disk (each its own type) into `InputError`."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if not any(text in str(error) for text in _FULL):
-            raise
-        what = "no space left on the device"
-        raise InputError(path, what, "free some space or choose another output folder") from None
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
@@ -47,12 +29,12 @@ def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
 def whole_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     """(step, folder) of every whole checkpoint under ``output_dir``, oldest first.
 
-    A checkpoint is renamed into place when all of it is written, so one that is there is whole.
+    A checkpoint is renamed into place when all of it is written, so one that is there is whole; what has no run.json is another's.
     """
     found = []
     for folder in Path(output_dir).glob("step*"):
         match = _STEP.match(folder.name)
-        if match and (inner := checkpoint_dir(output_dir, int(match.group(1)))).is_dir():
+        if match and ((inner := checkpoint_dir(output_dir, int(match.group(1)))) / RUN).is_file():
             found.append((int(match.group(1)), inner))
     return sorted(found)
 
@@ -61,7 +43,7 @@ def keep_newest(output_dir: str | Path, count: int) -> None:
     """Remove all but the newest ``count`` checkpoints; ``count`` < 1 keeps them all."""
     if count >= 1:
         for _, folder in whole_checkpoints(output_dir)[:-count]:
-            shutil.rmtree(folder.parent, ignore_errors=True)
+            remove_folder(folder.parent)
 
 
 def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -> Path | None:

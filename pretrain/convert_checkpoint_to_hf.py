@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.flags import ArgumentParser
-from onerec.run import Manifest, atomic_path, get_logger
+from onerec.folders import atomic_path, check_output, made_by
+from onerec.run import Manifest, get_logger
 
 log = get_logger("convert")
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Read the weights, whole or in shards, put them into the base model's shape, write the directory."""
     args = parser().parse_args(argv)
     from onerec.model_folder import open_model_folder
-    from pretrain.checkpoint import disk_errors, find_checkpoint
+    from pretrain.checkpoint import find_checkpoint
     from pretrain.model import lm_of_checkpoint, write_hf
 
     base = Path(args.base_model_dir)
@@ -45,18 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     found = find_checkpoint(args.checkpoint_dir, None, args.checkpoint_dir)
     output = Path(args.output_dir) if args.output_dir else found / "converted"
     manifest = Manifest("convert_checkpoint_to_hf", args)
+    ours = made_by(output, manifest.stage)
+    check_output(output, ours)
 
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     lm = lm_of_checkpoint(found, base)
-    with disk_errors(output), atomic_path(output) as folder:
+    with atomic_path(output, ours) as folder:
         folder.mkdir(parents=True)
         write_hf(lm, base, folder)
         manifest.input(found)
         manifest.output(output)
-        manifest.write(folder)
+        manifest.write(folder, whole_folder=True)
     log.info(f"wrote {output}")
     return None
 

@@ -23,10 +23,10 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import CODES, LAYERS, SEED, ArgumentParser
+from onerec.folders import atomic_path, check_output, made_by
 from onerec.model_folder import check_finite, check_itemic_tokens, loading, open_model_folder, read_tokenizer
-from onerec.run import Manifest, atomic_path, get_logger, seed_everything
+from onerec.run import Manifest, get_logger, seed_everything
 from onerec.sid import SidSpec
-from pretrain.checkpoint import disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     refuse_twice(source, spec)
     codebooks = read_codebooks(args, spec)
     manifest = Manifest("expand_vocab", args)
+    ours = made_by(output, manifest.stage)
+    check_output(output, ours)
     manifest.input(source)
 
     import transformers
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     expand_rows(model, spec, args.init, codebooks)
     # What is trained from here on answers in turns: a base model's own generation would run past their end.
     model.generation_config.eos_token_id = end_ids(source, tokenizer)
-    with disk_errors(output), atomic_path(output) as folder:
+    with atomic_path(output, ours) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         spec.save(folder)
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             "last_id": spec.id_range[1],
             "rows": model.config.vocab_size,
         }
-        manifest.write(folder)
+        manifest.write(folder, whole_folder=True)
     log.info(
         f"wrote {output}: itemic ids {spec.id_range[0]} to {spec.id_range[1]} "
         f"({' + '.join(map(str, spec.codebook_sizes))} codes, begin and end), {model.config.vocab_size:,} rows"

@@ -21,10 +21,10 @@ from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
+from onerec.folders import atomic_path, made_by
 from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
-from onerec.run import Manifest, atomic_path, get_logger, seed_everything
-from pretrain.checkpoint import disk_errors
+from onerec.run import Manifest, get_logger, seed_everything
 
 log = get_logger("make_tiny_qwen3")
 
@@ -87,13 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             f"it divides the {args.num_attention_heads} query heads",
         )
     manifest = Manifest("make_tiny_qwen3", args)
-    tokenizer = train_bpe(corpus_texts(args.corpus, manifest), args.vocab_size)
-    with disk_errors(args.output_dir), atomic_path(args.output_dir) as folder:
+    with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
+        tokenizer = train_bpe(corpus_texts(args.corpus, manifest), args.vocab_size)
         vocabulary = save_tokenizer(tokenizer, folder, args.max_position_embeddings)
         parameters = save_model(args, vocabulary, folder)
         manifest.output(args.output_dir)
         manifest.extra |= {"vocabulary": vocabulary, "parameters": parameters}
-        manifest.write(folder)
+        manifest.write(folder, whole_folder=True)
     log.info(f"wrote {args.output_dir}: {vocabulary:,} tokens, {parameters:,} parameters")
     return None
 

@@ -17,8 +17,8 @@ from torch import nn
 from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.files import TOKENIZER_FILES
+from onerec.folders import atomic_path
 from onerec.model_folder import check_finite, loading, read_config, read_object
-from onerec.run import atomic_path
 from pretrain import attention
 from pretrain.checkpoint import RUN, read_weights
 from pretrain.loss import linear_cross_entropy
@@ -222,12 +222,13 @@ def weights_of(lm: Any) -> dict[str, torch.Tensor]:
 
 
 def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path, card: str = "") -> None:
-    """Write ``lm`` as a Hugging Face checkpoint, atomically; tokenizer, chat template and SIDs come from ``base_dir``.
+    """Write ``lm`` as a Hugging Face checkpoint, atomically, in the place of what is there (whose it is, the caller knows);
+    tokenizer, chat template and SIDs come from ``base_dir``.
 
     Weights are stored in the dtype in which ``base_dir`` stores them. ``card``: text of its README.md.
     """
     base_dir = Path(base_dir)
-    with atomic_path(output_dir) as temporary:
+    with atomic_path(output_dir, ours=True) as temporary:
         temporary.mkdir(parents=True)
         write_hf(lm, base_dir, temporary)
         if card:

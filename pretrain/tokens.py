@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onerec.run import atomic_path, read_json, write_json
+from onerec.folders import atomic_path
+from onerec.run import read_json, write_json
 from pretrain.processes import Processes, run_processes
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.model_folder import loading, open_model_folder
 from onerec.process_group import process_group, processes
 from onerec.processes import STOPPED
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
-HF = "hf"
+HF, TB_LOGS = "hf", "tb_logs"
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Check everything that can be wrong, then train, then write the model."""
+    """Take the output folder, then `run` in it."""
     args = parser(__doc__).parse_args(argv)
     check_args(args)
     check_extras(args)
@@ -55,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     log.setLevel("INFO" if first_process() else "WARNING")
+    with locked(args.output_dir, first_process()):
+        return run(args, sharding)
+
+
+def run(args: argparse.Namespace, sharding: Whole) -> int | None:
+    """Check everything that can be wrong, then train, then write the model."""
     from pretrain.dataset import PackedDataset, load_samples
     from pretrain.dataset_config import list_shards, load_config
 
@@ -86,11 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
     validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
-    open_output(output_dir, resume is not None and args.resume_training_state)
+    goes_on = resume is not None and args.resume_training_state
+    check_ours(output_dir, goes_on or args.overwrite)
     with process_group():
         trainer = make_trainer(
             args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding
         )
+        if first_process():
+            clear_output(output_dir, goes_on)
         status = train(trainer, resume if args.resume_training_state else None)
         if status:
             log.info(stop_line(args, status, trainer))
@@ -147,17 +156,26 @@ def find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     return resume
 
 
-def open_output(output_dir: Path, goes_on: bool) -> None:
-    """Make the output folder and, for a run that begins anew, clear what an earlier one left in it."""
+def check_ours(output_dir: Path, may_replace: bool) -> None:
+    """Raise `InputError` where a model or logs are in the way that no training made, or a finished one without checkpoints."""
     from pretrain.checkpoint import whole_checkpoints
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if not os.access(output_dir, os.W_OK):
-        raise InputError(output_dir, "permission denied", "choose a folder that this user may write")
-    if not goes_on and first_process():
-        leftovers = [folder.parent for _, folder in whole_checkpoints(output_dir)]
-        for folder in (*leftovers, output_dir / HF, output_dir / "tb_logs"):
-            shutil.rmtree(folder, ignore_errors=True)
+    ours = made_by(output_dir, "pretrain") or whole_checkpoints(output_dir)
+    ours = ours or (output_dir / "train_log.jsonl").is_file()
+    if not ours and (found := [name for name in (HF, TB_LOGS) if (output_dir / name).exists()]):
+        raise InputError(output_dir / found[0], "was not made by a training", "give another --output_dir")
+    if (output_dir / HF).exists() and not may_replace:
+        what = "holds the finished model of an earlier run, whose checkpoints are gone"
+        raise InputError(output_dir, what, "give another --output_dir, or start over with --overwrite")
+
+
+def clear_output(output_dir: Path, goes_on: bool) -> None:
+    """Remove half checkpoints and, for a run that begins anew, what an earlier one left; its model stands until the new one does."""
+    from pretrain.checkpoint import whole_checkpoints
+
+    earlier = [*(found.parent for _, found in whole_checkpoints(output_dir)), output_dir / TB_LOGS]
+    for folder in (*output_dir.glob(".step*.tmp"), *([] if goes_on else earlier)):
+        remove_folder(folder)
 
 
 def validation_rows(
@@ -337,7 +355,7 @@ def _train(trainer: PackedTrainer, resume: Path | None) -> None:
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
     from pretrain.card import model_card
-    from pretrain.checkpoint import disk_errors, whole_checkpoints
+    from pretrain.checkpoint import whole_checkpoints
     from pretrain.model import lm_of_checkpoint, save_hf
 
     if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -18,10 +17,10 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from onerec.errors import InputError
+from onerec.folders import disk_errors, replace_folder
 from onerec.model_folder import loading, read_object
-from onerec.run import get_logger, write_json
+from onerec.run import get_logger, write_json, write_text
 from pretrain import checkpoint
-from pretrain.checkpoint import disk_errors
 from pretrain.dataset import PackedDataset, collate
 from pretrain.extras import WandbWriter
 from pretrain.flops import step_flops
@@ -303,8 +302,7 @@ class PackedTrainer(Trainer):
             with disk_errors(final):
                 self._fill_checkpoint(inner)
             if self.is_world_process_zero():
-                shutil.rmtree(final.parent, ignore_errors=True)
-                os.replace(temporary, final.parent)
+                replace_folder(temporary, final.parent)
                 checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
             self.accelerator.wait_for_everyone()
         finally:
@@ -427,4 +425,4 @@ def trim_log(output_dir: Path, step: int) -> None:
             with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))

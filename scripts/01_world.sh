@@ -31,5 +31,5 @@ esac
 run python "$ROOT/data/cooccurrence.py" --input "$RAW_DATA/onerec_data/onerec_bench_release.parquet" \
   --output_path "$RAW_DATA/onerec_data/item_cooccurrence.parquet" --dim "$EMBEDDING_DIM" --seed "$SEED"
 run "${world[@]}" --output_dir "$RUN_DIR/toy_raw_data"
-rm -rf "$RAW_DATA/general_text"
-run cp -r "$RUN_DIR/toy_raw_data/general_text" "$RAW_DATA/general_text"
+mkdir -p "$RAW_DATA/general_text"
+run cp -r "$RUN_DIR/toy_raw_data/general_text/." "$RAW_DATA/general_text"

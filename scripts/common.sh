@@ -7,7 +7,10 @@ source "$ROOT/scripts/argument.sh"
 : "${VENV:=$ROOT/.venv}"
 : "${PROFILE:=laptop}"
 : "${RUN_DIR:=$ROOT/runs/quickstart}"
-mkdir -p "$RUN_DIR"
+if ! mkdir -p "$RUN_DIR" 2> /dev/null || [[ ! -w "$RUN_DIR" ]]; then
+  echo "error: $RUN_DIR: cannot be written, or is no folder; give a RUN_DIR (--run_dir) that this user may write" >&2
+  exit 2
+fi
 RUN_DIR="$(cd "$RUN_DIR" && pwd)"
 [[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"
 if [[ ! -f "$ROOT/scripts/profiles/$PROFILE.env" ]]; then

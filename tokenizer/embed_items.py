@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shutil
 import string
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from onerec.content import files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import shard_name
 from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
+from onerec.folders import LOCK, locked, remove_folder
 from onerec.parquet import (
     Kind,
     count_rows,
@@ -276,13 +276,14 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None
     if os.path.isdir(args.encoder):
         settings["encoder"] = model_digest(args.encoder)
     file = folder / SETTINGS
-    if folder.exists() and args.overwrite:
-        shutil.rmtree(folder)
+    if file.exists() and args.overwrite:  # these alone are ours; the settings go last, as they say so
+        for old in (*folder.glob("part-*-of-*.parquet"), file):
+            old.unlink()
     if file.exists() and read_json(file) != settings:
         raise InputError(folder, "holds shards of other settings or another input", "--overwrite starts over")
     if not file.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise InputError(folder, "holds other files", "an empty folder, or --overwrite")
+        if other := [name for name in sorted(os.listdir(folder)) if name != LOCK]:
+            raise InputError(folder, f"holds other files ({other[0]})", "give a new folder, or an empty one")
         write_json(file, settings)
 
 
@@ -312,6 +313,13 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
     """Encode shard by shard; returns (items, dimensions) on the first process, zeros on the others."""
     single = args.output_path.suffix == ".parquet"
     folder = args.output_path.with_name(f".{args.output_path.stem}.shards") if single else args.output_path
+    with locked(folder, processes()[0] == 0):
+        return _by_encoder(args, texts, manifest, folder, single)
+
+
+def _by_encoder(
+    args: argparse.Namespace, texts: Texts, manifest: Manifest, folder: Path, single: bool
+) -> tuple[int, int]:
     count = -(-texts.rows // args.shard_rows)
     names = [folder / shard_name(i, count) for i in range(count)]
     rank = processes()[0]
@@ -345,7 +353,7 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
             for batch in iter_batches(name, ["pid", "embedding"])
         )
         write_batches(args.output_path, schema, batches)
-        shutil.rmtree(folder)
+        remove_folder(folder)
     return items, schema.field("embedding").type.list_size
 
 

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onerec.errors import InputError
+from onerec.folders import atomic_path
 from onerec.model_folder import check_finite, loading
-from onerec.run import atomic_path
 from onerec.sid import SidSpec
 
 MODEL_FILE = "model.pt"

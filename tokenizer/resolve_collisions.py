@@ -28,6 +28,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import SHARE, ArgumentParser, integer
+from onerec.folders import clear, together
 from onerec.parquet import Kind, read_table, write_table
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
@@ -219,8 +220,11 @@ def check(args: argparse.Namespace) -> SidSpec:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    spec = check(args)
     manifest = Manifest("resolve_collisions", args)
+    if any([clear(folder) for folder in {path.parent for path in args.output_path} if folder.is_dir()]):
+        print("a run that was killed had resolved the tables already; they are in place now")
+        return
+    spec = check(args)
     tables = [read_pid2sid(path, spec) for path in args.pid2sid]
     model = load_quantizer(args.model_path) if args.method == "reassign" else None
     if model and model.codebook_sizes != spec.codebook_sizes:
@@ -254,15 +258,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if 0 < args.extra_codes < largest:
             raise InputError("--extra_codes", f"{args.extra_codes} are fewer than the largest bucket has items", f"at least {largest}")  # fmt: skip
         sizes = (*sizes, args.extra_codes if args.extra_codes > 0 else largest)
-    for output, (pids, codes) in zip(args.output_path, results, strict=True):
-        lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
-            pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
-        )  # fmt: skip
-        write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
-        SidSpec(sizes, collision=args.method).save(output.parent)
-        manifest.output(output, len(pids))
-    for output in args.output_path:
-        manifest.write(output.parent, f"{output.stem}.collisions.manifest.json")
+    with together():  # in place of the inputs too: all of them or none
+        for output, (pids, codes) in zip(args.output_path, results, strict=True):
+            lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
+                pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
+            )  # fmt: skip
+            write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
+            SidSpec(sizes, collision=args.method).save(output.parent)
+            manifest.output(output, len(pids))
+        for output in args.output_path:
+            manifest.write(output.parent, f"{output.stem}.collisions.manifest.json")
     print("\n".join(lines))
     print(f"collisions: {args.method}, codebooks {' x '.join(map(str, sizes))}; {manifest.dropped_text()}")
 

@@ -30,6 +30,7 @@ from onerec.flags import (
     number,
     switch,
 )  # fmt: skip
+from onerec.folders import check_output, made_by
 from onerec.run import Manifest
 from onerec.verl_cluster import has_accelerator
 from onerec.verl_export import export, last_checkpoint
@@ -169,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             "dataset": files_digest([args.dataset_parquet, *args.anchor_parquet]),
         }
         right = "give what it was made from, another --output_dir, or --resume false to begin anew"
+        ours = (args.output_dir / "checkpoints").is_dir() or made_by(args.output_dir, manifest.stage)
+        check_output(args.output_dir / "hf", ours)
         check_made_from(args.output_dir, sources, right, anew=not args.resume)
     done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
     if done < args.total_steps or args.dry_run:

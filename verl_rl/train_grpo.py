@@ -25,6 +25,7 @@ from onerec.cli import cli
 from onerec.content import check_made_from, files_digest, model_digest
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
+from onerec.folders import check_output, made_by
 from onerec.model_folder import ModelFolder
 from onerec.parquet import iter_batches, plain, texts
 from onerec.records import check_prompts
@@ -300,6 +301,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "training data": files_digest([args.data_dir / RL_TRAIN]),
         }
         right = "give what it was made from, or another --output_dir"
+        ours = (args.output_dir / "checkpoints").is_dir() or made_by(args.output_dir, manifest.stage)
+        check_output(args.output_dir / "hf", ours)
         check_made_from(args.output_dir, sources, right)
     done = last_checkpoint(args.output_dir / "checkpoints")
     if args.dry_run or done is None or done < steps:

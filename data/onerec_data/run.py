@@ -30,6 +30,7 @@ from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import PROCESSES, SEED, SHARE, ArgumentParser, integer
+from onerec.folders import locked, together
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
 
@@ -101,8 +102,9 @@ class Run:
             return bench.output_path(self.bench_folder, name.removeprefix("bench/"))
         return self.args.output_dir / f"{name}.parquet"
 
+    @together()
     def __call__(self) -> Manifest:
-        """Make every file in one pass over the users and one over the items."""
+        """Make every file, all or none, in one pass over the users and one over the items."""
         records = {self.record_path(task.name): SCHEMA for task in self.tasks}
         tests = bench.schemas(self.bench_folder, list(self.plan.bench)) if self.benchmark else {}
         threads = min(4, self.args.workers)
@@ -117,7 +119,7 @@ class Run:
                 self._items(files, bench_files)
         for outputs in (files, bench_files):
             for path, rows in outputs.rows.items():
-                if path.exists() and (rows or outputs is files):
+                if rows or outputs is files:
                     self.manifest.output(path, rows)
         if self.benchmark:
             args = self.args
@@ -129,6 +131,7 @@ class Run:
                 args.general_heldout,
                 self.manifest,
             )
+        self.manifest.write(self.args.output_dir)
         return self.manifest
 
     def _note_tables(self) -> None:
@@ -178,11 +181,10 @@ class Run:
         return bench_table("item_understand", task, list(task.build(pids, texts, self.context)))
 
 
-def report(manifest: Manifest, output_dir: Path) -> None:
-    """Print rows by output and what was left out; write the manifest."""
+def report(manifest: Manifest) -> None:
+    """Print rows by output and what was left out."""
     for path, rows in manifest.outputs.items():
         print(f"{rows:>9,} rows  {path}")
-    manifest.write(output_dir)
     print(
         f"{sum(rows or 0 for rows in manifest.outputs.values()):,} rows in {len(manifest.outputs)} files; {manifest.dropped_text()}"
     )
@@ -195,7 +197,7 @@ def run_task(task: Task, argv: Sequence[str] | None = None) -> None:
         parser = ArgumentParser(f"Make {task.name}.parquet ({task.source}).")
         add_arguments(parser)
         args = parser.parse_args(argv)
-        report(Run([TASKS[task.name]], args)(), args.output_dir)
+        report(Run([TASKS[task.name]], args)())
 
     cli(main)()
 
@@ -248,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise InputError("--tasks", f"{name} is not a task", f"one of {', '.join(TASKS)}")
     chosen = default_tasks(args) if args.tasks is None else [TASKS[name] for name in args.tasks]
     chosen = list(dict.fromkeys([*chosen, *(TASKS[name] for name in args.also)]))
-    report(Run(chosen, args, bool(args.benchmark), args.benchmark_split)(), args.output_dir)
+    with locked(args.output_dir):
+        report(Run(chosen, args, bool(args.benchmark), args.benchmark_split)())
 
 
 if __name__ == "__main__":

@@ -322,3 +322,17 @@ def test_a_share_that_is_none_is_refused(tmp_path, share):
         prepare_rl(
             ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share]
         )
+
+
+def test_the_folder_above_the_output_is_refused_and_the_inputs_stay(world):
+    """OUTPUT_DIR=output instead of output/split_data_sft."""
+    folder, _ = world
+    run(folder)
+    before = sorted(folder.rglob("*"))
+    for output in (folder, folder / "mixed" / ".."):
+        with pytest.raises(InputError, match="holds what this command did not make"):
+            run(folder, "--output_dir", str(output))
+    assert sorted(folder.rglob("*")) == before
+    (folder / "mixed" / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"mixed: holds what this command did not make"):
+        run(folder)

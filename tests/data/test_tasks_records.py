@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from tests_data import LABELS, user
 
 from data.onerec_data.run import main
 from onerec.errors import InputError
+from onerec.folders import locked
 from onerec.parquet import write_table
 from onerec.records import check_record, parse_messages, parse_segments
 
@@ -214,3 +216,21 @@ def test_without_products_their_task_is_left_out_of_the_benchmark(release):
     main(argv[:place] + argv[place + 2 :])
     folder = release.output / "benchmark_data"
     assert (folder / "video" / "video_test.parquet").exists() and not (folder / "product").exists()
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_file(release, monkeypatch):
+    """Benchmark data without training records would be taken for a finished run's."""
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)  # of the manifest, the last
+    with pytest.raises(InputError, match=r"output/.*: no space left on the device"):
+        main(release.argv())
+    assert not [path for path in release.output.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    main(release.argv())
+    before = sorted(release.output.rglob("*"))
+    with locked(release.output), pytest.raises(InputError, match="another run is at work in it"):
+        main(release.argv())
+    assert sorted(release.output.rglob("*")) == before and not list(release.output.rglob(".*"))

@@ -12,8 +12,9 @@ import pytest
 
 from onerec.cli import cli
 from onerec.errors import InputError
+from onerec.folders import atomic_path
 from onerec.parquet import list_parquet, read_table, write_table
-from onerec.run import Manifest, atomic_path, progress, write_json
+from onerec.run import Manifest, progress, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -40,7 +41,7 @@ def test_threads_that_write_one_file_do_not_take_each_others(tmp_path):
 
 def test_a_folder_is_replaced_whole(tmp_path):
     for name in ("old", "new"):
-        with atomic_path(tmp_path / "out") as temporary:
+        with atomic_path(tmp_path / "out", ours=True) as temporary:
             temporary.mkdir()
             (temporary / name).touch()
     assert os.listdir(tmp_path / "out") == ["new"]

@@ -18,7 +18,7 @@ SCRIPT = """
 import os, sys, threading
 from pathlib import Path
 from onerec.cli import cli
-from onerec.run import atomic_path
+
 from onerec.workers import map_in_order
 
 def work(item):
@@ -110,3 +110,17 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
     command = f'trap "" HUP; exec {sys.executable} -c "$0"'
     done = subprocess.run(["bash", "-c", command, script], env=os.environ | {"PYTHONPATH": str(root)})
     assert done.returncode == 0
+
+
+def test_without_room_for_semaphores_one_process_does_the_work(monkeypatch, capsys):
+    from onerec import workers
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", full)
+    begun = []
+    assert list(workers.map_in_order(abs, [-1, 2], 2, begun.append, ("here",))) == [1, 2] and begun == [
+        "here"
+    ]
+    assert capsys.readouterr().err.startswith("one process instead of 2: no semaphores")

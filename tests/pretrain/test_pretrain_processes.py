@@ -13,7 +13,7 @@ import pytest
 from torch.distributed import HashStore, PrefixStore
 
 from onerec.errors import InputError
-from onerec.run import atomic_path
+from onerec.folders import atomic_path
 from pretrain import processes
 from pretrain.processes import Processes
 

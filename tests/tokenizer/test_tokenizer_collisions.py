@@ -1,6 +1,11 @@
 """Code quality is measured right on codes made by hand, and every way out of a collision keeps what it promises."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -180,3 +185,34 @@ def test_arguments_that_do_not_go_together_are_one_line(tmp_path):
         with pytest.raises(InputError, match=match):
             resolve(list(map(str, argv)))
     assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import os, signal, sys
+from tokenizer.resolve_collisions import main
+before, calls = os.replace, []
+def replace(*paths):
+    calls.append(paths)
+    if len(calls) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    before(*paths)
+os.replace = replace
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_tables_resolved_in_place_are_whole_after_a_kill_and_the_command_again(tmp_path, at):
+    codes = [(0, 0), (0, 0), (1, 2), (0, 0)]
+    paths = [table(tmp_path / name, codes) for name in ("a", "b")]
+    whole = [table(tmp_path / "whole" / name, codes) for name in ("a", "b")]
+    flags = ["--method", "extra_layer", "--pid2sid", *paths, "--output_path", *paths]
+    command = [sys.executable, "-c", KILLED, str(at), *map(str, flags)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+    resolve(list(map(str, flags)))
+    resolve(list(map(str, ["--method", "extra_layer", "--pid2sid", *whole, "--output_path", *whole])))
+    for path, other in zip(paths, whole, strict=True):
+        assert path.read_bytes() == other.read_bytes()
+        assert SidSpec.load(path.parent) == SidSpec.load(other.parent)
+        assert not list(path.parent.glob(".*"))

@@ -264,3 +264,48 @@ def test_several_processes_give_the_bytes_of_one(catalogue, tmp_path):
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]  # fmt: skip
     assert dropped[0] == dropped[1] and sum(dropped[0].values()) == 2
+
+
+def test_overwrite_removes_shards_alone(catalogue, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    with pytest.raises(InputError, match=r"holds other files \(thesis.txt\); give a new folder"):
+        main(argv(catalogue, out, "--overwrite"))
+    (out / "thesis.txt").unlink()
+    main(argv(catalogue, out))
+    (out / "thesis.txt").touch()
+    with pytest.raises(InputError, match="holds other files"):
+        main(argv(catalogue, out, "--overwrite", "--dim", "8"))
+    assert (out / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("at", range(1, 6, 2))
+def test_a_kill_while_the_shards_of_a_finished_file_go_stops_no_other_run(
+    catalogue, tmp_path, monkeypatch, at
+):
+    class Killed(BaseException):
+        pass
+
+    def kill(path):
+        calls = []
+
+        def call(*arguments, **more):
+            calls.append(arguments)
+            if len(calls) == at:
+                raise Killed
+            return unlink(*arguments, **more)
+
+        unlink = os.unlink
+        monkeypatch.setattr(os, "unlink", call)
+        remove(path)
+
+    from tokenizer import embed_items
+
+    remove = embed_items.remove_folder
+    monkeypatch.setattr(embed_items, "remove_folder", kill)
+    with pytest.raises(Killed):
+        main(argv(catalogue, tmp_path / "out.parquet"))
+    monkeypatch.undo()
+    main(argv(catalogue, tmp_path / "out.parquet"))
+    assert not (tmp_path / ".out.shards").exists()
