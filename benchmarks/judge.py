@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from onerec.chat import split_thinking
 from onerec.errors import InputError
-from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, PROCESSES, integer
+from onerec.flags import COUNT, NOT_NEGATIVE, PROCESSES, integer, number
 from onerec.run import progress, read_json, write_json
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).with_name("judges")
 # Characters of an answer that may hold a verdict; reading it takes their square.
 _LONGEST = 1 << 17
 _RANGES = {
-    "temperature": NOT_NEGATIVE, "max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": POSITIVE,
+    "temperature": NOT_NEGATIVE, "max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": number(0, 10**6, open_low=True),
     "max_attempts": integer(1, 1000), "backoff_s": NOT_NEGATIVE, "backoff_max_s": NOT_NEGATIVE,
     "ask_again": integer(0, 1000), "price_prompt": NOT_NEGATIVE, "price_completion": NOT_NEGATIVE,
 }  # fmt: skip

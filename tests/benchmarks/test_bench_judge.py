@@ -173,7 +173,10 @@ def test_a_judge_without_key_or_with_unknown_settings_is_refused(tmp_path, monke
         ({"base_url": "u", "model": "m", "extra_body": []}, r"extra_body is \[\]"),
         ({"base_url": "u", "model": "m", "concurrency": "4"}, "concurrency is 4; give a whole number from 1"),
         ({"base_url": "u", "model": "m", "concurrency": True}, "concurrency is True"),
-        ({"base_url": "u", "model": "m", "timeout_s": 0}, "timeout_s is 0; give a number above 0"),
+        (
+            {"base_url": "u", "model": "m", "timeout_s": 0},
+            "timeout_s is 0; give a number above 0 to 1,000,000",
+        ),
         ({"base_url": "u", "model": "m", "temperature": math.nan}, "temperature is nan"),
         ({"base_url": "u", "model": "m", "max_attempts": 10**30}, "max_attempts is 1000"),
     ):

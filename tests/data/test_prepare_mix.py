@@ -318,7 +318,7 @@ def test_users_to_exclude_that_cannot_be_read_are_an_error(world, excluded, matc
 @pytest.mark.parametrize("share", ["0", "1.5", "nan"])
 def test_a_share_that_is_none_is_refused(tmp_path, share):
     rl_inputs(tmp_path)
-    with pytest.raises(InputError, match="--user_share: is .*; give a number above 0 to 1"):
+    with pytest.raises(InputError, match=r"--user_share: is .*; give a number above 0 to 1"):
         prepare_rl(
             ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share]
         )

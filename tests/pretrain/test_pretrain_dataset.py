@@ -250,7 +250,7 @@ def test_steps_take_as_many_epochs_as_they_need(config_file, world):
 def test_a_plan_that_no_memory_holds_is_refused_before_it_is_made(config_file, world, flags, changes):
     config, samples, _ = load(world, config_file(**changes))
     with pytest.raises(
-        InputError, match="packed rows an epoch, [0-9,]+ in all; from 1 to 50,000,000: fewer steps"
+        InputError, match=r"packed rows an epoch, [0-9,]+ in all; from 1 to 50,000,000: fewer steps"
     ):
         PackedDataset(samples, config, seed=0, **flags)
 
