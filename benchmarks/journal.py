@@ -66,7 +66,9 @@ class Journal:
 
     def _refuse_others(self, identity: dict[str, Any]) -> dict[str, str]:
         old, right = read_json(self.folder / RUN), "choose another --result_name, or give --overwrite"
-        data = old.get("data", {})
+        data = old.get("data", {}) if isinstance(old, dict) else None
+        if not isinstance(data, dict):
+            raise InputError(self.folder / RUN, "is not what evaluate.py wrote", right)
         if old.get("model") != identity["model"]:
             raise InputError(
                 self.folder, f"holds results of another model ({old.get('model')}, not {identity['model']})",

@@ -98,7 +98,7 @@ NOT_NEGATIVE = number(0)
 SHARE = number(0, 1)
 SHARE_ABOVE_0 = number(0, 1, open_low=True)
 SHARE_BELOW_1 = number(0, 1, open_high=True)
-BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
+BOOT = integer(0, 100_000)  # resamples of a bootstrap; more change no digit that is shown
 
 
 def switch(text: str) -> bool:
