@@ -112,13 +112,13 @@ class Phase:
         whole = 0
         for line in self._file:
             try:
-                entry = json.loads(line)
-            except ValueError:
+                key, value = (entry := json.loads(line))["key"], entry["value"]
+            except (ValueError, LookupError, TypeError, RecursionError):
                 break
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            self.known[entry["key"]] = entry["value"]
+            self.known[str(key)] = value
         self._file.truncate(whole)
 
     def write(self, entries: Iterable[tuple[str, Any]]) -> None:

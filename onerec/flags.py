@@ -70,7 +70,7 @@ class Range:
         """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
         kinds = (int,) if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or value not in self:
-            raise InputError(file, f"{key} is {str(value)[:100]}", f"give {self}")
+            raise InputError(file, f"{key} is {repr(value)[:100]}", f"give {self}")
         return self.kind(value)
 
 

@@ -171,7 +171,10 @@ def test_a_judge_without_key_or_with_unknown_settings_is_refused(tmp_path, monke
         ({"base_url": 5, "model": "m"}, "base_url is 5"),
         ({"base_url": "u", "model": None}, "model is None"),
         ({"base_url": "u", "model": "m", "extra_body": []}, r"extra_body is \[\]"),
-        ({"base_url": "u", "model": "m", "concurrency": "4"}, "concurrency is 4; give a whole number from 1"),
+        (
+            {"base_url": "u", "model": "m", "concurrency": "4"},
+            "concurrency is '4'; give a whole number from 1",
+        ),
         ({"base_url": "u", "model": "m", "concurrency": True}, "concurrency is True"),
         (
             {"base_url": "u", "model": "m", "timeout_s": 0},
