@@ -9,6 +9,10 @@ if (($# < 3)); then
   echo "error: eval_script.sh: needs three arguments; bash eval_script.sh <model_path> <result_name> <enable_thinking: true or false>" >&2
   exit 2
 fi
+if [[ -z "$2" || "$2" == */* ]]; then
+  echo "error: <result_name>: is ${2:-empty}; give a name without /" >&2
+  exit 2
+fi
 log="$BENCHMARK_BASE_DIR/auto_eval_logs/$VERSION/$2.log"
 mkdir -p "$(dirname "$log")"
 command=("$PYTHON" "$ROOT/benchmarks/evaluate.py" --model_path "$1" --result_name "$2" --enable_thinking "$3"

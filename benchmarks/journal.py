@@ -67,7 +67,9 @@ class Journal:
 
     def _refuse_others(self, identity: dict[str, Any]) -> dict[str, str]:
         old, right = read_json(self.folder / RUN), "choose another --result_name, or give --overwrite"
-        data = old.get("data", {})
+        data = old.get("data", {}) if isinstance(old, dict) else None
+        if not isinstance(data, dict):
+            raise InputError(self.folder / RUN, "is not what evaluate.py wrote", right)
         if old.get("model") != identity["model"]:
             raise InputError(
                 self.folder, f"holds results of another model ({old.get('model')}, not {identity['model']})",
@@ -111,13 +113,13 @@ class Phase:
         whole = 0
         for line in self._file:
             try:
-                entry = json.loads(line)
-            except ValueError:
+                key, value = (entry := json.loads(line))["key"], entry["value"]
+            except (ValueError, LookupError, TypeError, RecursionError):
                 break
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            self.known[entry["key"]] = entry["value"]
+            self.known[str(key)] = value
         self._file.truncate(whole)
 
     def write(self, entries: Iterable[tuple[str, Any]]) -> None:

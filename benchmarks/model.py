@@ -22,7 +22,7 @@ from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser
+from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser, integer
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import progress
 from onerec.sid import SidSpec
@@ -358,7 +358,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         help="vllm: copies of the model, run by Ray (0: all GPUs)",
     )
     add("--normalize", choices=NORMALIZE, default=NORMALIZE[0], help="item scores: softmax over what")
-    add("--thoughts", type=COUNT, default=1, help="thoughts a prompt, their items merged by score")
+    add("--thoughts", type=integer(1, 1024), default=1, help="thoughts a prompt, their items merged by score")
     add("--thinking_temperature", type=NOT_NEGATIVE, default=0.0, help="of the thoughts (0: greedy)")
     add(
         "--thinking_top_p",

@@ -130,6 +130,8 @@ def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
     lines = read_json_lines(path, right := "evaluate the model again")
     fields = {"uuid": str} | _FIELDS.get(TASKS[task].kind if task in TASKS else "", {})
     for line in lines:
-        if wrong := [name for name, kind in fields.items() if not isinstance(line.get(name), kind)]:
+        if wrong := [
+            name for name, kind in fields.items() if not isinstance({"uuid": "", **line}.get(name), kind)
+        ]:
             raise InputError(path, f"has a line without {wrong[0]}", right)
     return lines

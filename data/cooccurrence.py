@@ -58,7 +58,8 @@ class Pairs:
     """
 
     def __init__(self, items: np.ndarray, lengths: Sequence[int], n: int, window: int) -> None:
-        self.items, self.n, self.window = items.astype(np.int32), n, window
+        # No two items of a user stand further apart than that.
+        self.items, self.n, self.window = items.astype(np.int32), n, min(window, max(lengths))
         self._owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         self._places = np.argsort(self.items, kind="stable")
         self.times = np.bincount(self.items, minlength=n)

@@ -12,15 +12,14 @@ import argparse
 import dataclasses
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from onerec.errors import InputError
 from onerec.sid import LAYER_LETTERS
 
-# What the C code below Python takes for a size.
-_LARGEST = 2**31 - 1
+# What the C code below Python takes for a size, and a number that float32 holds with room.
+_LARGEST, _HUGE = 2**31 - 1, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +39,9 @@ class Range:
     def __str__(self) -> str:
         """What would be right."""
         text = "a whole number" if self.kind is int else "a number"
-        if self.low > -math.inf:
+        if self.low > -_HUGE:
             text += f" above {self.low:,}" if self.open_low else f" from {self.low:,}"
-        if self.high not in (math.inf, _LARGEST):
+        if self.high not in (_HUGE, _LARGEST):
             text += f" to {'below ' if self.open_high else ''}{self.high:,}"
         return text + "".join(f", or {value}" for value in self.also)
 
@@ -51,7 +50,7 @@ class Range:
             return True
         above = self.low < value if self.open_low else self.low <= value
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and abs(value) <= sys.float_info.max
+        return above and below
 
     def __call__(self, text: str) -> Any:
         """The number that a flag's ``text`` is."""
@@ -71,7 +70,7 @@ class Range:
         """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
         kinds = (int,) if self.kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or value not in self:
-            raise InputError(file, f"{key} is {str(value)[:100]}", f"give {self}")
+            raise InputError(file, f"{key} is {repr(value)[:100]}", f"give {self}")
         return self.kind(value)
 
 
@@ -80,9 +79,7 @@ def integer(low: int, high: int = _LARGEST, also: tuple[int, ...] = ()) -> Range
     return Range(int, low, high, also)
 
 
-def number(
-    low: float = -math.inf, high: float = math.inf, also: tuple[float, ...] = (), **ends: bool
-) -> Range:
+def number(low: float = -_HUGE, high: float = _HUGE, also: tuple[float, ...] = (), **ends: bool) -> Range:
     """Finite numbers from ``low`` to ``high``, and those of ``also``; ``open_low``, ``open_high``: without that end."""
     return Range(float, low, high, also, **ends)
 
@@ -101,7 +98,7 @@ NOT_NEGATIVE = number(0)
 SHARE = number(0, 1)
 SHARE_ABOVE_0 = number(0, 1, open_low=True)
 SHARE_BELOW_1 = number(0, 1, open_high=True)
-BOOT = integer(0, 100_000)  # resamples of a bootstrap: more move no digit that is shown, and take hours
+BOOT = integer(0, 100_000)  # resamples of a bootstrap; more change no digit that is shown
 
 
 def switch(text: str) -> bool:

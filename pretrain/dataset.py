@@ -119,7 +119,7 @@ class PackedDataset:
         epoch = 0
         while epoch < config.num_epochs if wanted is None else len(self.rows) < wanted:
             self.rows += self._epoch(epoch)
-            planned = wanted or len(self.rows) * config.num_epochs
+            planned = wanted or len(self.rows) * config.num_epochs // (epoch + 1)
             if not self.rows or planned > _MOST_ROWS:
                 what = f"{len(self.rows):,} packed rows an epoch, {planned:,} in all"
                 raise InputError(

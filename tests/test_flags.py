@@ -167,10 +167,12 @@ def inside(taken: Range, text: str) -> bool:
 
 def beside(taken: Range) -> list[str]:
     """The numbers just outside of a range."""
-    step = 1 if taken.kind is int else 1e-9
-    below = taken.low if taken.open_low else taken.low - step
-    above = taken.high if taken.open_high else taken.high + step
-    return [repr(v) for v in (below, above) if math.isfinite(v) and v not in taken.also]
+    whole = taken.kind is int
+    below = taken.low if taken.open_low else taken.low - 1 if whole else math.nextafter(taken.low, -math.inf)
+    above = (
+        taken.high if taken.open_high else taken.high + 1 if whole else math.nextafter(taken.high, math.inf)
+    )
+    return [repr(v) for v in (below, above) if v not in taken.also]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_overrides_of_verl_are_taken_behind_the_scripts_name():
     needed = ["--base_model", "b", "--data_dir", "d", "--catalogue", "c", "--output_dir", "o"]
     args = parse_args([*needed, "trainer.save_freq=10", "++data.x=1", "--overrides", "a.b=2"])
     assert args.overrides == ["a.b=2", "trainer.save_freq=10", "++data.x=1"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError):
         parse_args([*needed, "--no_such_flag", "a=1"])
 
 

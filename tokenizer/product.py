@@ -142,6 +142,6 @@ def _faiss_pq(dim: int, layers: int, bits: int, niter: int, seed: int) -> Any:
     import faiss
 
     pq = faiss.ProductQuantizer(dim, layers, bits)
-    pq.cp.niter, pq.cp.seed = niter, seed
+    pq.cp.niter, pq.cp.seed = niter, seed % 2**31
     pq.cp.min_points_per_centroid, pq.cp.max_points_per_centroid = 1, 1 << 30
     return pq

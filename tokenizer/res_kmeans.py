@@ -161,7 +161,7 @@ def _cluster_faiss(points: torch.Tensor, size: int, config: KmeansConfig) -> Clu
         size,
         niter=config.niter,
         nredo=config.nredo,
-        seed=config.seed,
+        seed=config.seed % 2**31,  # an int of C
         gpu=getattr(faiss, "get_num_gpus", lambda: 0)() > 0,
         min_points_per_centroid=1,
         max_points_per_centroid=1 << 30,

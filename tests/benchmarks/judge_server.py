@@ -2,13 +2,15 @@
 
 Run as a script, it prints its port. Every POST is one line of the file that LOG names. The question's text decides:
 information points are the words of the text after 内容, matches are equal words, a score is the digit behind “score=”.
-FAULTS (a JSON list) is what the first requests get instead: a status, "timeout", "garbage", "empty", "drop" or "html".
+FAULTS (a JSON list) is what the first requests get instead: a status, "timeout", "garbage", "empty", "drop", "html",
+"drip" (a byte at a time, without end), "deep" and "surrogate" (an answer), "deep body", "list" (no text) or "null".
 """
 
 import json
 import os
 import re
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = json.loads(os.environ.get("FAULTS", "[]"))
@@ -46,13 +48,25 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         status = fault if isinstance(fault, int) else 200
-        text = {"garbage": "我不知道", "empty": ""}.get(fault, answer(body["messages"][0]["content"]))
+        if fault == "drip":
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            for _ in range(300):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+        deep = "[" * 100_000
+        cut = '{"score": 4, "why": "\ud83d"}'
+        text = {"garbage": "我不知道", "empty": "", "deep": deep, "surrogate": cut, "list": [1]}.get(
+            fault, answer(body["messages"][0]["content"])
+        )
         value = {
             "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }  # fmt: skip
-        data = b"<html>busy</html>" if fault == "html" else json.dumps(value).encode()
+        bodies = {"html": b"<html>busy</html>", "deep body": deep.encode(), "null": b"null"}
+        data = bodies.get(fault) or json.dumps(value).encode()
         self.send_response(status)
         if status == 429:
             self.send_header("Retry-After", "0")

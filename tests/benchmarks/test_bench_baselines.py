@@ -154,6 +154,32 @@ def test_what_is_trained_learns_a_rule_and_the_same_seed_gives_the_same_ranking(
     assert one == two
 
 
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+def test_what_has_learnt_nothing_is_not_measured(name):
+    training = Training([([1, 2, 3], [4]), ([2, 3], [4])] * 8)
+    with pytest.raises(InputError, match=f"{name}: learns nothing: its loss is (nan|inf); a smaller --lr"):
+        RECOMMENDERS[name](training, Options(epochs=4, lr=1e30, dim=32, dropout=0.0))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", "0"], "--epochs: is 0"),
+        (["--dropout", "2"], "--dropout: is 2; give a number from 0 to below 1"),
+        (["--seed", "-1"], "--seed: is -1"),
+        (["--lr", "nan"], "--lr: is nan"),
+        (["--heads", "3"], "--heads: 3 do not divide --dim 64"),
+        (["--device", "meta"], "--device: meta is not there"),
+    ],
+)
+def test_settings_that_train_nothing_are_refused_before_anything_is_written(data, tmp_path, flags, said):
+    with pytest.raises(InputError, match=said):
+        baselines.main(
+            ["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "sasrec", *flags]
+        )
+    assert not (tmp_path / "r").exists()
+
+
 def test_baselines_write_what_evaluate_does(data, tmp_path):
     baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--bootstrap", "50"])
     folder = tmp_path / "r" / "results_cooccurrence"

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_an_answer_is_asked_for_once_and_then_comes_from_the_cache(start, tmp_pa
     assert len(server.requests()) == 1
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "html"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "drop", "html", "deep body", "list", "null"])
 def test_a_busy_or_broken_endpoint_is_asked_again(start, tmp_path, fault):
     server = start(fault, fault)
     judge = judge_of(server, tmp_path)
@@ -82,6 +83,31 @@ def test_a_busy_or_broken_endpoint_is_asked_again(start, tmp_path, fault):
 def test_a_timeout_is_asked_again(start, tmp_path):
     judge = judge_of(start("timeout"), tmp_path, timeout_s=1)
     assert judge.ask("score=3", score).value == 3 and judge.report()["retries"] >= 1
+
+
+def test_an_endpoint_that_drips_is_ended_by_the_clock_of_the_whole_request(start, tmp_path):
+    begun = time.monotonic()
+    judge = judge_of(start("drip"), tmp_path, timeout_s=1)
+    assert judge.ask("score=3", score).value == 3 and judge.report()["retries"] == 1
+    assert time.monotonic() - begun < 5
+
+
+def test_half_a_surrogate_pair_is_asked_answered_and_kept(start, tmp_path):
+    server = start("surrogate")
+    assert judge_of(server, tmp_path).ask("cut \ud83d", score).value == 4
+    again = judge_of(server, tmp_path)
+    assert again.ask("cut \ud83d", score).value == 4 and again.report()["cached"] == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "5", '{"answer": 5}', '{"other": "x"}', "[" * 100_000])
+def test_a_damaged_answer_in_the_cache_is_asked_for_again(start, tmp_path, damage):
+    server = start()
+    assert judge_of(server, tmp_path).ask("score=5", score).value == 5
+    (kept,) = (tmp_path / "cache").glob("*/*.json")
+    whole = kept.read_bytes()
+    kept.write_text(damage)
+    assert judge_of(server, tmp_path).ask("score=5", score).value == 5
+    assert kept.read_bytes() == whole and len(server.requests()) == 2
 
 
 def test_what_stays_broken_is_a_counted_problem_and_no_score(start, tmp_path):
@@ -97,7 +123,7 @@ def test_a_refused_request_is_not_repeated(start, tmp_path):
     assert len(server.requests()) == 1
 
 
-@pytest.mark.parametrize("fault", ["garbage", "empty"])
+@pytest.mark.parametrize("fault", ["garbage", "empty", "deep"])
 def test_an_answer_that_does_not_parse_is_asked_for_again(start, tmp_path, fault):
     judge = judge_of(start(fault), tmp_path)
     assert judge.ask("score=1", score).value == 1 and judge.report()["unparsed"] == 1
@@ -142,16 +168,35 @@ def test_a_judge_without_key_or_with_unknown_settings_is_refused(tmp_path, monke
     for value, match in (
         ({"base_url": "u"}, "is no judge"),
         ({"base_url": "u", "model": "m", "temp": 1}, "temp"),
+        ({"base_url": 5, "model": "m"}, "base_url is 5"),
+        ({"base_url": "u", "model": None}, "model is None"),
+        ({"base_url": "u", "model": "m", "extra_body": []}, r"extra_body is \[\]"),
+        (
+            {"base_url": "u", "model": "m", "concurrency": "4"},
+            "concurrency is '4'; give a whole number from 1",
+        ),
+        ({"base_url": "u", "model": "m", "concurrency": True}, "concurrency is True"),
+        (
+            {"base_url": "u", "model": "m", "timeout_s": 0},
+            "timeout_s is 0; give a number above 0 to 1,000,000",
+        ),
+        ({"base_url": "u", "model": "m", "temperature": math.nan}, "temperature is nan"),
+        ({"base_url": "u", "model": "m", "max_attempts": 10**30}, "max_attempts is 1000"),
     ):
         path.write_text(json.dumps(value))
         with pytest.raises(InputError, match=match):
             JudgeConfig.load(str(path))
+    for address in ("http://[x", "nothing", "http://127.0.0.1:1/v1"):
+        judge = Judge(JudgeConfig(address, "m", max_attempts=2, backoff_s=0), tmp_path)
+        with pytest.raises(InputError, match=r"the judge m does not answer \("):
+            judge.check()
 
 
 def test_json_is_found_in_what_a_model_says_around_it():
     assert parse_json('好的 [1] 如下：```json\n{"score": 4, "why": "a{b"}\n```') == {"score": 4, "why": "a{b"}
-    with pytest.raises(ValueError):
-        parse_json("四分")
+    for text_ in ("四分", "[" * 100_000, "{" * 100_000, "[ " * (1 << 17)):
+        with pytest.raises(ValueError):
+            parse_json(text_)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The report: what it says, and what a browser shows of it at desktop and phone width, light and dark."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import report
-from benchmarks.results import Scores
+from benchmarks.reporting.rows import Row
+from benchmarks.results import Scores, load_metrics, load_predictions
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import message
+from onerec.run import write_text
 from onerec.sid import SidSpec
 
 SPEC = SidSpec((8, 8, 8))
@@ -178,3 +181,74 @@ def test_report_bad_input(tmp_path):
         with pytest.raises(InputError, match=match):
             report.main([*argv, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+METRICS = {"name": "x", "tasks": {"video": {"recall@10": 0.1}}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        5, None, [], {}, {"tasks": []}, {"name": "x", "tasks": {"video": [1]}}, {"name": 5, "tasks": {}},
+        {"name": "x", "tasks": {"video": {"recall@10": "high"}}}, {"name": "x", "tasks": {"video": {"recall@10": [1]}}},
+        {"name": "x", "tasks": {"video": {"recall@10": math.inf}}}, {"name": "x", "tasks": {"video": {"recall@10": 10**400}}},
+        METRICS | {"intervals": {"video": {"recall@10": [1]}}}, METRICS | {"intervals": {"video": {"recall@10": [None, 1]}}},
+        METRICS | {"intervals": []}, METRICS | {"data": {"tests": {"video": 5}}}, METRICS | {"data": 5},
+        METRICS | {"beams": {"video": [{"width": "4"}]}}, METRICS | {"beams": {"video": 3}},
+    ],
+)  # fmt: skip
+def test_metrics_of_another_shape_are_refused(tmp_path, value):
+    (tmp_path / "metrics.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"metrics\.json: is not a result of evaluate\.py"):
+        load_metrics(tmp_path)
+
+
+def test_metrics_without_a_value_are_a_dash(tmp_path):
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"name": "x", "tasks": {"video": {"recall@10": None, "auc": math.nan}}})
+    )
+    row = Row("x", "stage", tmp_path, load_metrics(tmp_path))
+    assert row.cell("video", "recall@10") is None and row.cell("video", "auc") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("5\n", "line 1 is no JSON object"),
+        ('{"uuid": "a", "items": []}\n[]\n', "line 2 is no JSON object"),
+        ('{"uuid": "a", "items": []}\n{"uuid"', "line 2 is not JSON"),
+        ('{"uuid": "a"}\n', "has a line without items"),
+        ('{"uuid": 5, "items": []}\n', "has a line without uuid"),
+        ('{"uuid": "\udcff", "items": []}\n', "line 1 is not JSON"),
+        ("[" * 100_000, "line 1 is not JSON"),
+    ],
+)
+def test_predictions_of_another_shape_are_refused(tmp_path, text, said):
+    (tmp_path / "predictions_video.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=f"predictions_video.jsonl: {said}; evaluate the model again"):
+        load_predictions(tmp_path, "video")
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    value = {"uuid": "a", "text": "\u2028\u2029\x85\x0b\x0c\x1c\r\n\ud83d"}
+    write_text(
+        tmp_path / "predictions_rec_reason.jsonl", f"{json.dumps(value, ensure_ascii=False)}\r\n\n" * 2
+    )
+    assert load_predictions(tmp_path, "rec_reason") == [value, value]
+
+
+@pytest.mark.parametrize("line", ["{}", '{"step": "1", "loss": 1}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}', "3"])  # fmt: skip
+def test_a_training_log_of_another_shape_is_refused(world, tmp_path, line):
+    (tmp_path / "train_log.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=r"train_log\.jsonl: "):
+        report.main(world["argv"])
+    assert not world["out"].exists()
+
+
+def test_html_and_links_of_titles_are_text_in_markdown(world, tmp_path):
+    names = ["<script>alert(1)</script> ![x](u) [y](z)", "a < b & c"] * 4
+    write_table(tmp_path / "titles.parquet", pa.table({"pid": list(range(8)), "dense_caption": names}))
+    report.main(world["argv"])
+    examples = (world["out"] / "report.md").read_text().split("## Examples")[1]
+    assert "&lt;script>" in examples and "a < b & c" in examples
+    assert "<script" not in examples and "!\\[x](u) \\[y](z)" in examples

@@ -187,6 +187,10 @@ def test_pairs_count_by_distance():
         pairs.rows(0, 3).toarray().tolist() == counts and pairs.rows(1, 2).toarray().tolist() == counts[1:2]
     )
     assert pairs.margin().tolist() == [2.5, 2, 2.5]
+    wide = Pairs(
+        np.array([0, 1, 2, 2, 0]), [3, 2], n=3, window=2**31 - 1
+    )  # no wider than the longest history
+    assert wide.rows(0, 3).toarray().tolist() == counts and wide.margin().tolist() == [2.5, 2, 2.5]
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 22])

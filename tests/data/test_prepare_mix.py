@@ -82,7 +82,7 @@ def test_weights_and_caps_take_a_share(world):
         ({"name": "a", "path": "chat.parquet", "wieght": 1}, {}, "unknown key wieght"),
         ({"name": "a", "path": "chat.parquet"}, {"shards": 3}, "unknown key shards"),
         ({"name": "a", "path": "none.parquet"}, {}, "names no Parquet file"),
-        ({"name": "a", "path": "chat.parquet", "weight": 2}, {}, "weight 2"),
+        ({"name": "a", "path": "chat.parquet", "weight": 2}, {}, "weight is 2"),
         ({"path": "chat.parquet"}, {}, "has no name"),
     ],
 )
@@ -318,7 +318,7 @@ def test_users_to_exclude_that_cannot_be_read_are_an_error(world, excluded, matc
 @pytest.mark.parametrize("share", ["0", "1.5", "nan"])
 def test_a_share_that_is_none_is_refused(tmp_path, share):
     rl_inputs(tmp_path)
-    with pytest.raises(InputError, match="no share of the users"):
+    with pytest.raises(InputError, match=r"--user_share: is .*; give a number above 0 to 1"):
         prepare_rl(
             ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share]
         )

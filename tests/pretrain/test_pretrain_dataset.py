@@ -243,6 +243,25 @@ def test_steps_take_as_many_epochs_as_they_need(config_file, world):
     assert len(dataset) == 6 * one
 
 
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [({"steps": 10**9}, {}), ({"steps": 1, "accumulation": 10**9}, {}), ({}, {"num_epochs": 10**9})],
+)
+def test_a_plan_that_no_memory_holds_is_refused_before_it_is_made(config_file, world, flags, changes):
+    config, samples, _ = load(world, config_file(**changes))
+    with pytest.raises(
+        InputError, match=r"packed rows an epoch, [0-9,]+ in all; from 1 to 50,000,000: fewer steps"
+    ):
+        PackedDataset(samples, config, seed=0, **flags)
+
+
+def test_a_run_of_no_sample_is_refused_and_does_not_go_round_for_ever(config_file, world):
+    config, samples, _ = load(world, config_file())
+    nothing = dataclasses.replace(config, source_weights=tuple((name, 0.0) for name in samples.source_names))
+    with pytest.raises(InputError, match="has 0 packed rows an epoch"):
+        PackedDataset(samples, nothing, seed=0, steps=1)
+
+
 def test_workers_do_not_change_the_samples(config_file, world):
     _, alone, _ = load(world, config_file())
     _, many, _ = load(world, config_file(), num_workers=2)

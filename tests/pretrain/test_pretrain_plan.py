@@ -68,7 +68,7 @@ def test_the_table_says_that_it_is_estimated(world, capsys):
     assert eight[0] == pytest.approx(8 * one[0], rel=1e-3)
     for flags, says in (
         (["--device", "abacus"], "is not a GPU that is known"),
-        (["--mfu", "2"], "out of range"),
+        (["--mfu", "2"], "--mfu: is 2; give a number above 0 to 1"),
     ):
         with pytest.raises(InputError, match=says):
             main(flags)

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         ({"--adv_min": 6}, "6 is not below --adv_max 5"),
         ({"--temperature": 0}, "is 0"),
         ({"--mini_batch_size": 3}, "3 does not divide the 4 prompts of a step"),
-        ({"--mini_batch_size": 0}, "0 does not divide the 4 prompts of a step"),
+        ({"--mini_batch_size": 0}, "--mini_batch_size: is 0; give a whole number from 1, or -1"),
         ({"--merge_ratio": 0}, "--merge_ratio: is 0"),
         ({"--anchor_parquet": tmp_path / "none.parquet"}, "no such file"),
         ({"--anchor_parquet": files["--dataset_parquet"]}, "does not go with --loss reverse_kl"),
