@@ -115,7 +115,7 @@ def chosen_rows(
     paths: Sequence[str], seed: int, last: dict[str, np.uint64], manifest: Manifest
 ) -> Iterator[pa.RecordBatch]:
     """Second pass: the prompts whose key is at most ``last`` of their source, in the order of the input; the first of doubles."""
-    seen: set[int] = set()
+    seen: set[str] = set()  # uuids, for those of two rows may have one key
     for path in paths:
         for file in record_files(path, manifest):
             for batch in sized_batches(file):
@@ -126,9 +126,9 @@ def chosen_rows(
                 places = np.flatnonzero(valid & (keys.astype(object) <= most))
                 rows = []
                 for place, row in zip(places, batch.take(pa.array(places)).to_pylist(), strict=True):
-                    if int(keys[place]) in seen or check_record(row) or not (prompt := to_prompt(row)):
+                    if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
                         continue
-                    seen.add(int(keys[place]))
+                    seen.add(row["uuid"].lower())
                     turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
                     rows.append({**row, "segments": None, "messages": turns, "prompt": prompt})
                 if rows:

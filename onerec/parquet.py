@@ -102,10 +102,10 @@ def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.nda
         out[good] = found[good]
     elif pa.types.is_decimal(kind):
         found = values.to_pylist()
-        good = valid & [
-            value is not None and value == value.to_integral_value() and -(2**63) <= value < 2**63
-            for value in found
-        ]
+        whole = (value is not None and value == value.to_integral_value() for value in found)
+        good = np.array(
+            [fits and -(2**63) <= value < 2**63 for value, fits in zip(found, whole, strict=True)], bool
+        )
         out[good] = [int(value) for value, fits in zip(found, good.tolist(), strict=True) if fits]
     elif digits and _is_text(kind):
         text = pc.utf8_trim_whitespace(texts(values)[0])
@@ -194,8 +194,11 @@ def _bare(value: Any) -> Any:
 def _leaf(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
-    whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
-    return int(value) if whole else str(value)
+    if not isinstance(value, decimal.Decimal):
+        return str(value)
+    if value != value.to_integral_value() and float(value).is_integer():
+        raise ValueError  # a float would make it whole
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _as_shown(value: Any) -> str:
