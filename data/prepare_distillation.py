@@ -25,6 +25,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.parquet import write_batches
 from onerec.records import (
+    CHAT_MARK,
     SCHEMA,
     check_columns,
     check_record,
@@ -45,6 +46,7 @@ MAX_TEXT = 200  # characters of a plain text that the request to go on shows; at
 def repair(text: str) -> str:
     r"""Turn literal ``\uXXXX`` escapes, which some corpora carry, into their characters; lone surrogates are left."""
     fixed = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), text)
+    fixed = text if CHAT_MARK.search(fixed) else fixed  # an escape must not become the mark of a turn
     return fixed.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -125,7 +127,7 @@ def chosen_rows(
                 )
                 places = np.flatnonzero(valid & (keys.astype(object) <= most))
                 rows = []
-                for place, row in zip(places, batch.take(pa.array(places)).to_pylist(), strict=True):
+                for row in batch.take(pa.array(places)).to_pylist():
                     if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
                         continue
                     seen.add(row["uuid"].lower())

@@ -28,7 +28,16 @@ from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.parquet import matching
-from onerec.records import Record, chat_record, check_record, message, record_uuid, text_record, write_records
+from onerec.records import (
+    Record,
+    chat_record,
+    check_record,
+    dumps,
+    message,
+    record_uuid,
+    text_record,
+    write_records,
+)
 from onerec.run import Manifest, progress
 
 TEXT = ("text", "content", "raw_content")
@@ -113,7 +122,8 @@ def prompt_turns(row: dict[str, Any]) -> list[tuple[str, str]]:
 def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
     """A row as a record; raises ValueError, with the reason, where it cannot be one."""
     if shape == "records":
-        return {name: row.get(name) for name in (*KEY_COLUMNS, "segments", "messages")}
+        values = {name: row.get(name) for name in (*KEY_COLUMNS, "segments", "messages")}
+        return {name: dumps(v) if isinstance(v, list | dict) else v for name, v in values.items()}
     if shape == "text":
         name = first_of(TEXT, row)
         if name is None or not isinstance(row[name], str) or not row[name].strip():
