@@ -233,9 +233,9 @@ def read_list(path: Path) -> list[dict[str, str]]:
     """The data sets that a CSV names; raises `InputError` where it lacks a column."""
     if not path.is_file():
         raise InputError(path, "no such file", f"a CSV with {', '.join(LIST_COLUMNS)}")
-    with path.open(encoding="utf-8", newline="") as file:
+    with reading(path), path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or any(name not in rows[0] for name in LIST_COLUMNS):
+    if not rows or any(row.get(name) is None for row in rows for name in LIST_COLUMNS):
         raise InputError(path, "lacks a column or every row", f"a CSV with {', '.join(LIST_COLUMNS)}")
     return rows
 

@@ -100,17 +100,19 @@ def message_text(content: str | list[dict[str, Any]]) -> str:
 def user_id(value: Any) -> int | str | None:
     """A user as metadata and RL data name one, None where none; text that writes a number is that number.
 
-    Raises ValueError for what is no id: a fraction, NaN, a number past 64 bits, empty text, another type.
+    Raises ValueError for what is no id: a fraction, NaN, a number past 64 bits, another type.
     """
-    if isinstance(value, str) and value.strip():
-        return int(value) if re.fullmatch(r"0|-?[1-9]\d{0,17}", value) else value
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value or None
     return None if value is None else whole_number(value)
 
 
 def uid_of(metadata: str | None) -> int | str | None:
-    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`."""
-    value = _loads(metadata)
-    return user_id(value.get("uid")) if isinstance(value, dict) else None
+    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`, and for what is no object."""
+    if not isinstance(value := _loads(metadata), dict):
+        raise ValueError("not a JSON object")
+    return user_id(value.get("uid"))
 
 
 def parse_messages(value: str) -> list[dict[str, str]]:

@@ -163,7 +163,7 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     films = {
         int(item): (*title_and_year(title, year), genres)
         for item, title, year, genres in rows
-        if item.isdecimal() and title
+        if item.isdecimal() and len(item) < 19 and title
     }
     manifest.input(path, len(rows))
     if not films:

@@ -204,7 +204,10 @@ def test_records_of_structs_are_those_of_json(tmp_path_factory, turns, users):
         (3.0, 3),
         ("3", 3),
         ("u3", "u3"),
-        ("03", "03"),
+        ("03", 3),
+        (" 3 ", 3),
+        ("", None),
+        (" ", None),
         (None, None),
         (2**63 - 1, 2**63 - 1),
         ("-7", -7),
@@ -214,7 +217,7 @@ def test_a_user_is_the_same_however_it_is_written(value, user):
     assert user_id(value) == user
 
 
-@pytest.mark.parametrize("value", [3.5, math.nan, math.inf, 2.0**53, 2**63, True, [], {}, "", " "])
+@pytest.mark.parametrize("value", [3.5, math.nan, math.inf, 2.0**53, 2**63, True, [], {}])
 def test_what_is_no_user_is_refused(value):
     with pytest.raises(ValueError):
         user_id(value)
