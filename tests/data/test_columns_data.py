@@ -18,6 +18,7 @@ from data.onerec_data.batch import NO_PID, Batch
 from data.onerec_data.layout import load_layout
 from data.onerec_data.tables import PidIndex, read_tags
 from data.onerec_data.users import Captions, Users
+from data.prepare_general_text import main as general_text
 from data.prepare_mix import main as mix
 from data.prepare_rl import to_rl_row
 from onerec.errors import InputError
@@ -286,3 +287,17 @@ def test_words_of_a_layout_are_splits(tmp_path):
     users = Users(tmp_path / "u.parquet", ["hist_video_pid"], [], layout)
     assert [Batch(data, layout).split for data in users] == [[0, 1]]
     assert users.counts == {"users: split is not 0, 1 or 2": 1}
+
+
+def test_a_refused_run_over_general_text_leaves_the_good_file_of_the_run_before(tmp_path):
+    good, half = tmp_path / "good.jsonl", tmp_path / "half.jsonl"
+    good.write_text("".join(json.dumps({"prompt": f"p{i}", "response": "r"}) + "\n" for i in range(4)))
+    half.write_text(good.read_text() + '{"prompt": "cut, "response": null}\n')
+    argv = ["--source", "s", "--output_dir", str(tmp_path / "out")]
+    general_text(["--dataset", str(good), *argv])
+    made = tmp_path / "out" / "sft" / "s.parquet"
+    before = made.read_bytes()
+    for broken in (half, made.with_name("s.manifest.json")):
+        with pytest.raises(InputError):
+            general_text(["--dataset", str(broken), *argv])
+        assert made.read_bytes() == before
