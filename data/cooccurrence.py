@@ -31,6 +31,7 @@ from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
 SMOOTHING = 0.75
+MAX_DIM = 1 << 14  # more than any reduction keeps
 KEPT = (
     4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
 )
@@ -145,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("dim", "window"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name}", f"{getattr(args, name)} is not a positive number", "1 or more")
+    if args.dim > MAX_DIM:
+        raise InputError("--dim", f"is {args.dim}", f"at most {MAX_DIM:,}")
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
     parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)
