@@ -10,7 +10,7 @@ from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.files import SID_SPEC, test_file
 from onerec.parquet import read_table, whole_number
-from onerec.records import KINDS, TEXT_KINDS, read_test, user_id
+from onerec.records import TEST_KINDS, read_test, user_id
 from onerec.run import Manifest
 from onerec.sid import RELEASE_SPEC, SidSpec
 
@@ -103,8 +103,7 @@ def load_examples(
     ``max_bad_ratio`` of its rows have no usable answer.
     """
     path = folder / task.test_file
-    kinds = KINDS | TEXT_KINDS
-    table = read_table(path, {name: kinds[name] for name in ("uuid", "messages", "metadata")}, strict=False)
+    table = read_table(path, TEST_KINDS, strict=False)
     spec = load_spec(folder)
     if sample_size > 0:
         table = table.slice(0, sample_size)

@@ -24,7 +24,7 @@ from data.mix import checked, record_files, sized_batches
 from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.errors import InputError, reading
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, ArgumentParser
 from onerec.records import parse_messages, parse_segments
@@ -151,7 +151,8 @@ def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     if not file.is_file():
         raise InputError(file, "no such file", "the folder of a checkpoint, or its tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(file))
+    with reading(file, "is no tokenizer"):
+        tokenizer = Tokenizer.from_file(str(file))
     for fact in progress(facts.values(), "tokenize", unit="source"):
         for i in range(0, len(fact.sample.kept), 256):
             encoded = tokenizer.encode_batch_fast([texts(row) for row in fact.sample.kept[i : i + 256]])

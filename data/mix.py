@@ -56,8 +56,7 @@ class Source:
             return rows
         kinds: set[type] = set()
         for file in self.files:
-            for batch in record_batches(file.path, 8192):
-                users = users_of(batch)
+            for users in users_of(file.path):
                 kinds |= set(map(type, users)) - {type(None)}
                 rows -= sum(user in self.excluded for user in users)
         if kinds and kinds.isdisjoint(map(type, self.excluded)):
@@ -71,7 +70,7 @@ class Source:
 
     def keeps(self, batch: pa.RecordBatch) -> np.ndarray:
         """(rows,) bool: the rows of a batch that are of no excluded user; rows without a user are kept."""
-        return np.array([user not in self.excluded for user in users_of(batch)], bool)
+        return np.array([user not in self.excluded for user in _users(batch)], bool)
 
     @property
     def wanted(self) -> int:
@@ -184,13 +183,16 @@ def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> 
     return frozenset(users - {None})
 
 
-def users_of(batch: pa.RecordBatch) -> list[int | str | None]:
-    """The user of each record; None where it names none, or something that is no id (which `check_columns` refuses)."""
+def users_of(path: Path) -> Iterator[list[int | str | None]]:
+    """The users of a file's records, in batches, from the metadata alone; None where a row names none, or what is no id."""
+    return map(_users, iter_batches(path, {"metadata": Kind.JSON}, batch_size=8192, strict=False))
 
+
+def _users(batch: pa.RecordBatch) -> list[int | str | None]:
     def user(metadata: str | None) -> int | str | None:
         try:
             return uid_of(metadata)
-        except ValueError:
+        except ValueError:  # `check_columns` refuses the row
             return None
 
     return list(map(user, batch.column("metadata").to_pylist()))

@@ -25,6 +25,7 @@ from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, SHARE, ArgumentParser
 from onerec.parquet import write_batches
 from onerec.records import (
+    CHAT_MARK,
     SCHEMA,
     check_columns,
     check_record,
@@ -45,6 +46,7 @@ MAX_TEXT = 200  # characters of a plain text that the request to go on shows; at
 def repair(text: str) -> str:
     r"""Turn literal ``\uXXXX`` escapes, which some corpora carry, into their characters; lone surrogates are left."""
     fixed = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), text)
+    fixed = text if CHAT_MARK.search(fixed) else fixed  # an escape must not become the mark of a turn
     return fixed.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -115,7 +117,7 @@ def chosen_rows(
     paths: Sequence[str], seed: int, last: dict[str, np.uint64], manifest: Manifest
 ) -> Iterator[pa.RecordBatch]:
     """Second pass: the prompts whose key is at most ``last`` of their source, in the order of the input; the first of doubles."""
-    seen: set[int] = set()
+    seen: set[str] = set()  # uuids, for those of two rows may have one key
     for path in paths:
         for file in record_files(path, manifest):
             for batch in sized_batches(file):
@@ -125,10 +127,10 @@ def chosen_rows(
                 )
                 places = np.flatnonzero(valid & (keys.astype(object) <= most))
                 rows = []
-                for place, row in zip(places, batch.take(pa.array(places)).to_pylist(), strict=True):
-                    if int(keys[place]) in seen or check_record(row) or not (prompt := to_prompt(row)):
+                for row in batch.take(pa.array(places)).to_pylist():
+                    if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
                         continue
-                    seen.add(int(keys[place]))
+                    seen.add(row["uuid"].lower())
                     turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
                     rows.append({**row, "segments": None, "messages": turns, "prompt": prompt})
                 if rows:

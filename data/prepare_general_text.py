@@ -29,7 +29,16 @@ from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.parquet import matching
-from onerec.records import Record, chat_record, check_record, message, record_uuid, text_record, write_records
+from onerec.records import (
+    Record,
+    chat_record,
+    check_record,
+    dumps,
+    message,
+    record_uuid,
+    text_record,
+    write_records,
+)
 from onerec.run import Manifest, progress
 
 TEXT = ("text", "content", "raw_content")
@@ -114,7 +123,8 @@ def prompt_turns(row: dict[str, Any]) -> list[tuple[str, str]]:
 def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
     """A row as a record; raises ValueError, with the reason, where it cannot be one."""
     if shape == "records":
-        return {name: row.get(name) for name in (*KEY_COLUMNS, "segments", "messages")}
+        values = {name: row.get(name) for name in (*KEY_COLUMNS, "segments", "messages")}
+        return {name: dumps(v) if isinstance(v, list | dict) else v for name, v in values.items()}
     if shape == "text":
         name = first_of(TEXT, row)
         if name is None or not isinstance(row[name], str) or not row[name].strip():
@@ -224,9 +234,9 @@ def read_list(path: Path) -> list[dict[str, str]]:
     """The data sets that a CSV names; raises `InputError` where it lacks a column."""
     if not path.is_file():
         raise InputError(path, "no such file", f"a CSV with {', '.join(LIST_COLUMNS)}")
-    with path.open(encoding="utf-8", newline="") as file:
+    with reading(path), path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows or any(name not in rows[0] for name in LIST_COLUMNS):
+    if not rows or any(row.get(name) is None for row in rows for name in LIST_COLUMNS):
         raise InputError(path, "lacks a column or every row", f"a CSV with {', '.join(LIST_COLUMNS)}")
     return rows
 

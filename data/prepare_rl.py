@@ -10,6 +10,7 @@ of the test file is in no task's training rows.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -100,10 +101,9 @@ def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter
     """First pass, over the metadata alone: user to rows by task."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for task, path in files.items():
-        for batch in record_batches(path, 8192):
-            for uid in users_of(batch):
-                if isinstance(uid, int):
-                    counts[uid][task] += 1
+        for uid in itertools.chain.from_iterable(users_of(path)):
+            if isinstance(uid, int):
+                counts[uid][task] += 1
         manifest.input(path, count_rows(path))
     return counts
 

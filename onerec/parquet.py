@@ -102,10 +102,10 @@ def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.nda
         out[good] = found[good]
     elif pa.types.is_decimal(kind):
         found = values.to_pylist()
-        good = valid & [
-            value is not None and value == value.to_integral_value() and -(2**63) <= value < 2**63
-            for value in found
-        ]
+        whole = (value is not None and value == value.to_integral_value() for value in found)
+        good = np.array(
+            [fits and -(2**63) <= value < 2**63 for value, fits in zip(found, whole, strict=True)], bool
+        )
         out[good] = [int(value) for value, fits in zip(found, good.tolist(), strict=True) if fits]
     elif digits and _is_text(kind):
         text = pc.utf8_trim_whitespace(texts(values)[0])
@@ -122,18 +122,13 @@ def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.nda
 def texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """(string [n], where bytes are not UTF-8; null there); raises TypeError for what is neither text nor bytes."""
     values = plain(values)
-    wrong = np.zeros(len(values), bool)
-    if pa.types.is_null(values.type):
-        return values.cast(pa.string()), wrong
-    if not (_is_text(values.type) or _is_bytes(values.type)):
+    if not (_is_text(values.type) or _is_bytes(values.type) or pa.types.is_null(values.type)):
         raise TypeError
     try:
         values.validate(full=True)  # a file may call anything a string
-        return values.cast(pa.string()), wrong
+        return values.cast(pa.string()), np.zeros(len(values), bool)
     except pa.ArrowInvalid:
-        found = [_decoded(value) for value in values.cast(pa.large_binary()).to_pylist()]
-    text = pa.array(found, pa.string())
-    return text, pc.and_(text.is_null(), values.is_valid()).to_numpy(zero_copy_only=False)
+        return _each(values.cast(pa.large_binary()), bytes.decode)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -141,16 +136,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return any(
-        check(kind) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    )
-
-
-def _decoded(value: bytes | None) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        return None
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array, np.ndarray]:
@@ -208,20 +194,17 @@ def _bare(value: Any) -> Any:
 def _leaf(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
-    whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
-    return int(value) if whole else str(value)
+    if not isinstance(value, decimal.Decimal):
+        return str(value)
+    if value != value.to_integral_value() and float(value).is_integer():
+        raise ValueError  # a float would make it whole
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _as_shown(value: Any) -> str:
     if isinstance(value, dict):
         raise TypeError
-    return (
-        ", ".join(map(_as_shown, value))
-        if isinstance(value, list)
-        else value.decode()
-        if isinstance(value, bytes)
-        else str(value)
-    )
+    return ", ".join(map(_as_shown, value)) if isinstance(value, list) else str(_leaf(value))
 
 
 def _short(value: object) -> str:
@@ -229,27 +212,26 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def typed(data: Data, kinds: Columns, path: object, first_row: int = 0, strict: bool = True) -> Data:
-    """``data`` with its columns as ``kinds`` asks for; a value that cannot be one is refused, or null unless ``strict``."""
-    for name, kind in kinds.items() if isinstance(kinds, Mapping) else ():
-        if (place := data.schema.get_field_index(name)) < 0:
-            continue
+def typed(
+    data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True
+) -> Data:
+    """``data`` with its columns as ``columns`` ask for; a value that cannot be one is refused, or null unless ``strict``."""
+    kinds = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
+    for name, kind in ((name, kind) for name, kind in kinds if name in data.schema.names):
+        right = f"{kind.value} are wanted"
         with reading(path):
             try:
                 values, wrong = converted(data.column(name), kind)
             except TypeError:
-                what = f"column {name} is {data.schema.field(name).type}"
-                raise InputError(path, what, f"{kind.value} are wanted") from None
+                raise InputError(path, f"column {name} is {data.schema.field(name).type}", right) from None
         if strict and wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             try:
                 value = _short(data.column(name)[row].as_py())
             except ValueError:
                 value = "text that is not UTF-8"
-            raise InputError(
-                path, f"column {name} of row {first_row + row} is {value}", f"{kind.value} are wanted"
-            )
-        data = data.set_column(place, name, values)
+            raise InputError(path, f"column {name} of row {first_row + row} is {value}", right)
+        data = data.set_column(data.schema.get_field_index(name), name, values)
     return data
 
 
@@ -298,12 +280,12 @@ def read_table(
     Raises `InputError` where the file is missing, cut short, lacks a column, is empty, or a value is not of its kind.
     """
     file = open_parquet(path, columns)
-    wanted = [*columns, *optional] or file.schema_arrow.names
+    names = file.schema_arrow.names
     with reading(path):
-        table = file.read(columns=_stored(file, wanted))
+        table = file.read(columns=[n for n in [*columns, *optional] or names if n in names])
     if not allow_empty and table.num_rows == 0:
         raise InputError(path, "is an empty table", "give at least one row")
-    return typed(typed(table, columns, path, 0, strict), optional, path, 0, strict)
+    return typed(table, (columns, optional), path, 0, strict)
 
 
 def iter_batches(
@@ -315,16 +297,11 @@ def iter_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them."""
     file = open_parquet(path, columns, stream=True)
-    wanted, row = [*columns, *optional], 0
+    wanted, row = [n for n in (*columns, *optional) if n in file.schema_arrow.names], 0
     with reading(path):
-        for batch in file.iter_batches(batch_size=batch_size, columns=_stored(file, wanted)):
-            yield typed(typed(batch, columns, path, row, strict), optional, path, row, strict)
+        for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
+            yield typed(batch, (columns, optional), path, row, strict)
             row += batch.num_rows
-
-
-def _stored(file: pq.ParquetFile, wanted: Sequence[str]) -> list[str]:
-    names = file.schema_arrow.names
-    return [name for name in wanted if name in names]
 
 
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:

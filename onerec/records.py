@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
 # How the columns of somebody's records are read; what cannot be read so is a bad row.
 KINDS = {"uuid": Kind.UUID, "source": Kind.TEXT, "metadata": Kind.JSON}
 TEXT_KINDS = {"segments": Kind.JSON, "messages": Kind.JSON}
+TEST_KINDS = {"uuid": Kind.UUID, "messages": Kind.JSON, "metadata": Kind.JSON}
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 CHAT_MARK = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 ROLES = ("system", "user", "assistant", "tool")
@@ -99,17 +100,19 @@ def message_text(content: str | list[dict[str, Any]]) -> str:
 def user_id(value: Any) -> int | str | None:
     """A user as metadata and RL data name one, None where none; text that writes a number is that number.
 
-    Raises ValueError for what is no id: a fraction, NaN, a number past 64 bits, empty text, another type.
+    Raises ValueError for what is no id: a fraction, NaN, a number past 64 bits, another type.
     """
-    if isinstance(value, str) and value.strip():
-        return int(value) if re.fullmatch(r"0|-?[1-9]\d{0,17}", value) else value
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value or None
     return None if value is None else whole_number(value)
 
 
 def uid_of(metadata: str | None) -> int | str | None:
-    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`."""
-    value = _loads(metadata)
-    return user_id(value.get("uid")) if isinstance(value, dict) else None
+    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`, and for what is no object."""
+    if not isinstance(value := _loads(metadata), dict):
+        raise ValueError("not a JSON object")
+    return user_id(value.get("uid"))
 
 
 def parse_messages(value: str) -> list[dict[str, str]]:
@@ -228,14 +231,6 @@ def _check_calls(item: dict[str, Any]) -> str | None:
     return None
 
 
-def read_turns(messages: Any) -> list[dict[str, str]]:
-    """The turns of a ``messages`` field as `parse_messages` gives them; raises ValueError, with the reason, where they are none."""
-    parsed = _loads(messages)
-    if reason := _check_messages(parsed):
-        raise ValueError(reason)
-    return _texts(parsed)
-
-
 def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, where they cannot be used."""
     if not isinstance(row["uuid"], str) or not row["uuid"].strip():
@@ -243,7 +238,10 @@ def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]
     metadata = _loads(row["metadata"])
     if not isinstance(metadata, dict):
         raise ValueError("metadata is not a JSON object")
-    if not (turns := [turn for turn in read_turns(row["messages"]) if turn["role"] != "assistant"]):
+    messages = _loads(row["messages"])
+    if reason := _check_messages(messages):
+        raise ValueError(reason)
+    if not (turns := [turn for turn in _texts(messages) if turn["role"] != "assistant"]):
         raise ValueError("messages hold no turn to answer")
     return metadata, turns
 

@@ -13,7 +13,7 @@ from benchmarks.results import Scores
 from benchmarks.tasks import GENERAL
 from onerec.errors import reading
 from onerec.parquet import Kind, read_table
-from onerec.records import KINDS, TEXT_KINDS, parse_segments, read_test
+from onerec.records import TEST_KINDS, parse_segments, read_test
 
 METRICS = ("exact_match", "bits_per_byte")
 
@@ -33,11 +33,9 @@ def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]
     path, questions = folder / GENERAL / "text.parquet", []
     with reading(path, "has a row that is no record"):
         texts = [parse_segments(v) for v in read_table(path, {"segments": Kind.JSON})["segments"].to_pylist()]
-    path, kinds = folder / GENERAL / "qa.parquet", {**KINDS, **TEXT_KINDS}
+    path = folder / GENERAL / "qa.parquet"
     with reading(path, "has a row that is no question with an answer"):
-        for row in read_table(
-            path, {name: kinds[name] for name in ("uuid", "messages", "metadata")}
-        ).to_pylist():
+        for row in read_table(path, TEST_KINDS).to_pylist():
             metadata, turns = read_test(row)
             questions.append(Question(row["uuid"], turns, metadata["answer"], metadata.get("kind", "qa")))
     return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])

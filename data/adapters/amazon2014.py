@@ -33,7 +33,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.adapters.leave_one_out import add_arguments, least_items, split_rows
 from onerec.cli import cli
-from onerec.errors import InputError
+from onerec.errors import InputError, reading
 from onerec.flags import SHARE, ArgumentParser
 from onerec.parquet import whole_number, write_table
 from onerec.run import Manifest, progress, read_json
@@ -72,18 +72,15 @@ def json_lines(path: Path, manifest: Manifest, max_bad_ratio: float) -> Iterator
         raise InputError(path, "no such file", "a file of JSON lines, gz or not")
     total = bad = 0
     opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            for line in file:
-                if not line.strip():
-                    continue
-                total += 1
-                if (value := parse_line(line)) is None:
-                    bad += 1
-                else:
-                    yield value
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise InputError(path, f"is not a whole gzip file ({error})", "download it again") from None
+    with reading(path, "is not a whole gzip file", "download it again"), opener(path, "rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            total += 1
+            if (value := parse_line(line)) is None:
+                bad += 1
+            else:
+                yield value
     manifest.input(path, total)
     manifest.drop("line does not parse", bad)
     manifest.check_bad_ratio(path, bad, total, max_bad_ratio)
