@@ -180,7 +180,7 @@ def tensor_headers(path: Path) -> dict[str, Tensor]:
             name: Tensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), *(start + int(at) for at in entry["data_offsets"]))
             for name, entry in entries.items()
         }  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(path, "is not a whole safetensors file", _AGAIN) from None
     if any(not start <= tensor.begin <= tensor.end <= size for tensor in tensors.values()):
         raise InputError(path, "is shorter than its header says", _AGAIN)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onerec.errors import InputError
+from onerec.model_folder import loading
 from onerec.run import atomic_path
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Te
     for path in sorted(base_model.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
-    merged = load_file(trained)
+    with loading(trained, "a checkpoint that was written whole"):
+        merged = load_file(trained)
     for name, tensor in merged.items():
         if name not in places:
             raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")
