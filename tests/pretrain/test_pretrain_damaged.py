@@ -65,6 +65,17 @@ def content(name, value):
     return lambda folder: (folder / name).write_text(json.dumps(value))
 
 
+def state(name, change):
+    """A damage: a state that torch reads, changed by ``change``."""
+
+    def damage(folder: Path) -> None:
+        value = torch.load(folder / name, weights_only=True)
+        change(value)
+        torch.save(value, folder / name)
+
+    return damage
+
+
 def other_weights(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(3)
@@ -84,6 +95,15 @@ DAMAGES = {
     "sums of another length": (content("loss_state.json", {"tokens_seen": 1, "sums": [1.0]}), "loss_state.json"),
     "sums of text": (content("loss_state.json", {"tokens_seen": "x", "sums": []}), "loss_state.json"),
     "an optimizer of another model": (lambda f: torch.save({"state": {}, "param_groups": []}, f / "optimizer.pt"), "optimizer.pt"),
+    "a fresh optimizer": (state("optimizer.pt", lambda v: v["state"].clear()), "it is of step 0"),
+    "an optimizer of another step": (
+        state("optimizer.pt", lambda v: [s["step"].fill_(3) for s in v["state"].values()]), "it is of step 3"
+    ),
+    "an optimizer of other shapes": (
+        state("optimizer.pt", lambda v: v["state"][0].update(exp_avg=torch.zeros(3))), "it is of other parameters"
+    ),
+    "a fresh schedule": (state("scheduler.pt", lambda v: v.update(last_epoch=0)), "it is of step 0"),
+    "a schedule of text": (state("scheduler.pt", lambda v: v.update(last_epoch="1")), "scheduler.pt"),
     "weights of another model": (other_weights, "cannot be loaded"),
 }  # fmt: skip
 
