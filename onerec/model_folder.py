@@ -119,12 +119,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if heads % (config.get("num_key_value_heads") or heads):
         raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
     null = config["model_type"].startswith("qwen") and config.get("head_dim", 0) is None
-    if null or _head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
+    if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         raise InputError(file, f"head_dim is {config.get('head_dim')}", f"an even number; without it {heads} heads divide hidden_size {width}")  # fmt: skip
     generation = Path(path) / "generation_config.json"
     if generation.is_file() and not _are_ids(ends := read_object(generation).get("eos_token_id")):
         raise InputError(generation, f"eos_token_id is {ends!r}"[:200], "an id, a list of ids, or null")
     return config
+
+
+def head_dim(config: dict[str, Any]) -> int:
+    """Width of an attention head; 0 where a configuration does not say."""
+    heads = config.get("num_attention_heads") or 0
+    # Without a word of it, transformers takes 128 for Qwen3 alone.
+    own = (
+        128 if config.get("model_type") == "qwen3" else config.get("hidden_size", 0) // heads if heads else 0
+    )
+    return config.get("head_dim") or own
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -210,8 +220,8 @@ def loading(path: object, right: str = "give a checkpoint that transformers can 
         if kind == "OutOfMemoryError":
             raise
         # torch's own words on a pickle ask to switch the check off.
-        what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error).strip()
-        raise InputError(path, f"cannot be loaded ({(what or kind).splitlines()[0][:200]})", right) from error
+        what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
+        raise InputError(path, f"cannot be loaded ({' '.join(what.split())[:200] or kind})", right) from error
 
 
 def _open_config(path: Path) -> dict[str, Any]:
@@ -232,12 +242,6 @@ def _refuse_pointer(file: Path) -> None:
             head = opened.read(8)
         if head == b"version ":
             raise InputError(file, "is a Git LFS pointer, not the file itself", "git lfs pull")
-
-
-def _head_dim(config: dict[str, Any]) -> int:
-    # Where a configuration does not say, transformers takes 128 for Qwen3 alone.
-    own = 128 if config["model_type"] == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
-    return config.get("head_dim") or own
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -284,7 +288,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
-    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], _head_dim(config)  # fmt: skip
+    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], head_dim(config)  # fmt: skip
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}
     biased = ["q_proj", "k_proj", "v_proj"] if kind == "qwen2" or (kind != "mistral" and config.get("attention_bias")) else []  # fmt: skip
