@@ -28,7 +28,7 @@ from benchmarks.model import BenchModel
 from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.model_folder import check_finite, loading
+from onerec.model_folder import check_finite, loading, tensor_headers
 from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
@@ -77,6 +77,7 @@ def load_weights(model: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
     wrong = "a checkpoint of the run that wrote hf/"
+    tensor_headers(path)
     with loading(path, wrong):
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     # A tied head is not stored a second time.

@@ -257,7 +257,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not places:
         raise InputError(index, "has no weight_map of tensors to files", right)
     tensors: dict[str, Tensor] = {}
-    for name in {*map(str, places.values()), *([WEIGHTS] if single.is_file() else [])}:
+    for name in sorted({*map(str, places.values()), *([WEIGHTS] if single.is_file() else [])}):
         if Path(name).name != name or not name.endswith(".safetensors") or name not in places.values():
             raise InputError(index, f"goes with the file {name!r}", "*.safetensors beside it, and no others")
         if not (path / name).is_file():

@@ -189,7 +189,7 @@ DAMAGES = {
         sharded(index=lambda places: {"weight_map": dict.fromkeys(places, "1.safetensors")}), "1.safetensors: does not hold"
     ),
     "two sets of weights": (
-        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'), "o.safetensors: no such file"
+        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'), "goes with the file 'model.safetensors'"
     ),
     "no tokenizer": (text("tokenizer.json", None), "has no tokenizer.json"),
     "a tokenizer that is none": (text("tokenizer.json", '{"model": 5}'), "tokenizer.json: cannot be loaded"),
