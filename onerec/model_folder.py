@@ -216,12 +216,17 @@ def loading(path: object, right: str = "give a checkpoint that transformers can 
     except (InputError, MemoryError):
         raise
     except Exception as error:  # each library has types of its own, down to a plain Exception
-        kind = type(error).__name__
-        if kind == "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError":
             raise
-        # torch's own words on a pickle ask to switch the check off.
-        what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
-        raise InputError(path, f"cannot be loaded ({' '.join(what.split())[:200] or kind})", right) from error
+        raise InputError(path, f"cannot be loaded ({reason(error)})", right) from error
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a file, on one line."""
+    kind = type(error).__name__
+    # torch's own words on a pickle ask to switch the check off.
+    what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
+    return " ".join(what.partition("Traceback")[0].split())[:200] or kind
 
 
 def _open_config(path: Path) -> dict[str, Any]:
