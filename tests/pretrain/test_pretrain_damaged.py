@@ -194,6 +194,8 @@ def test_foreign_zero_states_run_nothing(world, stopped, tmp_path, save, place):
     for name in names:
         torch.save(whole, folder / name)
     save(Evil(tmp_path / "CANARY"), folder / place)
-    with pytest.raises(InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"):
+    with pytest.raises(
+        InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"
+    ):
         convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(folder)])  # fmt: skip
     assert not (tmp_path / "CANARY").exists()
