@@ -29,7 +29,7 @@ from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
-from onerec.model_folder import check_finite, loading
+from onerec.model_folder import check_finite, loading, tensor_headers
 from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
@@ -76,6 +76,7 @@ def load_weights(model: Any, path: Path) -> None:
     from safetensors.torch import load_file
 
     wrong = "a checkpoint of the run that wrote hf/"
+    tensor_headers(path)
     with loading(path, wrong):
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     # A tied head is not stored a second time.

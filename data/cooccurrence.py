@@ -31,7 +31,6 @@ from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
 SMOOTHING = 0.75
-MAX_DIM = 1 << 14  # more than any reduction keeps
 KEPT = (
     4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
 )

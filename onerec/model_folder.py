@@ -119,12 +119,22 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if heads % (config.get("num_key_value_heads") or heads):
         raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
     null = config["model_type"].startswith("qwen") and config.get("head_dim", 0) is None
-    if null or _head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
+    if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         raise InputError(file, f"head_dim is {config.get('head_dim')}", f"an even number; without it {heads} heads divide hidden_size {width}")  # fmt: skip
     generation = Path(path) / "generation_config.json"
     if generation.is_file() and not _are_ids(ends := read_object(generation).get("eos_token_id")):
         raise InputError(generation, f"eos_token_id is {ends!r}"[:200], "an id, a list of ids, or null")
     return config
+
+
+def head_dim(config: dict[str, Any]) -> int:
+    """Width of an attention head; 0 where a configuration does not say."""
+    heads = config.get("num_attention_heads") or 0
+    # Without a word of it, transformers takes 128 for Qwen3 alone.
+    own = (
+        128 if config.get("model_type") == "qwen3" else config.get("hidden_size", 0) // heads if heads else 0
+    )
+    return config.get("head_dim") or own
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -180,7 +190,7 @@ def tensor_headers(path: Path) -> dict[str, Tensor]:
             name: Tensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), *(start + int(at) for at in entry["data_offsets"]))
             for name, entry in entries.items()
         }  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(path, "is not a whole safetensors file", _AGAIN) from None
     if any(not start <= tensor.begin <= tensor.end <= size for tensor in tensors.values()):
         raise InputError(path, "is shorter than its header says", _AGAIN)
@@ -206,12 +216,17 @@ def loading(path: object, right: str = "give a checkpoint that transformers can 
     except (InputError, MemoryError):
         raise
     except Exception as error:  # each library has types of its own, down to a plain Exception
-        kind = type(error).__name__
-        if kind == "OutOfMemoryError":
+        if type(error).__name__ == "OutOfMemoryError":
             raise
-        # torch's own words on a pickle ask to switch the check off.
-        what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error).strip()
-        raise InputError(path, f"cannot be loaded ({(what or kind).splitlines()[0][:200]})", right) from error
+        raise InputError(path, f"cannot be loaded ({reason(error)})", right) from error
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a file, on one line."""
+    kind = type(error).__name__
+    # torch's own words on a pickle ask to switch the check off.
+    what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
+    return " ".join(what.partition("Traceback")[0].split())[:200] or kind
 
 
 def _open_config(path: Path) -> dict[str, Any]:
@@ -234,12 +249,6 @@ def _refuse_pointer(file: Path) -> None:
             raise InputError(file, "is a Git LFS pointer, not the file itself", "git lfs pull")
 
 
-def _head_dim(config: dict[str, Any]) -> int:
-    # Where a configuration does not say, transformers takes 128 for Qwen3 alone.
-    own = 128 if config["model_type"] == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
-    return config.get("head_dim") or own
-
-
 def _weights(path: Path) -> dict[str, Tensor]:
     """All tensors of a folder by name: of ``model.safetensors``, or of the shards that the index names."""
     single, index = path / WEIGHTS, path / INDEX
@@ -253,7 +262,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not places:
         raise InputError(index, "has no weight_map of tensors to files", right)
     tensors: dict[str, Tensor] = {}
-    for name in {*map(str, places.values()), *([WEIGHTS] if single.is_file() else [])}:
+    for name in sorted({*map(str, places.values()), *([WEIGHTS] if single.is_file() else [])}):
         if Path(name).name != name or not name.endswith(".safetensors") or name not in places.values():
             raise InputError(index, f"goes with the file {name!r}", "*.safetensors beside it, and no others")
         if not (path / name).is_file():
@@ -284,7 +293,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
-    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], _head_dim(config)  # fmt: skip
+    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], head_dim(config)  # fmt: skip
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}
     biased = ["q_proj", "k_proj", "v_proj"] if kind == "qwen2" or (kind != "mistral" and config.get("attention_bias")) else []  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onerec.errors import InputError
 from onerec.folders import atomic_path
+from onerec.model_folder import loading
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,8 @@ def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Te
     for path in sorted(base_model.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
-    merged = load_file(trained)
+    with loading(trained, "a checkpoint that was written whole"):
+        merged = load_file(trained)
     for name, tensor in merged.items():
         if name not in places:
             raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")

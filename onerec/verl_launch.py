@@ -20,7 +20,7 @@ from typing import Any
 from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
 from onerec.folders import locked
-from onerec.model_folder import ModelFolder, open_model_folder
+from onerec.model_folder import ModelFolder, head_dim, open_model_folder
 from onerec.parquet import count_rows, open_parquet
 from onerec.processes import owned
 from onerec.run import read_json
@@ -73,16 +73,10 @@ def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
 
 def check_head_size(path: Path, config: Mapping[str, Any]) -> None:
     """Raises `InputError` where vLLM would serve the model of this ``config.json`` on a CPU and has no kernel for its heads."""
-    size = _head_size(config)
+    size = head_dim(config)
     if size and size not in CPU_HEAD_SIZES and not has_accelerator():
         known = ", ".join(map(str, CPU_HEAD_SIZES))
         raise InputError(path, f"has attention heads of {size}", f"one of {known}, those of vLLM on a CPU")
-
-
-def _head_size(config: Mapping[str, Any]) -> int:
-    """Width of an attention head by a ``config.json``; 0 where it does not say."""
-    heads = config.get("num_attention_heads") or 0
-    return int(config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0))
 
 
 def check_data(path: Path, columns: Sequence[str]) -> int:
@@ -137,7 +131,7 @@ def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: i
     """
     config = read_json(model / "config.json")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 0
-    cached = heads * _head_size(config) * (config.get("num_hidden_layers") or 0)
+    cached = heads * head_dim(config) * (config.get("num_hidden_layers") or 0)
     # Keys and values of 4 bytes; whole blocks, of at most 128 tokens, and vLLM keeps one for itself.
     sequence = 8 * cached * (tokens + 2 * 128)
     wanted = max(sequence, min(sequence * sequences, 1 << 30), 32 << 20) if sequence else 1 << 30

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError
+from onerec.model_folder import reason
 from onerec.process_group import processes
 from onerec.run import read_json
 
@@ -271,9 +272,8 @@ def _shards(folder: Path) -> Iterator[None]:
         with torch.serialization.safe_globals(beside):
             yield
     except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each
-        what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        right = "take an older step"
-        raise InputError(folder, f"has a shard that is missing or damaged ({what})", right) from None
+        what = f"has a shard that is missing or damaged ({reason(error)})"
+        raise InputError(folder, what, "take an older step") from None
     finally:
         os.environ[_TENSORS_ONLY] = before
 

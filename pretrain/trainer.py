@@ -348,10 +348,9 @@ class PackedTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         folder = Path(resume_from_checkpoint)
         self.sharding.load(self, folder)
-        with loading(folder / SCHEDULER_NAME, _OLDER):
-            self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
+        self._load_state(self.lr_scheduler, folder / SCHEDULER_NAME)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
         self._load_from_checkpoint(resume_from_checkpoint)
         return prepared
 
@@ -362,10 +361,18 @@ class PackedTrainer(Trainer):
         device = self.args.device
         place = device if self.args.world_size > 1 and device.type != "cpu" else "cpu"
         for part, name in ((self.optimizer, OPTIMIZER_NAME), (self.lr_scheduler, SCHEDULER_NAME)):
-            with loading(Path(checkpoint) / name, _OLDER):
-                part.load_state_dict(
-                    torch.load(Path(checkpoint) / name, map_location=place, weights_only=True)
-                )
+            self._load_state(part, Path(checkpoint) / name, place)
+
+    def _load_state(self, part: Any, path: Path, place: Any = "cpu") -> None:
+        """Load an optimizer's or schedule's state, which is to be that of the checkpoint's step and of these parameters."""
+        with loading(path, _OLDER):
+            part.load_state_dict(torch.load(path, map_location=place, weights_only=True))
+            kept = part.state.items() if part is self.optimizer else ()
+            steps = [int(state["step"]) for _, state in kept] or [getattr(part, "last_epoch", 0)]
+            if max(steps) != int(path.parent.name.removeprefix("global_step")):
+                raise ValueError(f"it is of step {max(steps)}")
+            if any(state["exp_avg"].shape != parameter.shape for parameter, state in kept):
+                raise ValueError("it is of other parameters")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with loading(f"{checkpoint}: its random states", _OLDER):

@@ -45,7 +45,7 @@ class HfBackend:
         # repetition, say) is mixed in, for vLLM takes none of them either.
         self.model.generation_config = GenerationConfig()
         _answer_in_float32(self.model.get_output_embeddings())
-        self.pad = tokenizer.pad_token_id
+        self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         self.rows = self.model.get_input_embeddings().weight.shape[0]

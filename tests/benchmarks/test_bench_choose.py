@@ -89,6 +89,6 @@ def test_what_is_no_checkpoint_is_one_line(run_dir, tiny_data, tmp_path):
         with pytest.raises(InputError, match=says):
             main(["--run_dir", str(run_dir), *flags])
     file.write_bytes(b"half")
-    with pytest.raises(InputError, match="does not fit its run's hf/"):
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
         main(["--run_dir", str(run_dir), *flags])
     assert not (run_dir / "choice.json").exists()

@@ -153,6 +153,8 @@ DAMAGES = {
     "an end as text": (edit(eos_token_id="</s>"), "eos_token_id is '</s>'"),
     "an end below 0": (text("generation_config.json", '{"eos_token_id": [1, -2]}'), "generation_config.json: eos_token_id"),
     "generation config is a list": (text("generation_config.json", "[]"), "generation_config.json: is not a JSON object"),
+    "a theta as text": (edit(rope_theta="1e6"), "rope_theta is '1e6'"),
+    "quantised": (edit(quantization_config={"bits": 4}), "quantization_config is"),
     "an adapter": (text("adapter_config.json", "{}"), "is an adapter"),
     "no weights": (text("model.safetensors", None), "no model.safetensors"),
     "pickled weights": (evil("pytorch_model.bin", instead="model.safetensors"), "pytorch_model.bin: holds weights as a pickle"),
@@ -163,6 +165,7 @@ DAMAGES = {
     "values cut short": (cut(0.9), "is shorter than its header says"),
     "a few bytes": (text("model.safetensors", b"abc"), "is not a whole safetensors file"),
     "a header that is a list": (text("model.safetensors", struct.pack("<Q", 2) + b"[]"), "is not a whole"),
+    "endless values": (header(a={"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}), "is not a whole"),
     "a tensor without a shape": (header(a={"dtype": "F32"}), "is not a whole"),
     "bytes that are not the shape's": (header(a={"dtype": "F32", "shape": [9], "data_offsets": [0, 64]}), "not those of its shape"),
     "values beyond the file": (header(a={"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}), "is shorter than"),
@@ -186,7 +189,7 @@ DAMAGES = {
         sharded(index=lambda places: {"weight_map": dict.fromkeys(places, "1.safetensors")}), "1.safetensors: does not hold"
     ),
     "two sets of weights": (
-        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'), "o.safetensors: no such file"
+        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'), "goes with the file 'model.safetensors'"
     ),
     "no tokenizer": (text("tokenizer.json", None), "has no tokenizer.json"),
     "a tokenizer that is none": (text("tokenizer.json", '{"model": 5}'), "tokenizer.json: cannot be loaded"),
@@ -262,6 +265,29 @@ def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind
         key: tuple(value.shape) for key, value in state.items()
     }
     open_model_folder(folder)
+
+
+def test_python_beside_a_model_is_never_run(good, tmp_path):
+    """What transformers would look for beside a backbone that it knows: its classes, its tokenizer, its way to generate."""
+    from transformers import AutoTokenizer
+
+    from pretrain.model import load_lm
+
+    shutil.copytree(good, tmp_path / "m")
+    (tmp_path / "m/custom_generate").mkdir()
+    for name in ("evil.py", "custom_generate/generate.py"):
+        (tmp_path / "m" / name).write_text(f"open({str(tmp_path / 'CANARY')!r}, 'w')\n")
+    places = {name: "evil.X" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
+    edit(auto_map=places | {"AutoTokenizer": ["evil.X", "evil.X"]})(tmp_path / "m")
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]},
+    }
+    text("tokenizer_config.json", json.dumps(tokenizer))(tmp_path / "m")
+    open_model_folder(tmp_path / "m")
+    assert load_lm(tmp_path / "m").config.model_type == "qwen3"
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "m", trust_remote_code=False)) == 13
+    assert not (tmp_path / "CANARY").exists()
 
 
 def test_weights_that_are_no_numbers_are_refused_where_they_are_read(good, tmp_path):

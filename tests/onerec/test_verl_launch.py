@@ -39,6 +39,12 @@ def test_a_checkpoint_with_its_itemic_tokens_in_place_passes(tmp_path):
         (lambda folder: (checkpoint(folder) / "sid_spec.json").unlink(), None, "holds no SIDs"),
         (checkpoint, SidSpec((2, 4)), r"has codebooks \[2, 3\]; those of the data: \[2, 4\]"),
         (lambda folder: checkpoint(folder, vocab_size=16), None, "has the id 16, its embedding 16 rows"),
+        (lambda folder: (checkpoint(folder) / "model.safetensors").write_bytes(b""), None, "is empty"),
+        (
+            lambda folder: (checkpoint(folder) / "tokenizer.json").write_text("[]"),
+            None,
+            "is not a JSON object",
+        ),
         (lambda folder: checkpoint(folder, shift=1), None, "its tokenizer has <s_a_0> at 11"),
     ],
 )

@@ -65,6 +65,17 @@ def content(name, value):
     return lambda folder: (folder / name).write_text(json.dumps(value))
 
 
+def state(name, change):
+    """A damage: a state that torch reads, changed by ``change``."""
+
+    def damage(folder: Path) -> None:
+        value = torch.load(folder / name, weights_only=True)
+        change(value)
+        torch.save(value, folder / name)
+
+    return damage
+
+
 def other_weights(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"] = torch.ones(3)
@@ -84,6 +95,15 @@ DAMAGES = {
     "sums of another length": (content("loss_state.json", {"tokens_seen": 1, "sums": [1.0]}), "loss_state.json"),
     "sums of text": (content("loss_state.json", {"tokens_seen": "x", "sums": []}), "loss_state.json"),
     "an optimizer of another model": (lambda f: torch.save({"state": {}, "param_groups": []}, f / "optimizer.pt"), "optimizer.pt"),
+    "a fresh optimizer": (state("optimizer.pt", lambda v: v["state"].clear()), "it is of step 0"),
+    "an optimizer of another step": (
+        state("optimizer.pt", lambda v: [s["step"].fill_(3) for s in v["state"].values()]), "it is of step 3"
+    ),
+    "an optimizer of other shapes": (
+        state("optimizer.pt", lambda v: v["state"][0].update(exp_avg=torch.zeros(3))), "it is of other parameters"
+    ),
+    "a fresh schedule": (state("scheduler.pt", lambda v: v.update(last_epoch=0)), "it is of step 0"),
+    "a schedule of text": (state("scheduler.pt", lambda v: v.update(last_epoch="1")), "scheduler.pt"),
     "weights of another model": (other_weights, "cannot be loaded"),
 }  # fmt: skip
 
@@ -163,11 +183,19 @@ def test_foreign_zero_states_run_nothing(world, stopped, tmp_path, save, place):
     folder = tmp_path / "step1/global_step1"
     (tmp_path / "step1/latest").write_text("global_step1")
     names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    whole = {
+        **{"buffer_names": [], "module": {}, "param_shapes": [], "shared_params": {}, "ds_version": "0"},
+        "optimizer_state_dict": {
+            "zero_stage": 1,
+            "partition_count": 1,
+            "single_partition_of_fp32_groups": [],
+        },
+    }
     for name in names:
-        torch.save(
-            {"module": {}, "optimizer_state_dict": {"zero_stage": 1, "partition_count": 1}}, folder / name
-        )
+        torch.save(whole, folder / name)
     save(Evil(tmp_path / "CANARY"), folder / place)
-    with pytest.raises(InputError, match="shard that is missing or damaged"):
+    with pytest.raises(
+        InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"
+    ):
         convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(folder)])  # fmt: skip
     assert not (tmp_path / "CANARY").exists()

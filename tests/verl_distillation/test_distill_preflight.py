@@ -61,9 +61,14 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
     pq.write_table(pa.table({"prompt": pa.array([], pa.list_(pa.string()))}), empty)
     other = checkpoint(tmp_path / "other", ["a", "c", "b", *BASE[3:]])
     small = checkpoint(tmp_path / "small", BASE, rows=4)
+    hollow, pointer = checkpoint(tmp_path / "zero", BASE), checkpoint(tmp_path / "pointer", BASE)
+    (hollow / "model.safetensors").write_bytes(b"")
+    (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
     anchors = {"--anchor_parquet": files["--dataset_parquet"], "--loss": "forward_kl_topk"}
     cases = [
         ({"--teacher_model": other}, "its id 1 is 'c', the student's is 'b'"),
+        ({"--teacher_model": hollow}, "model.safetensors: is empty"),
+        ({"--teacher_model": pointer}, "model.safetensors: is a Git LFS pointer"),
         ({"--teacher_model": small}, "its tokenizer has the id 5, its embedding 4 rows"),
         ({"--extend_vocab_start_token": 8}, "its id 6 is 'no token', the student's is '<s_a_0>'"),
         ({"--teacher_model": tmp_path / "none"}, "is not a checkpoint folder"),
@@ -96,6 +101,9 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
     program.write_text("#!/bin/sh\n" + "echo 'GPU 0: a card'\n" * 8)
     program.chmod(0o755)
     del files["--n_gpus"]
+    hollow, pointer = checkpoint(tmp_path / "zero", BASE), checkpoint(tmp_path / "pointer", BASE)
+    (hollow / "model.safetensors").write_bytes(b"")
+    (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
     anchors = {"--anchor_parquet": files["--dataset_parquet"]}
     for change, wanted in (
         ({}, 7),
