@@ -82,7 +82,7 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
 def together() -> Iterator[None]:
     """The files that this thread writes inside appear when the outermost such block ends well; after an error none of them does.
 
-    A kill while they are put in place leaves a note of them, by which `clear` puts the rest in place.
+    A kill or a signal while they are put in place leaves a note of them, by which `clear` puts the rest in place.
     """
     if getattr(_local, "pending", None) is not None:
         yield
@@ -95,12 +95,16 @@ def together() -> Iterator[None]:
         for path in pending:
             with disk_errors(path):
                 notes.setdefault(path.parent, _beside(path, "commit")).write_text(text, encoding="utf-8")
-        for path, new in pending.items():
-            os.replace(new, path)
-    finally:
-        _local.pending = None
+    except BaseException:
         for left in (*notes.values(), *pending.values()):
             _remove(left)
+        raise
+    finally:
+        _local.pending = None
+    for path, new in pending.items():
+        os.replace(new, path)
+    for note in notes.values():
+        _remove(note)
 
 
 def made_by(folder: str | os.PathLike[str], stage: str) -> bool:
@@ -134,9 +138,8 @@ def replace_folder(new: Path, path: Path) -> None:
     """Put the folder ``new`` in the place of ``path``, in one step where the system can; what was there goes afterwards."""
     old = _beside(path, "old")
     if path.is_dir():
-        exchange = getattr(
-            ctypes.CDLL(None), "renameat2", None
-        )  # RENAME_EXCHANGE (2), paths from the working folder (-100)
+        exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+        # Paths from the working folder (AT_FDCWD, -100), RENAME_EXCHANGE (2).
         if exchange and exchange(-100, os.fsencode(new), -100, os.fsencode(path), 2) == 0:
             return _remove(new)
         os.rename(path, old)

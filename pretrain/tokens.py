@@ -165,7 +165,7 @@ class TokenFolder:
         return self._mapped(self.root / self.processes.make_folder(self.root, key, fill))
 
     def _write(self, path: Path, parts: Iterator[Part]) -> None:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, ours=True) as temporary:  # another run may make the same
             temporary.mkdir(parents=True)
             samples = collect(parts, Files(temporary))
             np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})

@@ -6,7 +6,7 @@
 #   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (a CPU build of it: Linux only)
 #   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
 #   --seed <n>           seed of the world and of every stage (0)
-#   --run_dir <folder>   where everything goes (runs/quickstart; runs/smoke, runs/movielens)
+#   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, runs/smoke, runs/movielens of this repository)
 # Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
 # Settings: scripts/profiles/*.env, each of them overridable from the environment.
 set -euo pipefail
