@@ -53,6 +53,12 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
     """
     if resume_from == "auto":
         found = whole_checkpoints(output_dir)
+        for half in [] if found else Path(output_dir).glob("step*/global_step*"):
+            raise InputError(
+                half,
+                f"has no {RUN}, so it is no whole checkpoint",
+                "remove it, or start over with --overwrite",
+            )
         return found[-1][1] if found else None
     folder = Path(resume_from)
     if tag:

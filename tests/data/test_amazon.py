@@ -149,7 +149,7 @@ def test_sequences_as_json(sequences, tmp_path):
         amazon(["--sequences", str(tmp_path / "s.json"), "--output_dir", str(tmp_path / "json")])
 
 
-@pytest.mark.parametrize("item", [0.5, 1.0, True, 2**63, "1.5", None, [1]])
+@pytest.mark.parametrize("item", [0.5, 2.0**53, True, 2**63, "1.5", None, [1]])
 def test_an_item_that_is_no_int64_is_counted_not_cut(tmp_path, item):
     (tmp_path / "inter.json").write_text(json.dumps({"1": [1, 2, 3, 4], "2": [1, 2, 3, item]}))
     with pytest.raises(InputError, match="1 of 2 rows are bad"):

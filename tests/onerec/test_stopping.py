@@ -18,7 +18,7 @@ SCRIPT = """
 import os, sys, threading
 from pathlib import Path
 from onerec.cli import cli
-
+from onerec.folders import atomic_path
 from onerec.workers import map_in_order
 
 def work(item):
