@@ -116,7 +116,7 @@ def test_a_second_training_in_the_same_folder_is_refused(world, tmp_path, monkey
         main([*flags, "--output_dir", str(tmp_path / "x" / ".." / "out")])
     # The other processes of one run come in; they end at the next fault, a model that is none.
     monkeypatch.setenv("RANK", "1")
-    with locked(tmp_path / "out"), pytest.raises(InputError, match="not a Hugging Face checkpoint"):
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="is not a checkpoint folder"):
         main(["--model_dir", str(tmp_path), *flags[2:], "--output_dir", str(tmp_path / "out")])
 
 

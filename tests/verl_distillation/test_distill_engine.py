@@ -23,6 +23,9 @@ def engine(tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "onerec.verl_cpu")
+    import verl  # noqa: F401  it takes the platform by the variables, unless an earlier test has imported it
+
+    import onerec.verl_cpu  # noqa: F401
     from verl_distillation.verl_plugin import StudentEngine
 
     engine = StudentEngine.__new__(StudentEngine)

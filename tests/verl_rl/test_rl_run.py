@@ -105,7 +105,7 @@ def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
     refused("full_hits is not a reward", reward_weights="full_hits=1")
     refused("can be below 0 by rank_aware", advantage="maxrl", reward_weights="full_hit=1,rank_aware=0.1")
     refused("does not divide", n_gpus=3, rollout_tp_size=2)
-    refused("above 0, at most 1", merge_ratio=0)
+    refused("merge_ratio: is 0; give a number above 0 to 1", merge_ratio=0)
     refused("at most the model's context of 512", prompt_length=500)
     refused("at least --train_batch_size 64", train_batch_size=64)
     refused("the layers of the model's SIDs: 3", stage2_num_tokens=4)
