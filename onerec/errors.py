@@ -65,10 +65,19 @@ def reading(
     """While somebody's file is read: whatever the library that reads it raises becomes an `InputError` of the file."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except Exception as error:  # pyarrow, json, datasets, tokenizers and Python itself share no base class
+    except Exception as error:  # pyarrow, json, torch, tokenizers and Python itself share no base class
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise
         if isinstance(error, OSError) and error.errno:
             raise from_os_error(error) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(file, f"{what} ({reason})", right) from error
+        raise InputError(file, f"{what} ({reason(error)})", right) from error
+
+
+def reason(error: BaseException) -> str:
+    """What a library says of a file, on one line."""
+    kind = type(error).__name__
+    # torch's own words on a pickle ask to switch the check off.
+    what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
+    return " ".join(what.partition("Traceback")[0].split())[:200] or kind

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onerec.errors import InputError
+from onerec.errors import InputError, reading
 from onerec.files import MODEL_FILES, SID_SPEC
 from onerec.run import read_json
 from onerec.sid import SidSpec
@@ -152,10 +152,7 @@ def read_tokenizer(path: str | Path) -> Tokenizer:
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON object; raises `InputError` for a file that holds anything else."""
     _refuse_pointer(file)
-    try:
-        value = read_json(file)
-    except RecursionError:
-        value = None
+    value = read_json(file)
     if not isinstance(value, dict):
         raise InputError(file, "is not a JSON object", "the file as transformers writes it")
     return value
@@ -208,25 +205,11 @@ def check_finite(path: str | Path, weights: Iterable[tuple[str, Any]]) -> None:
             raise InputError(path, f"its weight {name} holds values that are no numbers", "the model before its training went wrong")  # fmt: skip
 
 
-@contextlib.contextmanager
-def loading(path: object, right: str = "give a checkpoint that transformers can load") -> Iterator[None]:
-    """Around a library that reads somebody's file: whatever it raises becomes `InputError` of ``path``, but for full memory."""
-    try:
-        yield
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # each library has types of its own, down to a plain Exception
-        if type(error).__name__ == "OutOfMemoryError":
-            raise
-        raise InputError(path, f"cannot be loaded ({reason(error)})", right) from error
-
-
-def reason(error: BaseException) -> str:
-    """What a library says of a file, on one line."""
-    kind = type(error).__name__
-    # torch's own words on a pickle ask to switch the check off.
-    what = "a pickle of something else than tensors" if kind == "UnpicklingError" else str(error)
-    return " ".join(what.partition("Traceback")[0].split())[:200] or kind
+def loading(
+    path: object, right: str = "give a checkpoint that transformers can load"
+) -> contextlib.AbstractContextManager[None]:
+    """Around a library that loads ``path``: whatever it raises becomes `InputError`, as by `reading`."""
+    return reading(path, "cannot be loaded", right)
 
 
 def _open_config(path: Path) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onerec.errors import InputError
-from onerec.model_folder import reason
+from onerec.errors import InputError, reason
 from onerec.process_group import processes
 from onerec.run import read_json
 
