@@ -41,8 +41,8 @@ export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTR
 
 owned bash scripts/install.sh
 source scripts/common.sh
-if ((fresh)) && [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
-  echo "error: $RUN_DIR: was not made by the quickstart; --fresh is for a folder of its own, a new or an empty one" >&2
+if [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
+  echo "error: $RUN_DIR: was not made by the quickstart; give a new folder or an empty one" >&2
   exit 2
 fi
 mkdir -p "$RUN_DIR/.done" "$RUN_DIR/logs"

@@ -127,15 +127,16 @@ def quickstart(installed, *flags, **more) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("spelling", ["{0}", "{0}/../mine", "{1}/link", "mine", "./x/../mine"])
-def test_fresh_in_a_folder_of_something_else_is_one_line(installed, tmp_path, spelling):
+@pytest.mark.parametrize("flags", [[], ["--fresh"]])
+def test_a_folder_of_something_else_is_one_line(installed, tmp_path, spelling, flags):
     mine = tmp_path / "mine"
     (mine / "models").mkdir(parents=True)
     (mine / "models" / "keep").touch()
     (tmp_path / "x").mkdir()
     (tmp_path / "link").symlink_to(mine)
-    done = quickstart(installed, "--fresh", "--run_dir", spelling.format(mine, tmp_path), cwd=tmp_path)
+    done = quickstart(installed, *flags, "--run_dir", spelling.format(mine, tmp_path), cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "was not made by the quickstart; --fresh is for a folder of its own" in done.stderr
+    assert "was not made by the quickstart; give a new folder or an empty one" in done.stderr
     assert (mine / "models" / "keep").exists() and os.listdir(mine) == ["models"]
 
 
