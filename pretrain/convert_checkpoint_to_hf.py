@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     found = find_checkpoint(args.checkpoint_dir, None, args.checkpoint_dir)
     output = Path(args.output_dir) if args.output_dir else found / "converted"
     manifest = Manifest("convert_checkpoint_to_hf", args)
-    ours = made_by(output, manifest.stage)
+    # A training's own model gives way to another of its checkpoints.
+    ours = made_by(output, manifest.stage) or (output.name == "hf" and made_by(output.parent, "pretrain"))
     check_output(output, ours)
 
     import transformers

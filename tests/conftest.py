@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,18 +31,25 @@ LONGEST = [
 VERL_RUNS = ["verl_rl/test_rl_run.py", "verl_distillation/test_distill_run.py"]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests go to one worker: a file's, for they share what its fixtures make; but the recipes' share nothing."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if file.endswith(tuple(VERL_RUNS)):
+                return "verl"
+            return nodeid if file.endswith("test_recipes.py") else file
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the tests of `LONGEST` forward, the others in their order; say which a worker does alone; skip those of a GPU without one."""
-    folder = Path(__file__).parent
-    places = {folder / name: place for place, name in enumerate(LONGEST)}
+    """Bring the tests of `LONGEST` forward, the others in their order; skip those of a GPU where there is none."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
-    runs = {folder / name for name in VERL_RUNS}
-    for item in items:
-        # A file's tests stay together, for they share what its fixtures make; those of the recipes share nothing.
-        name = (
-            "verl" if item.path in runs else item.name if item.path.stem == "test_recipes" else item.path.stem
-        )
-        item.add_marker(pytest.mark.xdist_group(name))
     of_a_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if of_a_gpu:
         import torch
