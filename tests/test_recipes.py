@@ -41,7 +41,7 @@ def recipe(name: str, data: Path, runs: Path, **settings: str) -> subprocess.Com
         env=os.environ | SMALL | {"RUNS": str(runs), "SEEDS": "0"} | settings,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
 
 

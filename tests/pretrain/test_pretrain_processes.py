@@ -155,7 +155,7 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
     try:
         assert first.stdout.readline() == "making\n"
         first.send_signal(signal.SIGKILL)
-        out, error = second.communicate(timeout=120)
+        out, error = second.communicate(timeout=300)
         assert second.returncode == 2 and not out
         assert (
             "tokens: is not made: process 0 gives no sign of life for 3 s; see what" in error.splitlines()[-1]

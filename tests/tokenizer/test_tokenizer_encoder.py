@@ -260,7 +260,7 @@ def test_several_processes_give_the_bytes_of_one(catalogue, tmp_path):
     main(argv(catalogue, tmp_path / "one.parquet"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tokenizer/embed_items.py")]  # fmt: skip
-    subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=120)
+    subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=300)
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]  # fmt: skip
     assert dropped[0] == dropped[1] and sum(dropped[0].values()) == 2

@@ -253,7 +253,7 @@ def test_several_processes_train_the_model_of_one(tmp_path):
     train([*flags, "--model_path", str(tmp_path / "one")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tokenizer/train_res_kmeans.py")]  # fmt: skip
-    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=120)  # fmt: skip
+    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=300)  # fmt: skip
     layers = {}
     for name in ("one", "two"):
         layers[name] = json.loads((tmp_path / name / "manifest.json").read_text())["layers"]
