@@ -125,9 +125,10 @@ def cpu_overrides() -> list[str]:
 def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: int) -> list[str]:
     """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its rollout settings.
 
-    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more, 14 s of a core.
-    The key-value cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more: requests wait
-    for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB) overrules it.
+    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more. The key-value
+    cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more:
+    requests wait for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB)
+    overrules it.
     """
     config = read_json(model / "config.json")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 0

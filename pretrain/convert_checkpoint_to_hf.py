@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from onerec.model_folder import open_model_folder
     from pretrain.checkpoint import find_checkpoint
     from pretrain.model import lm_of_checkpoint, write_hf
+    from pretrain.train import HF
 
     base = Path(args.base_model_dir)
     open_model_folder(base)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     output = Path(args.output_dir) if args.output_dir else found / "converted"
     manifest = Manifest("convert_checkpoint_to_hf", args)
     # A training's own model gives way to another of its checkpoints.
-    ours = made_by(output, manifest.stage) or (output.name == "hf" and made_by(output.parent, "pretrain"))
+    ours = made_by(output, manifest.stage) or (output.name == HF and made_by(output.parent, "pretrain"))
     check_output(output, ours)
 
     import transformers
