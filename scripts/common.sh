@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
 source "$ROOT/scripts/argument.sh"
+source "$ROOT/scripts/owned.sh"
 : "${VENV:=$ROOT/.venv}"
 : "${PROFILE:=laptop}"
 : "${RUN_DIR:=$ROOT/runs/quickstart}"
@@ -39,10 +40,10 @@ STG2_FROM="$MODELS/stage1/hf"
 SFT_FROM="$MODELS/stage2/hf"
 ((STG2_STEPS)) || SFT_FROM="$STG2_FROM"
 
-# run <command …>: print the command, then run it.
+# run <command …>: print the command, then run it; a signal to the script ends both.
 run() {
   printf '+ %s\n' "$(printf '%q ' "$@")"
-  "$@"
+  owned "$@"
 }
 
 # become <command …>: print the command, then be it, so that a signal to the script reaches it; for the last one.

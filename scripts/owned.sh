@@ -1,4 +1,4 @@
-# Sourced by the scripts that run others for long, in the repository's root.
+# Sourced by the quickstart and the numbered scripts, which run others for long.
 # owned <command …>: run a command that ends, with all that it started, when this script does, by a signal or killed.
 _running=""
 owned() {
@@ -6,7 +6,7 @@ owned() {
   # The keeper of onerec/processes.py stands between; it ends all below it when nothing holds the other end of its input.
   alive="$(mktemp -u)"
   mkfifo "$alive"
-  python3 -I onerec/processes.py 45 "$@" < "$alive" &
+  python3 -I "$(dirname "${BASH_SOURCE[0]}")/../onerec/processes.py" 45 "$@" < "$alive" &
   _running=$!
   exec 9> "$alive"
   rm -f "$alive"

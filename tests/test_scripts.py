@@ -77,6 +77,22 @@ def test_a_script_that_ends_gives_the_status_of_what_it_ran():
     assert done.returncode == 1 and done.stdout == "5\n" and not done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_a_numbered_script_ends_its_stage(tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho up\nsleep 300\n")
+    python.chmod(0o755)
+    environment = {**os.environ, "VENV": str(tmp_path / "venv"), "RUN_DIR": str(tmp_path / "run")}
+    command = ["bash", str(ROOT / "scripts" / "01_world.sh")]
+    with subprocess.Popen(command, env=environment, stdout=-1, text=True) as script:
+        assert any(line == "up\n" for line in script.stdout)
+        below = descendants(script.pid)
+        script.terminate()
+        assert script.wait(30) == stop_status(signal.SIGTERM)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+
+
 @pytest.mark.parametrize("name", ["09_distillation.sh", "10_rl_grpo.sh"])
 def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
     """It becomes the stage's script, and that becomes Python: all of them have one process id."""
