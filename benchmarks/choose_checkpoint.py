@@ -29,8 +29,8 @@ from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
+from onerec.keeper import kept
 from onerec.model_folder import check_finite, loading, tensor_headers
-from onerec.processes import kept
 from onerec.run import Manifest, get_logger, write_json
 
 CHOICE = "choice.json"

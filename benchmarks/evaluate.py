@@ -46,7 +46,7 @@ from onerec.catalog import ItemIndex
 from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.cli import cli
 from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
-from onerec.processes import kept
+from onerec.keeper import kept
 from onerec.run import Manifest, write_text
 
 

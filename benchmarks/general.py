@@ -27,7 +27,7 @@ from benchmarks.tasks import GENERAL, choose_tasks
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT_OR_ALL, ArgumentParser
-from onerec.processes import kept, owned
+from onerec.keeper import kept, owned
 from onerec.run import write_json
 
 HARNESS = "lm_eval"

@@ -19,10 +19,10 @@ from benchmarks.journal import Journal, work_keys
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
-from onerec.decode import NORMALIZE, Hypothesis
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser, integer
+from onerec.items.decode import NORMALIZE, Hypothesis
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import progress
 from onerec.sid import SidSpec

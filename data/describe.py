@@ -215,7 +215,7 @@ def dropped_rows(paths: Iterable[str]) -> dict[str, int]:
 
 def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropped: dict[str, int]) -> str:
     """The self-contained HTML page."""
-    from onerec.charts import histogram, html_page
+    from onerec.pages import histogram, html_page
 
     groups = []
     for name, fact in facts.items():

@@ -1,9 +1,15 @@
-"""How a script's ``main`` ends: errors as one line, signals in good order, each with its exit status."""
+"""How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals in good order, exit statuses.
+
+The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not copied: here for
+flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the shell scripts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import re
 import signal
 import sys
 import threading
@@ -11,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from onerec.errors import InputError, from_os_error, unforeseen
-from onerec.openonerec import translated
-from onerec.process_group import processes
-from onerec.processes import STOP_SIGNALS, STOPPED
-from onerec.run import own_code_first
+from onerec.keeper import STOP_SIGNALS, STOPPED
+from onerec.run import ROOT, own_code_first, processes
+
+TABLE = ROOT / "docs" / "from_openonerec.md"
+WORKS, REFUSED, MOVED = "works", "in its place", "elsewhere"
 
 
 class Stopped(KeyboardInterrupt):
@@ -77,3 +84,61 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
         sys.exit(2)
 
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A row: the word ``old``, its name ``new`` here (the same, another, or a dash), ``how`` it is taken and ``what`` it does.
+
+    ``scripts``: the files that the row's heading names.
+    """
+
+    scripts: tuple[str, ...]
+    old: str
+    new: str
+    how: str
+    what: str
+
+    def refusal(self, file: str = "") -> InputError:
+        """The one line of a word that has no place here; ``file``: where it stands, unless it is a flag."""
+        right = self.what if self.new == "–" else f"{self.new}: {self.what}"
+        return InputError(file or self.old, f"{self.old if file else ''} is OpenOneRec's".strip(), right)
+
+
+def read_words() -> list[Word]:
+    """Every row of the table; none where the documents are not installed."""
+    words: list[Word] = []
+    scripts: tuple[str, ...] = ()
+    for line in TABLE.read_text(encoding="utf-8").splitlines() if TABLE.exists() else ():
+        if line.startswith("#"):
+            scripts = tuple(re.findall(r"`([^`]+)`", line))
+        elif line.startswith("| `"):
+            old, new, how, what = (cell.strip().replace("`", "") for cell in line.split("|")[1:5])
+            words.append(Word(scripts, old, new, how, what))
+    return words
+
+
+def words_of(script: str) -> dict[str, Word]:
+    """The words of one file, by its path from the root."""
+    return {word.old: word for word in read_words() if script in word.scripts}
+
+
+def translated(script: Path, arguments: Sequence[str]) -> list[str]:
+    """A Python script's arguments with OpenOneRec's flags renamed.
+
+    Raises `InputError` for one that has no place here; where there are several, a line each.
+    """
+    path = script.resolve()
+    words = words_of(str(path.relative_to(ROOT))) if path.is_relative_to(ROOT) else {}
+    taken, refused = [], []
+    for argument in arguments:
+        flag, sign, value = argument.partition("=")
+        word = words.get(flag) if flag.startswith("--") else None
+        if word and word.how == REFUSED:
+            refused.append(word.refusal())
+        taken.append(word.new + sign + value if word and word.how == WORKS else argument)
+    for error in refused[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if refused:
+        raise refused[-1]
+    return taken

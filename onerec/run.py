@@ -24,6 +24,11 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def processes() -> tuple[int, int]:
+    """(rank, processes) under torchrun; (0, 1) without."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def own_code_first() -> None:
     """What this process starts runs this clone's code as well; says so where the environment was installed from another clone.
 

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from onerec.cli import words_of
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
 from onerec.flags import COUNT, COUNT_OR_0
-from onerec.openonerec import words_of
 from onerec.parquet import list_parquet
 from onerec.records import read_file_list
 from onerec.run import read_json

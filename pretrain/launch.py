@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.processes import STOPPED, stop_status
+from onerec.keeper import STOPPED, stop_status
 
 # Seconds from SIGTERM to SIGKILL: a step and a checkpoint of many gigabytes. torchrun's own 30 cut it off.
 SHUTDOWN = "600"

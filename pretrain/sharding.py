@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, reason
-from onerec.process_group import processes
-from onerec.run import read_json
+from onerec.run import processes, read_json
 
 if TYPE_CHECKING:
     import torch

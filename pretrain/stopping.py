@@ -11,7 +11,7 @@ import torch
 from transformers.trainer_callback import TrainerCallback
 
 from onerec.cli import Stopped, signals_to
-from onerec.processes import STOP_SIGNALS, stop_status
+from onerec.keeper import STOP_SIGNALS, stop_status
 
 
 class StopAfterStep(TrainerCallback):

@@ -15,7 +15,7 @@ import numpy as np
 
 from onerec.folders import atomic_path
 from onerec.run import read_json, write_json
-from pretrain.processes import Processes, run_processes
+from pretrain.ranks import Processes, run_processes
 
 
 @dataclasses.dataclass
@@ -142,7 +142,7 @@ class TokenFolder:
     """Folders of tokens under ``root``, each named by all that its tokens depend on.
 
     Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the others
-    wait for it, as long as it lives (`pretrain.processes`).
+    wait for it, as long as it lives (`pretrain.ranks`).
     """
 
     ARRAYS = ("starts", "source", "shard")

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
+from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.folders import disk_errors, locked, made_by, remove_folder
+from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
-from onerec.process_group import process_group, processes
-from onerec.processes import STOPPED
-from onerec.run import Manifest, get_logger
+from onerec.run import Manifest, get_logger, processes
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
 from pretrain.sharding import choose

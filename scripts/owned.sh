@@ -3,10 +3,10 @@
 _running=""
 owned() {
   local status=0 alive
-  # The keeper of onerec/processes.py stands between; it ends all below it when nothing holds the other end of its input.
+  # The keeper of onerec/keeper.py stands between; it ends all below it when nothing holds the other end of its input.
   alive="$(mktemp -u)"
   mkfifo "$alive"
-  python3 -I "$(dirname "${BASH_SOURCE[0]}")/../onerec/processes.py" 45 "$@" < "$alive" &
+  python3 -I "$(dirname "${BASH_SOURCE[0]}")/../onerec/keeper.py" 45 "$@" < "$alive" &
   _running=$!
   exec 9> "$alive"
   rm -f "$alive"
@@ -27,4 +27,4 @@ _end() {
   exit "$1"
 }
 trap '_end 130' INT
-trap '_end 75' HUP TERM # as onerec/processes.py
+trap '_end 75' HUP TERM # as onerec/keeper.py

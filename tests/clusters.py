@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from onerec.processes import descendants, keep
+from onerec.keeper import descendants, keep
 
 
 def free_port() -> int:

@@ -22,13 +22,13 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
 
 # The files that take minutes, in the order in which workers begin them: none is left for the end, where the others would wait for it.
 LONGEST = [
-    "verl_rl/test_rl_run.py",
+    "verl_rl/test_run.py",
     "test_recipes.py",
-    "pretrain/test_pretrain_sharding.py",
+    "pretrain/test_sharding.py",
     "test_quickstart.py",
 ]
 # Runs of verl with Ray and vLLM servers take half of the machine's memory each: one worker does them, one after another.
-VERL_RUNS = ["verl_rl/test_rl_run.py", "verl_distillation/test_distill_run.py"]
+VERL_RUNS = ["verl_rl/test_run.py", "verl_distillation/test_run.py"]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,82 +1,173 @@
-"""The house's import rules: a stage imports `onerec` and itself, never another stage."""
+"""The rules of the house. Each rule is a function of a folder, and is shown to see a planted breach."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("data", "tokenizer", "pretrain", "verl_distillation", "verl_rl", "benchmarks")
+CODE = (*STAGES, "onerec", "scripts", "experiments")
+
+
+def files(root: Path, *folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names that a Python file imports, wherever in the file."""
+    """Modules that a file imports, wherever in it; of ``from a import b`` both ``a`` and ``a.b``."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+def tops(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_imports_no_other_stage(stage):
-    """But for yardsticks, which stand outside and take the parts that they time."""
-    others = set(STAGES) - {stage}
-    inner = [path for path in files(stage) if "perf" not in path.parts]
-    found = {str(path.relative_to(ROOT)): bad for path in inner if (bad := imported(path) & others)}
-    assert not found
+def module(root: Path, path: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_the_contracts_import_no_stage():
-    found = {
-        str(path.relative_to(ROOT)): bad for path in files("onerec") if (bad := imported(path) & set(STAGES))
+def a_stage_imports_another(root: Path) -> set[str]:
+    """Rule 1."""
+    return {
+        module(root, path)
+        for stage in (*STAGES, "onerec")
+        for path in files(root, stage)
+        if tops(imported(path)) & (set(STAGES) - {stage})
     }
-    assert not found
 
 
-def test_contracts_are_each_used_by_two_stages():
-    """Rule 2: `onerec` holds only what two stages use (directly, or through another contract)."""
-    users: dict[str, set[str]] = {path.stem: set() for path in files("onerec") if path.stem != "__init__"}
-    texts = {stage: "\n".join(path.read_text(encoding="utf-8") for path in files(stage)) for stage in STAGES}
-    inner = "\n".join(path.read_text(encoding="utf-8") for path in files("onerec"))
-    for name, seen in users.items():
-        seen |= {stage for stage, text in texts.items() if f"onerec.{name}" in text}
-        seen |= {"onerec"} if f"onerec.{name}" in inner else set()
-    # Item decoding (and its model's side) waits for a second stage: rollouts search items inside vLLM. verl loads its CPU
-    # platform by name.
-    lonely = {name for name, seen in users.items() if len(seen) < 2} - {"decode", "beam_model", "verl_cpu"}
-    assert not lonely
+def a_contract_imports_torch(root: Path) -> set[str]:
+    """Rule 2: the flat files of `onerec` import no torch, and nothing of it that does."""
+    graph = {module(root, path): imported(path) for path in files(root, "onerec")}
+    heavy = {name for name, found in graph.items() if "torch" in tops(found)}
+    while more := {name for name, found in graph.items() if found & heavy} - heavy:
+        heavy |= more
+    return {module(root, path) for path in (root / "onerec").glob("*.py")} & heavy
 
 
-def test_no_file_is_larger_than_a_room():
-    """Rule 6: a file that passes about 400 lines wants to be two."""
-    large = {
-        str(path.relative_to(ROOT)): n
-        for folder in (*STAGES, "onerec", "scripts")
-        for path in files(folder)
-        if (n := path.read_text(encoding="utf-8").count("\n")) > 450
+def a_contract_is_one_stages(root: Path) -> set[str]:
+    """Rule 2: `onerec` holds only what two stages use; using itself does not count."""
+    users: dict[str, set[str]] = {}
+    for stage in STAGES:
+        for path in files(root, stage):
+            for name in imported(path):
+                users.setdefault(name, set()).add(stage)
+    flat = {module(root, path) for path in (root / "onerec").glob("*.py")} - {"onerec"}
+    return {name for name in flat if len(users.get(name, ())) < 2}
+
+
+def a_file_is_larger_than_a_room(root: Path) -> set[str]:
+    """Rule 6."""
+    return {
+        module(root, path)
+        for path in files(root, *CODE)
+        if path.read_text(encoding="utf-8").count("\n") > 450
     }
-    assert not large
 
 
-def test_the_sid_grammar_is_written_once():
-    """Rule 4: nobody but `onerec.sid` spells an itemic token or its marks in code (but for yardsticks)."""
-    spelled = {
-        str(path.relative_to(ROOT))
-        for folder in STAGES
-        for path in files(folder)
-        if "perf" not in path.parts
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.JoinedStr | ast.Call | ast.Assign)
-        for child in ast.walk(node)
-        if isinstance(child, ast.Constant) and isinstance(child.value, str) and "<s_a_" in child.value
-    }
-    assert not spelled
+def imports_go_round(root: Path) -> set[str]:
+    """Rule 6: modules that import themselves by way of others; imports inside functions count."""
+    paths = {module(root, path): path for path in files(root, *CODE)}
+    graph = {name: (imported(path) & paths.keys()) - {name} for name, path in paths.items()}
+    while leaves := {name for name, found in graph.items() if not found & graph.keys()}:
+        graph = {name: found for name, found in graph.items() if name not in leaves}
+    # What is left leads to a circle; what nothing of it imports only leads there.
+    while onlookers := graph.keys() - set().union(*graph.values()):
+        graph = {name: found for name, found in graph.items() if name not in onlookers}
+    return set(graph)
+
+
+def _documents(tree: ast.Module) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            yield node.body[0].value
+
+
+def the_sid_grammar_is_spelled(root: Path) -> set[str]:
+    """Rule 4: nobody but `onerec.sid` writes an itemic token or its marks, or pieces of them, in code."""
+    found = set()
+    for path in files(root, *STAGES, "onerec"):
+        tree = parsed(path)
+        documents = set(_documents(tree))
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str | bytes)
+                and node not in documents
+            ):
+                text = node.value if isinstance(node.value, str) else node.value.decode("utf-8", "replace")
+                if "<s_" in text or "<|sid_" in text:
+                    found.add(module(root, path))
+    return found - {"onerec.sid"}
+
+
+# A rule, files of a small house that break it, and the modules that are to be found.
+BREACHES: list[tuple[Callable[[Path], set[str]], dict[str, str], set[str]]] = [
+    (a_stage_imports_another, {"data/a.py": "def f():\n    from pretrain.train import x"}, {"data.a"}),
+    (a_stage_imports_another, {"onerec/a.py": "import benchmarks.tasks"}, {"onerec.a"}),
+    (a_contract_imports_torch, {"onerec/a.py": "def f():\n    import torch.nn"}, {"onerec.a"}),
+    (
+        a_contract_imports_torch,
+        {"onerec/a.py": "from onerec.items import b", "onerec/items/b.py": "from torch import nn"},
+        {"onerec.a"},
+    ),
+    (
+        a_contract_is_one_stages,
+        {
+            "onerec/a.py": "",
+            "onerec/b.py": "import onerec.a",
+            "data/c.py": "from onerec import a",
+            "data/d.py": "from onerec.b import x",
+            "verl_rl/e.py": "import onerec.b",
+        },
+        {"onerec.a"},
+    ),
+    (a_file_is_larger_than_a_room, {"scripts/perf/a.py": "x = 1\n" * 451}, {"scripts.perf.a"}),
+    (
+        imports_go_round,
+        {
+            "data/a.py": "from data import b",
+            "data/b.py": "def f():\n    import data.c",
+            "data/c.py": "from data.a import x",
+            "data/d.py": "import data.a",
+            "onerec/e.py": "",
+        },
+        {"data.a", "data.b", "data.c"},
+    ),
+    (
+        the_sid_grammar_is_spelled,
+        {"data/a.py": "x = [b'<s_a_1>']", "data/b.py": "f'<s_{1}_2>'", "data/c.py": "'<s_a_1>'"},
+        {"data.a", "data.b"},
+    ),
+    (the_sid_grammar_is_spelled, {"verl_rl/a.py": "def f(x='<|sid_begin|>'):\n    '<s_a_1>'"}, {"verl_rl.a"}),
+]
+
+
+@pytest.mark.parametrize(("rule", "house", "expected"), BREACHES)
+def test_a_planted_breach_is_seen(rule, house, expected, tmp_path):
+    for name, text in house.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert rule(tmp_path) == expected
+
+
+@pytest.mark.parametrize("rule", dict.fromkeys(rule for rule, _, _ in BREACHES))
+def test_no_rule_is_broken(rule):
+    assert rule(ROOT) == set()

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_FLAGS = {
     "benchmarks/crosscheck/recbole_parts.py",
     "benchmarks/crosscheck/recbole_sasrec.py",
-    "onerec/processes.py",
+    "onerec/keeper.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
 }

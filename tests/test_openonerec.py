@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from onerec.cli import cli
+from onerec.cli import MOVED, REFUSED, WORKS, cli, read_words, translated
 from onerec.errors import InputError
-from onerec.openonerec import MOVED, REFUSED, WORKS, read_words, translated
 from onerec.records import record_uuid, text_record, write_records
 from pretrain.dataset_config import CONFIGS, load_config
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onerec.files import BENCH_TASKS
-from onerec.processes import descendants
+from onerec.keeper import descendants
 from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from onerec.processes import descendants, stop_status
+from onerec.keeper import descendants, stop_status
 from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,6 +27,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.content import files_digest, model_digest
+from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.files import shard_name
 from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
@@ -40,8 +41,7 @@ from onerec.parquet import (
     write_batches,
     write_table,
 )
-from onerec.process_group import process_group, processes
-from onerec.run import Manifest, read_json, write_json
+from onerec.run import Manifest, processes, read_json, write_json
 from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
 from tokenizer.quantizer import unit
 

@@ -248,7 +248,7 @@ HEADINGS = ("layer", "codes used", "bits", "perplexity", "items a code", "prefix
 
 def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: str) -> None:
     """The HTML page."""
-    from onerec.charts import bar_chart, histogram, html_page
+    from onerec.pages import bar_chart, histogram, html_page
 
     sizes = report["bucket_sizes"]
     top = max(sizes)

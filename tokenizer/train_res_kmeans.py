@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
+from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
-from onerec.process_group import process_group, processes
-from onerec.run import Manifest, get_logger
+from onerec.run import Manifest, get_logger, processes
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
 from tokenizer.quantizer import MODEL_FILE, LayerReport, Quantizer

@@ -32,9 +32,9 @@ from onerec.flags import (
 )  # fmt: skip
 from onerec.folders import check_output, made_by
 from onerec.run import Manifest
-from onerec.verl_cluster import has_accelerator
-from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import launch
+from onerec.verl.cluster import has_accelerator
+from onerec.verl.export import export, last_checkpoint
+from onerec.verl.launch import launch
 from verl_distillation.anchors import mix
 from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file

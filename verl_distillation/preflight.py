@@ -8,8 +8,8 @@ from pathlib import Path
 from onerec.errors import InputError
 from onerec.model_folder import open_model_folder, read_tokenizer
 from onerec.records import check_prompts
-from onerec.verl_cluster import Pool, fit
-from onerec.verl_launch import check_data, check_head_size, check_model
+from onerec.verl.cluster import Pool, fit
+from onerec.verl.launch import check_data, check_head_size, check_model
 
 
 def check(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from onerec.verl_launch import WATCHED_TRAINER, cpu_server
+from onerec.verl.launch import WATCHED_TRAINER, cpu_server
 
 # The names by which the registered pieces (verl_plugin.py) are asked for.
 PLUGIN = "verl_distillation.verl_plugin"

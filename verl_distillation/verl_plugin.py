@@ -25,8 +25,8 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
-import onerec.verl_trainer  # noqa: F401  registers itself
-from onerec.verl_rows import response_places, spread
+import onerec.verl.trainer  # noqa: F401  registers itself
+from onerec.verl.rows import response_places, spread
 from verl_distillation.alignment import (
     advantage,
     answers_only,

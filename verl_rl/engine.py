@@ -11,7 +11,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from onerec.verl_rows import spread
+from onerec.verl.rows import spread
 from verl_rl.settings import SHARE_KEY
 from verl_rl.shared_prompts import build, gather, split_groups
 

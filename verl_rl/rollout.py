@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
-from onerec.item_search import Found
+from onerec.items.search import Found
 from onerec.sid import SidSpec
 from verl_rl.assemble import (
     Marks,

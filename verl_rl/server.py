@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
-from onerec.item_search import Found
+from onerec.items.search import Found
 
 # How long a search waits for others to share its forward passes, in seconds, and how many share at most.
 _GATHER_SECONDS = 0.01

@@ -31,9 +31,9 @@ from onerec.parquet import iter_batches, plain, texts
 from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
-from onerec.verl_cluster import Pool, fit, has_accelerator
-from onerec.verl_export import export, last_checkpoint
-from onerec.verl_launch import check_data, check_model, cpu_server, launch
+from onerec.verl.cluster import Pool, fit, has_accelerator
+from onerec.verl.export import export, last_checkpoint
+from onerec.verl.launch import check_data, check_model, cpu_server, launch
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import (

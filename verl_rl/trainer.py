@@ -16,7 +16,7 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from onerec.run import write_text
-from onerec.verl_trainer import WatchedTrainer
+from onerec.verl.trainer import WatchedTrainer
 from verl_rl.advantage import likelihood_advantages
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
 from verl_rl.settings import ADVANTAGE_KEY, MERGE_LOG_KEY, MERGE_RATIO_KEY, SAMPLED_KEY, SHARE_KEY

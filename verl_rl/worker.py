@@ -6,8 +6,8 @@ from pathlib import Path
 
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
-from onerec.verl_export import merged_weights
-from onerec.vllm_items import ItemWorker
+from onerec.items.vllm_items import ItemWorker
+from onerec.verl.export import merged_weights
 
 
 class OneRecWorkerExtension(vLLMColocateWorkerExtension, ItemWorker):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from onerec.catalog import ItemIndex
-from onerec.decode import Hypothesis
 from onerec.errors import InputError
+from onerec.items.decode import Hypothesis
 from onerec.sid import SidSpec
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Backend(Protocol):
         normalize: str = "vocabulary",
         done: AbstractSet[int] = frozenset(),
     ) -> Finished[list[Hypothesis]]:
-        """The best SIDs of the catalogue, as `onerec.decode.decode_items` has them."""
+        """The best SIDs of the catalogue, as `onerec.items.decode.decode_items` has them."""
 
     def next_logprobs(
         self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()

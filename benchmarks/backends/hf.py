@@ -1,4 +1,4 @@
-"""The Hugging Face backend: any device, padded batches by length, item decoding of `onerec.decode`."""
+"""The Hugging Face backend: any device, padded batches by length, item decoding of `onerec.items.decode`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_of
-from onerec.beam_model import float32_logits
 from onerec.catalog import ItemIndex
-from onerec.decode import Hypothesis, batches_by_length, decode_items
+from onerec.items.beam_model import float32_logits
+from onerec.items.decode import Hypothesis, batches_by_length, decode_items
 from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
 

@@ -2,7 +2,7 @@
 
 Items are decoded level by level: one request a beam for one token, its children in the trie as the only ones that can follow
 (`benchmarks.backends.vllm_logits`); the prompt's keys and values come from vLLM's prefix cache. Scores are those of
-`onerec.decode`, up to the rounding of vLLM's kernels.
+`onerec.items.decode`, up to the rounding of vLLM's kernels.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
 from onerec.catalog import ItemIndex
-from onerec.decode import Hypothesis, dead_nodes
 from onerec.errors import InputError
+from onerec.items.decode import Hypothesis, dead_nodes
 from onerec.run import ROOT, read_json
 from onerec.sid import SidSpec
 
@@ -46,7 +46,7 @@ class Engine:
             model=path, trust_remote_code=False, load_format="safetensors", skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
             dtype=str(dtype_of(precision, gpu)).removeprefix("torch."), enforce_eager=not gpu, max_logprobs=-1,
             logprobs_mode="processed_logprobs", logits_processors=[_PROCESSOR], disable_log_stats=True,
-            hf_overrides={"head_dtype": "float32"},  # as `onerec.beam_model.float32_logits`, and why
+            hf_overrides={"head_dtype": "float32"},  # as `onerec.items.beam_model.float32_logits`, and why
         )  # fmt: skip
 
     def generate(

@@ -33,7 +33,7 @@ from benchmarks.recommenders.sequential import SasRecNet, fit
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_0, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
-from onerec.processes import owned
+from onerec.keeper import owned
 from onerec.run import get_logger, write_json
 
 METRICS = ("recall@10", "ndcg@10")

@@ -13,7 +13,7 @@ from benchmarks.metrics import ranking_metrics
 from benchmarks.results import Scores
 from benchmarks.tasks import Example
 from onerec.catalog import ItemIndex
-from onerec.decode import Hypothesis
+from onerec.items.decode import Hypothesis
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10

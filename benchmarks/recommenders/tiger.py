@@ -1,6 +1,6 @@
 """TIGER (Rajput et al. 2023, arXiv 2305.05065) with this project's SIDs and decoding: a small causal model from scratch
 that reads the SIDs of a history and writes the next one. No text, no pretraining; what the language model adds is the
-distance to it. The paper's encoder-decoder is a decoder alone here, so that `onerec.decode` searches it.
+distance to it. The paper's encoder-decoder is a decoder alone here, so that `onerec.items.decode` searches it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.catalogues import resolve, sids_of
 from benchmarks.recommenders.base import Options, Training, mean_ndcg, train_epochs
 from onerec.catalog import ItemIndex
-from onerec.decode import decode_items
+from onerec.items.decode import decode_items
 from onerec.sid import SidSpec
 
 

@@ -17,7 +17,7 @@ CURVES = (("loss", "loss"), ("itemic_loss", "itemic tokens"), ("text_loss", "tex
 
 
 def _bars(rows: Sequence[Row]) -> list[dict[str, str]]:
-    from onerec.charts import bar_chart
+    from onerec.pages import bar_chart
 
     found = []
     for c in columns(rows):
@@ -27,7 +27,7 @@ def _bars(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    from onerec.charts import line_chart
+    from onerec.pages import line_chart
 
     found = []
     for curve in curves:
@@ -42,7 +42,7 @@ def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 def beam_charts(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Recall against beam width, one chart a result that measured it."""
-    from onerec.charts import line_chart
+    from onerec.pages import line_chart
 
     found = []
     for row in rows:
@@ -117,7 +117,7 @@ def html_page(
     """The page; ``notes`` are lists of lines by heading."""
     from jinja2 import Environment, FileSystemLoader
 
-    from onerec.charts import PAGE_CSS
+    from onerec.pages import PAGE_CSS
 
     environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
     style = "\n".join(path.read_text(encoding="utf-8") for path in (PAGE_CSS, STYLE))

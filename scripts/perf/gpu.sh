@@ -35,7 +35,7 @@ step() {
   echo "$name: status $status, $(($(date +%s) - start)) s"
 }
 
-perf=benchmarks/perf
+perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
   shape=(--layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 --head_dim 128)

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
-from tests_data import release_table, user
 
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
+from tests.data.tests_data import release_table, user
 
 
 @pytest.fixture

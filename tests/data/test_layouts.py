@@ -5,7 +5,6 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests_data import user
 
 from data.onerec_data.layout import load_layout
 from data.onerec_data.run import main
@@ -13,6 +12,7 @@ from onerec.chat import split_thinking
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import parse_messages
+from tests.data.tests_data import user
 
 
 def sid(release, *pids):

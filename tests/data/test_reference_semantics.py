@@ -11,10 +11,10 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests_data import LABELS, release_table, user
 
 from data.onerec_data.run import main
 from onerec.parquet import write_table
+from tests.data.tests_data import LABELS, release_table, user
 
 SID = re.compile(r"<\|sid_begin\|>.*?<\|sid_end\|>")
 N_VIDEO, N_PRODUCT = 60, 30  # with a SID; pids go a little further

@@ -7,13 +7,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests_data import LABELS, user
 
 from data.onerec_data.run import main
 from onerec.errors import InputError
 from onerec.folders import locked
 from onerec.parquet import write_table
 from onerec.records import check_record, parse_messages, parse_segments
+from tests.data.tests_data import LABELS, user
 
 
 def rows(release, task):

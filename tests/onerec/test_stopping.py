@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from onerec.processes import STOPPED
+from onerec.keeper import STOPPED
 
 # Two workers that wait; the main process says who they are, with half an output on the disk.
 SCRIPT = """

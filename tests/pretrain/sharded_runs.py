@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 import torch.distributed as dist  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 
-from onerec.process_group import process_group  # noqa: E402
+from onerec.distributed import process_group  # noqa: E402
 from pretrain import train  # noqa: E402
 from pretrain.sharding import Zero  # noqa: E402
 from pretrain.trainer import PackedTrainer  # noqa: E402

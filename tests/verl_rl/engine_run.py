@@ -18,7 +18,7 @@ parser.add_argument("folder", type=Path, help="for the model and the process gro
 parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
 args = parser.parse_args()
 if args.device == "cpu":
-    os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "onerec.verl_cpu"}
+    os.environ |= {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": "onerec.verl.cpu"}
 
 import torch  # noqa: E402  the platform is chosen before verl is imported
 from verl.trainer.config import CheckpointConfig  # noqa: E402

@@ -1,0 +1,75 @@
+"""verl's synchronous trainer with an end where rollouts fail, and without long waits; registers itself.
+
+Distillation and GRPO share it. verl's own would wait for a dead rollout server for ever in its weight sync, trains on
+what is left where prompts came back without an answer, and looks every two seconds whether a step's rollouts are there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import ray
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+
+from onerec.errors import InputError
+from onerec.verl.launch import WATCHED_TRAINER
+
+# How often the rollout servers are asked whether they live, and whether a step's rollouts are there.
+_WATCH_SECONDS = 10
+_POLL_SECONDS = 0.25
+
+
+def check_engine(server: Any) -> None:
+    """Raises where the engine behind ``server``, one of verl's vLLM servers, is dead; runs inside it."""
+    engine = getattr(server, "engine", None)  # a node without the API server has none
+    if engine is not None and engine.errored:
+        raise engine.dead_error
+
+
+@register_trainer(WATCHED_TRAINER)
+class WatchedTrainer(PPOTrainerSync):
+    """`PPOTrainerSync` that stops where a rollout server dies or a prompt's rollouts are missing."""
+
+    def _build_replay_buffer(self) -> Any:
+        # verl tells its synchronous trainer by this name, in the replay buffer and in checkpoints.
+        self.trainer_mode = "sync"
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = _POLL_SECONDS
+        return buffer
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        threading.Thread(target=self._watch_servers, daemon=True).start()
+
+    def _watch_servers(self) -> None:
+        """End this process when a server of the rollout or of a teacher dies."""
+        replicas = list(self.llm_server_manager.get_replicas())
+        for teacher in getattr(self.teacher_model_manager, "teacher_model_managers", {}).values():
+            replicas += teacher.rollout_replicas
+        servers = [server for replica in replicas for server in replica.servers]
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            try:
+                ray.get(
+                    [server.__ray_call__.remote(check_engine) for server in servers],
+                    timeout=10 * _WATCH_SECONDS,
+                )
+            except ray.exceptions.GetTimeoutError:
+                continue  # busy
+            except ray.exceptions.RayError as error:
+                what = str(error).strip().splitlines()[-1]
+                print(f"InputError: a rollout server died in step {self.global_steps} ({what})", flush=True)
+                time.sleep(1)  # Ray forwards what was printed
+                os._exit(1)
+
+    def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = self.config.data.train_batch_size
+        found = len({key.rsplit("_", 2)[0] for key in batch.keys})
+        if found < wanted:
+            raise InputError(
+                "rollout", f"{wanted - found} of {wanted} prompts of step {self.global_steps} came back without an answer", "a rollout server that lives; its error stands above in the log"
+            )  # fmt: skip
+        return super()._balance_batch(batch, *args, **kwargs)

@@ -1,0 +1,82 @@
+"""Time and memory of what is made of pairs of items, at the size of a release.
+
+    python scripts/perf/counting.py                       # 20,000 users with 300 of 200,000 items each
+    python scripts/perf/counting.py itemknn --users 400   # one of: itemknn, cooccurrence, embeddings
+
+itemknn and cooccurrence are the baselines of `benchmarks.recommenders.counting`, learnt and then asked for 1,000 histories;
+embeddings are those of data/cooccurrence.py (64 dimensions, window 5) from file to file. Popular items come more often. Each runs
+in a process of its own; seconds are its wall clock (or, by --clock cpu, its processor time, for a machine that others use too),
+memory its largest resident size, the making of the input included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import ROOT, measured
+
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, ArgumentParser
+
+WAYS = ("itemknn", "cooccurrence", "embeddings")
+
+
+def histories(users: int, items: int, length: int) -> np.ndarray:
+    """Item ids int64 [users, length]."""
+    return (items * np.random.default_rng(0).random((users, length)) ** 2).astype(np.int64)
+
+
+def run(args: argparse.Namespace) -> None:
+    """One way, in this process."""
+    taken = histories(args.users, args.items, args.history)
+    if args.inside == "embeddings":
+        from data import cooccurrence
+
+        with tempfile.TemporaryDirectory() as folder:
+            lists = {"hist_video_pid": pa.array(list(taken[:, :-1])), "target_video_pid": pa.array(list(taken[:, -1:]))}  # fmt: skip
+            split = pa.array(np.zeros(args.users, np.int64))
+            pq.write_table(pa.table({"uid": np.arange(args.users), "split": split, **lists}), f"{folder}/logs.parquet")  # fmt: skip
+            cooccurrence.main(
+                ["--input", f"{folder}/logs.parquet", "--output_path", f"{folder}/embedding.parquet"]
+            )
+        return
+    from benchmarks.recommenders import RECOMMENDERS
+    from benchmarks.recommenders.base import Options, Training
+
+    learnt = RECOMMENDERS[args.inside](Training([(row[:-1], row[-1:]) for row in taken.tolist()]), Options())
+    asked = taken[:1000].tolist()
+    learnt.rank(asked, 32, [()] * len(asked))
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (all)")
+    parser.add_argument("--users", type=COUNT, default=20_000, help="users (20,000)")
+    parser.add_argument("--items", type=COUNT, default=200_000, help="items (200,000)")
+    parser.add_argument("--history", type=COUNT, default=300, help="items of a user (300)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what seconds are (wall)")
+    parser.add_argument("--inside", choices=WAYS, help=argparse.SUPPRESS)  # the process that is measured
+    args = parser.parse_args()
+    if unknown := set(args.ways) - set(WAYS):
+        parser.error(f"{', '.join(sorted(unknown))}: of {', '.join(WAYS)}")
+    if args.inside:
+        run(args)
+        return
+    size = ["--users", str(args.users), "--items", str(args.items), "--history", str(args.history)]
+    print(f"{args.users:,} users with {args.history} of {args.items:,} items")
+    for way in args.ways or WAYS:
+        seconds, gib = measured([sys.executable, __file__, "--inside", way, *size], clock=args.clock)
+        print(f"{way:13s} {seconds:8.1f} s {gib:6.2f} GiB", flush=True)
+
+
+if __name__ == "__main__":
+    cli(main)()

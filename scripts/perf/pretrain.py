@@ -1,0 +1,361 @@
+"""Speed and memory of the trainer's parts, each beside the plain way to do the same, in one run.
+
+    python scripts/perf/pretrain.py loss      # chunked loss beside logits held at once, 4,096 tokens x 176,384
+    python scripts/perf/pretrain.py steps     # trainer beside a bare loop, stage 1 beside a full step, loader beside the trainer
+    python scripts/perf/pretrain.py packing   # rows to packed tokens beside a per-sample loop
+
+Sides take turns; seconds are medians of --repeats (--clock cpu where the processor is shared), memory is the largest resident size of a process of its own. A GPU is used
+where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import ROOT, measured
+
+sys.path.insert(0, str(ROOT))
+from onerec.cli import cli
+from onerec.flags import COUNT, COUNT_OR_0, ArgumentParser
+
+ITEMS = 20_000  # of the catalogue
+WORDS = ["用户", "喜欢", "户外", "美食", "视频", "推荐", "the", "sum", "of", "is", "and", "capital"]
+
+
+_clock = time.perf_counter
+
+
+def spent(work: Callable[[], Any]) -> float:
+    """Seconds of a call, by the clock that --clock chose."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = _clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return _clock() - start
+
+
+def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, float]:
+    """Median seconds of every side, the sides taking turns; each has run once before."""
+    for work in sides.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, work in sides.items():
+            seconds[name].append(spent(work))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+# The loss.
+
+
+def loss_once(args: argparse.Namespace, kind: str) -> Callable[[], None]:
+    """Forward and backward of the loss alone: ``chunked``, ``plain``, or ``none`` (the tensors that both need)."""
+    import torch
+    import torch.nn.functional as F
+
+    from pretrain.loss import linear_cross_entropy
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    torch.manual_seed(0)
+    hidden = torch.randn(args.tokens, args.hidden, device=device, dtype=dtype, requires_grad=True)
+    head = torch.nn.Parameter(0.02 * torch.randn(args.vocabulary, args.hidden, device=device, dtype=dtype))
+    labels = torch.randint(args.vocabulary, (args.tokens,), device=device)
+
+    def chunked() -> None:
+        linear_cross_entropy(hidden, labels, head, chunk=args.chunk)[0].backward()
+
+    def plain() -> None:
+        F.cross_entropy((hidden @ head.T).float(), labels, reduction="sum").backward()
+
+    def clean(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            hidden.grad = head.grad = None
+            work()
+
+        return run
+
+    return {"chunked": clean(chunked), "plain": clean(plain), "none": lambda: None}[kind]
+
+
+def bench_loss(args: argparse.Namespace) -> None:
+    """Time in one process, memory in one process a side."""
+    seconds = in_turns(args.repeats, chunked=loss_once(args, "chunked"), plain=loss_once(args, "plain"))
+    given = {name: getattr(args, name) for name in ("tokens", "hidden", "vocabulary", "chunk")}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    peak = {kind: memory_of(["memory", "--kind", kind, *flags]) for kind in ("none", "chunked", "plain")}
+    own = {kind: peak[kind] - peak["none"] for kind in ("chunked", "plain")}
+    print(
+        f"{args.tokens:,} tokens x {args.vocabulary:,}, hidden {args.hidden}, {args.chunk or 'as train.py has'} positions a chunk"
+    )
+    print(f"chunked {seconds['chunked']:.2f} s, {own['chunked']:.2f} GiB; plain {seconds['plain']:.2f} s, {own['plain']:.2f} GiB (without the tensors that both need)")  # fmt: skip
+    print(
+        f"memory {own['chunked'] / own['plain']:.3f} of the plain loss's, time {seconds['chunked'] / seconds['plain']:.2f} of its"
+    )
+
+
+def memory_of(flags: list[str]) -> float:
+    """GiB of the largest size that this file's command reports."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        _, gib = measured([sys.executable, __file__, *flags, "--out", out.name])
+        return json.loads(Path(out.name).read_text())["gib"] or gib
+
+
+def memory_once(args: argparse.Namespace) -> None:
+    """Run one side; on a GPU its own counter tells the peak."""
+    import torch
+
+    loss_once(args, args.kind)()
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    args.out.write_text(json.dumps({"gib": gib}))
+
+
+# Rows to packed tokens, and training steps.
+
+
+def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], wordings: int = 0) -> None:
+    """Chat records with SIDs, a tiny model whose vocabulary holds them, and a dataset config.
+
+    ``wordings``: different texts around the SIDs, as prompts from a list have; 0: a new text in every record.
+    """
+    from onerec.records import chat_record, message, record_uuid, write_records
+    from onerec.sid import SidSpec
+    from pretrain import expand_vocab, make_tiny_qwen3
+
+    rng = np.random.default_rng(0)
+    spec = SidSpec((codes,) * 3)
+    spec.save(folder)
+    items = [spec.text(row) for row in rng.integers(codes, size=(ITEMS, 3)).tolist()]
+
+    def text() -> str:
+        return "".join(rng.choice(WORDS, int(rng.integers(5, 40))).tolist())
+
+    texts = [text() for _ in range(wordings)]
+    records = []
+    for i in range(rows):
+        # Popular items come more often.
+        sids = [items[int(ITEMS * x * x)] for x in rng.random(int(rng.integers(10, 60)))]
+        words = texts[int(rng.integers(wordings))] if wordings else text()
+        turns = [
+            message("system", "你负责推荐。"),
+            message("user", f"{words}{''.join(sids[:-5])}"),
+            message("assistant", "".join(sids[-5:])),
+        ]
+        records.append(chat_record(record_uuid("perf", i), "perf", {}, turns))
+    write_records(folder / "data" / "part-0.parquet", records)
+    make_tiny_qwen3.main(
+        ["--corpus", str(folder / "data"), "--output_dir", str(folder / "base"), *model_flags]
+    )
+    expand_vocab.main(["--hf_model_dir", str(folder / "base"), "--output_model_dir", str(folder / "model"), "--sid_spec", str(folder)])  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({"sources": ["data"], "max_length": 2048}))
+
+
+def dataset_of(folder: Path):
+    """The packed dataset of a world, as train.py makes it."""
+    from onerec.model_folder import open_model_folder
+    from onerec.run import Manifest
+    from pretrain.dataset import PackedDataset, load_samples
+    from pretrain.dataset_config import load_config
+
+    config = load_config(folder / "config.json")
+    spec = open_model_folder(folder / "model").spec
+    samples = load_samples(config, folder / "config.json", folder / "model", spec, Manifest("perf", {}), 0.01)
+    return PackedDataset(samples, config, 0)
+
+
+def per_sample_loop(folder: Path) -> int:
+    """Tokens of the same rows as one would first write it: template, tokenize and find the mask sample by sample, then pad-free rows."""
+    import pyarrow.parquet as pq
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False)
+    start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    head = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
+    packed, row, total = [], [], 0
+    for text in pq.read_table(folder / "data" / "part-0.parquet")["messages"].to_pylist():
+        messages = [{"role": m["role"], "content": "".join(part["text"] for part in m["content"])} for m in json.loads(text)]  # fmt: skip
+        ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]  # fmt: skip
+        learn, inside = [], False
+        for place, token in enumerate(ids):
+            if token == start and ids[place + 1 : place + 1 + len(head)] == head:
+                inside = True
+            learn.append(inside)
+            if token == end:
+                inside = False
+        if len(row) + len(ids) > 2048:
+            packed.append(row)
+            row = []
+        row += list(zip(ids, learn, strict=True))
+        total += len(ids)
+    packed.append(row)
+    return total
+
+
+def bench_packing(args: argparse.Namespace, folder: Path) -> None:
+    """Tokens a second from Parquet rows to packed rows."""
+    small = ["--hidden_size", "64", "--num_hidden_layers", "2"]
+    make_world(folder, args.rows, 64, small, args.wordings)
+    counts = {}
+
+    def ours() -> None:
+        dataset = dataset_of(folder)
+        counts["ours"] = sum(len(dataset[i]["input_ids"]) for i in range(len(dataset)))
+
+    def plain() -> None:
+        counts["plain"] = per_sample_loop(folder)
+
+    seconds = in_turns(args.repeats, ours=ours, plain=plain)
+    rates = {name: counts[name] / seconds[name] for name in seconds}
+    kind = f"{args.wordings} wordings" if args.wordings else "a new text in each"
+    print(
+        f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)"
+    )
+    print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample loop {rates['plain']:,.0f}; {rates['ours'] / rates['plain']:.1f} times")  # fmt: skip
+
+
+def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
+    """The trainer of train.py, all steps of ``dataset``."""
+    from onerec.model_folder import open_model_folder
+    from pretrain.options import check_args, parser
+    from pretrain.sharding import Whole
+    from pretrain.train import make_trainer
+
+    flags = ["--model_dir", str(folder / "model"), "--output_dir", str(output), "--dataset_config", str(folder / "config.json"), "--logging_per_step", "10", "--save_checkpoint_per_step", "1000000"]  # fmt: skip
+    args = parser(None).parse_args([*flags, *(["--freeze_llm"] if frozen else [])])
+    check_args(args)
+    spec = open_model_folder(folder / "model").spec
+    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
+
+
+def step_seconds(trainer: Any, repeats: int) -> float:
+    """Median seconds of a run of the trainer, its own summaries and checkpoint left out, a step."""
+    trainer._save_checkpoint = lambda *_: None
+    found = []
+    for _ in range(repeats + 1):
+        trainer._started = trainer._clock = None
+        found.append(spent(trainer.train))
+    return statistics.median(found[1:])
+
+
+def bare_loop(trainer: Any) -> Callable[[], None]:
+    """The same model, optimizer and rows in the shortest loop that PyTorch allows."""
+    import torch
+
+    from pretrain.dataset import collate
+    from pretrain.trainer import weight_decay_groups
+
+    device, dataset = trainer.args.device, trainer.train_dataset
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    optimizer = torch.optim.AdamW(weight_decay_groups(model, 0.1), lr=1e-4, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def run() -> None:
+        model.train()
+        for i in range(len(dataset)):
+            inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in collate([dataset[i]]).items()}  # fmt: skip
+            inputs.pop("source")
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                outputs = model(**inputs)
+            (outputs["loss_sum"] / max(1, len(outputs["losses"]))).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def bench_steps(args: argparse.Namespace, folder: Path) -> None:
+    """Full steps by the trainer and bare, stage-1 steps, and the loader alone."""
+    make_world(folder, args.rows, args.codes, args.model.split())
+    dataset = dataset_of(folder)
+    del dataset.rows[args.steps :]
+    full, frozen = (trainer_of(folder, dataset, kind, folder / f"out{int(kind)}") for kind in (False, True))
+    bare = bare_loop(full)
+    rounds: dict[str, list[float]] = {name: [] for name in ("trainer", "bare", "stage1", "bare1", "loader")}
+    bare1 = bare_loop(frozen)
+    bare()
+    bare1()
+
+    def load() -> None:
+        for i in range(len(dataset)):
+            dataset[i]
+
+    for _ in range(args.repeats):
+        rounds["trainer"].append(step_seconds(full, 1))
+        rounds["bare"].append(spent(bare))
+        rounds["stage1"].append(step_seconds(frozen, 1))
+        rounds["bare1"].append(spent(bare1))
+        rounds["loader"].append(spent(load))
+    seconds = {name: statistics.median(values) / len(dataset) for name, values in rounds.items()}
+    tokens = sum(len(dataset[i]["input_ids"]) for i in range(len(dataset))) / len(dataset)
+
+    def states(trainer: Any) -> int:
+        return sum(
+            value.numel() for state in trainer.optimizer.optimizer.state.values() for value in state.values()
+        )
+
+    model = full.accelerator.unwrap_model(full.model)
+    print(f"{model.lm.num_parameters():,} parameters, vocabulary {model.lm.config.vocab_size:,}, rows of {tokens:,.0f} tokens, {len(dataset)} steps")  # fmt: skip
+    print(f"full step: trainer {seconds['trainer']:.4f} s, bare loop {seconds['bare']:.4f} s, ratio {seconds['trainer'] / seconds['bare']:.3f}")  # fmt: skip
+    print(f"stage-1 step: {seconds['stage1']:.4f} s, {seconds['stage1'] / seconds['trainer']:.2f} of the full step (bare: {seconds['bare1'] / seconds['bare']:.2f})")  # fmt: skip
+    print(f"optimizer state: {states(frozen):,} numbers in stage 1, {states(full):,} in full, ratio {states(frozen) / states(full):.3f}")  # fmt: skip
+    print(f"loader: {tokens / seconds['loader']:,.0f} tokens/s, {seconds['trainer'] / seconds['loader']:.0f} times the trainer's")  # fmt: skip
+
+
+def main() -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("what", choices=["loss", "steps", "packing", "memory"])
+    parser.add_argument("--repeats", type=COUNT, default=3)
+    parser.add_argument("--tokens", type=COUNT, default=4096, help="loss: learnt positions")
+    parser.add_argument("--vocabulary", type=COUNT, default=176_384, help="loss: rows of the head")
+    parser.add_argument("--hidden", type=COUNT, default=256, help="loss: width of the hidden states")
+    parser.add_argument(
+        "--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)"
+    )
+    parser.add_argument("--rows", type=COUNT, default=2000, help="steps, packing: conversations")
+    parser.add_argument(
+        "--wordings",
+        type=COUNT_OR_0,
+        default=50,
+        help="packing: texts around the SIDs; 0: a new one in every record",
+    )
+    parser.add_argument("--steps", type=COUNT, default=20, help="steps: of a round")
+    parser.add_argument("--codes", type=COUNT, default=256, help="steps: codes a layer")
+    parser.add_argument("--model", default="--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
+    parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: the process's own seconds, for a CPU that others use too",
+    )
+    parser.add_argument("--work_dir", type=Path, help="folder for the files; a temporary one by default")
+    args = parser.parse_args()
+    global _clock
+    if args.clock == "cpu":
+        _clock = time.process_time
+    if args.what in ("loss", "memory"):
+        (bench_loss if args.what == "loss" else memory_once)(args)
+        return
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
+        (bench_steps if args.what == "steps" else bench_packing)(args, Path(folder))
+
+
+if __name__ == "__main__":
+    cli(main)()

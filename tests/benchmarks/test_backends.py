@@ -1,0 +1,325 @@
+"""Backends give the model's own numbers; thinking, sampling, several thoughts; prompts that do not fit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.backends import Sampling, open_backend
+from benchmarks.backends.hf import HfBackend
+from benchmarks.evaluate import main
+from benchmarks.model import BenchModel, Thinking, Thoughts, merge_thoughts, windows
+from benchmarks.prompts import Prompts
+from onerec.catalog import ItemIndex
+from onerec.errors import InputError
+from onerec.items.decode import Hypothesis, decode_items
+from onerec.sid import SidSpec
+
+TEXTS = ["看过一些", "推荐", "你好，请推荐一个视频"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return BenchModel(tiny_checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return model.tokenizer(TEXTS)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    rng = np.random.default_rng(0)
+    return ItemIndex(np.arange(40), rng.integers(0, 4, (40, 3)).astype(np.int32), SidSpec((4, 4, 4)))
+
+
+def collected(batches, n):
+    found = dict(pair for batch in batches for pair in batch)
+    return [found[i] for i in range(n)]
+
+
+def test_a_prompts_draws_do_not_depend_on_its_batch(model, prompts):
+    sampling = Sampling(temperature=1.0, seed=3)
+    together = model.generate(prompts, 8, [], "t", sampling)
+    alone = [model.generate([prompt], 8, [], "t", sampling)[0] for prompt in prompts]
+    other = model.generate(prompts, 8, [], "t", Sampling(temperature=1.0, seed=4))
+    assert together == alone and together != other
+
+
+def test_samples_follow_the_models_probabilities(model, prompts):
+    """The most likely token's share of 200 first tokens is its probability, give or take three standard errors."""
+    logits = model.backend.model(torch.tensor([prompts[0]])).logits[0, -1].detach()
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5)):
+        chance = (logits / temperature).softmax(-1)
+        best = int(chance.argmax())
+        if top_p < 1:
+            kept = chance.sort(descending=True).values
+            kept = kept[: int((kept.cumsum(0) < top_p).sum()) + 1]
+            expected = float(chance[best] / kept.sum())
+        else:
+            expected = float(chance[best])
+        tokens = []
+        for stream in range(200):
+            [batch] = model.backend.generate([prompts[0]], 1, [], Sampling(temperature, top_p, 0, stream))
+            tokens.append(batch[0][1][0])
+        share = np.mean([token == best for token in tokens])
+        assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / 200) + 1e-6
+
+
+def test_an_answer_ends_where_the_checkpoint_says_and_the_mark_is_no_part_of_it(
+    tiny_checkpoint, model, prompts, tmp_path
+):
+    """The greedy answer's third token is made an end of the checkpoint: two tokens are left, as vLLM would leave them."""
+    [answer] = model.generate(prompts[:1], 8, [], "t")
+    third = next(at for at in range(2, 8) if answer[at] not in answer[:at])
+    folder = tmp_path / "ends"
+    shutil.copytree(tiny_checkpoint, folder)
+    for eos in (answer[third], [answer[third], 1]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+        ended = BenchModel(folder, "cpu")
+        assert ended.generate(prompts[:1], 8, [], "t") == [answer[:third]]
+        # What the caller stops at stays, though it is an end too.
+        assert ended.generate(prompts[:1], 8, [answer[third]], "t") == [answer[: third + 1]]
+        [thought] = ended.think(prompts[:1], 8, "t")
+        assert answer[third] not in thought[len(prompts[0]) :]
+
+
+def test_a_checkpoints_own_way_of_choosing_tokens_is_not_mixed_in(tiny_checkpoint, model, prompts, tmp_path):
+    folder = tmp_path / "steered"
+    shutil.copytree(tiny_checkpoint, folder)
+    steered = {"repetition_penalty": 100.0, "do_sample": True, "temperature": 9.0, "min_new_tokens": 3}
+    (folder / "generation_config.json").write_text(json.dumps(steered))
+    assert BenchModel(folder, "cpu").generate(prompts, 8, [], "t") == model.generate(prompts, 8, [], "t")
+
+
+def test_windows_score_every_token_but_the_first_once():
+    text = list(range(10))
+    assert windows(text, 4) == [([0, 1, 2, 3], 3), ([3, 4, 5, 6], 3), ([6, 7, 8, 9], 3)]
+    # What is left for the last window has as much before it as fits.
+    assert windows(text[:9], 4) == [([0, 1, 2, 3], 3), ([3, 4, 5, 6], 3), ([5, 6, 7, 8], 2)]
+    assert windows(text, 10) == windows(text, 99) == [(text, 9)]
+    assert windows([0], 4) == []
+
+
+def test_in_bfloat16_probabilities_and_the_next_token_are_not_rounded_to_its_8_bits(tiny_checkpoint, prompts):
+    """What is made of the hidden states is what float64 makes of them; rounded logits would be off by 0.004 and more, and tie."""
+    backend = BenchModel(tiny_checkpoint, "cpu", precision="bf16").backend
+    head = backend.model.get_output_embeddings().weight
+    assert head.dtype == torch.bfloat16
+
+    def truth(ids):
+        with torch.inference_mode():
+            states = backend.model.model(torch.tensor([ids])).last_hidden_state[0, -1]
+            return (head.double() @ states.double()).log_softmax(-1).numpy()
+
+    for ids in prompts:
+        [row] = collected(backend.next_logprobs([ids], range(len(head))), 1)
+        np.testing.assert_allclose(row, truth(ids), atol=1e-4)
+        [last] = collected(backend.tail_logprobs([ids], [1]), 1)
+        assert last == pytest.approx(truth(ids[:-1])[ids[-1]], abs=1e-4)
+        assert collected(backend.generate([ids], 1, [], Sampling()), 1) == [[truth(ids).argmax()]]
+
+
+def test_a_text_longer_than_the_context_is_scored_whole(model):
+    ids = model.tokenizer("很长的文本，" * 60)["input_ids"]
+    parts = windows(ids, model.context)
+    assert len(ids) > 2 * model.context and len(parts) == 3
+    expected = 0.0
+    for part, last in parts:
+        with torch.inference_mode():
+            logits = model.backend.model(torch.tensor([part[:-1]])).logits[0, -last:]
+        expected += logits.log_softmax(-1).gather(1, torch.tensor(part[-last:])[:, None]).sum().item()
+    found = model.rolling_logprobs([ids, ids[:1], ids[:7]], "t")
+    assert found == pytest.approx([expected, 0, model.text_logprobs([ids[:7]], "t")[0]], rel=1e-4)
+
+
+def test_merged_scores_are_the_mean_probability_or_the_best():
+    a, b, c = ((0, 0, i) for i in range(3))
+    found = [
+        [Hypothesis(a, np.log(0.5), (1,)), Hypothesis(b, np.log(0.2), (2,))],
+        [Hypothesis(b, np.log(0.4), (2,)), Hypothesis(c, np.log(0.3), (3,))],
+    ]
+    mean = merge_thoughts(found, "logsumexp", 10)
+    assert [h.codes for h in mean] == [b, a, c] and [h.pids for h in mean] == [(2,), (1,), (3,)]
+    np.testing.assert_allclose(np.exp([h.logprob for h in mean]), [0.3, 0.25, 0.15])
+    best = merge_thoughts(found, "max", 2)
+    assert [h.codes for h in best] == [a, b]
+    np.testing.assert_allclose(np.exp([h.logprob for h in best]), [0.5, 0.4])
+
+
+def test_items_and_answers_after_several_thoughts_are_merged_from_each(tiny_checkpoint, catalogue):
+    thinking = Thinking(thoughts=3, sampling=Sampling(temperature=1.0))
+    model = BenchModel(tiny_checkpoint, "cpu", thinking=thinking)
+    prompts = model.prompt_ids([[{"role": "user", "content": text}] for text in TEXTS], True, 20)
+    thought = model.think(prompts, 6, "think")
+    close = model.tokenizer.convert_tokens_to_ids("</think>")
+    for prompt, whole in zip(prompts, thought, strict=True):
+        assert isinstance(whole, Thoughts) and len(whole.others) == 2
+        for variant in (whole, *whole.others):
+            assert variant[: len(prompt)] == prompt and variant[len(prompt) :].count(close) == 1
+        assert len({tuple(v) for v in (whole, *whole.others)}) > 1
+    ranked = model.rank_items(thought, catalogue, 64, "rank")
+    for whole, hypotheses in zip(thought, ranked, strict=True):
+        each = decode_items(
+            model.backend.model, [list(whole), *whole.others], catalogue, model.spec, num_beams=64
+        )
+        expected = {
+            h.codes: np.log(np.mean([np.exp(dict((x.codes, x.logprob) for x in found)[h.codes]) for found in each]))
+            for h in each[0]
+        }  # fmt: skip
+        assert {h.codes for h in hypotheses} == set(expected)
+        for h in hypotheses:
+            assert h.logprob == pytest.approx(expected[h.codes], abs=1e-3)
+    [[yes, no]] = model.answer_logprobs(thought[:1], ("a", "b"), "label")
+    each = [model.answer_logprobs([v], ("a", "b"), "one")[0] for v in (list(thought[0]), *thought[0].others)]
+    np.testing.assert_allclose(np.exp([yes, no]), np.exp(each).mean(0), rtol=1e-4)
+
+
+def test_greedy_thoughts_that_are_all_the_same_are_refused(tiny_checkpoint, tiny_data):
+    with pytest.raises(InputError, match="--thinking_temperature"):
+        evaluate(tiny_checkpoint, tiny_data, "--thoughts", "2")
+
+
+def evaluate(checkpoint, data, *more):
+    output = data.parent / "r"
+    main(["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(output),
+          "--num_beams", "16", "--max_thinking_tokens", "4", *more])  # fmt: skip
+    folder = output / "results_x"
+    return json.loads((folder / "metrics.json").read_text())["tasks"], folder
+
+
+def test_thoughts_through_the_whole_evaluation(tiny_checkpoint, tiny_data):
+    flags = ["--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.8"]
+    tasks, _ = evaluate(tiny_checkpoint, tiny_data, *flags)
+    assert tasks["video"]["recall@32"] == 1 and tasks["label_pred"]["samples"] == 12
+
+
+def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
+    spec = model.spec
+    items = [spec.text([i % 4, i // 4 % 4, i // 16]) for i in range(40)]
+    conversation = [{"role": "system", "content": "规则"}, {"role": "user", "content": "看过" + "，".join(items) + "。推荐"}]  # fmt: skip
+    prompts = Prompts(model.tokenizer, 300, spec)
+    [ids] = prompts.encode([conversation], False, 8)
+    text = model.tokenizer.decode(ids)
+    assert len(ids) <= 292 and prompts.truncated == 1
+    kept = spec.parse(text)
+    assert 20 < len(kept) < 40 and kept == [spec.parse(item)[0] for item in items[-len(kept) :]]
+    assert "规则" in text and "看过<|sid_begin|>" in text and "。推荐" in text
+
+
+def test_a_long_prompt_without_items_loses_the_beginning_of_its_question(model):
+    conversation = [{"role": "system", "content": "rule"}, {"role": "user", "content": "x" * 400 + "end"}]
+    prompts = Prompts(model.tokenizer, 200, model.spec)
+    [ids] = prompts.encode([conversation], False, 8)
+    text = model.tokenizer.decode(ids)
+    assert len(ids) == 192 and "rule" in text and "xend" in text and text.count("<|im_start|>") == 3
+    with pytest.raises(InputError, match="has a context of 200 tokens, and 200 are for its answer"):
+        prompts.encode([conversation], False, 200)
+
+
+def test_a_tokenizer_without_the_sids_is_named(tiny_checkpoint, tiny_data, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(tiny_checkpoint, folder)
+    value = json.loads((folder / "tokenizer.json").read_text())
+    value["added_tokens"] = [t for t in value["added_tokens"] if not t["content"].startswith("<s_c")]
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match=r"its tokenizer has <s_c_0> at"):
+        evaluate(folder, tiny_data, "--tasks", "video")
+    assert not (tiny_data.parent / "r" / "results_x" / "run.json").exists()
+
+
+def test_a_backend_that_is_not_installed_is_one_line(tiny_checkpoint, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(InputError, match="vLLM cannot be imported"):
+        open_backend("vllm", tiny_checkpoint, None)
+
+
+@pytest.mark.parametrize("device", ["cudda", "cuda", "cuda:1"])
+def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint, tiny_data, monkeypatch, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=f"--device: {device} is not there"):
+        evaluate(tiny_checkpoint, tiny_data, "--tasks", "video", "--device", device)
+    assert not (tiny_data.parent / "r" / "results_x").exists()
+
+
+@pytest.mark.slow
+def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
+    """One engine, every question that the benchmark asks: items of both scores, seen ones left out, answers, text."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    hf = HfBackend(tiny_checkpoint, model.tokenizer, "cpu")
+    vllm = open_backend("vllm", tiny_checkpoint, model.tokenizer, tensor_parallel=1, data_parallel=1)
+    n, spec = len(prompts), model.spec
+    assert (vllm.context, vllm.rows) == (hf.context, hf.rows)
+    for normalize in ("vocabulary", "level"):
+        for beams in (64, 3):
+            ours, theirs = (
+                collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm)
+            )
+            for a, b in zip(ours, theirs, strict=True):
+                assert [h.codes for h in a] == [h.codes for h in b] and [h.pids for h in a] == [
+                    h.pids for h in b
+                ]
+                np.testing.assert_allclose([h.logprob for h in a], [h.logprob for h in b], atol=1e-3)
+    banned = [[h.codes for h in row[:1]] for row in ours]
+    ours, theirs = (collected(b.rank(prompts, catalogue, spec, 3, banned), n) for b in (hf, vllm))
+    assert [[h.codes for h in row] for row in ours] == [[h.codes for h in row] for row in theirs]
+    ours, theirs = (collected(b.next_logprobs(prompts, [5, 9, 5]), n) for b in (hf, vllm))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    last = [3, 1, len(prompts[2]) - 1]
+    ours, theirs = (collected(b.tail_logprobs(prompts, last), n) for b in (hf, vllm))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    end = model.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ours, theirs = (collected(b.generate(prompts, 6, [end], Sampling()), n) for b in (hf, vllm))
+    assert ours == theirs
+    drawn = [collected(vllm.generate(prompts, 6, [end], Sampling(1.0, 0.9, seed)), n) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert list(vllm.generate(prompts, 6, [end], Sampling(), done={0, 1, 2})) == []
+
+
+@pytest.mark.slow
+def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
+    """Two Ray actors stand for two engines: every prompt comes back once, with its own result, what is done left out."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from benchmarks.backends import vllm
+
+    class Echo:
+        def __init__(self, path, tensor_parallel, precision):
+            self.calls = 0
+
+        def generate(self, prompts, max_tokens, stop, sampling):
+            self.calls += 1
+            return [[*prompt, max_tokens] for prompt in prompts]
+
+        def count(self):
+            return self.calls
+
+        def code(self):
+            return os.environ["PYTHONPATH"]
+
+    monkeypatch.setattr(vllm, "Engine", Echo)
+    monkeypatch.setattr(vllm, "_BATCH", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        backend = vllm.VllmBackend(tiny_checkpoint, 1, 2)
+        prompts = [[i] for i in range(9)]
+        found = dict(
+            pair for batch in backend.generate(prompts, 7, [], Sampling(), {2, 3, 4}) for pair in batch
+        )
+        assert found == {
+            i: [i, 7] for i in (0, 1, 4, 5, 6, 7, 8)
+        }  # 2 and 3 are a whole batch, 4 is half of one
+        calls = ray.get([actor.count.remote() for actor in backend.actors])
+        assert sum(calls) == 4 and min(calls) >= 1
+        assert ray.get(backend.actors[0].code.remote()) == str(Path(vllm.__file__).parents[2])
+    finally:
+        ray.shutdown()
+    with pytest.raises(InputError, match="0 means all GPUs, and there are none"):
+        vllm.VllmBackend(tiny_checkpoint, 1, 0)

@@ -1,0 +1,210 @@
+"""Item decoding gives what a brute-force scoring of the whole catalogue gives, and what `generate` gives."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from onerec.catalog import ItemIndex
+from onerec.items import beam_model
+from onerec.items.decode import batches_by_length, decode_items
+from onerec.sid import SidSpec
+
+
+@pytest.fixture(scope="module")
+def index(toy_spec):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 4, (30, 3)).astype(np.int32)
+    return ItemIndex(np.arange(30), codes, toy_spec)
+
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8], [11, 12, 13, 14]]
+
+
+def brute_force(model, prompt, index, spec, level=False):
+    """Score every SID of the catalogue by one full forward pass each; ``level``: softmax over the layer's codes only."""
+    scored = []
+    for sid in index.sids:
+        tokens = spec.token_ids(sid).tolist()
+        ids = torch.tensor([[*prompt, spec.begin_id, *tokens]])
+        with torch.inference_mode():
+            logits = model(ids).logits[0].float()
+        logprobs = logits.log_softmax(-1)
+        if level:
+            for layer, (first, last) in enumerate(spec.layer_ranges):
+                row = logits[len(prompt) + layer, first : last + 1]
+                logprobs[len(prompt) + layer, first : last + 1] = row.log_softmax(-1)
+        steps = range(len(prompt), len(prompt) + spec.n_layers)
+        scored.append(
+            (
+                sum(logprobs[t, token].item() for t, token in zip(steps, tokens, strict=True)),
+                tuple(sid.tolist()),
+            )
+        )
+    return sorted(scored, key=lambda pair: (-pair[0], pair[1]))
+
+
+def test_equals_brute_force_over_the_whole_catalogue(toy_model, toy_spec, index):
+    decoded = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=len(index.sids))
+    for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
+        expected = brute_force(toy_model, prompt, index, toy_spec)
+        assert [h.codes for h in hypotheses] == [sid for _, sid in expected]
+        np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], atol=1e-4)
+
+
+def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, toy_spec, index):
+    decoded = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=len(index.sids), normalize="level")
+    for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
+        expected = brute_force(toy_model, prompt, index, toy_spec, level=True)
+        assert [h.codes for h in hypotheses] == [sid for _, sid in expected]
+        np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], atol=1e-4)
+    with pytest.raises(ValueError, match="normalize"):
+        decode_items(toy_model, PROMPTS, index, toy_spec, normalize="nothing")
+
+
+def test_blocks_of_rows_and_vocabulary_change_nothing(toy_model, toy_spec, index, monkeypatch):
+    whole = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
+    monkeypatch.setitem(beam_model._BLOCKS, "cpu", (8, 8, 3))
+    blocks = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
+    for a, b in zip(whole, blocks, strict=True):
+        assert [h.codes for h in a] == [h.codes for h in b]
+        np.testing.assert_allclose([h.logprob for h in a], [h.logprob for h in b], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 300.0])
+def test_flat_and_extreme_logits_are_normalised(toy_model, toy_spec, index, scale):
+    """A first shift that is hundreds off would overflow; the scores must still be those of the softmax."""
+    model = copy.deepcopy(toy_model)
+    model.lm_head.weight.data *= scale
+    [hypotheses] = decode_items(model, PROMPTS[:1], index, toy_spec, num_beams=len(index.sids))
+    expected = brute_force(model, PROMPTS[0], index, toy_spec)
+    np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], rtol=1e-4)
+
+
+def test_in_bfloat16_scores_are_as_near_the_truth_as_brute_force_in_bfloat16(toy_model, toy_spec, index):
+    model = copy.deepcopy(toy_model).bfloat16()
+    decoded = decode_items(model, PROMPTS, index, toy_spec, num_beams=len(index.sids))
+    ours, brute = [], []
+    for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
+        truth = {sid: score for score, sid in brute_force(toy_model, prompt, index, toy_spec)}
+        ours += [abs(h.logprob - truth[h.codes]) for h in hypotheses]
+        brute += [abs(score - truth[sid]) for score, sid in brute_force(model, prompt, index, toy_spec)]
+        assert [h.logprob for h in hypotheses] == sorted((h.logprob for h in hypotheses), reverse=True)
+    assert len(ours) == len(brute) and np.mean(ours) < 1.3 * np.mean(brute)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_in_bfloat16_scores_are_those_of_the_unrounded_softmax(toy_model, toy_spec, device):
+    """Logits near 20, where bfloat16's steps are 0.125: the numerator and the denominator of a score are both exact."""
+    model = copy.deepcopy(toy_model).bfloat16().to(device)
+    model.lm_head.weight.data *= 12
+    beams = beam_model.BeamModel(model, toy_spec)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
+    truth = hidden.double() @ model.lm_head.weight.double().T
+    assert truth.abs().max() > 16
+    first, last = toy_spec.layer_ranges[1]
+    codes = torch.arange(last - first + 1, device=device)
+    with torch.inference_mode():
+        for layer, rows in ((None, truth), (1, truth[:, first : last + 1])):
+            found = beams.log_normalizer(hidden, layer)
+            torch.testing.assert_close(found, rows.logsumexp(-1).float(), atol=1e-4, rtol=0)
+        owner, code = torch.arange(5, device=device).repeat_interleave(len(codes)), codes.repeat(5)
+        logits = beams.logits(hidden, 1, owner, code)
+    torch.testing.assert_close(logits, truth[:, first : last + 1].flatten().float(), atol=1e-4, rtol=0)
+
+
+def test_equal_scores_come_by_sid_and_at_a_cut_the_smaller_stays(toy_model, toy_spec, index):
+    model = copy.deepcopy(toy_model)
+    model.lm_head.weight.data.zero_()
+    for beams in (len(index.sids), 3):
+        [hypotheses] = decode_items(model, PROMPTS[:1], index, toy_spec, num_beams=beams)
+        assert [h.codes for h in hypotheses] == [tuple(sid) for sid in index.sids.tolist()][:beams]
+        np.testing.assert_allclose([h.logprob for h in hypotheses], -3 * np.log(64), rtol=1e-5)
+
+
+def test_a_hypothesis_names_its_items_most_popular_first(toy_model, toy_spec):
+    codes = np.array([[0, 1, 2], [0, 1, 2], [3, 3, 3]], np.int32)
+    shared = ItemIndex(np.array([7, 8, 9]), codes, toy_spec, popularity={8: 5})
+    [hypotheses] = decode_items(toy_model, PROMPTS[:1], shared, toy_spec)
+    assert {h.codes: h.pids for h in hypotheses} == {(0, 1, 2): (8, 7), (3, 3, 3): (9,)}
+
+
+def test_the_model_keeps_its_own_attention(toy_model, toy_spec, index):
+    before = toy_model.config._attn_implementation
+    decode_items(toy_model, PROMPTS, index, toy_spec)
+    assert toy_model.config._attn_implementation == before
+
+
+def test_equals_generate_with_a_prefix_constraint(toy_model, toy_spec, index):
+    beams = 4
+    prompt = [*PROMPTS[0], toy_spec.begin_id]
+    existing = [toy_spec.token_ids(sid).tolist() for sid in index.sids]
+
+    def allowed(_, ids):
+        done = ids[len(prompt) :].tolist()
+        return sorted({sid[len(done)] for sid in existing if sid[: len(done)] == done})
+
+    out = toy_model.generate(
+        torch.tensor([prompt]), max_new_tokens=3, num_beams=beams, num_return_sequences=beams, do_sample=False,
+        prefix_allowed_tokens_fn=allowed, return_dict_in_generate=True, output_scores=True, length_penalty=0.0,
+        eos_token_id=63, pad_token_id=0,
+    )  # fmt: skip
+    expected = out.sequences[:, len(prompt) :].tolist()
+    [hypotheses] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=beams)
+    assert [toy_spec.token_ids(h.codes).tolist() for h in hypotheses] == expected
+    np.testing.assert_allclose([h.logprob for h in hypotheses], out.sequences_scores.tolist(), atol=1e-4)
+
+
+def test_batching_does_not_change_the_result(toy_model, toy_spec, index):
+    together = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=5)
+    alone = [decode_items(toy_model, [prompt], index, toy_spec, num_beams=5)[0] for prompt in PROMPTS]
+    tight = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=5, token_budget=1)
+    for a, b, c in zip(together, alone, tight, strict=True):
+        assert [h.codes for h in a] == [h.codes for h in b] == [h.codes for h in c]
+
+
+def test_only_existing_sids_come_out_and_excluded_ones_do_not(toy_model, toy_spec, index):
+    [all_items] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=64)
+    banned = {h.codes for h in all_items[:7]}
+    [rest] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=64, exclude=[banned])
+    assert len(all_items) == len(index.sids)
+    assert all(h.codes in index for h in all_items)
+    assert [h.codes for h in rest] == [h.codes for h in all_items[7:]]
+
+
+def test_no_beam_is_spent_on_a_prefix_whose_sids_are_all_excluded(toy_model, toy_spec, index):
+    """Greedy search, everything below its first code excluded: the second best code must be taken instead."""
+    [[best]] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=1)
+    below = [tuple(sid) for sid in index.sids.tolist() if sid[0] == best.codes[0]]
+    rest = [tuple(sid) for sid in index.sids.tolist() if sid[0] != best.codes[0]]
+    smaller = ItemIndex(np.arange(len(rest)), np.array(rest, np.int32), toy_spec)
+    [expected] = decode_items(toy_model, PROMPTS[:1], smaller, toy_spec, num_beams=1)
+    [found, free] = decode_items(
+        toy_model, [PROMPTS[0]] * 2, index, toy_spec, num_beams=1, exclude=[below, []]
+    )
+    assert [h.codes for h in found] == [h.codes for h in expected]
+    assert [h.codes for h in free] == [best.codes]
+    everything = [tuple(sid) for sid in index.sids.tolist()]
+    assert decode_items(toy_model, PROMPTS[:1], index, toy_spec, exclude=[everything]) == [[]]
+
+
+def test_another_codebook_is_refused(toy_model, toy_spec, index):
+    with pytest.raises(ValueError, match="codebooks"):
+        decode_items(toy_model, PROMPTS, index, SidSpec((8, 4, 4), first_id=40))
+
+
+def test_a_model_that_item_decoding_would_get_wrong_is_refused(toy_model, toy_spec, index):
+    biased = copy.deepcopy(toy_model)
+    biased.lm_head.bias = torch.nn.Parameter(torch.zeros(64))
+    with pytest.raises(ValueError, match="bias"):
+        decode_items(biased, PROMPTS, index, toy_spec)
+    with pytest.raises(ValueError, match="vocabulary ends at 63"):
+        decode_items(toy_model, PROMPTS, index, SidSpec((4, 4, 4), first_id=60))
+
+
+def test_batches_keep_to_the_budget_and_lose_nothing():
+    lengths = [3, 50, 7, 7, 20, 1]
+    batches = list(batches_by_length(lengths, 40))
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 40 for b in batches)
