@@ -53,9 +53,7 @@ def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Tr
     both = ("history_pid", "target_pid")
     pairs = [tuple([pid for pid in row[name] or [] if pid is not None] for name in both) for row in rows]
     if not pairs:
-        raise InputError(
-            folder / SEQUENCES, f"has no row of {task}", f"of its training users, or leave out {task}"
-        )
+        raise InputError(folder / SEQUENCES, f"has no row of {task}", f"of its training users, or leave out {task}")
     return Training(pairs, index, [row["uid"] for row in rows])
 
 
@@ -102,9 +100,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # Of those that are trained.
     for field in dataclasses.fields(Options):
         taken = RANGES.get(field.name, COUNT)
-        add(
-            f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})"
-        )
+        add(f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})")
     return parser.parse_args(argv)
 
 

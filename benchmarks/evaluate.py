@@ -170,9 +170,7 @@ class Evaluation:
         }[task.kind]
         result = run(task)
         self.manifest.output(result.scores.save(self.folder, name), len(result.scores.uuids))
-        values, intervals = values_and_intervals(
-            result.metrics, result.scores, self.args.bootstrap, self.args.seed
-        )
+        values, intervals = values_and_intervals(result.metrics, result.scores, self.args.bootstrap, self.args.seed)
         self.metrics[name] = values | result.figures
         self.extra["intervals"][name] = intervals
         self.extra["data"]["tests"][name] = fingerprint(self.args.data_dir, name)
@@ -202,9 +200,7 @@ class Evaluation:
             size = self.args.text_sample_size
         return load_examples(self.args.data_dir, task, size, self.manifest)
 
-    def _prompts(
-        self, name: str, conversations: Sequence[Any], room: int
-    ) -> tuple[list[list[int]], list[str]]:
+    def _prompts(self, name: str, conversations: Sequence[Any], room: int) -> tuple[list[list[int]], list[str]]:
         """Token ids that the answer follows, and what was thought before it (empty without thinking)."""
         if not self.thinking:
             return self.model.prompt_ids(conversations, False, room), [""] * len(conversations)
@@ -247,9 +243,7 @@ class Evaluation:
             ]
             recall = rank.score(examples[:n], narrow, spec).columns
             point = {f"recall@{k}": round(float(np.mean(recall[f"recall@{k}"])), 6) for k in (1, 10, 32)}
-            self.extra["beams"].setdefault(task.name, []).append(
-                {"width": width, "samples": len(narrow), **point}
-            )
+            self.extra["beams"].setdefault(task.name, []).append({"width": width, "samples": len(narrow), **point})
         return TaskResult(scores, list(scores.columns), figures)
 
     def _label(self, task: BenchTask) -> TaskResult:
@@ -273,9 +267,7 @@ class Evaluation:
         )  # before the judge is asked: its cache and these make a second run cheap
         label_ = f"{task.name}: judge"
         if task.kind == "understand":
-            scores, counts, reasons = text.score_understanding(
-                examples, texts, self.judge, self.args.encoder, label_
-            )
+            scores, counts, reasons = text.score_understanding(examples, texts, self.judge, self.args.encoder, label_)
         else:
             scores, counts, reasons = text.score_reasoning(examples, texts, self.judge, label_)
         if reasons:
@@ -290,9 +282,7 @@ class Evaluation:
         nats = [-total for total in self.model.rolling_logprobs(coded, "general: text")]
         prompts = self.model.prompt_ids([q.messages for q in questions], False, budget)
         answers = self._generate(prompts, budget, "general: questions")
-        lines = [
-            {"uuid": q.uuid, "answer": q.answer, "text": a} for q, a in zip(questions, answers, strict=True)
-        ]
+        lines = [{"uuid": q.uuid, "answer": q.answer, "text": a} for q, a in zip(questions, answers, strict=True)]
         self._save_predictions(GENERAL, lines)
         scores = general.score(questions, answers, texts, nats)
         names = [name for name in scores.columns if name.startswith("exact_match")]

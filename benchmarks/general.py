@@ -55,9 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_harness(
-    model: Path, task: str, args: argparse.Namespace
-) -> tuple[Values, dict[str, list[float]]] | str:
+def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Values, dict[str, list[float]]] | str:
     """Metrics of one harness task by name and their intervals, or the reason why there are none.
 
     The harness runs in ``--lm_eval_data_dir``; its own progress is passed on every few seconds.

@@ -99,9 +99,7 @@ def draws(n_users: int, n_boot: int, seed: int, width: int) -> Iterator[np.ndarr
         yield np.bincount(drawn.ravel(), minlength=b * n_users).reshape(b, n_users).astype(np.float64)
 
 
-def replicates(
-    metrics: Sequence[str], scores: Scores, n_boot: int = N_BOOT, seed: int = 0
-) -> dict[str, np.ndarray]:
+def replicates(metrics: Sequence[str], scores: Scores, n_boot: int = N_BOOT, seed: int = 0) -> dict[str, np.ndarray]:
     """Values of each metric [1 + n_boot]: on the samples as they are, then on every resample of the users."""
     users, n_users = _index(scores.users)
     statistics = [statistic(metric, scores, users, n_users) for metric in metrics]

@@ -124,9 +124,7 @@ class Phase:
 
     def write(self, entries: Iterable[tuple[str, Any]]) -> None:
         """Append results; they are on the disk when this returns."""
-        lines = (
-            json.dumps({"key": key, "value": value}, separators=(",", ":")) + "\n" for key, value in entries
-        )
+        lines = (json.dumps({"key": key, "value": value}, separators=(",", ":")) + "\n" for key, value in entries)
         self._file.write("".join(lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())

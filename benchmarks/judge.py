@@ -71,17 +71,13 @@ class JudgeConfig:
         path = CONFIGS / f"{name}.json" if (CONFIGS / f"{name}.json").exists() else Path(name)
         if not path.exists():
             known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
-            raise InputError(
-                "--judge", f"{name} is no judge and no file", f"{known}, or a JSON file like theirs"
-            )
+            raise InputError("--judge", f"{name} is no judge and no file", f"{known}, or a JSON file like theirs")
         value = read_json(path)
         names = {field.name for field in dataclasses.fields(JudgeConfig)}
         if not isinstance(value, dict) or {"base_url", "model"} - set(value):
             raise InputError(path, "is no judge", "an object with base_url and model")
         if unknown := set(value) - names - {"_"}:
-            raise InputError(
-                path, f"has unknown {', '.join(sorted(unknown))}", f"of {', '.join(sorted(names))}"
-            )
+            raise InputError(path, f"has unknown {', '.join(sorted(unknown))}", f"of {', '.join(sorted(names))}")
         kinds = {"base_url": str, "model": str, "api_key_env": str | None, "extra_body": dict}
         for key, item in value.items():
             if key in _RANGES and (key, item) != ("temperature", None):
@@ -224,8 +220,7 @@ class Judge:
                 response = asyncio.run_coroutine_threadsafe(whole, self._loop).result()
                 answer = split_thinking("" + (response.choices[0].message.content or ""))[1]
                 tokens = {
-                    name: int(getattr(response.usage, name, 0) or 0)
-                    for name in ("prompt_tokens", "completion_tokens")
+                    name: int(getattr(response.usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")
                 }
             except Exception as error:
                 failure, again = _failure(error)

@@ -27,9 +27,7 @@ def ndcg_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) ->
     return gain / sum(1 / math.log2(i + 2) for i in range(min(k, len(wanted))))
 
 
-def ranking_metrics(
-    ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: Sequence[int] = KS
-) -> dict[str, float]:
+def ranking_metrics(ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: Sequence[int] = KS) -> dict[str, float]:
     """Every ranking metric of one sample, by name."""
     functions = {
         "pass": pass_at_k,

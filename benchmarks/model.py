@@ -131,8 +131,7 @@ class BenchModel:
         settings = {"kind": "rank", "beams": num_beams, "normalize": self.normalize, "sids": index.digest}
         seen = [[] for _ in variants] if banned is None else [sorted(map(tuple, sids)) for sids in banned]
         keyed = [
-            [*prompt, -1, *(code for sid in sids for code in sid)]
-            for prompt, sids in zip(variants, seen, strict=True)
+            [*prompt, -1, *(code for sid in sids for code in sid)] for prompt, sids in zip(variants, seen, strict=True)
         ]
         ranked = self._run(
             label,
@@ -148,8 +147,7 @@ class BenchModel:
         for i, hypotheses in zip(owner, ranked, strict=True):
             groups[i].append(hypotheses)
         return [
-            found[0] if len(found) == 1 else merge_thoughts(found, self.thinking.merge, num_beams)
-            for found in groups
+            found[0] if len(found) == 1 else merge_thoughts(found, self.thinking.merge, num_beams) for found in groups
         ]
 
     def think(self, prompts: Sequence[list[int]], max_tokens: int, label: str) -> list[Thoughts]:
@@ -159,8 +157,7 @@ class BenchModel:
         """
         close = self.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
         newline, tail, empty = (
-            self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            for text in ("\n", "\n\n", EMPTY_THINK)
+            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n", EMPTY_THINK)
         )
         variants: list[list[list[int]]] = [[] for _ in prompts]
         for stream in range(self.thinking.thoughts):
@@ -193,9 +190,7 @@ class BenchModel:
         unspoken = set(self.ends) - set(stop)
         return [ids[:-1] if ids and ids[-1] in unspoken else ids for ids in written]
 
-    def answer_logprobs(
-        self, prompts: Sequence[list[int]], answers: Sequence[str], label: str
-    ) -> list[list[float]]:
+    def answer_logprobs(self, prompts: Sequence[list[int]], answers: Sequence[str], label: str) -> list[list[float]]:
         """Log-probability of each of ``answers`` after every prompt, [n_prompts][n_answers].
 
         After several thoughts: the log of the mean probability (or the best, as `Thinking` says).
@@ -212,9 +207,7 @@ class BenchModel:
             rows = [[] for _ in variants]
             for ids in coded:
                 whole = [[*prompt, *ids] for prompt in variants]
-                for row, total in zip(
-                    rows, self.text_logprobs(whole, label, [len(ids)] * len(whole)), strict=True
-                ):
+                for row, total in zip(rows, self.text_logprobs(whole, label, [len(ids)] * len(whole)), strict=True):
                     row.append(total)
         groups: list[list[list[float]]] = [[] for _ in prompts]
         for i, row in zip(owner, rows, strict=True):
@@ -224,15 +217,11 @@ class BenchModel:
             for several in groups
         ]
 
-    def text_logprobs(
-        self, texts: Sequence[list[int]], label: str, last: Sequence[int] | None = None
-    ) -> list[float]:
+    def text_logprobs(self, texts: Sequence[list[int]], label: str, last: Sequence[int] | None = None) -> list[float]:
         """Sum of the log-probabilities of the ``last`` tokens of each text (all but the first by default)."""
         counts = last or [len(ids) - 1 for ids in texts]
         keyed = [[count, *ids] for count, ids in zip(counts, texts, strict=True)]
-        return self._run(
-            label, {"kind": "tail"}, keyed, lambda done: self.backend.tail_logprobs(texts, counts, done)
-        )
+        return self._run(label, {"kind": "tail"}, keyed, lambda done: self.backend.tail_logprobs(texts, counts, done))
 
     def rolling_logprobs(self, texts: Sequence[list[int]], label: str) -> list[float]:
         """Sum of the log-probabilities of all tokens of each text but its first, however long it is: by `windows`."""
@@ -336,10 +325,7 @@ def merge_thoughts(found: Sequence[Sequence[Hypothesis]], merge: str, keep: int)
         for h in hypotheses:
             scores.setdefault(h.codes, []).append(h.logprob)
             pids[h.codes] = h.pids
-    merged = [
-        Hypothesis(codes, _merged(several, len(found), merge), pids[codes])
-        for codes, several in scores.items()
-    ]
+    merged = [Hypothesis(codes, _merged(several, len(found), merge), pids[codes]) for codes, several in scores.items()]
     return sorted(merged, key=lambda h: (-h.logprob, h.codes))[:keep]
 
 

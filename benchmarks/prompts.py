@@ -18,9 +18,7 @@ class Prompts:
         self.tokenizer, self.context, self.spec = tokenizer, context, spec
         self.truncated = 0
 
-    def encode(
-        self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int
-    ) -> list[list[int]]:
+    def encode(self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int) -> list[list[int]]:
         """Token ids of the prompts, each leaving ``room`` tokens of the context free.
 
         A prompt that is too long loses its oldest items (histories run from old to new), one without SIDs the beginning of

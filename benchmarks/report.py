@@ -104,9 +104,7 @@ def _markdown_example(r: examples.Reading) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.labels and len(args.labels) != len(args.results):
-        raise InputError(
-            "--labels", f"are {len(args.labels)} for {len(args.results)} results", "one a result"
-        )
+        raise InputError("--labels", f"are {len(args.labels)} for {len(args.results)} results", "one a result")
     manifest = Manifest("report", args)
     rows = read_rows(args.results, args.labels, args.baselines)
     curves = read_curves(args.train_logs)

@@ -79,9 +79,7 @@ def save_metrics(
     ``{"name", "config", "tasks": {task: {metric: value}}}`` and what ``extra`` adds: ``intervals`` ({task: {metric:
     [low, high]}}), ``data`` ({"version", "tests": {task: fingerprint}}), ``judge``, ``beams``.
     """
-    rounded = {
-        task: {key: round(value, 6) for key, value in values.items()} for task, values in metrics.items()
-    }
+    rounded = {task: {key: round(value, 6) for key, value in values.items()} for task, values in metrics.items()}
     value = {"name": name, "config": config or {}, "tasks": rounded, **(extra or {})}
     write_json(folder / METRICS, value)
     manifest.output(folder / METRICS)
@@ -95,9 +93,7 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         spans = [span for found in value.get("intervals", {}).values() for span in found.values()]
         numbers = [number for metrics in value["tasks"].values() for number in metrics.values()]
         numbers += [number for low, high in spans for number in (low, high)]
-        numbers += [
-            v for points in value.get("beams", {}).values() for point in points for v in point.values()
-        ]
+        numbers += [v for points in value.get("beams", {}).values() for point in points for v in point.values()]
         texts = [value["name"], *value.get("data", {}).get("tests", {}).values()]
         whole = all(isinstance(text, str) for text in texts) and None not in itertools.chain(*spans)
         whole &= all(n is None or (isinstance(n, int | float) and not math.isinf(n)) for n in numbers)
@@ -130,8 +126,6 @@ def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
     lines = read_json_lines(path, right := "evaluate the model again")
     fields = {"uuid": str} | _FIELDS.get(TASKS[task].kind if task in TASKS else "", {})
     for line in lines:
-        if wrong := [
-            name for name, kind in fields.items() if not isinstance({"uuid": "", **line}.get(name), kind)
-        ]:
+        if wrong := [name for name, kind in fields.items() if not isinstance({"uuid": "", **line}.get(name), kind)]:
             raise InputError(path, f"has a line without {wrong[0]}", right)
     return lines

@@ -82,20 +82,14 @@ def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
                         folder, f"has another target of {line['uuid']} than a result before it", "runs on the same data"
                     )  # fmt: skip
             if lines:
-                found.setdefault(folder.name.removeprefix("results_"), []).append(
-                    (measure(lines), len(lines))
-                )
+                found.setdefault(folder.name.removeprefix("results_"), []).append((measure(lines), len(lines)))
     if not found:
-        raise InputError(
-            runs[0], f"has no predictions of {task}", "runs of quickstart.sh that were evaluated"
-        )
+        raise InputError(runs[0], f"has no predictions of {task}", "runs of quickstart.sh that were evaluated")
     rows = []
     for name, several in found.items():
         counts = {count for _, count in several}
         if len(counts) > 1:
-            raise InputError(
-                runs[0], f"{name} was measured on {sorted(counts)} rows", "the same rows in every run"
-            )
+            raise InputError(runs[0], f"{name} was measured on {sorted(counts)} rows", "the same rows in every run")
         values = {metric: [value[metric] for value, _ in several] for metric in METRICS}
         rows.append(Row(name, values, counts.pop()))
     return rows

@@ -134,9 +134,7 @@ def load_examples(
 
 
 def _answer_key(task: BenchTask) -> str:
-    return {"rank": ANSWER_IDS.get(task.catalogue, ""), "label": "label, or answer 是 or 否"}.get(
-        task.kind, "answer"
-    )
+    return {"rank": ANSWER_IDS.get(task.catalogue, ""), "label": "label, or answer 是 or 否"}.get(task.kind, "answer")
 
 
 def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:

@@ -31,9 +31,7 @@ from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
 SMOOTHING = 0.75
-KEPT = (
-    4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
-)
+KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
 _DOMAINS = ("video", "ad", "goods")
 
 
@@ -128,18 +126,14 @@ def embed(matrix, dim: int, seed: int) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--input", type=Path, required=True, help="users' table of the release, or of --layout"
-    )
+    parser.add_argument("--input", type=Path, required=True, help="users' table of the release, or of --layout")
     parser.add_argument("--output_path", type=Path, required=True, help="Parquet file with pid and embedding")
     parser.add_argument("--domain", choices=_DOMAINS, default="video", help="whose items")
     parser.add_argument("--layout", default="release", help="release, simple, or a JSON file")
     parser.add_argument("--dim", type=WIDTH, default=64, help="dimensions")
     parser.add_argument("--window", type=COUNT, default=5, help="places between two items of a pair, at most")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
     parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]

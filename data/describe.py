@@ -137,9 +137,7 @@ def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[st
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
-    segments, messages = (
-        batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages")
-    )
+    segments, messages = (batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages"))
     for source, segment, turns in zip(batch.column("source").to_pylist(), segments, messages, strict=True):
         yield source, segment if turns is None else turns, turns is not None
 
@@ -219,11 +217,7 @@ def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropp
 
     groups = []
     for name, fact in facts.items():
-        charts = (
-            [{"heading": "SIDs a row (history)", "svg": histogram(*fact.sids.bins())}]
-            if fact.sids.total
-            else []
-        )
+        charts = [{"heading": "SIDs a row (history)", "svg": histogram(*fact.sids.bins())}] if fact.sids.total else []
         if fact.tokens.n:
             charts.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
         groups.append((name, charts))
@@ -243,8 +237,7 @@ def print_table(rows: list[list[str]]) -> None:
     for row in [list(HEADINGS), *rows]:
         print(
             "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
             )
         )
 
@@ -258,9 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs"
     )
-    parser.add_argument(
-        "--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least"
-    )
+    parser.add_argument("--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least")
     parser.add_argument("--output_dir", type=Path, help="folder for describe.json and describe.html")
     args = parser.parse_args(argv)
     manifest = Manifest("describe", args)

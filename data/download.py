@@ -54,9 +54,7 @@ def fetch(name: str, folder: Path, args: argparse.Namespace) -> int:
             max_workers=args.workers,
         )
     except GatedRepoError:
-        raise InputError(
-            name, "asks for consent", f"accept its terms at {endpoint} and set HF_TOKEN"
-        ) from None
+        raise InputError(name, "asks for consent", f"accept its terms at {endpoint} and set HF_TOKEN") from None
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise InputError(
             name, f"is not at {endpoint}", "the name and revision of a data set; HF_TOKEN where it is private"
@@ -65,7 +63,9 @@ def fetch(name: str, folder: Path, args: argparse.Namespace) -> int:
         if isinstance(error, OSError) and error.filename:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        right = f"a network that reaches {endpoint} (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=0); what is there is kept"
+        right = (
+            f"a network that reaches {endpoint} (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=0); what is there is kept"
+        )
         raise InputError(name, f"cannot be downloaded ({reason})", right) from None
     return sum(1 for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts)
 
@@ -86,9 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = Manifest("download", args)
     for name in args.datasets:
         if name not in DATASETS and "/" not in name:
-            raise InputError(
-                "--datasets", f"{name} is not known", f"{', '.join(DATASETS)}, or owner/name of the hub"
-            )
+            raise InputError("--datasets", f"{name} is not known", f"{', '.join(DATASETS)}, or owner/name of the hub")
         repository, folder = DATASETS.get(name, (name, name.partition("/")[2]))
         files = fetch(repository, args.output_dir / folder, args)
         manifest.output(args.output_dir / folder, files)

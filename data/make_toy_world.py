@@ -39,20 +39,14 @@ def _at_least(least: int) -> Range:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     default = Path(__file__).resolve().parent / "raw_data"
-    parser.add_argument(
-        "--output_dir", type=Path, default=default, help="where onerec_data/ and general_text/ go"
-    )
+    parser.add_argument("--output_dir", type=Path, default=default, help="where onerec_data/ and general_text/ go")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of everything")
     parser.add_argument(
         "--n_users", type=_at_least(10), default=2000, help="users; a fifth of them is held out (split=1)"
     )
     parser.add_argument("--n_videos", type=_at_least(120), default=1200, help="videos")
-    parser.add_argument(
-        "--n_ads", type=_at_least(24), default=120, help="ads; they share the videos' pid space"
-    )
-    parser.add_argument(
-        "--n_goods", type=_at_least(24), default=240, help="products; a pid space of their own"
-    )
+    parser.add_argument("--n_ads", type=_at_least(24), default=120, help="ads; they share the videos' pid space")
+    parser.add_argument("--n_goods", type=_at_least(24), default=240, help="products; a pid space of their own")
     parser.add_argument(
         "--n_facts",
         type=integer(4, most_facts()),
@@ -85,9 +79,7 @@ def caption_table(parts: Sequence[Items]) -> pa.Table:
     """``pid`` int64, ``dense_caption`` string, ``tags`` list of strings."""
     captions = [caption for items in parts for caption in items.caption]
     tags = [words for items in parts for words in items.tags]
-    return pa.table(
-        {"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags}
-    )
+    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags})
 
 
 def release_table(rows: list[dict]) -> pa.Table:
@@ -137,9 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print_reference(items["video"], rows, watches)
     manifest.write(args.output_dir)
-    print(
-        f"toy world: {args.n_users} users, {sum(map(len, items.values()))} items in {args.output_dir}; dropped 0"
-    )
+    print(f"toy world: {args.n_users} users, {sum(map(len, items.values()))} items in {args.output_dir}; dropped 0")
 
 
 if __name__ == "__main__":

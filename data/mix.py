@@ -122,8 +122,7 @@ def read_config(
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:
     """Name to folder, of a config's ``folders``: a folder, or a list whose first that is there counts; ``given`` goes before."""
     if not isinstance(value, dict) or not all(
-        isinstance(item, str | list) and item and all(isinstance(name, str) for name in item)
-        for item in value.values()
+        isinstance(item, str | list) and item and all(isinstance(name, str) for name in item) for item in value.values()
     ):
         raise InputError(path, f"folders is {value!r}", '{"NAME": folder, or a list of folders}')
     if unknown := sorted(set(given) - set(value)):
@@ -157,9 +156,7 @@ def in_folder(path: Path, text: str, folders: Mapping[str, str]) -> str:
 def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int | str]:
     """The users whom the files of a config's ``exclude_users`` name: RL data or records, relative to ``base``."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(
-            path, f"exclude_users is {names!r}", "a list of files, as output/rl_data/test.parquet"
-        )
+        raise InputError(path, f"exclude_users is {names!r}", "a list of files, as output/rl_data/test.parquet")
     users: set[int | str | None] = set()
     for name in names:
         for file in list_parquet(base / name):
@@ -170,14 +167,10 @@ def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> 
                     try:
                         found.add(uid_of(value))
                     except ValueError as error:
-                        raise InputError(
-                            file, f"row {row} names no user ({error})", "a number or a name"
-                        ) from None
+                        raise InputError(file, f"row {row} names no user ({error})", "a number or a name") from None
                 rows += batch.num_rows
             if (column == "extra_info" and None in found) or not found - {None}:
-                raise InputError(
-                    file, "names no user to exclude", "RL data, or records with a uid in their metadata"
-                )
+                raise InputError(file, "names no user to exclude", "RL data, or records with a uid in their metadata")
             users |= found
             manifest.input(file, rows)
     return frozenset(users - {None})
@@ -222,9 +215,7 @@ def record_files(path: str | Path, manifest: Manifest) -> list[RecordFile]:
             manifest.extra.setdefault("not_records", []).append(str(file))
             print(f"left out: {file} (not a file of records)")
     if not found:
-        raise InputError(
-            path, "holds no records", "files with uuid, source, metadata, and segments or messages"
-        )
+        raise InputError(path, "holds no records", "files with uuid, source, metadata, and segments or messages")
     return found
 
 

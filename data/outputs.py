@@ -75,10 +75,7 @@ class Outputs:
     def _write(self, path: Path, table: pa.Table) -> None:
         buffer = self._buffers[path]
         buffer.append(table)
-        if (
-            sum(t.num_rows for t in buffer) >= _ROWS_PER_GROUP
-            or sum(t.nbytes for t in buffer) >= _BYTES_PER_GROUP
-        ):
+        if sum(t.num_rows for t in buffer) >= _ROWS_PER_GROUP or sum(t.nbytes for t in buffer) >= _BYTES_PER_GROUP:
             self._flush(path)
 
     def _flush(self, path: Path) -> None:

@@ -53,9 +53,7 @@ def repair(text: str) -> str:
 def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
     """The turns before the last answer; empty where there are none."""
     if row.get("messages"):
-        turns = [
-            {"role": t["role"], "content": repair(t["content"])} for t in parse_messages(row["messages"])
-        ]
+        turns = [{"role": t["role"], "content": repair(t["content"])} for t in parse_messages(row["messages"])]
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()
         return turns
@@ -64,9 +62,7 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
     return [{"role": "user", "content": CONTINUE.format(text=start)}] if start else []
 
 
-def keys_of_prompts(
-    paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float
-) -> dict[str, np.ndarray]:
+def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float) -> dict[str, np.ndarray]:
     """First pass: the sampling keys (uint64, by seed and uuid) of every row that gives a prompt, once each, by ``source``."""
     found: dict[str, list[np.ndarray]] = {}
     bad = total = 0
@@ -100,15 +96,9 @@ def limits(by_source: dict[str, np.ndarray], num_samples: int, max_per_source: i
     ``by_source``: sorted keys. The smallest keys of a hash of seed and uuid are a uniform sample that neither order nor
     batches can change. A source of which nothing is taken is left out.
     """
-    capped = {
-        source: keys if max_per_source < 0 else keys[:max_per_source] for source, keys in by_source.items()
-    }
+    capped = {source: keys if max_per_source < 0 else keys[:max_per_source] for source, keys in by_source.items()}
     together = np.concatenate(list(capped.values()))
-    last = (
-        np.partition(together, num_samples - 1)[num_samples - 1]
-        if len(together) > num_samples
-        else together.max()
-    )
+    last = np.partition(together, num_samples - 1)[num_samples - 1] if len(together) > num_samples else together.max()
     taken = {source: keys[keys <= last] for source, keys in capped.items()}
     return {source: keys[-1] for source, keys in taken.items() if len(keys)}
 
@@ -122,9 +112,7 @@ def chosen_rows(
         for file in record_files(path, manifest):
             for batch in sized_batches(file):
                 keys, valid = uuid_keys(batch.column("uuid"), seed)
-                most = np.array(
-                    [last.get(source, -1) for source in batch.column("source").to_pylist()], object
-                )
+                most = np.array([last.get(source, -1) for source in batch.column("source").to_pylist()], object)
                 places = np.flatnonzero(valid & (keys.astype(object) <= most))
                 rows = []
                 for row in batch.take(pa.array(places)).to_pylist():
@@ -139,13 +127,9 @@ def chosen_rows(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="record files, folders or patterns of general text"
-    )
+    parser.add_argument("--input", nargs="+", required=True, help="record files, folders or patterns of general text")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument(
-        "--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer"
-    )
+    parser.add_argument("--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer")
     parser.add_argument(
         "--max_per_source",
         type=COUNT_OR_ALL,
@@ -153,21 +137,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)",
     )
     parser.add_argument("--seed", type=SEED, default=42, help="seed of the sample")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_distillation", args)
     by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
     last = limits(by_source, args.num_samples, args.max_per_source)
-    rows = write_batches(
-        args.output, OUTPUT_SCHEMA, chosen_rows(args.input, args.seed, last, Manifest("again"))
-    )
+    rows = write_batches(args.output, OUTPUT_SCHEMA, chosen_rows(args.input, args.seed, last, Manifest("again")))
     manifest.output(args.output, rows)
     manifest.write(args.output.parent, f"{args.output.stem}.manifest.json")
-    print(
-        f"{rows:,} of {sum(map(len, by_source.values())):,} prompts in {args.output}; {manifest.dropped_text()}"
-    )
+    print(f"{rows:,} of {sum(map(len, by_source.values())):,} prompts in {args.output}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -149,9 +149,7 @@ def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]
     if files:
         kinds = {_loader(Path(file)) for file in files}
         if len(kinds) != 1 or None in kinds:
-            raise InputError(
-                dataset, "names files of other or of several kinds", f"one of {', '.join(_LOADERS)}"
-            )
+            raise InputError(dataset, "names files of other or of several kinds", f"one of {', '.join(_LOADERS)}")
         with reading(dataset):
             return datasets.load_dataset(
                 kinds.pop(), data_files=[glob.escape(file) for file in files], split="train", streaming=True
@@ -178,9 +176,7 @@ def guarded(rows: Iterable[dict[str, Any]], dataset: str) -> Iterator[dict[str, 
 def records(rows: Iterable[dict[str, Any]], args: argparse.Namespace, state: Manifest) -> Iterator[Record]:
     """Records of a data set's rows; bad ones and doubles counted."""
     shape, seen = None if args.format == "auto" else args.format, set()
-    for row in progress(
-        guarded(rows, args.dataset), args.source, args.max_rows if args.max_rows > 0 else None
-    ):
+    for row in progress(guarded(rows, args.dataset), args.source, args.max_rows if args.max_rows > 0 else None):
         if shape is None:
             try:
                 shape = shape_of(list(row))
@@ -246,9 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", help="hub name, or local files (a folder, a file or a pattern)")
     parser.add_argument("--config_name", default="", help="configuration of a hub data set")
     parser.add_argument("--split", default="train", help="split of a hub data set")
-    parser.add_argument(
-        "--list", type=Path, help="CSV of data sets instead of --dataset (general_text/*.csv)"
-    )
+    parser.add_argument("--list", type=Path, help="CSV of data sets instead of --dataset (general_text/*.csv)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="of the list, these alone")
     parser.add_argument("--source", default="", help="name of the source, and of the file")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="shape of the rows")

@@ -28,9 +28,7 @@ from onerec.folders import atomic_path, made_by
 from onerec.run import Manifest, progress
 
 
-def read_sources(
-    sources: Sequence[Source], seed: int, manifest: Manifest
-) -> Iterator[tuple[str, pa.RecordBatch]]:
+def read_sources(sources: Sequence[Source], seed: int, manifest: Manifest) -> Iterator[tuple[str, pa.RecordBatch]]:
     """(name, chosen and checked rows) of every source; a source's sample depends on the seed and its name."""
     for source in sources:
         rng = np.random.default_rng([seed, *source.name.encode()])
@@ -41,9 +39,7 @@ def read_sources(
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--config", type=Path, required=True, help="JSON config with the sources")
-    parser.add_argument(
-        "--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from"
-    )
+    parser.add_argument("--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from")
     parser.add_argument(
         "--folders",
         nargs="+",
@@ -64,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards"
     )
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     if bad := [item for item in args.folders if "=" not in item]:
         raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")

@@ -46,9 +46,7 @@ SCHEMA = pa.schema(
         ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
         (
             "extra_info",
-            pa.struct(
-                [("uid", pa.int64()), ("task", pa.string()), ("index", pa.int64()), ("uuid", pa.string())]
-            ),
+            pa.struct([("uid", pa.int64()), ("task", pa.string()), ("index", pa.int64()), ("uuid", pa.string())]),
         ),
     ]
 )
@@ -147,15 +145,9 @@ class Writer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files"
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take"
-    )
+    parser.add_argument("--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet")
+    parser.add_argument("--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take")
     parser.add_argument("--test_size", type=COUNT, default=1000, help="test rows a task")
     parser.add_argument(
         "--user_share",
@@ -164,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="share of the users whose rows are taken, test users included",
     )
     parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}

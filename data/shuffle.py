@@ -150,9 +150,7 @@ def shuffle_to_shards(
     ``batches`` are (source name, records). About ``buffer_bytes`` of rows are in memory at a time.
     """
     # A bucket is held twice while it is sorted, and a part waits on its way to the spill files.
-    buckets = Buckets(
-        folder / ".spill", int(np.ceil(estimated_bytes / (buffer_bytes / 3))), buffer_bytes // 8
-    )
+    buckets = Buckets(folder / ".spill", int(np.ceil(estimated_bytes / (buffer_bytes / 3))), buffer_bytes // 8)
     by_source = manifest.extra.setdefault("rows_by_source", {})
     for name, batch in batches:
         keys, _ = uuid_keys(batch.column("uuid"), seed)

@@ -178,9 +178,7 @@ def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
-    parser.add_argument(
-        "--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right"
-    )
+    parser.add_argument("--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right")
     parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
     parser.add_argument("--report", type=Path, help="JSON file for the verdict")
     args = parser.parse_args(argv)

@@ -83,9 +83,7 @@ class ItemIndex:
         self.spec = spec
         self.n_items = len(pids)
         counts = (
-            np.array([popularity.get(int(pid), 0) for pid in pids])
-            if popularity
-            else np.zeros(len(pids), np.int64)
+            np.array([popularity.get(int(pid), 0) for pid in pids]) if popularity else np.zeros(len(pids), np.int64)
         )
         order = np.lexsort((pids, -counts, *codes.T[::-1]))
         self._pids = np.asarray(pids, dtype=np.int64)[order]

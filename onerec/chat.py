@@ -201,9 +201,7 @@ def encode(
     inside a learnt piece.
     """
     pieces = render(messages, add_think_pattern)
-    coded = tokenizer(
-        "".join(piece.text for piece in pieces), add_special_tokens=False, return_offsets_mapping=True
-    )
+    coded = tokenizer("".join(piece.text for piece in pieces), add_special_tokens=False, return_offsets_mapping=True)
     spans, position = [], 0
     for piece in pieces:
         if piece.learn:

@@ -71,9 +71,7 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
     return _joined(f"{name} {digest}" for name, digest in sorted(named))
 
 
-def check_made_from(
-    folder: str | os.PathLike[str], sources: dict[str, str], right: str, anew: bool = False
-) -> None:
+def check_made_from(folder: str | os.PathLike[str], sources: dict[str, str], right: str, anew: bool = False) -> None:
     """Note in ``folder`` what its results are made from (a name and a digest each), for whoever goes on there.
 
     Raises `InputError`, which ends in ``right``, where the folder's results are made from something else, unless they are made

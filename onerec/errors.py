@@ -48,9 +48,7 @@ def from_os_error(error: OSError) -> InputError:
         return unforeseen(error, Path(sys.argv[0]).name)
     file = error.filename or "a file of this run"
     if error.errno in DISK_FULL:
-        return InputError(
-            file, "no space left on the device", "free some space or choose another output folder"
-        )
+        return InputError(file, "no space left on the device", "free some space or choose another output folder")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(file, "permission denied", "choose a path that this user may read and write")
     if error.errno == errno.ENOENT:

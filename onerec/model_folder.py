@@ -131,9 +131,7 @@ def head_dim(config: dict[str, Any]) -> int:
     """Width of an attention head; 0 where a configuration does not say."""
     heads = config.get("num_attention_heads") or 0
     # Without a word of it, transformers takes 128 for Qwen3 alone.
-    own = (
-        128 if config.get("model_type") == "qwen3" else config.get("hidden_size", 0) // heads if heads else 0
-    )
+    own = 128 if config.get("model_type") == "qwen3" else config.get("hidden_size", 0) // heads if heads else 0
     return config.get("head_dim") or own
 
 

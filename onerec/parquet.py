@@ -103,9 +103,7 @@ def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.nda
     elif pa.types.is_decimal(kind):
         found = values.to_pylist()
         whole = (value is not None and value == value.to_integral_value() for value in found)
-        good = np.array(
-            [fits and -(2**63) <= value < 2**63 for value, fits in zip(found, whole, strict=True)], bool
-        )
+        good = np.array([fits and -(2**63) <= value < 2**63 for value, fits in zip(found, whole, strict=True)], bool)
         out[good] = [int(value) for value, fits in zip(found, good.tolist(), strict=True) if fits]
     elif digits and _is_text(kind):
         text = pc.utf8_trim_whitespace(texts(values)[0])
@@ -212,9 +210,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def typed(
-    data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True
-) -> Data:
+def typed(data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True) -> Data:
     """``data`` with its columns as ``columns`` ask for; a value that cannot be one is refused, or null unless ``strict``."""
     kinds = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
     for name, kind in ((name, kind) for name, kind in kinds if name in data.schema.names):
@@ -245,9 +241,7 @@ def column_types(path: str | os.PathLike[str]) -> dict[str, pa.DataType]:
 _STREAM_BYTES = 4 << 20
 
 
-def open_parquet(
-    path: str | os.PathLike[str], columns: Sequence[str] = (), stream: bool = False
-) -> pq.ParquetFile:
+def open_parquet(path: str | os.PathLike[str], columns: Sequence[str] = (), stream: bool = False) -> pq.ParquetFile:
     """Open one Parquet file; raises `InputError` where it is missing, cut short, or lacks one of ``columns``.
 
     ``stream``: read with a small buffer, so that memory does not grow with the row groups.
@@ -309,9 +303,7 @@ def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
     found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
     files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:
-        raise InputError(
-            path, "names no Parquet file", "give a file, a folder of *.parquet, or a pattern that matches"
-        )
+        raise InputError(path, "names no Parquet file", "give a file, a folder of *.parquet, or a pattern that matches")
     return files
 
 
@@ -322,9 +314,7 @@ def matching(pattern: str | os.PathLike[str]) -> list[Path]:
         known /= parts.pop(0)
     if not parts:
         return [known]
-    return sorted(
-        Path(name) for name in glob.glob(os.path.join(glob.escape(str(known)), *parts), recursive=True)
-    )
+    return sorted(Path(name) for name in glob.glob(os.path.join(glob.escape(str(known)), *parts), recursive=True))
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
@@ -337,9 +327,7 @@ def write_table(path: str | os.PathLike[str], table: pa.Table) -> None:
     write_batches(path, table.schema, [table])
 
 
-def write_batches(
-    path: str | os.PathLike[str], schema: pa.Schema, tables: Iterable[pa.Table | pa.RecordBatch]
-) -> int:
+def write_batches(path: str | os.PathLike[str], schema: pa.Schema, tables: Iterable[pa.Table | pa.RecordBatch]) -> int:
     """Write tables or batches of one ``schema`` to one file atomically; returns the rows written."""
     rows = 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:

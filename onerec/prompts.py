@@ -13,9 +13,7 @@ _SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END) + "(?:[,，、;；] 
 _USER = f"{IM_START}user\n"
 
 
-def shorten(
-    text: str, ids: list[int], limit: int, encode: Callable[[str], list[int]], n_layers: int
-) -> list[int]:
+def shorten(text: str, ids: list[int], limit: int, encode: Callable[[str], list[int]], n_layers: int) -> list[int]:
     """At most ``limit`` token ids of the prompt ``text``, whose own are ``ids``.
 
     The oldest items go first (histories run from old to new); a prompt without SIDs loses the beginning of its first user turn.

@@ -283,14 +283,10 @@ def check_prompts(path: str | Path) -> None:
             turns, offsets, _ = list_parts(column)
             roles, contents = (texts(pc.struct_field(turns, name))[0] for name in ("role", "content"))
         except (TypeError, pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise InputError(
-                path, f"column prompt is {column.type}", "a list of {role, content} a row"
-            ) from None
+            raise InputError(path, f"column prompt is {column.type}", "a list of {role, content} a row") from None
         good = pc.and_(pc.is_in(roles, pa.array(ROLES)), contents.is_valid()).to_numpy(zero_copy_only=False)
         lengths = np.diff(offsets)
-        whole = (
-            np.bincount(np.repeat(np.arange(len(lengths)), lengths)[good], minlength=len(lengths)) == lengths
-        )
+        whole = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[good], minlength=len(lengths)) == lengths
         if (wrong := np.flatnonzero((lengths == 0) | ~whole)).size:
             what = f"row {first + int(wrong[0])} has no prompt, or one with a turn without role or content"
             raise InputError(path, what, f"a list of {{role, content}}, roles of {', '.join(ROLES)}")

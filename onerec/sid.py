@@ -61,9 +61,7 @@ class SidSpec:
     @functools.cached_property
     def tokens(self) -> list[str]:
         """Every new token in vocabulary order: layer by layer, then begin and end."""
-        layers = [
-            self.token(layer, code) for layer, size in enumerate(self.codebook_sizes) for code in range(size)
-        ]
+        layers = [self.token(layer, code) for layer, size in enumerate(self.codebook_sizes) for code in range(size)]
         return [*layers, BEGIN, END]
 
     def check(self, codes: Sequence[int]) -> str | None:

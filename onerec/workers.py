@@ -38,9 +38,7 @@ def map_in_order(
     try:
         pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(begin, arguments))
     except OSError as error:
-        print(
-            f"one process instead of {workers}: no semaphores ({error.strerror})", file=sys.stderr, flush=True
-        )
+        print(f"one process instead of {workers}: no semaphores ({error.strerror})", file=sys.stderr, flush=True)
         if begin:
             begin(*arguments)
         yield from map(function, items)

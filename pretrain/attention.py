@@ -152,9 +152,7 @@ def packed_varlen(
         return packed_sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
     attend, grouped = _varlen()
     # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half precision.
-    query, key, value = (
-        tensor[0].transpose(0, 1).to(value.dtype).contiguous() for tensor in (query, key, value)
-    )
+    query, key, value = (tensor[0].transpose(0, 1).to(value.dtype).contiguous() for tensor in (query, key, value))
     shared = query.shape[1] // key.shape[1]
     more = {}
     if shared > 1 and grouped:
@@ -162,9 +160,7 @@ def packed_varlen(
     elif shared > 1:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
     longest = kwargs.get("max_length_q") or int(borders.diff().max())
-    out = attend(
-        query, key, value, borders, borders, longest, longest, scale=scaling, window_size=(-1, 0), **more
-    )
+    out = attend(query, key, value, borders, borders, longest, longest, scale=scaling, window_size=(-1, 0), **more)
     return out[None], None
 
 
@@ -181,9 +177,7 @@ def register(choice: str = "auto", half: bool = True, dropout: float = 0.0) -> s
     gpu = torch.cuda.is_available()
     flash = gpu and importlib.util.find_spec("flash_attn") is not None
     if choice == FLASH and not flash:
-        raise InputError(
-            "--attn_implementation", f"{FLASH} needs a GPU and flash-attn", f"{PACKED_SDPA}, or auto"
-        )
+        raise InputError("--attn_implementation", f"{FLASH} needs a GPU and flash-attn", f"{PACKED_SDPA}, or auto")
     if choice == "auto" and flash and half:
         return FLASH
     if choice in ("auto", PACKED_VARLEN):

@@ -72,9 +72,7 @@ def static_problems(model: Any, tokenizer: Any) -> list[str]:
     return problems
 
 
-def generate(
-    model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, max_new_tokens: int
-) -> list[str]:
+def generate(model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, max_new_tokens: int) -> list[str]:
     """Generate from one prompt and say what is wrong with the answer's form."""
     import torch
 

@@ -15,9 +15,7 @@ from onerec.model_folder import loading, read_object, tensor_headers
 
 WEIGHTS = "model.safetensors"
 RUN, LOSS_STATE = "run.json", "loss_state.json"
-_OTHER = (
-    "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
-)
+_OTHER = "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
 _STEP = re.compile(r"step(\d+)$")
 
 
@@ -71,9 +69,7 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
     for candidate in candidates:
         if (candidate / RUN).is_file():
             return candidate
-    raise InputError(
-        folder, "holds no whole checkpoint", "give an output_dir, its step<N>, or step<N>/global_step<N>"
-    )
+    raise InputError(folder, "holds no whole checkpoint", "give an output_dir, its step<N>, or step<N>/global_step<N>")
 
 
 def check_training_state(checkpoint: Path) -> None:
@@ -90,9 +86,7 @@ def check_training_state(checkpoint: Path) -> None:
     needed += [WEIGHTS, "optimizer.pt"] if shards is None else []
     for name in needed:
         if not (checkpoint / name).is_file():
-            raise InputError(
-                checkpoint, f"has no {name}, and the run cannot go on as if it were there", _OTHER
-            )
+            raise InputError(checkpoint, f"has no {name}, and the run cannot go on as if it were there", _OTHER)
     if shards and shards != "fsdp2" and len(list(checkpoint.glob("*optim_states.pt"))) < world:
         raise InputError(checkpoint, f"has not the optimizer states of {world} processes", _OTHER)
 

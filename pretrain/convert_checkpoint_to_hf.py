@@ -25,12 +25,8 @@ def parser() -> ArgumentParser:
     """The command line."""
     p = ArgumentParser(__doc__)
     p.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
-    p.add_argument(
-        "--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>"
-    )
-    p.add_argument(
-        "--output_dir", help="folder of the converted model; <checkpoint_dir>/converted where not given"
-    )
+    p.add_argument("--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>")
+    p.add_argument("--output_dir", help="folder of the converted model; <checkpoint_dir>/converted where not given")
     return p
 
 

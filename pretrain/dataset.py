@@ -110,9 +110,7 @@ class PackedDataset:
         steps: int | None = None,
     ) -> None:
         self.samples, self.config, self.seed = samples, config, seed
-        self._weights = np.array(
-            [dict(config.source_weights).get(name, 1.0) for name in samples.source_names]
-        )
+        self._weights = np.array([dict(config.source_weights).get(name, 1.0) for name in samples.source_names])
         self.rows: list[Pack | None] = []
         self.epoch_ends: list[int] = []
         wanted = None if steps is None else steps * world_size * accumulation
@@ -122,9 +120,7 @@ class PackedDataset:
             planned = wanted or len(self.rows) * config.num_epochs // (epoch + 1)
             if not self.rows or planned > _MOST_ROWS:
                 what = f"{len(self.rows):,} packed rows an epoch, {planned:,} in all"
-                raise InputError(
-                    "the training", f"has {what}", f"from 1 to {_MOST_ROWS:,}: fewer steps or epochs"
-                )
+                raise InputError("the training", f"has {what}", f"from 1 to {_MOST_ROWS:,}: fewer steps or epochs")
             self.epoch_ends.append(len(self.rows))
             epoch += 1
         if wanted is not None:
@@ -134,9 +130,7 @@ class PackedDataset:
     def _epoch(self, epoch: int) -> Iterator[Pack]:
         seed = self.seed if self.config.shuffle_seed is None else self.config.shuffle_seed
         chosen = weighted(self.samples.source, self._weights, seed, epoch)
-        order = chosen[
-            shuffled(self.samples.shard[chosen], self.config.local_shuffle_buffer_size, seed, epoch)
-        ]
+        order = chosen[shuffled(self.samples.shard[chosen], self.config.local_shuffle_buffer_size, seed, epoch)]
         return pack(order, self.samples.lengths, self.config.max_length, self.config.cut_to_pad)
 
     def __len__(self) -> int:
@@ -176,9 +170,7 @@ class PackedDataset:
     def summary(self) -> dict[str, Any]:
         """Samples, tokens, learnt tokens and rows, by source as well, for log and manifest."""
         lengths = self.samples.lengths
-        per_source = np.bincount(
-            self.samples.source, weights=lengths, minlength=len(self.samples.source_names)
-        )
+        per_source = np.bincount(self.samples.source, weights=lengths, minlength=len(self.samples.source_names))
         return {
             "samples": len(self.samples),
             "tokens": int(lengths.sum()),

@@ -89,9 +89,7 @@ def load_config(path: str | Path, **overrides: Any) -> DatasetConfig:
     if config.name != LOADER:
         raise InputError(path, f"names the loader {config.name}", f"there is {LOADER}")
     if config.model_class not in MODEL_CLASSES:
-        raise InputError(
-            path, f"names the model class {config.model_class}", f"known are {', '.join(MODEL_CLASSES)}"
-        )
+        raise InputError(path, f"names the model class {config.model_class}", f"known are {', '.join(MODEL_CLASSES)}")
     return config
 
 
@@ -110,9 +108,7 @@ def _checked(path: Path, field: dataclasses.Field, value: Any) -> Any:
             raise wrong
         return tuple(value)
     if field.name == "source_weights":
-        numbers = isinstance(value, dict) and all(
-            type(w) in (int, float) and 0 <= w < 1e6 for w in value.values()
-        )
+        numbers = isinstance(value, dict) and all(type(w) in (int, float) and 0 <= w < 1e6 for w in value.values())
         if not numbers:
             raise wrong
         return tuple(sorted((name, float(weight)) for name, weight in value.items()))

@@ -136,9 +136,7 @@ def add_tokens(tokenizer: Any, spec: SidSpec) -> int:
     """Append the itemic tokens; 0 where all of them were new, otherwise how many were."""
     from tokenizers import AddedToken
 
-    added = tokenizer.add_tokens(
-        [AddedToken(token, normalized=False, special=False) for token in spec.tokens]
-    )
+    added = tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in spec.tokens])
     return 0 if added == len(spec.tokens) else added
 
 
@@ -161,9 +159,7 @@ def expand_rows(model: Any, spec: SidSpec, init: str, codebooks: Sequence[torch.
     with torch.no_grad():
         for before, weight in zip(old, new, strict=True):
             weight[:first] = before
-            weight[first : last + 1] = new_rows(
-                before, last + 1 - first, init, model.config.initializer_range
-            )
+            weight[first : last + 1] = new_rows(before, last + 1 - first, init, model.config.initializer_range)
             for (start, end), book in zip(spec.layer_ranges, codebooks, strict=False):
                 weight[start : end + 1] = projected_rows(before, book)
             weight[last + 1 :] = before.float().mean(0)

@@ -38,9 +38,7 @@ def apply_liger(lm: Any) -> None:
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     if not torch.cuda.is_available():
-        raise InputError(
-            "--use_liger_kernel", "there is no GPU", "Liger's kernels are Triton's; leave it out"
-        )
+        raise InputError("--use_liger_kernel", "there is no GPU", "Liger's kernels are Triton's; leave it out")
     _apply_liger_kernel_to_instance(lm, fused_linear_cross_entropy=False, cross_entropy=False)
 
 
@@ -50,9 +48,7 @@ class WandbWriter:
     def __init__(self, output_dir: str | Path, config: dict[str, Any]) -> None:
         import wandb
 
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "onerec"), dir=str(output_dir), config=config
-        )
+        self._run = wandb.init(project=os.environ.get("WANDB_PROJECT", "onerec"), dir=str(output_dir), config=config)
 
     def write(self, values: dict[str, float], step: int) -> None:
         """One log line."""

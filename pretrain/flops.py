@@ -51,8 +51,6 @@ def step_flops(
     matrices = 2.0 * passes * layer_weights(config) * tokens
     # Scores and their product with the values: 2 x 2 x width x l^2 a layer, half of it under the causal mask; twice more backward.
     width = config.num_attention_heads * config.head_dim
-    attention = (
-        6.0 * config.num_hidden_layers * width * float(sum(length * length for length in sample_lengths))
-    )
+    attention = 6.0 * config.num_hidden_layers * width * float(sum(length * length for length in sample_lengths))
     head = 2.0 * learnt * config.hidden_size * (2 * config.vocab_size + trained_head_rows)
     return matrices + attention + head

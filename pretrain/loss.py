@@ -53,9 +53,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             for piece, buffer in zip(parts, grad_heads, strict=True):
                 if buffer is None:
                     continue
-                if buffer.dtype == piece.dtype == part.dtype and not torch.is_autocast_enabled(
-                    piece.device.type
-                ):
+                if buffer.dtype == piece.dtype == part.dtype and not torch.is_autocast_enabled(piece.device.type):
                     buffer.addmm_(piece.T, part)
                 else:
                     buffer += piece.T @ part
@@ -68,8 +66,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, *grad_heads = ctx.saved_tensors
         scaled = [
-            None if g is None else (g * grad_sum).to(dtype)
-            for g, dtype in zip(grad_heads, ctx.dtypes, strict=True)
+            None if g is None else (g * grad_sum).to(dtype) for g, dtype in zip(grad_heads, ctx.dtypes, strict=True)
         ]
         return None if grad_hidden is None else grad_hidden * grad_sum, None, None, *scaled
 

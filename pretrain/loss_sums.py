@@ -42,9 +42,7 @@ class LossSums:
             ]
         )  # fmt: skip
 
-    def report(
-        self, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values
-    ) -> dict[str, Any]:
+    def report(self, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda values: values) -> dict[str, Any]:
         """The means, summed over processes by ``reduce``; None where there was no such token.
 
         ``loss, itemic_loss, text_loss, itemic_tokens, text_tokens, all_tokens, loss_by_source``.

@@ -31,9 +31,7 @@ log = get_logger("make_tiny_qwen3")
 SPECIAL_TOKENS = Path(__file__).with_name("qwen3_special_tokens.json")
 # As Qwen's: digits one by one, words with the space before them, punctuation and line breaks apart. Chinese
 # characters are split from Latin letters, so that a merge never spans the two scripts.
-PATTERN = (
-    r" ?\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r" ?\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXT_COLUMNS = ("dense_caption", "caption", "text")
 RECORD_COLUMNS = {
     "segments": parse_segments,
@@ -110,9 +108,7 @@ def corpus_texts(sources: Sequence[str], manifest: Manifest) -> Iterator[str]:
         elif path.suffix == ".json" or (path.is_dir() and not any(path.glob("*.parquet"))):
             files = [path] if path.is_file() else sorted(path.rglob("*.json"))
             if not files:
-                raise InputError(
-                    path, "holds neither Parquet nor JSON files", "give texts to train the tokenizer on"
-                )
+                raise InputError(path, "holds neither Parquet nor JSON files", "give texts to train the tokenizer on")
             for file in files:
                 manifest.input(file)
                 yield from _strings(_read_json(file))
@@ -189,9 +185,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     added = json.loads(SPECIAL_TOKENS.read_text(encoding="utf-8"))
-    tokenizer.add_special_tokens(
-        [AddedToken(text, normalized=False, special=True) for text in added["special"]]
-    )
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in added["special"]])
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in added["plain"]])
     return tokenizer
 

@@ -32,9 +32,7 @@ def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> 
     from transformers import AutoModelForCausalLM
 
     with loading(model_dir):
-        lm = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
+        lm = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     check_finite(model_dir, lm.named_parameters())
     return lm
 
@@ -113,15 +111,11 @@ class PackedLM(nn.Module):
             groups = attention.plan_groups(cu_seq_lens_q.tolist(), input_ids.device)
             borders["packed_plan"] = attention.Plan(groups)
         inputs = {"input_ids": input_ids} if self.rows is None else {"inputs_embeds": self._embed(input_ids)}
-        hidden = self.lm.model(
-            **inputs, position_ids=position_ids, use_cache=False, **borders
-        ).last_hidden_state
+        hidden = self.lm.model(**inputs, position_ids=position_ids, use_cache=False, **borders).last_hidden_state
         # A token is predicted from the position before it; a sample's first token has no label, so none is crossed.
         places = (labels[0, 1:] != IGNORE).nonzero().flatten()
         targets = labels[0, places + 1]
-        loss_sum, losses = linear_cross_entropy(
-            hidden[0, places], targets, *self._head_parts(), chunk=self.loss_chunk
-        )
+        loss_sum, losses = linear_cross_entropy(hidden[0, places], targets, *self._head_parts(), chunk=self.loss_chunk)
         return {"loss_sum": loss_sum, "losses": losses, "targets": targets}
 
     def _embed(self, ids: torch.Tensor) -> torch.Tensor:

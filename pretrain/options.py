@@ -61,9 +61,7 @@ def parser(description: str | None) -> ArgumentParser:
     add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     # schedule
     add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
-    add(
-        "--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak"
-    )
+    add("--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak")
     add(
         "--lr_scheduler_type",
         default="cosine",

@@ -31,17 +31,12 @@ class PieceTokenizer(FastTokenizer):
     def __init__(self, model_dir: str | Path, foreign: Callable[[str], None]) -> None:
         super().__init__(model_dir)
         self._foreign = foreign
-        added = {
-            token.content: (number, token)
-            for number, token in self.backend.get_added_tokens_decoder().items()
-        }
+        added = {token.content: (number, token) for number, token in self.backend.get_added_tokens_decoder().items()}
         self._ids = {text: number for text, (number, _) in added.items()}
         self._itemic = itemic_pattern()
         self._known: dict[str, Coded] = {}
         plain = all(
-            not (
-                token.lstrip or token.rstrip or token.single_word or (token.normalized and not text.isascii())
-            )
+            not (token.lstrip or token.rstrip or token.single_word or (token.normalized and not text.isascii()))
             for text, (_, token) in added.items()
         )
         marks = sorted((text for text in added if not self._itemic.fullmatch(text)), key=lambda text: (-len(text), text))  # fmt: skip
@@ -49,9 +44,7 @@ class PieceTokenizer(FastTokenizer):
         sids = f"(?:{re.escape(BEGIN)}(?:{itemic})+{re.escape(END)})+"
         self._pieces = re.compile("(" + "|".join([sids, *map(re.escape, marks), itemic]) + ")")
         # Tokens of SIDs without their brackets, as a run of SIDs falls apart at "><".
-        self._inner = {
-            text[1:-1]: number for text, number in self._ids.items() if text[:1] + text[-1:] == "<>"
-        }
+        self._inner = {text[1:-1]: number for text, number in self._ids.items() if text[:1] + text[-1:] == "<>"}
         self._plain = plain
 
     def __call__(

@@ -40,20 +40,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     p = ArgumentParser(__doc__)
     p.add_argument("--model_dir", type=Path, help="a checkpoint, instead of --sizes")
     p.add_argument("--sizes", nargs="+", default=list(QWEN3)[:4], choices=list(QWEN3), help="Qwen3 models with 3 x 8,192 itemic tokens")  # fmt: skip
-    p.add_argument(
-        "--stage", choices=("stage1", "full"), default="full", help="itemic rows alone, or everything"
-    )
+    p.add_argument("--stage", choices=("stage1", "full"), default="full", help="itemic rows alone, or everything")
     p.add_argument("--tokens", type=POSITIVE, default=1e9, help="tokens that are trained on")
     p.add_argument("--gpus", type=COUNT, nargs="+", default=[1, 8, 64])
     p.add_argument("--device", default="H100", help="GPU, as its name has it")
     p.add_argument("--memory_gib", type=POSITIVE, default=79.0, help="memory of the GPU")
-    p.add_argument(
-        "--max_length", type=COUNT, nargs="+", default=[8192, 32768], help="tokens of a packed row"
-    )
+    p.add_argument("--max_length", type=COUNT, nargs="+", default=[8192, 32768], help="tokens of a packed row")
     p.add_argument("--sample_length", type=COUNT, default=2500, help="usual tokens of a sample")
-    p.add_argument(
-        "--learnt", type=SHARE_ABOVE_0, default=1.0, help="share of the tokens that carry loss (SFT: fewer)"
-    )
+    p.add_argument("--learnt", type=SHARE_ABOVE_0, default=1.0, help="share of the tokens that carry loss (SFT: fewer)")
     p.add_argument("--minibatch_size", type=COUNT, default=4096, help="positions with logits at a time")
     p.add_argument("--no_gradient_checkpointing", action="store_true")
     p.add_argument("--shards", choices=SHARDS, default="none", help="--deepspeed or --fsdp, by its example")

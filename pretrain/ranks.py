@@ -150,9 +150,7 @@ class Processes:
                 last, heard = beats, now
             elif now - heard > (SILENCE if beats and whom != _ALL else START):
                 who = "a process" if whom == _ALL else f"process {whom}"
-                raise InputError(
-                    root, f"is not made: {who} gives no sign of life for {now - heard:.0f} s", _AGAIN
-                )
+                raise InputError(root, f"is not made: {who} gives no sign of life for {now - heard:.0f} s", _AGAIN)
             if now - said > 60:
                 said = now
                 log.warning(f"process {self.rank} waits for {root}, {now - began:.0f} s; it is being made")

@@ -117,9 +117,7 @@ class Zero(Whole):
     def save(self, trainer: PackedTrainer, folder: Path) -> None:
         """Write every process's part of a checkpoint."""
         frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
-        trainer.model_wrapped.save_checkpoint(
-            str(folder.parent), tag=folder.name, exclude_frozen_parameters=frozen
-        )
+        trainer.model_wrapped.save_checkpoint(str(folder.parent), tag=folder.name, exclude_frozen_parameters=frozen)
 
     def load(self, trainer: PackedTrainer, folder: Path) -> None:
         """Go on from `save`, on as many processes."""

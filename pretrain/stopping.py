@@ -36,11 +36,7 @@ class StopAfterStep(TrainerCallback):
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._signals.__exit__(None, None, None)
         if error is None and self._asked and not self.status:  # it came when no step was left
-            raise (
-                KeyboardInterrupt
-                if self._asked == signal.SIGINT
-                else Stopped(signal.Signals(self._asked).name)
-            )
+            raise (KeyboardInterrupt if self._asked == signal.SIGINT else Stopped(signal.Signals(self._asked).name))
 
     def _note(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self._asked:

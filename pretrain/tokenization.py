@@ -126,9 +126,7 @@ def _foreign_error(job: Job, token: str) -> InputError:
     )
 
 
-def _encode(
-    content: list[dict[str, str]] | str, tokenizer: FastTokenizer, job: Job
-) -> tuple[list[int], list[bool]]:
+def _encode(content: list[dict[str, str]] | str, tokenizer: FastTokenizer, job: Job) -> tuple[list[int], list[bool]]:
     """Ids of a conversation or of a whole text, and which of them are learnt."""
     if isinstance(content, str):
         ids = tokenizer(content + END_OF_TEXT, return_offsets_mapping=False)["input_ids"]

@@ -95,9 +95,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
     with process_group():
-        trainer = make_trainer(
-            args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding
-        )
+        trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding)
         if first_process():
             clear_output(output_dir, goes_on)
         status = train(trainer, resume if args.resume_training_state else None)
@@ -205,9 +203,7 @@ def peak_flops(args: argparse.Namespace, world: int) -> float | None:
 
     from pretrain.flops import peak_tflops
 
-    known = args.peak_tflops or (
-        peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    )
+    known = args.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None)
     return known * 1e12 * world if known else None
 
 
@@ -380,7 +376,9 @@ def stop_line(args: argparse.Namespace, status: int, trainer: PackedTrainer) -> 
         again += ", without --overwrite"
     if args.resume_from != "auto" or not args.resume_training_state:
         again += ", with --resume_from auto --resume_training_state"
-    return f"stopped by {by} at step {trainer.state.global_step} of {trainer.args.max_steps}, checkpoint written; {again}"
+    return (
+        f"stopped by {by} at step {trainer.state.global_step} of {trainer.args.max_steps}, checkpoint written; {again}"
+    )
 
 
 def data_line(dataset: PackedDataset) -> str:

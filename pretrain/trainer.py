@@ -85,9 +85,7 @@ class PackedTrainer(Trainer):
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.model_accepts_loss_kwargs = (
-            True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
-        )
+        self.model_accepts_loss_kwargs = True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
         self.options, self.itemic_range, self.run = options, itemic_range, run
         self.validation, self.peak_flops = validation, peak_flops
         self.sharding = sharding or Whole()
@@ -151,9 +149,7 @@ class PackedTrainer(Trainer):
         loss = outputs["loss_sum"] * self.accelerator.num_processes / max(1, int(num_items_in_batch))
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One row, forward and backward; stops the run where the loss is no number."""
         if self._clock is None:
             self._clock = time.perf_counter()
@@ -167,9 +163,7 @@ class PackedTrainer(Trainer):
         first = (step - 1) * self.args.gradient_accumulation_steps * self.args.world_size
         rows = range(
             first,
-            min(
-                len(self.train_dataset), first + self.args.gradient_accumulation_steps * self.args.world_size
-            ),
+            min(len(self.train_dataset), first + self.args.gradient_accumulation_steps * self.args.world_size),
         )
         sources = sorted({name for row in rows for name in self.train_dataset.sources(row)})
         good = checkpoint.whole_checkpoints(self.args.output_dir)
@@ -339,9 +333,7 @@ class PackedTrainer(Trainer):
             write_json(folder / checkpoint.RUN, self.run)
         self.accelerator.wait_for_everyone()
 
-    def _prepare_for_training(
-        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
-    ) -> Any:
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         if not (self.sharding.name and resume_from_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # Shards can only be read into a model that is sharded.

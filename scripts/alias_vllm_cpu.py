@@ -23,9 +23,7 @@ def main() -> None:
         pass
     folder = Path(sysconfig.get_paths()["purelib"]) / f"vllm-{version}.dist-info"
     folder.mkdir(exist_ok=True)
-    (folder / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8"
-    )
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n", encoding="utf-8")
     (folder / "INSTALLER").write_text("onerec-factory\n", encoding="utf-8")
     (folder / "RECORD").write_text("", encoding="utf-8")
 

@@ -25,11 +25,7 @@ PROPERTY = settings(
 
 def _bounds(kind: pa.DataType) -> tuple[int, int]:
     signed = pa.types.is_signed_integer(kind)
-    return (
-        (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
-        if signed
-        else (0, 2**kind.bit_width - 1)
-    )
+    return (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1) if signed else (0, 2**kind.bit_width - 1)
 
 
 @st.composite

@@ -18,9 +18,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tiny_model(
-    folder: Path, words: list[str], spec: SidSpec | None = None, rows: int = 16, **config: Any
-) -> Path:
+def tiny_model(folder: Path, words: list[str], spec: SidSpec | None = None, rows: int = 16, **config: Any) -> Path:
     """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``, of which those of ``spec`` and turn marks are added ones."""
     from tokenizers import AddedToken, Tokenizer, models
 

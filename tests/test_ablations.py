@@ -47,11 +47,7 @@ def calls(monkeypatch):
         if env.get("N_LAYERS") == "99":
             return subprocess.CompletedProcess(command, 2)
         run_dir = Path(env["RUN_DIR"]) if "--result_name" in command else Path(env["RUNS"]) / "seed0"
-        folder = (
-            run_dir
-            / "benchmarks/results/v1.0"
-            / f"results_{command[-1] if '--result_name' in command else 'sft'}"
-        )
+        folder = run_dir / "benchmarks/results/v1.0" / f"results_{command[-1] if '--result_name' in command else 'sft'}"
         folder.mkdir(parents=True)
         (folder / "metrics.json").write_text("{}")
         (folder / "predictions_video.jsonl").write_text(json.dumps({"items": [1], "answer": [1]}) + "\n")

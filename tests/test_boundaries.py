@@ -72,11 +72,7 @@ def a_contract_is_one_stages(root: Path) -> set[str]:
 
 def a_file_is_larger_than_a_room(root: Path) -> set[str]:
     """Rule 6."""
-    return {
-        module(root, path)
-        for path in files(root, *CODE)
-        if path.read_text(encoding="utf-8").count("\n") > 450
-    }
+    return {module(root, path) for path in files(root, *CODE) if path.read_text(encoding="utf-8").count("\n") > 450}
 
 
 def imports_go_round(root: Path) -> set[str]:
@@ -93,10 +89,7 @@ def imports_go_round(root: Path) -> set[str]:
 
 def _documents(tree: ast.Module) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             yield node.body[0].value
 
 
@@ -107,11 +100,7 @@ def the_sid_grammar_is_spelled(root: Path) -> set[str]:
         tree = parsed(path)
         documents = set(_documents(tree))
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str | bytes)
-                and node not in documents
-            ):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and node not in documents:
                 text = node.value if isinstance(node.value, str) else node.value.decode("utf-8", "replace")
                 if "<s_" in text or "<|sid_" in text:
                     found.add(module(root, path))

@@ -68,9 +68,7 @@ def test_a_shell_script_runs_its_own_clone_and_says_so(clone, tmp_path):
         [text_record(record_uuid(i), "text", {}, [f"文{i}。" * 9]) for i in range(3)],
     )
     output = tmp_path / "prompts.parquet"
-    said = run(
-        ["bash", "prepare_distillation.sh"], clone / "data", INPUT=str(tmp_path), OUTPUT_FILE=str(output)
-    )
+    said = run(["bash", "prepare_distillation.sh"], clone / "data", INPUT=str(tmp_path), OUTPUT_FILE=str(output))
     assert said.count("code: ") == 1 and said.startswith(f"code: {clone}\n")
     assert f"stage of {clone}/data/sampling.py" in said
     assert json.loads(output.with_name("prompts.manifest.json").read_text())["version"] == "second"

@@ -48,9 +48,7 @@ def scripts() -> list[str]:
     """Every Python file that can be run."""
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     files = [line for line in listed.stdout.splitlines() if not line.startswith("tests/")]
-    return [
-        file for file in files if '\nif __name__ == "__main__":' in (ROOT / file).read_text(encoding="utf-8")
-    ]
+    return [file for file in files if '\nif __name__ == "__main__":' in (ROOT / file).read_text(encoding="utf-8")]
 
 
 def parser_of(file: str) -> argparse.ArgumentParser:
@@ -106,9 +104,7 @@ def test_every_script_has_the_parser_of_the_house_and_every_numeric_flag_a_range
     for file, parser in parsers.items():
         assert type(parser) is ArgumentParser, file
         for action in parser._actions:
-            if action.type in (int, float) or (
-                is_number(action) and action.nargs != 0 and not taken_by(action)
-            ):
+            if action.type in (int, float) or (is_number(action) and action.nargs != 0 and not taken_by(action)):
                 bare.append(f"{file} {action.dest}")
     assert not bare
 
@@ -169,9 +165,7 @@ def beside(taken: Range) -> list[str]:
     """The numbers just outside of a range."""
     whole = taken.kind is int
     below = taken.low if taken.open_low else taken.low - 1 if whole else math.nextafter(taken.low, -math.inf)
-    above = (
-        taken.high if taken.open_high else taken.high + 1 if whole else math.nextafter(taken.high, math.inf)
-    )
+    above = taken.high if taken.open_high else taken.high + 1 if whole else math.nextafter(taken.high, math.inf)
     return [repr(v) for v in (below, above) if v not in taken.also]
 
 
@@ -243,9 +237,7 @@ class Broken:
         (lambda: "\ud800".encode(), "UnicodeEncodeError: "),
     ],
 )
-def test_what_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(
-    error, said, capsys, monkeypatch, tmp_path
-):
+def test_what_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(error, said, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("onerec.cli.own_code_first", lambda: None)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "a_script.py")])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -269,9 +261,7 @@ def test_a_recursion_without_end_is_one_line_too(capsys, monkeypatch, tmp_path):
 
     with pytest.raises(SystemExit):
         cli(deep)()
-    assert capsys.readouterr().err.startswith(
-        "error: a_script.py: RecursionError: maximum recursion depth exceeded; "
-    )
+    assert capsys.readouterr().err.startswith("error: a_script.py: RecursionError: maximum recursion depth exceeded; ")
 
 
 def test_an_error_crosses_processes_as_it_is():

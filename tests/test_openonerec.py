@@ -148,9 +148,7 @@ def test_a_host_file_says_how_many_nodes_there_are(tmp_path):
     assert " --nnodes 1 " in commands(script, tmp_path, "--dry_run")
     absent = shell(script, tmp_path, "/no/hostfile")
     assert absent.returncode == 2
-    assert (
-        absent.stderr == "error: /no/hostfile: no such host file; one with a node a line, or NNODES=<nodes>\n"
-    )
+    assert absent.stderr == "error: /no/hostfile: no such host file; one with a node a line, or NNODES=<nodes>\n"
 
 
 def test_overrides_of_verl_are_taken_behind_the_scripts_name():
@@ -174,9 +172,7 @@ def clone(tmp_path):
 
 
 def records(path: Path, source: str, n: int) -> None:
-    write_records(
-        path, [text_record(record_uuid(source, i), source, {}, [f"{source} {i}"]) for i in range(n)]
-    )
+    write_records(path, [text_record(record_uuid(source, i), source, {}, [f"{source} {i}"]) for i in range(n)])
 
 
 def prepare_pretrain(clone: Path, **variables: str) -> dict:
@@ -217,9 +213,7 @@ def test_a_config_without_the_folder_says_so(clone):
     assert done.returncode == 2 and "mine.json: names the folder ${RAW}; " in done.stderr
 
 
-@pytest.mark.parametrize(
-    "script", ["data/onerec_data/run.sh", "data/prepare_distillation.sh", "data/download.sh"]
-)
+@pytest.mark.parametrize("script", ["data/onerec_data/run.sh", "data/prepare_distillation.sh", "data/download.sh"])
 def test_raw_data_at_the_root_is_found_and_that_of_data_goes_before_it(clone, script):
     def said() -> str:
         done = subprocess.run(["bash", str(clone / script)], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True)  # fmt: skip

@@ -60,9 +60,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
         stderr=subprocess.STDOUT,
     )
     deadline = time.monotonic() + 900
-    while (
-        not (run_dir / ".done" / "03_data").exists() and time.monotonic() < deadline and first.poll() is None
-    ):
+    while not (run_dir / ".done" / "03_data").exists() and time.monotonic() < deadline and first.poll() is None:
         time.sleep(0.2)
     at_work = descendants(first.pid)
     first.kill()
@@ -114,9 +112,7 @@ def test_checkpoints_of_the_chain_load_in_transformers(run_dir):
 
 
 def test_a_wrong_flag_is_one_line():
-    wrong = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--fast"], capture_output=True, text=True
-    )
+    wrong = subprocess.run(["bash", str(ROOT / "scripts" / "quickstart.sh"), "--fast"], capture_output=True, text=True)
     assert (
         wrong.returncode == 2
         and wrong.stderr.startswith("error: --fast: is not a flag")

@@ -75,8 +75,7 @@ def invented(tmp_path_factory) -> Path:
     """Eighty users of two hundred items; the codes say which of ten groups an item is of."""
     rng = np.random.default_rng(0)
     sequences = {
-        str(user): (rng.permutation(20)[: rng.integers(5, 12)] + 20 * rng.integers(10)).tolist()
-        for user in range(80)
+        str(user): (rng.permutation(20)[: rng.integers(5, 12)] + 20 * rng.integers(10)).tolist() for user in range(80)
     }
     codes = {str(item): [item // 20, item % 5, item % 3, item % 7] for item in range(200)}
     return write_beauty(tmp_path_factory.mktemp("invented") / "data", sequences, codes)
@@ -91,21 +90,12 @@ def test_beauty_on_an_invented_log(invented, tmp_path):
     for stage, steps in (("stage2", [6, 12]), ("sft", [4, 8])):
         choice = json.loads((run / "models" / stage / "choice.json").read_text())
         assert [point["step"] for point in choice["curve"]] == steps and choice["users"] == 40
-        best = (
-            run
-            / "models"
-            / stage
-            / f"step{choice['best']}"
-            / f"global_step{choice['best']}"
-            / "model.safetensors"
-        )
+        best = run / "models" / stage / f"step{choice['best']}" / f"global_step{choice['best']}" / "model.safetensors"
         assert weights(run / "models" / stage / "hf" / "model.safetensors") == weights(best)
         metrics = json.loads((run / "benchmarks/results/v1.0/results_sft/metrics.json").read_text())
         assert choice["data"] != metrics["data"]["tests"]["video"]
     # Both protocols on the same users: one may recommend what a history holds, the other never does.
-    histories = {
-        int(user): items[:-1] for user, items in json.loads((invented / "inter.json").read_text()).items()
-    }
+    histories = {int(user): items[:-1] for user, items in json.loads((invented / "inter.json").read_text()).items()}
     for name, least in (("sft", 1), ("sft_unseen", 0), ("popularity", 1), ("popularity_unseen", 0)):
         lines = load_predictions(run / "benchmarks/results/v1.0" / f"results_{name}", "video")
         repeats = sum(item in histories[line["uid"]] for line in lines for item in line["items"])
@@ -155,9 +145,7 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
     data.mkdir()
     head, *lines = (real / "ml-100k.inter").read_text().splitlines()
     kept = set(random.Random(0).sample(sorted({line.split("\t")[0] for line in lines}), 10))
-    (data / "ml-100k.inter").write_text(
-        "\n".join([head, *(x for x in lines if x.split("\t")[0] in kept)]) + "\n"
-    )
+    (data / "ml-100k.inter").write_text("\n".join([head, *(x for x in lines if x.split("\t")[0] in kept)]) + "\n")
     for name in ("ml-100k.item", "ml-100k.user"):
         (data / name).write_bytes((real / name).read_bytes())
     # Histories are long here: a shorter row would leave their samples out.

@@ -100,9 +100,7 @@ def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
     python.write_text("#!/bin/sh\necho id $$\n")
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "RUN_DIR": str(tmp_path / "run")}
-    with subprocess.Popen(
-        ["bash", str(ROOT / "scripts" / name)], env=environment, stdout=-1, text=True
-    ) as script:
+    with subprocess.Popen(["bash", str(ROOT / "scripts" / name)], env=environment, stdout=-1, text=True) as script:
         output = script.communicate(timeout=180)[0]
     assert output.splitlines()[-1] == f"id {script.pid}"
 
@@ -182,11 +180,7 @@ def test_a_run_is_the_callers_goes_on_without_settings_and_starts_over_in_its_ow
         (run / name).mkdir()
     (run / ".done" / "01_world").touch()
     assert "another" not in quickstart(installed, "--run_dir", str(run), "--fresh", "--seed", "5").stderr
-    assert (
-        not (run / ".done" / "01_world").exists()
-        and not (run / "models").exists()
-        and (run / "notes").exists()
-    )
+    assert not (run / ".done" / "01_world").exists() and not (run / "models").exists() and (run / "notes").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -47,9 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--codebook_size", type=CODES, default=256)
     parser.add_argument("--dim", type=WIDTH, default=4096)
     parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument(
-        "--quantizers", nargs="*", default=list(QUANTIZERS), choices=list(QUANTIZERS), metavar="NAME"
-    )
+    parser.add_argument("--quantizers", nargs="*", default=list(QUANTIZERS), choices=list(QUANTIZERS), metavar="NAME")
     return parser.parse_args(argv)
 
 

@@ -59,9 +59,7 @@ _SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--input", required=True, help="Parquet file or folder with pid and text columns")
-    parser.add_argument(
-        "--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards"
-    )
+    parser.add_argument("--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards")
     parser.add_argument(
         "--text_column", default="", help=f"text column (default: the first of {', '.join(TEXT_COLUMNS)})"
     )
@@ -106,9 +104,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="start over where other shards are there")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     return parser.parse_args(argv)
 
 
@@ -132,9 +128,7 @@ class Texts:
             fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
             template.format(**dict.fromkeys(fields, ""))
         except (ValueError, LookupError, AttributeError) as error:
-            raise InputError(
-                "--template", f"{template} cannot be filled ({error})", "as {title}. {genre}"
-            ) from None
+            raise InputError("--template", f"{template} cannot be filled ({error})", "as {title}. {genre}") from None
         if not fields:
             raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
         open_parquet(file, fields)
@@ -189,9 +183,7 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
 
     # A word of Latin letters or digits, or two neighbouring Chinese characters (a lookahead lets them overlap).
     pattern = r"(?u)([^\W_\u4e00-\u9fff]+|[\u4e00-\u9fff](?=[\u4e00-\u9fff]))"
-    grams = TfidfVectorizer(
-        token_pattern=pattern, ngram_range=(1, 2), sublinear_tf=True, min_df=min(2, len(texts))
-    )
+    grams = TfidfVectorizer(token_pattern=pattern, ngram_range=(1, 2), sublinear_tf=True, min_df=min(2, len(texts)))
     try:
         matrix = grams.fit_transform(texts)
     except ValueError as error:
@@ -219,9 +211,7 @@ class Beside:
             noted = Manifest("concat", {})
             pids, vectors = zip(*iter_embeddings(name, embedding_dim(name), noted), strict=True)
             if noted.dropped.keys() - {ALL_ZERO}:  # which is as if the item were not there
-                raise InputError(
-                    name, f"has bad rows ({noted.dropped_text()})", "one whole embedding an item"
-                )
+                raise InputError(name, f"has bad rows ({noted.dropped_text()})", "one whole embedding an item")
             rows = {pid: row for row, pid in enumerate(np.concatenate(pids).tolist())}
             self._others.append((rows, scale, unit(np.concatenate(vectors))))
 
@@ -240,9 +230,7 @@ class Beside:
         return unit(joined)
 
 
-def as_table(
-    pids: Sequence[int], vectors: np.ndarray, args: argparse.Namespace, dropped: Any = None
-) -> pa.Table:
+def as_table(pids: Sequence[int], vectors: np.ndarray, args: argparse.Namespace, dropped: Any = None) -> pa.Table:
     """The output's rows; ``dropped`` goes into the schema's metadata."""
     values = pa.array(vectors.astype(args.embedding_dtype).ravel())
     lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
@@ -304,9 +292,7 @@ def encode_shards(
         good = np.isfinite(vectors).all(1)
         counts.drop("encoder gave no number", int((~good).sum()))
         pids = [pid for pid, fine in zip(pids, good.tolist(), strict=True) if fine]
-        write_table(
-            names[number], as_table(pids, beside.join(pids, vectors[good]), args, dict(counts.dropped))
-        )
+        write_table(names[number], as_table(pids, beside.join(pids, vectors[good]), args, dict(counts.dropped)))
 
 
 def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
@@ -337,9 +323,7 @@ def _by_encoder(
     import ast
 
     for name in names:
-        for reason, number in ast.literal_eval(
-            open_parquet(name).schema_arrow.metadata[b"dropped"].decode()
-        ).items():
+        for reason, number in ast.literal_eval(open_parquet(name).schema_arrow.metadata[b"dropped"].decode()).items():
             manifest.drop(reason, number)
     manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
     items = sum(count_rows(name) for name in names)
@@ -348,9 +332,7 @@ def _by_encoder(
     schema = open_parquet(names[0]).schema_arrow.remove_metadata()
     if single:
         batches = (
-            batch.replace_schema_metadata()
-            for name in names
-            for batch in iter_batches(name, ["pid", "embedding"])
+            batch.replace_schema_metadata() for name in names for batch in iter_batches(name, ["pid", "embedding"])
         )
         write_batches(args.output_path, schema, batches)
         remove_folder(folder)
@@ -360,9 +342,7 @@ def _by_encoder(
 def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
     """Embed all texts at once, or none of them; returns (items, dimensions)."""
     if processes()[1] > 1:
-        raise InputError(
-            "--encoder", f"{args.encoder} needs all items in one process", "run it without torchrun"
-        )
+        raise InputError("--encoder", f"{args.encoder} needs all items in one process", "run it without torchrun")
     pieces = [piece for _, some in texts.shards(max(texts.rows, 1)) for piece in some]
     pids, wanted = texts.texts(pieces, manifest)
     manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
@@ -373,9 +353,7 @@ def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tupl
     else:
         own = tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed)
     vectors = Beside(args.concat).join(pids, own)
-    output = (
-        args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
-    )
+    output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
     write_table(output, as_table(pids, vectors, args))
     return len(pids), vectors.shape[1]
 

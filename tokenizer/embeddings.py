@@ -146,9 +146,7 @@ def _arrays(
         column = column.take(pa.array(usable))
     values = list_parts(column)[0].to_numpy(zero_copy_only=False)
     vectors = (
-        values.reshape(len(usable), -1)[:, :dim].astype(np.float32)
-        if len(usable)
-        else np.zeros((0, dim), np.float32)
+        values.reshape(len(usable), -1)[:, :dim].astype(np.float32) if len(usable) else np.zeros((0, dim), np.float32)
     )
     with np.errstate(all="ignore"):
         finite, zero = np.einsum("ij,ij->i", vectors, vectors) < _LARGEST, ~vectors.any(1)

@@ -39,30 +39,18 @@ _BINS = 24
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--pid2sid", type=Path, required=True, help="pid and codes, with sid_spec.json beside it"
-    )
+    parser.add_argument("--pid2sid", type=Path, required=True, help="pid and codes, with sid_spec.json beside it")
     parser.add_argument(
         "--emb_path", help="Parquet file or folder with pid and embedding (for neighbours and reconstruction)"
     )
-    parser.add_argument(
-        "--model_path", type=Path, help="model.pt or its folder (for reconstruction; needs --emb_path)"
-    )
-    parser.add_argument(
-        "--caption", type=Path, help="Parquet file with pid and a caption, to name the largest buckets"
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help=f"folder for {REPORT}.json and {REPORT}.html"
-    )
+    parser.add_argument("--model_path", type=Path, help="model.pt or its folder (for reconstruction; needs --emb_path)")
+    parser.add_argument("--caption", type=Path, help="Parquet file with pid and a caption, to name the largest buckets")
+    parser.add_argument("--output_dir", type=Path, required=True, help=f"folder for {REPORT}.json and {REPORT}.html")
     parser.add_argument("--k", type=COUNT, default=10, help="nearest items that are looked at")
-    parser.add_argument(
-        "--max_queries", type=COUNT, default=10_000, help="items whose neighbours are searched"
-    )
+    parser.add_argument("--max_queries", type=COUNT, default=10_000, help="items whose neighbours are searched")
     parser.add_argument("--max_items", type=COUNT, default=200_000, help="items that they are searched among")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the two samples")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     return parser.parse_args(argv)
 
 
@@ -111,9 +99,7 @@ def layers(codes: np.ndarray, spec: SidSpec) -> list[dict[str, Any]]:
                 "perplexity": perplexity,
                 "items_a_code": {
                     name: float(value)
-                    for name, value in zip(
-                        ("least", "median", "most"), np.quantile(counts, (0, 0.5, 1)), strict=True
-                    )
+                    for name, value in zip(("least", "median", "most"), np.quantile(counts, (0, 0.5, 1)), strict=True)
                 },
                 "distinct_prefixes": int(prefix_ids(codes, layer + 1).max()) + 1,
             }
@@ -124,9 +110,7 @@ def layers(codes: np.ndarray, spec: SidSpec) -> list[dict[str, Any]]:
 class Embedded:
     """What the embeddings say of the codes: errors over all items, and a sample of vectors for their neighbours."""
 
-    def __init__(
-        self, args: argparse.Namespace, pids: np.ndarray, codes: np.ndarray, model: Quantizer | None
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, pids: np.ndarray, codes: np.ndarray, model: Quantizer | None) -> None:
         self._args, self._model, self._codes = args, model, codes
         self._order = np.argsort(pids)
         self._sorted = pids[self._order]
@@ -160,9 +144,7 @@ class Embedded:
             self._args.max_bad_ratio,
         )
         if not self.with_both:
-            raise InputError(
-                self._args.emb_path, "has no item of --pid2sid", "embeddings of the same catalogue"
-            )
+            raise InputError(self._args.emb_path, "has no item of --pid2sid", "embeddings of the same catalogue")
         self.vectors, self.rows = np.concatenate(vectors), np.concatenate(rows)
 
     def _add_errors(self, vectors: np.ndarray, codes: np.ndarray) -> None:

@@ -47,9 +47,7 @@ def to_code(value: Any) -> int:
     return value
 
 
-def read_codes(
-    path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: float
-) -> tuple[np.ndarray, np.ndarray]:
+def read_codes(path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """(pids int64 [n] ascending, codes int32 [n, layers]); what does not fit ``spec`` is dropped and counted."""
     value = read_json(path)
     if not isinstance(value, dict) or not value:
@@ -89,9 +87,7 @@ def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--codes", type=Path, required=True, help="JSON object: item id to codes")
-    parser.add_argument(
-        "--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}"
-    )
+    parser.add_argument("--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}")
     parser.add_argument("--codebook_size", type=CODES, required=True, help="codes of a layer")
     parser.add_argument("--n_layers", type=LAYERS, default=3, help="layers to keep, the first ones")
     parser.add_argument(
@@ -100,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=("none", "extra_layer"),
         help="what the file's last layer that is kept does: extra_layer where it numbers the items of a SID",
     )
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     parser.add_argument("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
     parser.add_argument("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of --embedding_path")

@@ -36,9 +36,7 @@ SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--model_path", type=Path, required=True, help="model.pt, or the folder that holds it"
-    )
+    parser.add_argument("--model_path", type=Path, required=True, help="model.pt, or the folder that holds it")
     parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
     parser.add_argument(
         "--output_path",
@@ -47,18 +45,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=COUNT, default=8192, help="rows read and encoded at a time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
-    parser.add_argument(
-        "--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)"
-    )
+    parser.add_argument("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
     parser.add_argument(
         "--beam",
         type=COUNT,
         default=1,
         help="residual paths searched; the best reconstruction is kept (1: greedy)",
     )
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     if args.output_path is None:
         source = Path(args.emb_path)
@@ -122,9 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--n_layers 1 to {model.n_layers}",
         )
     if args.beam > 1 and not model.residual:
-        raise InputError(
-            "--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1"
-        )
+        raise InputError("--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1")
     model.to("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     spec = SidSpec(model.spec.codebook_sizes[:n_layers])
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID

@@ -74,9 +74,7 @@ def cluster_sums(points: torch.Tensor, codes: torch.Tensor, k: int) -> tuple[tor
             piece = codes[start : start + (1 << 16)]
             order = torch.argsort(piece, stable=True)
             lengths = torch.bincount(piece, minlength=k)
-            sums += torch.segment_reduce(
-                points[start : start + (1 << 16)][order], "sum", lengths=lengths, initial=0
-            )
+            sums += torch.segment_reduce(points[start : start + (1 << 16)][order], "sum", lengths=lengths, initial=0)
     else:
         sums.index_add_(0, codes, points)
     counts = torch.bincount(codes, minlength=k).float()
@@ -107,9 +105,7 @@ class Kmeans:
         shares[rank] = n
         return all_reduce(shares).tolist()
 
-    def _run(
-        self, points: torch.Tensor, norms: torch.Tensor, counts: list[int], rng: np.random.Generator
-    ) -> Clusters:
+    def _run(self, points: torch.Tensor, norms: torch.Tensor, counts: list[int], rng: np.random.Generator) -> Clusters:
         centroids, price, total = self._seeds(points, counts, rng), None, sum(counts)
         objective: list[float] = []
         for _ in range(self.config.niter):
@@ -161,9 +157,7 @@ class Kmeans:
         if self.config.init == "random":
             return self._pick(points, counts, rng.choice(total, self.k, replace=False))
         looked_at = min(total, _SEEDING_POINTS * self.k)
-        return parallel_seeds(
-            self._pick(points, counts, rng.choice(total, looked_at, replace=False)), self.k, rng
-        )
+        return parallel_seeds(self._pick(points, counts, rng.choice(total, looked_at, replace=False)), self.k, rng)
 
     def _refill(self, centroids: torch.Tensor, sizes: torch.Tensor, rng: np.random.Generator) -> None:
         """Put every empty cluster beside one drawn by its size, the two a little apart; in place."""

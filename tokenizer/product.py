@@ -78,9 +78,7 @@ class ProductQuantizer(Quantizer):
         if rotate:
             opq = faiss.OPQMatrix(padded, n_layers, padded)
             opq.niter = niter
-            opq.pq = inner = _faiss_pq(
-                padded, n_layers, bits, 4, seed
-            )  # k-means iterations of each of OPQ's rounds
+            opq.pq = inner = _faiss_pq(padded, n_layers, bits, 4, seed)  # k-means iterations of each of OPQ's rounds
             opq.train(points)
             del inner
             rotation = faiss.vector_to_array(opq.A).reshape(padded, padded).copy()

@@ -150,9 +150,7 @@ class LayerReport:
         )
 
 
-def layer_report(
-    layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]
-) -> LayerReport:
+def layer_report(layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]) -> LayerReport:
     """The report of a layer with the mean squared residual ``error``, vectors of mean square ``total`` and code ``counts`` [k]."""
     relative = error / total if total else 0.0
     return LayerReport(layer, error, relative, *code_usage(counts), objective)

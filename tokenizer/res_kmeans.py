@@ -38,8 +38,7 @@ class ResKmeans(Quantizer):
         """Encode on ``device`` from now on."""
         self._device = torch.device(device)
         self._codebooks = [
-            _codebook(layer, price, self._device)
-            for layer, price in zip(self.centroids, self.prices, strict=True)
+            _codebook(layer, price, self._device) for layer, price in zip(self.centroids, self.prices, strict=True)
         ]
         return self
 
@@ -84,9 +83,7 @@ class ResKmeans(Quantizer):
         centroids, prices = [], []
         cluster = _cluster_faiss if backend == "faiss" else _cluster_torch
         for layer in range(n_layers):
-            clusters = cluster(
-                points, codebook_size, dataclasses.replace(config, seed=config.seed + layer + 1)
-            )
+            clusters = cluster(points, codebook_size, dataclasses.replace(config, seed=config.seed + layer + 1))
             codebook = Codebook(clusters.centroids, clusters.price)
             codes = residual_codes(points, [codebook], residuals=True)
             used = all_reduce(torch.bincount(codes[:, 0].long(), minlength=codebook_size).float())
@@ -111,9 +108,7 @@ class ResKmeans(Quantizer):
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """``centroids.N`` as the original saves them, and ``prices.N`` of balanced layers."""
         tensors = {f"centroids.{i}": torch.from_numpy(layer) for i, layer in enumerate(self.centroids)}
-        tensors |= {
-            f"prices.{i}": torch.from_numpy(price) for i, price in enumerate(self.prices) if price is not None
-        }
+        tensors |= {f"prices.{i}": torch.from_numpy(price) for i, price in enumerate(self.prices) if price is not None}
         return tensors, {"normalize": self.normalize}
 
     @classmethod

@@ -52,9 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same"
     )
-    parser.add_argument(
-        "--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items"
-    )
+    parser.add_argument("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")
     parser.add_argument("--model_path", type=Path, help="reassign: model.pt or its folder")
     parser.add_argument(
         "--popularity",
@@ -67,9 +65,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=-1,
         help="extra_layer: size of the new layer (-1: the largest bucket's)",
     )
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     return parser.parse_args(argv)
 
 
@@ -106,9 +102,7 @@ def add_layer(codes: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return np.column_stack([codes, extra])
 
 
-def bucket_vectors(
-    path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest
-) -> np.ndarray:
+def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest) -> np.ndarray:
     """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them; only they stay in memory."""
     order = np.argsort(pids[wanted])
     ordered = pids[wanted][order]
@@ -205,9 +199,7 @@ def check(args: argparse.Namespace) -> SidSpec:
         if not spec.same_codebooks(specs[0]):
             raise InputError(path, f"has codebooks {spec.codebook_sizes}", f"those of {args.pid2sid[0]}: {specs[0].codebook_sizes}")  # fmt: skip
         if spec.collision != "none":
-            raise InputError(
-                path, f"was resolved before ({spec.collision})", "the table of infer_res_kmeans.py"
-            )
+            raise InputError(path, f"was resolved before ({spec.collision})", "the table of infer_res_kmeans.py")
     if args.method == "reassign":
         if not args.model_path or len(args.emb_path) != len(args.pid2sid):
             raise InputError("--method", "reassign measures distances", "--model_path, and an --emb_path for every --pid2sid")  # fmt: skip
@@ -249,9 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         results.append((pids, new))
     bad = sum(manifest.dropped.values())
-    manifest.check_bad_ratio(
-        args.pid2sid[0], bad, sum(n or 0 for n in manifest.inputs.values()), args.max_bad_ratio
-    )
+    manifest.check_bad_ratio(args.pid2sid[0], bad, sum(n or 0 for n in manifest.inputs.values()), args.max_bad_ratio)
     sizes = spec.codebook_sizes
     if args.method == "extra_layer":
         largest = max(int(codes[:, -1].max()) + 1 for _, codes in results)

@@ -208,9 +208,7 @@ def _begin_codebooks(
 
 
 @torch.no_grad()
-def _reseed(
-    network: _Network, used: Sequence[torch.Tensor], latents: torch.Tensor, generator: torch.Generator
-) -> None:
+def _reseed(network: _Network, used: Sequence[torch.Tensor], latents: torch.Tensor, generator: torch.Generator) -> None:
     """Put codes that an epoch did not use onto residuals of ``latents``, drawn at random."""
     residual = latents.clone()
     for seen, book in zip(used, network.codebooks, strict=True):

@@ -143,12 +143,8 @@ class TextEncoder:
                 "--encoder", f"the dense layer {path} of {self._name} cannot be read", f"config.json with an activation of {', '.join(_ACTIVATIONS)}, and model.safetensors"
             )  # fmt: skip
         with loading(weights):
-            linear = torch.nn.Linear(
-                config["in_features"], config["out_features"], bias=config.get("bias", True)
-            )
-            linear.load_state_dict(
-                {key.removeprefix("linear."): value for key, value in load_file(weights).items()}
-            )
+            linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+            linear.load_state_dict({key.removeprefix("linear."): value for key, value in load_file(weights).items()})
         check_finite(weights, linear.named_parameters())
         return torch.nn.Sequential(linear, _ACTIVATIONS[activation]()).to(self._device).eval()
 
@@ -157,8 +153,7 @@ class TextEncoder:
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
             if batch and (
-                len(batch) == self._batch_size
-                or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens
+                len(batch) == self._batch_size or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens
             ):
                 yield batch
                 batch = []
@@ -173,9 +168,7 @@ class TextEncoder:
         out = np.zeros((len(texts), self.dim), np.float32)
         batches = list(self.batches([len(ids) for ids in coded]))
         for batch in progress(batches, label, len(texts), "text", size=len):
-            inputs = self._tokenizer.pad({"input_ids": [coded[i] for i in batch]}, return_tensors="pt").to(
-                self._device
-            )
+            inputs = self._tokenizer.pad({"input_ids": [coded[i] for i in batch]}, return_tensors="pt").to(self._device)
             mask = inputs["attention_mask"]
             more = {}
             if self.pooling == "last":

@@ -28,9 +28,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def for_tiles(
-    n: int, columns: int, device: torch.device, work: Callable[[int, int, torch.Tensor], None]
-) -> None:
+def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, int, torch.Tensor], None]) -> None:
     """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``; ``scores`` is room for float32 [end - start, columns].
 
     On a CPU the calls come from several threads. The tiles' bounds depend on ``columns`` alone, not on the number of threads.
@@ -78,9 +76,7 @@ def best_column(scores: torch.Tensor) -> torch.Tensor:
     """Index int64 [n] of the largest score of every row, the smaller where two are equal on a CPU."""
     if scores.is_cuda:
         return scores.argmax(dim=1)
-    return torch.from_numpy(
-        scores.numpy().argmax(1)
-    )  # NumPy's reads at the speed of memory, torch's does not
+    return torch.from_numpy(scores.numpy().argmax(1))  # NumPy's reads at the speed of memory, torch's does not
 
 
 def assign(points: torch.Tensor, codebook: Codebook) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,9 +123,7 @@ def beam_codes(points: torch.Tensor, codebooks: list[Codebook], beam: int) -> to
     Every layer keeps, for every point, the ``beam`` best of all its paths' continuations (Babenko and Lempitsky, CVPR 2014, for
     additive codes). Without prices ``beam`` 1 is `residual_codes`.
     """
-    codebooks = [
-        Codebook(codebook.centroids) if codebook.price is not None else codebook for codebook in codebooks
-    ]
+    codebooks = [Codebook(codebook.centroids) if codebook.price is not None else codebook for codebook in codebooks]
     codes = torch.empty((len(points), len(codebooks)), dtype=torch.int32, device=points.device)
     columns = beam * max(len(codebook) for codebook in codebooks)
 

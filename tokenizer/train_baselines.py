@@ -35,9 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hidden", type=WIDTH, nargs="+", default=list(default.hidden), help="widths of the encoder's layers"
     )
     group.add_argument("--latent_dim", type=WIDTH, default=default.latent_dim)
-    group.add_argument(
-        "--beta", type=NOT_NEGATIVE, default=default.beta, help="weight of the commitment to the codes"
-    )
+    group.add_argument("--beta", type=NOT_NEGATIVE, default=default.beta, help="weight of the commitment to the codes")
     group.add_argument("--epochs", type=COUNT, default=default.epochs)
     group.add_argument("--batch_size", type=COUNT, default=default.batch_size)
     group.add_argument("--lr", type=POSITIVE, default=default.lr)
@@ -63,9 +61,7 @@ def fit_rq_vae(args: argparse.Namespace, vectors) -> tuple[RqVae, list[float]]:
             get_logger("tokenizer").info(f"epoch {len(losses)}/{args.epochs}: loss {loss:.6f}")
 
     try:
-        model = RqVae.fit(
-            vectors, args.n_layers, args.codebook_size, config, args.normalize, device, on_epoch
-        )
+        model = RqVae.fit(vectors, args.n_layers, args.codebook_size, config, args.normalize, device, on_epoch)
     except ValueError as error:
         raise InputError(args.data_path[0], str(error), "another --lr") from None
     return model.to("cpu"), losses

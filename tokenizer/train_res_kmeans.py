@@ -42,26 +42,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="random",
         help="first centroids: random points, or spread ones",
     )
-    parser.add_argument(
-        "--balanced", action="store_true", help="use the codes of a layer evenly (torch backend)"
-    )
+    parser.add_argument("--balanced", action="store_true", help="use the codes of a layer evenly (torch backend)")
     parser.add_argument(
         "--backend",
         choices=("auto", "faiss", "torch"),
         default="auto",
         help="auto: torch where there is CUDA, under torchrun and with --balanced, faiss otherwise",
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend"
-    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend")
     return parser.parse_args(argv)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags that the training of every quantiser has."""
-    parser.add_argument(
-        "--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding"
-    )
+    parser.add_argument("--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding")
     parser.add_argument(
         "--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)"
     )
@@ -70,9 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
     )
-    parser.add_argument(
-        "--normalize", action="store_true", help="scale embeddings to length one, in encoding too"
-    )
+    parser.add_argument("--normalize", action="store_true", help="scale embeddings to length one, in encoding too")
     parser.add_argument(
         "--max_points",
         type=COUNT_OR_ALL,
@@ -80,17 +72,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)",
     )
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the sample and of training")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
 
 
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
     """The sample to train on, float32 [n, dim]: at most --max_points rows, this process's ``share`` of them; logged and checked."""
     limit = args.max_points if args.max_points > 0 else POINTS_PER_CODE * args.codebook_size
-    vectors, total = sample_vectors(
-        args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share
-    )
+    vectors, total = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
     points = min(total - sum(manifest.dropped.values()), limit)
     manifest.extra["points"] = points
     whose = f", {len(vectors):,} of them here" if share[1] > 1 else ""
@@ -106,9 +94,7 @@ def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[i
     return vectors
 
 
-def write_model(
-    model: Quantizer, args: argparse.Namespace, reports: Sequence[LayerReport], manifest: Manifest
-) -> Path:
+def write_model(model: Quantizer, args: argparse.Namespace, reports: Sequence[LayerReport], manifest: Manifest) -> Path:
     """Write model.pt, sid_spec.json, the TensorBoard log and the manifest; returns the path of model.pt."""
     file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
     model.save(file)
@@ -193,9 +179,7 @@ def train(args: argparse.Namespace, backend: str, device: str) -> None:
     if processes()[0] == 0:
         manifest.extra["layer_seconds"] = [round(value, 3) for value in seconds]
         file = write_model(model, args, reports, manifest)
-        print(
-            f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}"
-        )
+        print(f"residual k-means: {args.n_layers} x {args.codebook_size} codes in {file}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

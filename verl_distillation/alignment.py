@@ -166,19 +166,14 @@ def answers_only(
     head = ends([row.flip(0) for row in prompts], batch_first=True, padding_value=pad_id).flip(1)
     tail = ends(list(responses), batch_first=True, padding_value=pad_id)
     lengths = [
-        torch.tensor([len(row) for row in rows], device=head.device).unsqueeze(1)
-        for rows in (prompts, responses)
+        torch.tensor([len(row) for row in rows], device=head.device).unsqueeze(1) for rows in (prompts, responses)
     ]
     asked = torch.arange(tail.shape[1], device=head.device) < lengths[1]
-    real = torch.cat(
-        [torch.arange(head.shape[1], device=head.device) >= head.shape[1] - lengths[0], asked], 1
-    )
+    real = torch.cat([torch.arange(head.shape[1], device=head.device) >= head.shape[1] - lengths[0], asked], 1)
     inputs = {
         "input_ids": torch.cat([head, tail], 1),
         "position_ids": (real.cumsum(1) - 1).clamp_min(0),
         "attention_mask": real.long(),
-        "logits_to_keep": torch.arange(
-            head.shape[1] - 1, head.shape[1] - 1 + tail.shape[1], device=head.device
-        ),
+        "logits_to_keep": torch.arange(head.shape[1] - 1, head.shape[1] - 1 + tail.shape[1], device=head.device),
     }
     return inputs, asked

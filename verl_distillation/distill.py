@@ -45,12 +45,8 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(__doc__)
     models = p.add_argument_group("models and data")
     models.add_argument("--base_model", type=Path, required=True, help="the student: a checkpoint with SIDs")
-    models.add_argument(
-        "--teacher_model", type=Path, required=True, help="the teacher: the LLM before expansion"
-    )
-    models.add_argument(
-        "--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet"
-    )
+    models.add_argument("--teacher_model", type=Path, required=True, help="the teacher: the LLM before expansion")
+    models.add_argument("--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet")
     models.add_argument(
         "--anchor_parquet",
         type=Path,
@@ -73,9 +69,7 @@ def parser() -> ArgumentParser:
         default="reverse_kl",
         help="policy gradient on the sampled token, or the whole of the teacher's top k",
     )
-    signal.add_argument(
-        "--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens"
-    )
+    signal.add_argument("--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens")
     signal.add_argument("--adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
     signal.add_argument("--adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
     signal.add_argument(
@@ -94,9 +88,7 @@ def parser() -> ArgumentParser:
     rollout.add_argument(
         "--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither"
     )
-    rollout.add_argument(
-        "--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself"
-    )
+    rollout.add_argument("--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself")
     rollout.add_argument("--rollout_n", type=COUNT, default=1, help="answers a prompt")
     rollout.add_argument("--max_prompt_length", type=COUNT, default=2048, help="longer prompts are left out")
     rollout.add_argument("--response_length", type=COUNT, default=2048, help="tokens of an answer at most")
@@ -112,9 +104,7 @@ def parser() -> ArgumentParser:
         "--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)"
     )
     training.add_argument("--total_steps", type=COUNT, default=200, help="steps in all")
-    training.add_argument(
-        "--max_tokens_per_gpu", type=COUNT, default=16384, help="tokens of a forward pass on one GPU"
-    )
+    training.add_argument("--max_tokens_per_gpu", type=COUNT, default=16384, help="tokens of a forward pass on one GPU")
     training.add_argument(
         "--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last is saved too"
     )
@@ -177,9 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if done < args.total_steps or args.dry_run:
         pools = place(args)
         if args.anchor_parquet and not args.dry_run:
-            counts = mix(
-                args.dataset_parquet, args.anchor_parquet, args.anchor_share, args.seed, prompts_file(args)
-            )
+            counts = mix(args.dataset_parquet, args.anchor_parquet, args.anchor_share, args.seed, prompts_file(args))
             print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
         metrics = args.output_dir / f"metrics_from_step_{done + 1}.jsonl"
         launch(

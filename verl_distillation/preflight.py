@@ -15,9 +15,7 @@ from onerec.verl.launch import check_data, check_head_size, check_model
 def check(args: argparse.Namespace) -> int:
     """Check everything that a run needs; returns the first extended id. Raises `InputError` in one line."""
     if args.adv_min >= args.adv_max:
-        raise InputError(
-            "--adv_min", f"{args.adv_min:g} is not below --adv_max {args.adv_max:g}", "as -30 and 5"
-        )
+        raise InputError("--adv_min", f"{args.adv_min:g} is not below --adv_max {args.adv_max:g}", "as -30 and 5")
     if args.mini_batch_size != -1 and args.train_batch_size % args.mini_batch_size:
         raise InputError(
             "--mini_batch_size",
@@ -94,11 +92,7 @@ def check_same_base(student: Path, teacher: Path, start: int) -> None:
     """
     right = "the base model that the student was made from"
     theirs, ours = (
-        {
-            id: token
-            for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items()
-            if id < start
-        }
+        {id: token for token, id in read_tokenizer(path).get_vocab(with_added_tokens=True).items() if id < start}
         for path in (teacher, student)
     )
     for id in range(start):

@@ -90,11 +90,7 @@ def _rollout(args: argparse.Namespace, on_cpu: bool) -> list[str]:
         f"{rollout}.max_model_len={length + 1}",
         f"{rollout}.max_num_batched_tokens={max(length + 1, 1024 if on_cpu else 8192)}",
         f"{rollout}.max_num_seqs={_CPU_SEQUENCES if on_cpu else 1024}",
-        *(
-            cpu_server(rollout, args.base_model, length + 1, _CPU_SEQUENCES, args.rollout_tp_size)
-            if on_cpu
-            else []
-        ),
+        *(cpu_server(rollout, args.base_model, length + 1, _CPU_SEQUENCES, args.rollout_tp_size) if on_cpu else []),
         f"{rollout}.log_prob_use_dynamic_bsz=True",
         f"{rollout}.log_prob_max_token_len_per_gpu={args.max_tokens_per_gpu}",
         f"+{rollout}.agent.agent_loop_manager_class={PLUGIN}.Manager",

@@ -76,9 +76,7 @@ def clipped_reverse_kl(
         "clipped_high": (raw > settings.adv_max).sum() / count,
         "masked_share": 1 - mask.sum() / lengths.sum().clamp(min=1),
     }
-    return -adv, {
-        f"distillation/{name}": Metric(AggregationType.MEAN, value) for name, value in metrics.items()
-    }
+    return -adv, {f"distillation/{name}": Metric(AggregationType.MEAN, value) for name, value in metrics.items()}
 
 
 # An engine of our own beside verl's: the registry tells engines of one device apart by their vendor.
@@ -107,9 +105,7 @@ class StudentEngine(FSDPEngineWithLMHead):
         inputs, output_args = super().prepare_model_inputs(micro_batch)
         if self.use_ulysses_sp or self.pad_to_length:
             if self._start is not None and not self._masks:
-                raise NotImplementedError(
-                    "forward_kl_topk does not go together with split or padded sequences"
-                )
+                raise NotImplementedError("forward_kl_topk does not go together with split or padded sequences")
             return inputs, output_args
         lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
         if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):

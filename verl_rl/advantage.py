@@ -64,9 +64,7 @@ def likelihood_advantages(
     count, beams = _sums(ones, group), _sums(ones, rollout)
     share = 1 / beams
     if log_probs is not None and len(scores):
-        top = torch.full((int(rollout.max()) + 1,), -torch.inf).scatter_reduce(
-            0, rollout, log_probs.float(), "amax"
-        )
+        top = torch.full((int(rollout.max()) + 1,), -torch.inf).scatter_reduce(0, rollout, log_probs.float(), "amax")
         odds = (log_probs.float() - top[rollout]).exp()
         share = odds / _sums(odds, rollout)
     weights = share / _sums(1 / beams, group)

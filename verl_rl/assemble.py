@@ -83,9 +83,7 @@ def without_thinking(marks: Marks) -> Thought:
     return Thought(Response().forced([*marks.empty_thinking, marks.begin]), "empty")
 
 
-def after_thinking(
-    ids: Sequence[int], logprobs: Sequence[float], marks: Marks, force_prefix: bool
-) -> Thought:
+def after_thinking(ids: Sequence[int], logprobs: Sequence[float], marks: Marks, force_prefix: bool) -> Thought:
     """Close a sampled thinking and begin the SID.
 
     ``ids`` is what the model wrote up to and with ``</think>`` (or, without ``force_prefix``, up to and with the SID's
@@ -106,9 +104,7 @@ def after_thinking(
     return Thought(response.forced([marks.close, *marks.after_thinking, marks.begin]), ended)
 
 
-def with_item(
-    thought: Thought, token_ids: Sequence[int], logprobs: Sequence[float], marks: Marks
-) -> Response:
+def with_item(thought: Thought, token_ids: Sequence[int], logprobs: Sequence[float], marks: Marks) -> Response:
     """A thought with one item, its end token forced."""
     return thought.response.written(token_ids, logprobs).forced([marks.end])
 

@@ -25,9 +25,7 @@ def group_metrics(
         by_group[group].append(row)
     if not by_group:
         return {}
-    flat = [
-        max(rewards[i] for i in rows) - min(rewards[i] for i in rows) < _EQUAL for rows in by_group.values()
-    ]
+    flat = [max(rewards[i] for i in rows) - min(rewards[i] for i in rows) < _EQUAL for rows in by_group.values()]
     distinct = [len({answers[i] for i in rows}) for rows in by_group.values()]
     sizes = [len(rows) for rows in by_group.values()]
     return {
@@ -57,9 +55,7 @@ def task_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         }
         means = {name: float(np.mean(found)) for name, found in values.items() if found}
         means["reward"] = float(np.mean([row["reward"] for row in part])) if part else math.nan
-        means |= group_metrics(
-            [r["group"] for r in part], [r["reward"] for r in part], [r["answer"] for r in part]
-        )
+        means |= group_metrics([r["group"] for r in part], [r["reward"] for r in part], [r["answer"] for r in part])
         result |= {f"onerec/{task}/{name}": value for name, value in means.items()}
     return result
 

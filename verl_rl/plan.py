@@ -125,16 +125,12 @@ def table(args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument(
-        "--gpu_memory", type=POSITIVE, default=80, help="GiB of a GPU; a run may take nine tenths"
-    )
+    parser.add_argument("--gpu_memory", type=POSITIVE, default=80, help="GiB of a GPU; a run may take nine tenths")
     parser.add_argument("--gpus", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--tokens", type=COUNT, default=8192, help="MAX_TOKENS_PER_GPU")
     parser.add_argument("--prompt", type=COUNT, default=2560, help="tokens of prompt and thinking")
     parser.add_argument("--beams", type=COUNT, default=32, help="STAGE2_BEAM_SIZE")
-    parser.add_argument(
-        "--in_flight", type=COUNT, default=32, help="prompts that a server works on at a time"
-    )
+    parser.add_argument("--in_flight", type=COUNT, default=32, help="prompts that a server works on at a time")
     args = parser.parse_args(argv)
     print("GiB a GPU, estimated (formulas in plan.py), not measured:\n")
     print(table(args))

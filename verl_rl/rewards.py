@@ -65,9 +65,7 @@ def think_format(text: str, thinking: bool) -> float:
     text = until_end(text)
     if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
         return 0.0
-    match = re.fullmatch(
-        rf"\s*{re.escape(THINK_OPEN)}(.*){re.escape(THINK_CLOSE)}\s*(\S.*)", text, flags=re.DOTALL
-    )
+    match = re.fullmatch(rf"\s*{re.escape(THINK_OPEN)}(.*){re.escape(THINK_CLOSE)}\s*(\S.*)", text, flags=re.DOTALL)
     return float(bool(match) and bool(match[1].strip()) == thinking)
 
 
@@ -193,14 +191,10 @@ def compute_score(
 
     As a group of one: ``pass_rate`` and ``pass_at_1`` are its hit.
     """
-    return score_group(
-        [solution_str], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking
-    )[0]
+    return score_group([solution_str], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking)[0]
 
 
-def ranking_metrics(
-    ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]
-) -> dict[str, float]:
+def ranking_metrics(ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:
     """``pass@k`` and ``recall@k`` of one ranked list for every k, for validation; None is a place without an item."""
     return {f"pass@{k}": pass_at_k(ranked, truth, k) for k in ks} | {
         f"recall@{k}": recall_at_k(ranked, truth, k) for k in ks

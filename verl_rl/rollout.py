@@ -105,25 +105,19 @@ class TwoStageLoop(AgentLoopBase):
     def _width(self, validation: bool) -> int:
         return self.settings.val_beam_size if validation else self.settings.beam_size
 
-    async def _think(
-        self, prompt: list[int], thinking: bool, params: dict[str, Any]
-    ) -> tuple[Thought, int | None]:
+    async def _think(self, prompt: list[int], thinking: bool, params: dict[str, Any]) -> tuple[Thought, int | None]:
         """The thought, and the version of the weights that wrote it."""
         settings = self.settings
         if not thinking:
             return without_thinking(self.marks), None
         stop = self.marks.close if settings.force_prefix else self.marks.begin
         params = dict(params, max_tokens=settings.stage1_max_tokens, stop_token_ids=[stop, *self.marks.ends])
-        out = await self.server_manager.generate(
-            request_id=uuid4().hex, prompt_ids=prompt, sampling_params=params
-        )
+        out = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=prompt, sampling_params=params)
         logprobs = list(out.log_probs or [0.0] * len(out.token_ids))
         thought = after_thinking(out.token_ids, logprobs, self.marks, settings.force_prefix)
         return thought, out.extra_fields.get("global_steps")
 
-    async def _answer(
-        self, prompt: list[int], thinking: bool, params: dict[str, Any]
-    ) -> tuple[Thought, int | None]:
+    async def _answer(self, prompt: list[int], thinking: bool, params: dict[str, Any]) -> tuple[Thought, int | None]:
         """Single stage: the whole answer is one sample."""
         head = Response() if thinking else Response().forced(self.marks.empty_thinking)
         room = self.rollout_config.response_length - len(head.ids)
@@ -155,9 +149,7 @@ class TwoStageLoop(AgentLoopBase):
         finally:
             self.server_manager._release_server(server_id, request_id=name)
 
-    def _output(
-        self, prompt: list[int], response: Response, info: dict[str, float], steps: int | None
-    ) -> BeamOutput:
+    def _output(self, prompt: list[int], response: Response, info: dict[str, float], steps: int | None) -> BeamOutput:
         limit = self.rollout_config.response_length
         version = {"min_global_steps": steps, "max_global_steps": steps}
         return BeamOutput(

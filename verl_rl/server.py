@@ -69,9 +69,7 @@ class OneRecServer(vLLMHttpServer):
                 )  # fmt: skip
                 # Tensor-parallel workers all searched, and found the same.
                 for one, items in zip(batch, answers[0], strict=True):
-                    one.answer.set_result(
-                        [Found(tuple(ids), tuple(lps), float(sum(lps))) for ids, lps in items]
-                    )
+                    one.answer.set_result([Found(tuple(ids), tuple(lps), float(sum(lps))) for ids, lps in items])
             except Exception as error:  # whoever waits is told; the searches that come next are tried again
                 for one in batch:
                     if not one.answer.done():

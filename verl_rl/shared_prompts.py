@@ -152,9 +152,7 @@ def keep_groups(
     return order
 
 
-def split_groups(
-    prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], limit: int
-) -> tuple[int, int]:
+def split_groups(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], limit: int) -> tuple[int, int]:
     """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns); (0, 0) where rows are not in groups of one size, or one group alone is wider (many long thoughts).
 
     ``prompts``, ``responses``: int64 [length] of every row, on the CPU. Columns are counted as `build` pads them: what a part's

@@ -75,11 +75,7 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
             raise InputError(
                 "--stage2_beam_size", f"is {args.stage2_beam_size}", f"at most the {len(index.sids)} SIDs of {path}"
             )  # fmt: skip
-    below = [
-        name
-        for name, weight in parse_weights(args.reward_weights).items()
-        if lowest_score({name: weight}) < 0
-    ]
+    below = [name for name, weight in parse_weights(args.reward_weights).items() if lowest_score({name: weight}) < 0]
     if args.advantage == "maxrl" and below:
         raise InputError(
             "--reward_weights",
@@ -97,15 +93,9 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
             f"at least --train_batch_size {args.train_batch_size}",
         )
     # Closing the thinking and opening the SID take a few tokens; so does the item.
-    least = (
-        model.spec.n_layers
-        + 8
-        + (args.stage1_max_tokens if args.enable_think or not args.enable_nonthink else 0)
-    )
+    least = model.spec.n_layers + 8 + (args.stage1_max_tokens if args.enable_think or not args.enable_nonthink else 0)
     if args.two_stage and args.response_length < least:
-        raise InputError(
-            "--response_length", f"is {args.response_length}", f"at least {least} for thinking and item"
-        )
+        raise InputError("--response_length", f"is {args.response_length}", f"at least {least} for thinking and item")
     if args.prompt_length + args.response_length > model.context:
         raise InputError(
             "--prompt_length", f"and --response_length take {args.prompt_length + args.response_length} tokens", f"at most the model's context of {model.context}"
@@ -260,9 +250,7 @@ def merge_log(args: argparse.Namespace, step: int) -> Path:
     return args.output_dir / "merged" / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
 
 
-def validate_merged(
-    args: argparse.Namespace, settings: RolloutSettings, step: int
-) -> dict[str, dict[str, float]]:
+def validate_merged(args: argparse.Namespace, settings: RolloutSettings, step: int) -> dict[str, dict[str, float]]:
     """The exported average of two models on the test file, by verl's own validation: task to metric.
 
     The run does it at its end (verl_rl.trainer); where that is not there, for it was stopped before or had another ratio, verl is

@@ -39,9 +39,7 @@ def rollout_of(key: str) -> str:
 def tensors_only(batch: Any) -> Iterator[None]:
     """Within it workers fetch the batch's tensors alone: strings and dictionaries of the rows, which no engine reads, take longer than a forward pass."""
     meta = tq.get_client().kv_retrieve_meta(keys=batch.keys, partition_id=batch.partition_id, create=False)
-    batch.fields = [
-        name for name, field in meta.field_schema.items() if not field.get("is_non_tensor", False)
-    ]
+    batch.fields = [name for name, field in meta.field_schema.items() if not field.get("is_non_tensor", False)]
     try:
         yield
     finally:
@@ -128,9 +126,7 @@ class OneRecTrainer(WatchedTrainer):
 
     def _rows(self, batch: Any) -> list[dict[str, Any]]:
         """The batch's real rows in `task_metrics`' form."""
-        real = [
-            key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)
-        ]
+        real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         fields = [
             "data_source",
             "extra_fields",
@@ -144,13 +140,9 @@ class OneRecTrainer(WatchedTrainer):
             fields.append("ref_log_prob")
         data = tq.kv_batch_get(keys=real, partition_id=batch.partition_id, select_fields=fields)
         # Values that are not tensors come wrapped or bare, by the number of rows.
-        sources, extras = (
-            [getattr(v, "data", v) for v in data[name]] for name in ("data_source", "extra_fields")
-        )
+        sources, extras = ([getattr(v, "data", v) for v in data[name]] for name in ("data_source", "extra_fields"))
         # Taken apart once: indexing a nested tensor takes all of its rows apart each time.
-        tensors = {
-            name: data[name].unbind() for name in fields if name not in ("data_source", "extra_fields")
-        }
+        tensors = {name: data[name].unbind() for name in fields if name not in ("data_source", "extra_fields")}
         rows = []
         for i, key in enumerate(real):
             mask = tensors["response_mask"][i].numpy().astype(bool)
@@ -160,14 +152,10 @@ class OneRecTrainer(WatchedTrainer):
                 "learnt_tokens": np.array([mask.sum()]),
             }
             if self.use_reference_policy:
-                policy, reference = (
-                    tensors[name][i].float().numpy() for name in ("old_log_probs", "ref_log_prob")
-                )
+                policy, reference = (tensors[name][i].float().numpy() for name in ("old_log_probs", "ref_log_prob"))
                 own["kl"] = low_var_kl(policy, reference)[mask]
             info = dict(extras[i]["reward_extra_info"])
-            info |= {
-                name: float(values.mean()) if values.size else float("nan") for name, values in own.items()
-            }
+            info |= {name: float(values.mean()) if values.size else float("nan") for name, values in own.items()}
             rows.append(
                 {
                     "task": sources[i].rsplit("/", 1)[-1],

@@ -47,9 +47,7 @@ class Sampling:
     def key(self, prompt: Sequence[int]) -> int:
         """128 bits that the prompt's draws come from."""
         head = f"{self.seed} {self.stream} ".encode()
-        return int.from_bytes(
-            hashlib.sha256(head + np.asarray(prompt, np.int64).tobytes()).digest()[:16], "big"
-        )
+        return int.from_bytes(hashlib.sha256(head + np.asarray(prompt, np.int64).tobytes()).digest()[:16], "big")
 
 
 class Backend(Protocol):
@@ -113,11 +111,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if (
-        device is None
-        or device.type not in ("cpu", "cuda")
-        or (device.type == "cuda" and (device.index or 0) >= gpus)
-    ):
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
         raise InputError("--device", f"{name} is not there", "auto, cpu, or cuda with a GPU")
     return device
 
@@ -130,9 +124,7 @@ def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backe
     if name == "hf":
         from benchmarks.backends.hf import HfBackend
 
-        return HfBackend(
-            path, tokenizer, options["device"], options["token_budget"], options.get("precision", "auto")
-        )
+        return HfBackend(path, tokenizer, options["device"], options["token_budget"], options.get("precision", "auto"))
     try:
         import vllm  # noqa: F401
     except ImportError as error:
@@ -143,6 +135,4 @@ def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backe
         ) from None
     from benchmarks.backends.vllm import VllmBackend
 
-    return VllmBackend(
-        path, options["tensor_parallel"], options["data_parallel"], options.get("precision", "auto")
-    )
+    return VllmBackend(path, options["tensor_parallel"], options["data_parallel"], options.get("precision", "auto"))

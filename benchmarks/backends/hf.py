@@ -76,9 +76,7 @@ class HfBackend:
                     eos_token_id=sorted(stop), pad_token_id=self.pad,
                     logits_processor=_draws(chosen, width, max_tokens, sampling),
                 )  # fmt: skip
-            yield [
-                (i, _until(new, stop)) for i, new in zip(batch, out[:, width:].cpu().tolist(), strict=True)
-            ]
+            yield [(i, _until(new, stop)) for i, new in zip(batch, out[:, width:].cpu().tolist(), strict=True)]
 
     def rank(
         self,
@@ -175,9 +173,7 @@ def _draws(prompts: Sequence[list[int]], width: int, max_tokens: int, sampling: 
 
     if sampling.temperature <= 0:
         return LogitsProcessorList()
-    uniform = np.stack(
-        [np.random.Generator(np.random.Philox(key=sampling.key(p))).random(max_tokens) for p in prompts]
-    )
+    uniform = np.stack([np.random.Generator(np.random.Philox(key=sampling.key(p))).random(max_tokens) for p in prompts])
 
     class Draw(LogitsProcessor):
         """Inverse transform sampling with one number a row and step, so that a row's draws are its own."""
@@ -185,9 +181,7 @@ def _draws(prompts: Sequence[list[int]], width: int, max_tokens: int, sampling: 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             chance = (scores.double() / sampling.temperature).softmax(-1).cumsum(-1)
             at = torch.from_numpy(uniform[:, input_ids.shape[1] - width]).to(scores.device)[:, None]
-            token = torch.searchsorted(chance, at * chance[:, -1:], right=True).clamp_(
-                max=scores.shape[1] - 1
-            )
+            token = torch.searchsorted(chance, at * chance[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
             return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     top_p = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []

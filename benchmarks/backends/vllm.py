@@ -128,9 +128,7 @@ class Engine:
         )
 
 
-def _one_of(
-    tokens: Sequence[int], rest: int, best: int, within: Sequence[int] | None = None
-) -> dict[str, Any]:
+def _one_of(tokens: Sequence[int], rest: int, best: int, within: Sequence[int] | None = None) -> dict[str, Any]:
     """Sampling parameters that give the log-probabilities of the ``best`` most likely of ``tokens`` (see `TrieLogits`).
 
     One more is asked for: ``rest``, which carries the others' mass, may be among the most likely.
@@ -151,9 +149,7 @@ def _unlike(tokens: Sequence[int]) -> int:
 class VllmBackend:
     """One engine here, or ``data_parallel`` of them as Ray actors that take batches as they are free (0: all GPUs)."""
 
-    def __init__(
-        self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1, precision: str = "auto"
-    ) -> None:
+    def __init__(self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1, precision: str = "auto") -> None:
         config = read_json(path / "config.json")
         self.context = int(config.get("max_position_embeddings", 1 << 30))
         self.rows = int(config["vocab_size"])

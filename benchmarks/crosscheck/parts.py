@@ -44,9 +44,7 @@ def our_weights(theirs: Mapping[str, np.ndarray], layers: int) -> dict[str, np.n
         for kind in ("weight", "bias"):
             for name, ours in _LAYER.items():
                 found[f"{right}{ours}.{kind}"] = theirs[f"{left}{name}.{kind}"]
-            parts = [
-                theirs[f"{left}multi_head_attention.{name}.{kind}"] for name in ("query", "key", "value")
-            ]
+            parts = [theirs[f"{left}multi_head_attention.{name}.{kind}"] for name in ("query", "key", "value")]
             found[f"{right}self_attn.in_proj_{kind}"] = np.concatenate(parts)
     return found
 
@@ -68,9 +66,7 @@ def compare(theirs: Mapping[str, np.ndarray]) -> dict[str, float]:
     net = SasRecNet(n_items - 1, Options(dim=dim, layers=2, heads=2, max_items=length)).eval()
     net.load_state_dict({name: torch.tensor(x) for name, x in our_weights(weights, 2).items()})
     with torch.inference_mode():
-        hidden = net(torch.tensor(theirs["ids"]))[
-            torch.arange(len(theirs["ids"])), torch.tensor(theirs["lengths"]) - 1
-        ]
+        hidden = net(torch.tensor(theirs["ids"]))[torch.arange(len(theirs["ids"])), torch.tensor(theirs["lengths"]) - 1]
         scores = (hidden @ net.items.weight.T).numpy()
     found = {"SASRec scores": float(np.abs(scores - theirs["scores"]).max())}
     answers = [[x for x in row if x >= 0] for row in theirs["answers"].tolist()]

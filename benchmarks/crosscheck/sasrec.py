@@ -104,9 +104,7 @@ def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -
 def write_sequences(path: Path, sequences: Mapping[str, Sequence[int]]) -> None:
     """The sequences in RecBole's form, with an item's place in its sequence as its time."""
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
-    lines += [
-        f"{user}\t{item}\t{place}" for user, items in sequences.items() for place, item in enumerate(items)
-    ]
+    lines += [f"{user}\t{item}\t{place}" for user, items in sequences.items() for place, item in enumerate(items)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -114,9 +112,7 @@ def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespac
     """Test metrics of RecBole's SASRec, in its own environment; raises `InputError` where it fails or tests other items."""
     log = get_logger("crosscheck")
     script = Path(__file__).with_name("recbole_sasrec.py")
-    settings = {
-        name: getattr(args, name) for name in ("epochs", "patience", "max_items", "dim", "dropout", "lr")
-    }
+    settings = {name: getattr(args, name) for name in ("epochs", "patience", "max_items", "dim", "dropout", "lr")}
     settings |= {"seed": seed, "batch_size": args.recbole_batch_size}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -136,13 +132,9 @@ def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespac
             if run.returncode:
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or [f"exit status {run.returncode}"])[-1]
-                raise InputError(
-                    args.recbole_python, f"RecBole failed ({last})", "an environment with RecBole"
-                )
+                raise InputError(args.recbole_python, f"RecBole failed ({last})", "an environment with RecBole")
         found = json.loads((folder / "out.json").read_text(encoding="utf-8"))
-    if {user: int(item) for user, item in found["targets"].items()} != {
-        u: s[-1] for u, s in sequences.items()
-    }:
+    if {user: int(item) for user, item in found["targets"].items()} != {u: s[-1] for u, s in sequences.items()}:
         raise InputError(args.inter, "RecBole tests other items than every user's last", "RecBole 1.2.1")
     return {metric: found[metric] for metric in METRICS}
 

@@ -41,9 +41,7 @@ def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]
     return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])
 
 
-def score(
-    questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]
-) -> Scores:
+def score(questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]) -> Scores:
     """Hits of the questions (also by kind), and bits and bytes of the texts; a row is one or the other."""
     n = len(questions)
     hits = np.array([float(text == q.answer) for q, text in zip(questions, answers, strict=True)])

@@ -11,9 +11,7 @@ from onerec.model_folder import check_finite, loading, open_encoder
 TFIDF = "tfidf"
 
 
-def embedding_similarity(
-    references: Sequence[str], answers: Sequence[str], encoder: str = TFIDF
-) -> np.ndarray:
+def embedding_similarity(references: Sequence[str], answers: Sequence[str], encoder: str = TFIDF) -> np.ndarray:
     """Cosine of each answer's embedding and its reference's, [n]; an empty answer has 0.
 
     ``encoder`` is ``tfidf`` (character 1- to 3-grams weighted by TF-IDF over the references, so that models are compared in

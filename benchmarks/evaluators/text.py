@@ -46,11 +46,7 @@ def parse_points(text: str) -> Points:
     points = []
     for item in found:
         importance = item["importance"]
-        if (
-            isinstance(importance, bool)
-            or int(importance) != float(importance)
-            or not 1 <= int(importance) <= 5
-        ):
+        if isinstance(importance, bool) or int(importance) != float(importance) or not 1 <= int(importance) <= 5:
             raise ValueError(f"importance {importance}")
         if not isinstance(item["point"], str) or not item["point"].strip():
             raise ValueError("a point without text")
@@ -78,9 +74,7 @@ def parse_score(text: str) -> float:
     return float(value)
 
 
-def double_weighted(
-    reference: Sequence[int], answer: Sequence[int], quality: np.ndarray
-) -> tuple[float, float, float]:
+def double_weighted(reference: Sequence[int], answer: Sequence[int], quality: np.ndarray) -> tuple[float, float, float]:
     """(F1, precision, recall) of matched information points, weighted by importance and by match quality.
 
     Args:
@@ -132,9 +126,7 @@ def score_understanding(
     counts: dict[str, float] = {}
     reasons: Counter[str] = Counter()
     if judge:
-        verdicts = judge.map(
-            lambda pair: judge_points(judge, *pair), list(zip(references, texts, strict=True)), label
-        )
+        verdicts = judge.map(lambda pair: judge_points(judge, *pair), list(zip(references, texts, strict=True)), label)
         values, counts, reasons = _collect(verdicts, 3)
         columns |= dict(zip((F1, PRECISION, RECALL), values.T, strict=True))
     return _scores(examples, columns), counts, reasons
@@ -164,9 +156,7 @@ def score_reasoning(
     return _scores(examples, columns | {LLM_SCORE: values[:, 0]}), counts, reasons
 
 
-def _collect(
-    verdicts: Sequence[Verdict[Any]], width: int
-) -> tuple[np.ndarray, dict[str, float], dict[str, int]]:
+def _collect(verdicts: Sequence[Verdict[Any]], width: int) -> tuple[np.ndarray, dict[str, float], dict[str, int]]:
     values = np.full((len(verdicts), width), math.nan)
     for row, verdict in enumerate(verdicts):
         if verdict.value is not None:

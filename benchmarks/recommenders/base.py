@@ -100,9 +100,7 @@ class Training:
 class Recommender(Protocol):
     """Ranks items for histories."""
 
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         """The best ``n`` items for every history (oldest first), best first, without those of its ``skip``."""
 
 
@@ -144,9 +142,7 @@ def train_epochs(
             losses.append(float(loss.detach()))
         net.eval()
         if not np.isfinite(np.mean(losses)):
-            raise InputError(
-                label, f"learns nothing: its loss is {np.mean(losses)}", "a smaller --lr, more users"
-            )
+            raise InputError(label, f"learns nothing: its loss is {np.mean(losses)}", "a smaller --lr, more users")
         value = validate()
         log.info(
             f"{label}: epoch {epoch + 1}/{options.epochs}  loss {np.mean(losses):.4f}  "

@@ -28,9 +28,7 @@ class Popularity:
         self.counts = training.target_counts()
         self.order = by_count(self.counts)
 
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         return [first_unskipped(self.order, n, s) for s in skip]
 
 
@@ -49,9 +47,7 @@ class Cooccurrence:
         self.places = np.argsort(self.items, kind="stable")
         self.sorted = self.items[self.places]
 
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         return [self._rank(history, n, s) for history, s in zip(histories, skip, strict=True)]
 
     def _rank(self, history: list[int], n: int, skip: Collection[int]) -> list[int]:
@@ -83,13 +79,9 @@ class ItemKnn:
         self.row = {pid: i for i, pid in enumerate(self.items)}
         counts = self.popularity.counts
         # Popularity below the smallest similarity, so that it only breaks ties and fills up.
-        self.tie = (
-            np.array([counts[pid] for pid in self.items]) / (max(counts.values(), default=1) + 1) * 1e-9
-        )
+        self.tie = np.array([counts[pid] for pid in self.items]) / (max(counts.values(), default=1) + 1) * 1e-9
 
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         found = []
         for history, s in zip(histories, skip, strict=True):
             rows = [self.row[pid] for pid in dict.fromkeys(history) if pid in self.row]

@@ -78,9 +78,7 @@ class SequentialRecommender:
         return [self.id_of[pid] for pid in items if pid in self.id_of]
 
     @torch.inference_mode()
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         found: list[list[int]] = []
         for first in range(0, len(histories), 256):
             # A history without a known item is read as one pad, whose ranking is that of no history at all.

@@ -42,9 +42,7 @@ class TigerRecommender:
         tokens = self.spec.token_ids(np.array(sids, np.int64).reshape(-1, self.spec.n_layers))
         return np.insert(tokens, 0, self.spec.begin_id, axis=1).ravel().tolist()
 
-    def rank(
-        self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]
-    ) -> list[list[int]]:
+    def rank(self, histories: Sequence[list[int]], n: int, skip: Sequence[Collection[int]]) -> list[list[int]]:
         self.model.eval()
         width = self.options.tiger_items * (self.spec.n_layers + 1)
         prompts = [self.encode(history)[-width:] for history in histories]

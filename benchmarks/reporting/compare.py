@@ -80,8 +80,7 @@ def between_stages(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
         compare(before, after, column.heading, column.task, column.metric, n_boot)
         for before, after in itertools.pairwise(stages)
         for column in columns(rows)
-        if before.cell(column.task, column.metric) is not None
-        and after.cell(column.task, column.metric) is not None
+        if before.cell(column.task, column.metric) is not None and after.cell(column.task, column.metric) is not None
     ]
     return [c for c in found if c]
 

@@ -175,13 +175,7 @@ def _breakdown(
         seen = seen_items(example, index, spec)
         for pid in dict.fromkeys(example.answer_ids):
             where = place.get(pid, 1.0)
-            kind = (
-                "popular (first tenth)"
-                if where < HEAD
-                else "middle"
-                if where < MIDDLE
-                else "rare (last half)"
-            )
+            kind = "popular (first tenth)" if where < HEAD else "middle" if where < MIDDLE else "rare (last half)"
             for group in (
                 f"answers that are {kind}" if counts else "all answers",
                 "answers that stand in the history" if pid in seen else "answers new to the user",
@@ -189,13 +183,9 @@ def _breakdown(
                 groups.setdefault(group, []).append(pid in top)
         if not top & set(example.answer_ids):
             answers = [sid_of[pid] for pid in example.answer_ids if pid in sid_of]
-            depths.append(
-                max((common_prefix(s, a) for s in line.get("sids", [])[:K] for a in answers), default=0)
-            )
+            depths.append(max((common_prefix(s, a) for s in line.get("sids", [])[:K] for a in answers), default=0))
     order_of_kinds = ("all", "popular", "middle", "rare", "history", "new")
-    named = sorted(
-        groups.items(), key=lambda pair: [kind in pair[0] for kind in order_of_kinds], reverse=True
-    )
+    named = sorted(groups.items(), key=lambda pair: [kind in pair[0] for kind in order_of_kinds], reverse=True)
     rows = [(f"{name}: found", sum(v) / len(v), len(v)) for name, v in named]
     rows.append(("samples without a hit", len(depths) / len(pairs), len(pairs)))
     for depth in range(spec.n_layers + 1):

@@ -32,8 +32,7 @@ def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     found = []
     for curve in curves:
         series = [
-            (label, [(x["step"], x[key]) for x in curve["lines"] if x.get(key) is not None])
-            for key, label in CURVES
+            (label, [(x["step"], x[key]) for x in curve["lines"] if x.get(key) is not None]) for key, label in CURVES
         ]
         if curve["lines"]:
             found.append({"heading": curve["name"], "svg": line_chart(series)})
@@ -64,15 +63,9 @@ def _all_metrics(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for task in tasks:
         having = [row for row in rows if task in row.value["tasks"]]
         names = list(dict.fromkeys(m for row in having for m in row.value["tasks"][task]))
-        lines = [
-            [name, *(_with_interval(row, task, name) for row in having)]
-            for name in names
-            if name != "samples"
-        ]
+        lines = [[name, *(_with_interval(row, task, name) for row in having)] for name in names if name != "samples"]
         samples = ["samples", *(f"{row.value['tasks'][task].get('samples', 0):.0f}" for row in having)]
-        found.append(
-            {"heading": task, "headings": ["metric", *(r.label for r in having)], "rows": [*lines, samples]}
-        )
+        found.append({"heading": task, "headings": ["metric", *(r.label for r in having)], "rows": [*lines, samples]})
     return found
 
 

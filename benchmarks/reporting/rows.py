@@ -125,8 +125,7 @@ def terminal_table(rows: Sequence[Row]) -> str:
     widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
     out = [
         "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w)
-            for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in grid
     ]

@@ -98,9 +98,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def read_reviews(
-    path: Path, manifest: Manifest, max_bad_ratio: float
-) -> dict[str, list[tuple[int, str, float]]]:
+def read_reviews(path: Path, manifest: Manifest, max_bad_ratio: float) -> dict[str, list[tuple[int, str, float]]]:
     """User to (time, item, stars) of each item's first review."""
     users: dict[str, dict[str, tuple[int, str, float]]] = {}
     total, bad = 0, Counter[str]()
@@ -137,13 +135,10 @@ def from_reviews(
     for row in json_lines(args.metadata, manifest, args.max_bad_ratio) if args.metadata else ():
         if (pid := number.get(str(row.get("asin")))) is not None:
             paths = row.get("categories") or []
-            tags = list(
-                dict.fromkeys(str(tag) for path in paths if isinstance(path, list) for tag in path[1:])
-            )
+            tags = list(dict.fromkeys(str(tag) for path in paths if isinstance(path, list) for tag in path[1:]))
             catalogue.add(pid, str(row.get("title") or "").strip(), str(row.get("brand") or "").strip(), tags)
     users = {
-        uid: [(number[item], stars) for _, item, stars in events]
-        for uid, events in enumerate(reviews.values(), 1)
+        uid: [(number[item], stars) for _, item, stars in events] for uid, events in enumerate(reviews.values(), 1)
     }
     return users, catalogue, {"user": list(reviews), "item": asins}
 
@@ -169,9 +164,7 @@ def from_sequences(
     manifest.drop("line is not a user of its own and items", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
     attributes = read_json(args.attributes) if args.attributes else {}
-    if not isinstance(attributes, dict) or not all(
-        isinstance(values, list) for values in attributes.values()
-    ):
+    if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):
         raise InputError(args.attributes, "is not a JSON object of lists", '{"item id": [attribute ids]}')
     catalogue = Catalogue()
     for pid in sorted({item for events in users.values() for item, _ in events}):
@@ -195,9 +188,7 @@ def read_sequences(path: Path) -> Iterator[tuple[Any, Sequence[Any]]]:
             yield user, items
 
 
-def release_row(
-    uid: int, split: int, window: int, history: Sequence[Event], target: Sequence[Event]
-) -> dict[str, Any]:
+def release_row(uid: int, split: int, window: int, history: Sequence[Event], target: Sequence[Event]) -> dict[str, Any]:
     """One row of the release; masks where there are stars."""
     row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
     for side, events in (("hist", history), ("target", target)):
@@ -219,9 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--attributes", type=Path, help="JSON of item id to attribute ids")
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     add_arguments(parser, n_targets=10, validation=True)
     args = parser.parse_args(argv)
     if (args.reviews is None) == (args.sequences is None):
@@ -236,13 +225,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         kept += 1
         rows += [
-            release_row(uid, *part)
-            for part in split_rows(events, args.n_targets, args.windows, bool(args.validation))
+            release_row(uid, *part) for part in split_rows(events, args.n_targets, args.windows, bool(args.validation))
         ]
     if not rows:
-        raise InputError(
-            args.reviews or args.sequences, "leaves no user", f"users with at least {least} items"
-        )
+        raise InputError(args.reviews or args.sequences, "leaves no user", f"users with at least {least} items")
     write(args.output_dir, rows, catalogue, names, manifest)
     total = sum(len(events) for events in users.values())
     print(
@@ -269,9 +255,7 @@ def write(
         "onerec_bench_release": pa.Table.from_pylist(rows, schema=pa.schema(fields)),
         "pid2caption": pa.table(
             captions,
-            schema=pa.schema(
-                [("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]
-            ),
+            schema=pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]),
         ),
     }
     for kind, values in names.items():

@@ -18,9 +18,7 @@ TRAIN, TEST, VALIDATION = 0, 1, 2
 
 def add_arguments(parser: ArgumentParser, n_targets: int, validation: bool) -> None:
     """The flags of the split, with an adapter's defaults."""
-    parser.add_argument(
-        "--n_targets", type=COUNT, default=n_targets, help="targets of a training row, at most"
-    )
+    parser.add_argument("--n_targets", type=COUNT, default=n_targets, help="targets of a training row, at most")
     parser.add_argument(
         "--windows",
         type=COUNT_OR_ALL,

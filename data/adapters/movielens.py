@@ -35,9 +35,7 @@ from onerec.parquet import whole_number, write_table
 from onerec.run import Manifest
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-CAPTION_SCHEMA = pa.schema(
-    [("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]
-)
+CAPTION_SCHEMA = pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))])
 N_TARGETS = 10
 MIN_ITEMS = 4  # a user with fewer has next to nothing before the test item
 _MASKS = {
@@ -79,9 +77,7 @@ def tab_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
     lines = text_lines(path)
     header = [name.partition(":")[0] for name in lines[0].split("\t")] if lines else []
     if missing := [name for name in columns if name not in header]:
-        raise InputError(
-            path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}"
-        )
+        raise InputError(path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}")
     places = [header.index(name) for name in columns]
     rows = (line.split("\t") for line in lines[1:])
     return ([fields[place] if place < len(fields) else "" for place in places] for fields in rows)
@@ -220,18 +216,11 @@ def user_row(
     return row | user_texts(uid, history, target, films, people)
 
 
-def user_texts(
-    uid: int, history: list[Event], target: list[Event], films: dict, people: dict
-) -> dict[str, Any]:
+def user_texts(uid: int, history: list[Event], target: list[Event], films: dict, people: dict) -> dict[str, Any]:
     """Profile, keywords (genres to the targets of that genre) and a templated reasoning, from the history."""
     counts = Counter(genre for event in history for genre in films[event.item][2])
-    genres = [genre for genre, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]] or [
-        "unknown"
-    ]
-    recent = (
-        "、".join(f"<pid:{event.item}>" for event in [e for e in history if e.rating >= 4][-5:])
-        or "一些热门电影"
-    )
+    genres = [genre for genre, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]] or ["unknown"]
+    recent = "、".join(f"<pid:{event.item}>" for event in [e for e in history if e.rating >= 4][-5:]) or "一些热门电影"
     names = "、".join(genres)
     age, job = people.get(uid, ("", ""))
     profile = TEXTS["profile" if age and job else "profile_short"]
@@ -258,9 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--input", type=Path, required=True, help="folder of MovieLens 100k, RecBole's or the original files"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
     manifest = Manifest("movielens", args)
@@ -292,9 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.output(out / "onerec_bench_release.parquet", len(rows))
     manifest.output(out / "pid2caption.parquet", len(films))
     manifest.write(args.output_dir)
-    print(
-        f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}"
-    )
+    print(f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1]), offsets
 
 
-def to_sids(
-    table: SidTable, pids: np.ndarray, offsets: np.ndarray, rows: np.ndarray | None = None
-) -> SidLists:
+def to_sids(table: SidTable, pids: np.ndarray, offsets: np.ndarray, rows: np.ndarray | None = None) -> SidLists:
     """SID texts of a flat list of pids by row; ``rows`` are their table rows where they are known already."""
     rows = table.find(pids) if rows is None else rows
     known = rows >= 0
@@ -113,9 +111,7 @@ class Batch:
                 columns.append([tuple(lists.values[a:b].tolist()) for a, b in itertools.pairwise(bounds)])
             else:
                 known = {"uid": self.uid, "split": self.split, "window": self.windows}
-                columns.append(
-                    known.get(part) or (self.texts(part) if PARTS[part] == "text" else self.ints(part))
-                )
+                columns.append(known.get(part) or (self.texts(part) if PARTS[part] == "text" else self.ints(part)))
         return list(zip(*columns, strict=True))
 
     # Columns.
@@ -131,9 +127,7 @@ class Batch:
         """An integer column; None where a value is null or no whole number, or the column does not exist."""
         if (column := self._column(part)) is None:
             return [None] * self.n
-        found, good, self.wrong[part] = integers(
-            self._replaced(part, column), digits=part in self._layout.values
-        )
+        found, good, self.wrong[part] = integers(self._replaced(part, column), digits=part in self._layout.values)
         return [value if fine else None for value, fine in zip(found.tolist(), good.tolist(), strict=True)]
 
     def texts(self, part: str) -> list[str | None]:
@@ -141,9 +135,7 @@ class Batch:
         if part not in self._texts:
             column = self._column(part)
             found, wrong = (
-                texts(self._replaced(part, column))
-                if column is not None
-                else (pa.nulls(self.n), np.zeros(self.n))
+                texts(self._replaced(part, column)) if column is not None else (pa.nulls(self.n), np.zeros(self.n))
             )
             mark = CHAT_MARK if part in _WITH_SIDS else MARK
             self._texts[part] = values = [(value or "").strip() or None for value in found.to_pylist()]
@@ -160,9 +152,7 @@ class Batch:
         if (replace := self._layout.values.get(part)) is None:
             return column
         shown = converted(column, Kind.SHOWN)[0].to_pylist()
-        return pa.array(
-            [None if value is None else str(replace.get(value, value)) for value in shown], pa.string()
-        )
+        return pa.array([None if value is None else str(replace.get(value, value)) for value in shown], pa.string())
 
     def unusable(self, row: int) -> str | None:
         """Why a row has no place in any output; None where it has one."""

@@ -31,9 +31,7 @@ SFT_TASK = {
 }
 TEST_SCHEMA = pa.schema([(name, pa.string()) for name in ("uuid", "source", "messages", "metadata")])
 _PIDS = pa.list_(pa.int64())
-SEQUENCE_SCHEMA = pa.schema(
-    [("uid", pa.int64()), ("task", pa.string()), ("history_pid", _PIDS), ("target_pid", _PIDS)]
-)
+SEQUENCE_SCHEMA = pa.schema([("uid", pa.int64()), ("task", pa.string()), ("history_pid", _PIDS), ("target_pid", _PIDS)])
 SEQUENCES = "train_sequences"
 
 
@@ -99,9 +97,7 @@ def build_users(data: pa.RecordBatch, plan: Plan, context: Context) -> Built:
     return built
 
 
-def build_items(
-    pids: Sequence[int], captions: Sequence[str], tasks: Iterable[Task], context: Context
-) -> Built:
+def build_items(pids: Sequence[int], captions: Sequence[str], tasks: Iterable[Task], context: Context) -> Built:
     """Outputs of one batch of captions."""
     built = Built()
     for task in tasks:
@@ -117,9 +113,7 @@ def records_table(task: Task, samples: Sequence[Sample]) -> pa.Table:
     source = pa.array([task.source] * len(samples), pa.string())
     metadata = strings([orjson.dumps(sample.facts) for sample in samples])
     segments = strings([segments_json(s.text) if s.text else None for s in samples])
-    messages = strings(
-        [None if s.text else messages_json((*s.prompt, ("assistant", s.answer))) for s in samples]
-    )
+    messages = strings([None if s.text else messages_json((*s.prompt, ("assistant", s.answer))) for s in samples])
     return pa.Table.from_arrays([uuids, source, metadata, segments, messages], schema=SCHEMA)
 
 

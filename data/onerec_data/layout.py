@@ -92,14 +92,10 @@ def load_layout(name: str | Path) -> Layout:
         _known(path, given, parts, "part")
         lists = {p: [n] if isinstance(n, str) else n for p, n in given.items()}
         if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in lists.values()):
-            raise InputError(
-                path, f"{table} maps a part to what is no column's name", '{"pid": ["pid", "item"]}'
-            )
+            raise InputError(path, f"{table} maps a part to what is no column's name", '{"pid": ["pid", "item"]}')
         tables[table] = {p: tuple(n) for p, n in lists.items()}
     if not all(isinstance(column, str) for column in columns.values()):
-        raise InputError(
-            path, "maps a part to what is not a column's name", '{"columns": {"uid": "user_id"}}'
-        )
+        raise InputError(path, "maps a part to what is not a column's name", '{"columns": {"uid": "user_id"}}')
     return Layout(tuple(key), dict(columns), values, tables["sids"], tables["captions"])
 
 

@@ -35,12 +35,8 @@ def reco_reason(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
         draws = context.draws(task, *batch.keys[row])
         fields = {"liked": escaped("和".join(liked)), "wanted": escaped("、".join(wanted))}
         thought = draws.pick(templates).fill(**fields)
-        prompt = ask(
-            draws, "video_rec", line(draws, "video", watched.history.text[row]), questions("video_rec")
-        )
-        answer = (
-            escaped(f"{THINK_OPEN}\n") + thought + escaped(f"\n{THINK_CLOSE}\n\n") + watched.target.text[row]
-        )
+        prompt = ask(draws, "video_rec", line(draws, "video", watched.history.text[row]), questions("video_rec"))
+        answer = escaped(f"{THINK_OPEN}\n") + thought + escaped(f"\n{THINK_CLOSE}\n\n") + watched.target.text[row]
         yield Sample(
             row,
             batch.keys[row],

@@ -42,9 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--pid2sid", type=Path, required=True, help="pid to SID of videos and ads")
     parser.add_argument("--product_pid2sid", type=Path, help="pid to SID of products")
-    parser.add_argument(
-        "--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)"
-    )
+    parser.add_argument("--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for <task>.parquet")
     parser.add_argument(
         "--layout", default="release", help="release, simple, or a JSON file: which column plays which part"
@@ -52,9 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=SEED, default=42, help="seed of every draw")
     parser.add_argument("--workers", type=PROCESSES, default=1, help="processes that build records")
     parser.add_argument("--all_splits", action="store_true", help="training records from the test users too")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
-    )
+    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
 
 
 class Run:
@@ -75,9 +71,7 @@ class Run:
         if (benchmark or user_tasks) and args.input is None:
             raise InputError("--input", "is missing", "give the users' table")
         names = (
-            bench.user_tasks(available_parts(args.input, self.layout), bool(args.product_pid2sid))
-            if benchmark
-            else []
+            bench.user_tasks(available_parts(args.input, self.layout), bool(args.product_pid2sid)) if benchmark else []
         )
         self.plan = make_plan(user_tasks, names, args.all_splits, test_split)
         self.benchmark = benchmark
@@ -85,9 +79,7 @@ class Run:
         tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
         self._tables, self.context = tables, load_context(*tables)
         if self.context.tags is None and any(task.tags for task in tasks):
-            raise InputError(
-                args.caption or "--caption", "has no column tags", "give items tags (data/README.md)"
-            )
+            raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")
 
     def _check_arguments(self) -> None:
         args, tasks = self.args, [*self.tasks, *self.plan.bench.values()]
@@ -241,9 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=TEST_SPLIT,
         help="the split that the benchmark's files ask about: 1 test, 2 validation",
     )
-    parser.add_argument(
-        "--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks"
-    )
+    parser.add_argument("--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks")
     args = parser.parse_args(argv)
     for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:

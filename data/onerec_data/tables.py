@@ -120,11 +120,7 @@ class TagTable:
         """The tags of items, in the items' order, as often as they come."""
         rows = self.index.find(pids)
         rows = rows[rows >= 0]
-        return [
-            self.names[i]
-            for row in rows
-            for i in self.ids[self.offsets[row] : self.offsets[row + 1]].tolist()
-        ]
+        return [self.names[i] for row in rows for i in self.ids[self.offsets[row] : self.offsets[row + 1]].tolist()]
 
 
 _SEPARATORS = r"[,，、;；|/]"
@@ -150,11 +146,7 @@ def read_tags(path: Path, layout: Layout) -> TagTable | None:
         ) from None
     pids, keep, _ = integers(table[pid])
     row = np.repeat(np.arange(len(keep)), np.diff(offsets))
-    good = (
-        pc.invert(pc.match_substring_regex(flat, MARK.pattern))
-        .fill_null(False)
-        .to_numpy(zero_copy_only=False)
-    )
+    good = pc.invert(pc.match_substring_regex(flat, MARK.pattern)).fill_null(False).to_numpy(zero_copy_only=False)
     good &= keep[row]
     flat = flat.filter(pa.array(good)).dictionary_encode()
     lengths = np.bincount(row[good], minlength=len(keep))[keep]

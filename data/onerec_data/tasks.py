@@ -204,9 +204,7 @@ def cross_domain(domain: str, table: Callable[[Context], SidTable]) -> Builder:
 
 def _long_viewed(batch: Batch, context: Context) -> SidLists | None:
     """The latest long-viewed videos: by the mask, or from their own list where there is no mask."""
-    found = batch.chosen(
-        HISTORY, "hist_video_longview", context.video, last=LONGVIEW_HISTORY, to_shorter=True
-    )
+    found = batch.chosen(HISTORY, "hist_video_longview", context.video, last=LONGVIEW_HISTORY, to_shorter=True)
     if found is not None:
         return found[0]
     return batch.sids("hist_longview_video_list", context.video, last=LONGVIEW_HISTORY)
@@ -258,9 +256,7 @@ def _keywords(batch: Batch, rows: Rows, task: str) -> list[tuple[int, str, list[
             continue
         try:
             pairs = orjson.loads(tables[row])
-            keywords = [
-                (k, [_pid(pid) for pid in pids[:MAX_TARGETS]]) for k, pids in pairs.items() if k and pids
-            ]
+            keywords = [(k, [_pid(pid) for pid in pids[:MAX_TARGETS]]) for k, pids in pairs.items() if k and pids]
         except (ValueError, AttributeError, TypeError):
             batch.bad(row, task, "inter_keyword_to_items is not a JSON object of pid lists")
             continue
@@ -277,18 +273,14 @@ def _pid(value: Any) -> int:
 def rec_reason(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
     """Profile, watched captions and the next video's caption to the reasoning that leads there."""
     task, profiles = "sft_rec_reason", context.profiles(batch, "sft_rec_reason")
-    watched, targets, thoughts = (
-        batch.texts(part) for part in ("reco_gsu_caption", "reco_target_caption", "reco_cot")
-    )
+    watched, targets, thoughts = (batch.texts(part) for part in ("reco_gsu_caption", "reco_target_caption", "reco_cot"))
     target_pids = batch.ints("target_pid")
     for row in rows:
         if profiles[row] is None or targets[row] is None or thoughts[row] is None:
             batch.skip(row, task, "no reasoning")
             continue
         template = context.draws(task, *batch.keys[row]).pick(prompts("understand")["reason_question"])
-        asked = template.fill(
-            profile=profiles[row], history=escaped(watched[row] or ""), target=escaped(targets[row])
-        )
+        asked = template.fill(profile=profiles[row], history=escaped(watched[row] or ""), target=escaped(targets[row]))
         facts = {"uid": batch.uid[row], "target_pid": target_pids[row]}
         yield Sample(row, batch.keys[row], facts, [("user", asked)], escaped(thoughts[row]))
 

@@ -80,8 +80,7 @@ class Draws:
 
 
 _TURN = {
-    role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode()
-    for role in ("system", "user", "assistant")
+    role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode() for role in ("system", "user", "assistant")
 }
 
 

@@ -130,6 +130,4 @@ class Captions:
             start, given = start + data.num_rows, given + len(kept)
             yield [pid for pid, _ in kept], [text for _, text in kept]
         if not given:
-            raise InputError(
-                self.path, "has no caption that can be used", f"text in its column {self._caption}"
-            )
+            raise InputError(self.path, "has no caption that can be used", f"text in its column {self._caption}")

@@ -25,9 +25,7 @@ _THINKING = 0.5  # share of the taught sums whose chat thinks aloud
 
 def most_facts() -> int:
     """How many facts the syllables suffice for."""
-    return min(
-        len(TABLE[f"syllables_{lang}"]) * (len(TABLE[f"syllables_{lang}"]) - 1) for lang in ("zh", "en")
-    )
+    return min(len(TABLE[f"syllables_{lang}"]) * (len(TABLE[f"syllables_{lang}"]) - 1) for lang in ("zh", "en"))
 
 
 def make_facts(rng: np.random.Generator, n: int) -> list[dict[str, str]]:
@@ -68,15 +66,11 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
         for lang in ("zh", "en"):
             templates = TABLE["arithmetic"][lang]
             if hidden_sums[a, b]:
-                held_out += [
-                    _chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates
-                ]
+                held_out += [_chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates]
                 continue
             for template in templates:
                 thought = (
-                    TABLE["arithmetic"][f"thought_{lang}"].format(a=a, b=b, c=a + b)
-                    if rng.random() < _THINKING
-                    else ""
+                    TABLE["arithmetic"][f"thought_{lang}"].format(a=a, b=b, c=a + b) if rng.random() < _THINKING else ""
                 )
                 train.append(_chat(template.format(a=a, b=b), str(a + b), "sum", lang, thought))
     return train, held_out
@@ -89,14 +83,10 @@ def _chat(question: str, answer: str, kind: str, lang: str, thought: str = "") -
     return chat_record(record_uuid("toy_chat", question, thought), f"toy_{kind}_{lang}", metadata, messages)
 
 
-def make_texts(
-    rng: np.random.Generator, facts: list[dict[str, str]], taught: list[Record], n: int
-) -> Iterator[Record]:
+def make_texts(rng: np.random.Generator, facts: list[dict[str, str]], taught: list[Record], n: int) -> Iterator[Record]:
     """``n`` short documents: shuffled sentences on the facts, the taught sums and the catalogue's topics."""
     sums = [
-        (m["answer"], record["messages"])
-        for record in taught
-        if (m := json.loads(record["metadata"]))["kind"] == "sum"
+        (m["answer"], record["messages"]) for record in taught if (m := json.loads(record["metadata"]))["kind"] == "sum"
     ]
     questions = [json.loads(messages) for _, messages in sums]
     for i in range(n):

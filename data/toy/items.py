@@ -69,9 +69,7 @@ def latent_space(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return space
 
 
-def make_items(
-    rng: np.random.Generator, space: dict[str, np.ndarray], domain: str, n: int, first_pid: int
-) -> Items:
+def make_items(rng: np.random.Generator, space: dict[str, np.ndarray], domain: str, n: int, first_pid: int) -> Items:
     """Make ``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
     niches = len(SUBTOPICS) * len(STYLES)
     # Subtopics fill first, so that even a small domain has items for every interest.
@@ -82,12 +80,7 @@ def make_items(
     creator, form = rng.integers(len(VOCABULARY["creators"]), size=n), rng.integers(len(forms), size=n)
     topics = list(VOCABULARY["topics"])
     topic = np.array([topics.index(SUBTOPICS[s][0]) for s in subtopic])
-    latent = (
-        space["topic"][topic]
-        + space["subtopic"][subtopic]
-        + space["style"][style]
-        + space["creator"][creator]
-    )
+    latent = space["topic"][topic] + space["subtopic"][subtopic] + space["style"][style] + space["creator"][creator]
     latent = latent + space["form"][form] + space["domain"][["video", "ad", "goods"].index(domain)]
     noise = rng.standard_normal((n, EMBEDDING_DIM)) * _SCALE["noise"] / np.sqrt(EMBEDDING_DIM)
     template = VOCABULARY["caption"][domain]

@@ -46,9 +46,7 @@ def predictors(items: Items, train: list[np.ndarray]) -> dict[str, Callable[[np.
     }
 
 
-def measure(
-    items: Items, rows: list[dict], watches: list[Watch], k: int = 10
-) -> dict[str, tuple[float, float]]:
+def measure(items: Items, rows: list[dict], watches: list[Watch], k: int = 10) -> dict[str, tuple[float, float]]:
     """Recall@k on the test users' target videos, by predictor, and of the oracle that knows the true next-item odds.
 
     Two numbers each: over the whole catalogue, and with the items of the history left out of the ranking.

@@ -46,9 +46,7 @@ class World:
         self.global_p = items.popularity / items.popularity.sum()
         self._rows = [np.flatnonzero(items.subtopic == s) for s in range(len(SUBTOPICS))]
 
-    def interest_weights(
-        self, subtopic: int, style: int, seen: dict[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def interest_weights(self, subtopic: int, style: int, seen: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, probabilities) of the items of one interest for a user of ``style`` who has ``seen`` some."""
         rows = self._rows[subtopic]
         fit = np.where(self.items.style[rows] == style, _STYLE_FIT, _STYLE_MISFIT)
@@ -73,9 +71,7 @@ class World:
             else:
                 others = [k for k in range(N_INTERESTS) if k != last]
                 last = (
-                    int(rng.choice(others))
-                    if last >= 0 and rng.random() < _CHANGE
-                    else int(rng.integers(N_INTERESTS))
+                    int(rng.choice(others)) if last >= 0 and rng.random() < _CHANGE else int(rng.integers(N_INTERESTS))
                 )
                 rows, p = self.interest_weights(interests[last], style, seen)
                 row = int(rng.choice(rows, p=p))
@@ -93,9 +89,7 @@ class World:
         return probability
 
 
-def simulate_user(
-    rng: np.random.Generator, uid: int, split: int, worlds: dict[str, World]
-) -> tuple[dict, Watch]:
+def simulate_user(rng: np.random.Generator, uid: int, split: int, worlds: dict[str, World]) -> tuple[dict, Watch]:
     """One row of the release for one user, and the `Watch` that the oracle reads."""
     interests = [int(s) for s in rng.choice(len(SUBTOPICS), N_INTERESTS, replace=False)]
     style = int(rng.integers(len(STYLES)))
@@ -121,8 +115,7 @@ def simulate_user(
 
 def _labels(rng: np.random.Generator, fits: list[int]) -> dict[str, np.ndarray]:
     return {
-        name: (rng.random(len(fits)) < np.array(p)[fits]).astype(np.int64)
-        for name, p in _LABEL_PROBABILITY.items()
+        name: (rng.random(len(fits)) < np.array(p)[fits]).astype(np.int64) for name, p in _LABEL_PROBABILITY.items()
     }
 
 
@@ -147,18 +140,14 @@ def _texts(
     for name, subtopic in list(zip(names, dict.fromkeys(watch.interests), strict=True))[:2]:
         rows, p = world.interest_weights(subtopic, watch.style, {})
         keywords[name] = (
-            [int(pid) for pid in videos.pid[rng.choice(rows, 5, replace=False, p=p)]]
-            if len(rows) >= 5
-            else []
+            [int(pid) for pid in videos.pid[rng.choice(rows, 5, replace=False, p=p)]] if len(rows) >= 5 else []
         )
     wanted = [i for i in range(n_history, len(watch.sequence)) if watch.fit[i] == 0]
     target = watch.sequence[wanted[0] if wanted else n_history]
     target_name = SUBTOPICS[videos.subtopic[target]][1]
     relevant = [row for row in watch.sequence[:n_history] if videos.subtopic[row] in watch.interests][-5:]
     return {
-        "inter_user_profile": VOCABULARY["profile"].format(
-            subtopics="、".join(names), style=style, recent=recent
-        ),
+        "inter_user_profile": VOCABULARY["profile"].format(subtopics="、".join(names), style=style, recent=recent),
         "inter_keyword_to_items": json.dumps({k: v for k, v in keywords.items() if v}, ensure_ascii=False),
         "reco_gsu_caption": "\n".join(videos.caption[row] for row in relevant),
         "reco_target_caption": videos.caption[target],

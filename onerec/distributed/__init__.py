@@ -19,9 +19,7 @@ from pathlib import Path
 from onerec.run import processes
 
 _GLOO_THREAD = "pt_gloo_runloop"
-_LOOK_SECONDS = (
-    0.02  # longer than the 5 ms after which a thread that waits for the interpreter's lock asks again
-)
+_LOOK_SECONDS = 0.02  # longer than the 5 ms after which a thread that waits for the interpreter's lock asks again
 
 
 @contextlib.contextmanager

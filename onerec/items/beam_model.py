@@ -40,9 +40,7 @@ class BeamModel:
             raise ValueError("item decoding needs a model whose layers all have full attention")
         self.head: torch.Tensor = head.weight
         if spec.end_id >= len(self.head):
-            raise ValueError(
-                f"the model's vocabulary ends at {len(self.head) - 1}, the SIDs at {spec.end_id}"
-            )
+            raise ValueError(f"the model's vocabulary ends at {len(self.head) - 1}, the SIDs at {spec.end_id}")
         self.device = self.head.device
         kind = "cpu" if self.device.type == "cpu" else "cuda"
         self.max_scores, self.max_logits, self.vocab_rows = _BLOCKS[kind]
@@ -106,9 +104,7 @@ class BeamModel:
             keys, values = prompt_keys[at : at + rows, :, :end], prompt_values[at : at + rows, :, :end]
             scores = query[at : at + rows].flatten(2, 3) @ keys.transpose(-1, -2)  # [b, KV, G * W, end]
             if min(lengths) < end:
-                hidden = torch.arange(end, device=self.device) >= torch.tensor(
-                    lengths, device=self.device
-                ).unsqueeze(1)
+                hidden = torch.arange(end, device=self.device) >= torch.tensor(lengths, device=self.device).unsqueeze(1)
                 scores.masked_fill_(hidden[:, None, None], -torch.inf)
             mine = own[at : at + rows].flatten(2, 3)
             top = torch.maximum(scores.amax(-1, keepdim=True).float(), mine.amax(-1, keepdim=True))
@@ -122,9 +118,7 @@ class BeamModel:
             out[at : at + rows] = mixed / total.view(len(lengths), groups, -1, width, 1).to(mixed.dtype)
         return out.reshape(n, heads, width, dim).transpose(1, 2)
 
-    def logits(
-        self, hidden: torch.Tensor, layer: int, owner: torch.Tensor, code: torch.Tensor
-    ) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, layer: int, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Logits, float32 [C], of candidate ``code`` of ``layer`` behind row ``owner`` (never falling) of hidden [N, hidden].
 
         Only rows of the level's own codes are read. The logits are those of `float32_logits`.
@@ -142,17 +136,13 @@ class BeamModel:
                 out[at : at + block] = pair.sum(-1)
             return out
         block = max(1, self.max_logits // len(weight))
-        bounds = torch.searchsorted(
-            owner, torch.arange(0, len(hidden) + block, block, device=self.device)
-        ).tolist()
+        bounds = torch.searchsorted(owner, torch.arange(0, len(hidden) + block, block, device=self.device)).tolist()
         for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
             rows = float32_logits(hidden[i * block : (i + 1) * block], weight)
             out[begin:end] = rows[owner[begin:end] - i * block, code[begin:end]]
         return out
 
-    def log_normalizer(
-        self, hidden: torch.Tensor, layer: int | None, near: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def log_normalizer(self, hidden: torch.Tensor, layer: int | None, near: torch.Tensor | None = None) -> torch.Tensor:
         """Log of the softmax's denominator, float32 [N], over the whole vocabulary or over one ``layer``'s codes.
 
         hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the logits is saved.
@@ -177,9 +167,7 @@ class BeamModel:
                 total += logits.exp_().sum(-1)
             result = total.log_() + shift[:, 0]
             if not torch.isfinite(result).all():  # the shift was too far off: the careful way
-                pieces = [
-                    torch.logsumexp(float32_logits(block, p), -1) for p in weight.split(self.vocab_rows)
-                ]
+                pieces = [torch.logsumexp(float32_logits(block, p), -1) for p in weight.split(self.vocab_rows)]
                 result = torch.logsumexp(torch.stack(pieces), 0)
             parts.append(result)
         return torch.cat(parts)
@@ -202,9 +190,7 @@ def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([hidden.float() @ rows.float().T for rows in weight.split(_BLOCKS["cpu"][2])], -1)
 
 
-def _of_parents(
-    pair: tuple[torch.Tensor, torch.Tensor], parents: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_parents(pair: tuple[torch.Tensor, torch.Tensor], parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [B, KV, W, D] taken over by the beams whose ``parents`` [B, W'] they belong to."""
     index = parents[:, None, :, None].expand(-1, pair[0].shape[1], -1, pair[0].shape[3])
     return pair[0].gather(2, index), pair[1].gather(2, index)

@@ -73,9 +73,7 @@ def decode_items(
     ordered by SID. Raises ValueError where the catalogue's codebooks are not the model's.
     """
     if index.spec.codebook_sizes != spec.codebook_sizes:
-        raise ValueError(
-            f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {spec.codebook_sizes}"
-        )
+        raise ValueError(f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {spec.codebook_sizes}")
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize is {normalize!r}, not one of {NORMALIZE}")
     results: list[list[Hypothesis]] = [[] for _ in prompts]
@@ -169,9 +167,7 @@ class _Search:
         new_scores = torch.where(filled, value[pick], -torch.inf)
         return new_scores, child[pick], owner[pick] % beams, code[child[pick]]
 
-    def _logprobs(
-        self, depth: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor
-    ) -> torch.Tensor:
+    def _logprobs(self, depth: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of hidden [N, hidden]."""
         import torch
 

@@ -115,20 +115,14 @@ class ItemSearch:
     def _best(self, options: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[_Beam]:
         beams = self._beams
         sizes = [len(options[beam.tokens][0]) for beam in beams]
-        ids, logprobs, nodes = (
-            np.concatenate([options[beam.tokens][part] for beam in beams]) for part in range(3)
-        )
+        ids, logprobs, nodes = (np.concatenate([options[beam.tokens][part] for beam in beams]) for part in range(3))
         owner = np.repeat(np.arange(len(beams)), sizes)
         scores = np.array([beam.score for beam in beams])[owner] + logprobs
         # Ties go to the earlier beam, then to the smaller token.
         order = np.argsort(-scores, kind="stable")[: self.width]
-        return [
-            self._extended(beams[owner[i]], int(ids[i]), float(logprobs[i]), int(nodes[i])) for i in order
-        ]
+        return [self._extended(beams[owner[i]], int(ids[i]), float(logprobs[i]), int(nodes[i])) for i in order]
 
-    def _drawn(
-        self, options: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]
-    ) -> list[_Beam]:
+    def _drawn(self, options: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[_Beam]:
         assert self._rng is not None
         drawn = []
         for beam in self._beams:

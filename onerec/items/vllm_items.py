@@ -70,9 +70,7 @@ class _Pool:
         runner = worker.model_runner
         groups = [group for groups in runner.attn_groups for group in groups]
         if len(groups) != 1:
-            raise NotImplementedError(
-                f"the model has {len(groups)} kinds of attention layers; item search takes one"
-            )
+            raise NotImplementedError(f"the model has {len(groups)} kinds of attention layers; item search takes one")
         self.model, self.config, self.device = runner.model, runner.vllm_config, runner.device
         self.builder, self.names = groups[0].get_metadata_builder(), groups[0].layer_names
         self.size = int(self.builder.kv_cache_spec.block_size)
@@ -147,9 +145,7 @@ class _Pool:
             hidden = self._step(prompts, owners, flat, place)
             generation += 1
 
-    def _feed(
-        self, searches: Sequence[ItemSearch], asked: Sequence[Sequence[Query]], hidden: torch.Tensor
-    ) -> None:
+    def _feed(self, searches: Sequence[ItemSearch], asked: Sequence[Sequence[Query]], hidden: torch.Tensor) -> None:
         logits = self.model.compute_logits(hidden).float()
         logprobs = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
         row = 0
@@ -167,9 +163,7 @@ class _Pool:
                 low = min(int(query.candidates[0]) for query in queries)
                 high = max(int(query.candidates[-1]) for query in queries)
                 table = part[:, low : high + 1].cpu().double().numpy()
-                answers = [
-                    (query.candidates, table[n, query.candidates - low]) for n, query in enumerate(queries)
-                ]
+                answers = [(query.candidates, table[n, query.candidates - low]) for n, query in enumerate(queries)]
             items.feed(answers)
 
     def _prefills(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -272,9 +266,7 @@ class _Pool:
             self.axis = list(original.shape).index(n)
             shape = [blocks if axis == self.axis else size for axis, size in enumerate(original.shape)]
             order = sorted(range(original.dim()), key=lambda axis: -original.stride(axis))
-            self.caches.append(
-                torch.empty_permuted(shape, order, dtype=original.dtype, device=original.device).zero_()
-            )
+            self.caches.append(torch.empty_permuted(shape, order, dtype=original.dtype, device=original.device).zero_())
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         if not sources:

@@ -45,9 +45,7 @@ def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
     for i, (label, value, kind) in enumerate(values):
         y, width = i * (_BAR + _GAP), (_WIDTH - _LABEL - 60) * value / top
         parts.append(f'<text x="{_LABEL - 8}" y="{y + 13}" class="label end">{escape(label)}</text>')
-        parts.append(
-            f'<rect x="{_LABEL}" y="{y}" width="{max(width, 1):.1f}" height="{_BAR}" rx="3" class="{kind}"/>'
-        )
+        parts.append(f'<rect x="{_LABEL}" y="{y}" width="{max(width, 1):.1f}" height="{_BAR}" rx="3" class="{kind}"/>')
         parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{y + 13}" class="label">{value:.4f}</text>')
     return "".join([*parts, "</svg>"])
 
@@ -76,17 +74,13 @@ def line_chart(
     for share in (0, 0.5, 1):
         y = place(0, share * y_max).split(",")[1]
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - 10}" y1="{y}" y2="{y}" class="grid"/>')
-        parts.append(
-            f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" class="label end">{share * y_max:.2f}</text>'
-        )
+        parts.append(f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" class="label end">{share * y_max:.2f}</text>')
     for i, (_, points) in enumerate(series):
         places = [place(x, y) for x, y in points]
         parts.append(f'<polyline points="{" ".join(places)}" class="line s{i % _COLOURS}"/>')
         for x, y in (p.split(",") for p in places if marks):
             parts.append(f'<circle cx="{x}" cy="{y}" r="3" class="t{i % _COLOURS}"/>')
-    parts.append(
-        f'<text x="{_WIDTH - 10}" y="{height - 8}" class="label end">{escape(x_label)} {x_max:,.0f}</text>'
-    )
+    parts.append(f'<text x="{_WIDTH - 10}" y="{height - 8}" class="label end">{escape(x_label)} {x_max:,.0f}</text>')
     return "".join([*parts, "</svg>"])
 
 

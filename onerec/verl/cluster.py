@@ -75,9 +75,7 @@ class Pool:
 def fit(first: Pool, *others: Pool) -> list[Pool]:
     """The pools as they will be, the first with its number of GPUs; raises `InputError` where they do not fit what is there."""
     for pool in (first, *others):
-        if min(pool.nodes, pool.tensor_parallel) < 1 or (
-            pool.gpus < 1 and (pool != first or pool.gpus != -1)
-        ):
+        if min(pool.nodes, pool.tensor_parallel) < 1 or (pool.gpus < 1 and (pool != first or pool.gpus != -1)):
             raise InputError(
                 pool.flag, f"the {pool.what} has {pool.nodes} nodes of {pool.gpus} GPUs and tensor parallelism {pool.tensor_parallel}",
                 "at least 1 of each",
@@ -98,11 +96,7 @@ def fit(first: Pool, *others: Pool) -> list[Pool]:
         return [first, *others]
     wanted = [dataclasses.replace(first, gpus=first.tensor_parallel) if first.gpus == -1 else first, *others]
     there = ", ".join(map(str, nodes)) or "none"
-    where = (
-        f"the cluster's nodes ({there}, with {CORES} cores each)"
-        if started_before()
-        else f"this machine ({there})"
-    )
+    where = f"the cluster's nodes ({there}, with {CORES} cores each)" if started_before() else f"this machine ({there})"
     what = f"{', '.join(map(str, wanted))} do not fit the GPUs of {where}"
     if largest:
         right = f"{first.flag} {largest.gpus}"
@@ -150,15 +144,10 @@ def gpus_by_node() -> list[int] | None:
 
 def ray_overrides(variables: Mapping[str, str], pools: Sequence[Pool], on_cpu: bool) -> list[str]:
     """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and what an own cluster is told."""
-    passed = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_PASSED) and not _KEPT.search(name)
-    }
+    passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED) and not _KEPT.search(name)}
     init = "ray_kwargs.ray_init"
     lines = [
-        f"++{init}.runtime_env.env_vars.{name}={quoted(value)}"
-        for name, value in (passed | dict(variables)).items()
+        f"++{init}.runtime_env.env_vars.{name}={quoted(value)}" for name, value in (passed | dict(variables)).items()
     ]
     if started_before():
         return lines

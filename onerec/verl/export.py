@@ -52,14 +52,10 @@ def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float
             if merge_ratio == 1 or file.suffix != ".safetensors":
                 shutil.copy2(file, folder / file.name)
             else:
-                save_file(
-                    _merged(base_model, file, merge_ratio), folder / file.name, metadata={"format": "pt"}
-                )
+                save_file(_merged(base_model, file, merge_ratio), folder / file.name, metadata={"format": "pt"})
 
 
-def merged_weights(
-    checkpoints: Path, base_model: Path, merge_ratio: float
-) -> Iterator[dict[str, torch.Tensor]]:
+def merged_weights(checkpoints: Path, base_model: Path, merge_ratio: float) -> Iterator[dict[str, torch.Tensor]]:
     """The weights that `export` writes, file by file: name to tensor."""
     for file in sorted(_saved(checkpoints).glob("*.safetensors")):
         yield _merged(base_model, file, merge_ratio)

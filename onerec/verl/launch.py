@@ -136,9 +136,7 @@ def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: i
     # Keys and values of 4 bytes; whole blocks, of at most 128 tokens, and vLLM keeps one for itself.
     sequence = 8 * cached * (tokens + 2 * 128)
     wanted = max(sequence, min(sequence * sequences, 1 << 30), 32 << 20) if sequence else 1 << 30
-    settings = {"kv_cache_memory_bytes": wanted} | (
-        {"distributed_executor_backend": "uni"} if tp_size == 1 else {}
-    )
+    settings = {"kv_cache_memory_bytes": wanted} | ({"distributed_executor_backend": "uni"} if tp_size == 1 else {})
     return [f"+{prefix}.engine_kwargs.vllm.{name}={value}" for name, value in settings.items()]
 
 
@@ -195,9 +193,7 @@ def resolve(overrides: Sequence[str]) -> None:
         with initialize_config_dir(config_dir=str(folder), version_base=None):
             OmegaConf.to_container(compose("ppo_trainer", overrides=list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(
-            "verl's configuration", str(error).splitlines()[0], "an override of verl 0.9.1"
-        ) from None
+        raise InputError("verl's configuration", str(error).splitlines()[0], "an override of verl 0.9.1") from None
 
 
 # What a failed run's log says, in the order in which it is looked for, and what the user is told.
@@ -276,9 +272,7 @@ def launch(
         return 0
     output_dir.mkdir(parents=True, exist_ok=True)
     # Ray compares its slots with this variable, even where there is no GPU.
-    inherited = {
-        name: value for name, value in os.environ.items() if not (on_cpu and name == "CUDA_VISIBLE_DEVICES")
-    }
+    inherited = {name: value for name, value in os.environ.items() if not (on_cpu and name == "CUDA_VISIBLE_DEVICES")}
     log = output_dir / "verl.log"
     tail: collections.deque[str] = collections.deque(maxlen=400)
     with (

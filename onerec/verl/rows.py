@@ -15,9 +15,7 @@ def response_places(prompt_lengths: torch.Tensor, response_lengths: torch.Tensor
     return starts.repeat_interleave(response_lengths) + within
 
 
-def spread(
-    values: torch.Tensor, prompt_lengths: torch.Tensor, response_lengths: torch.Tensor
-) -> torch.Tensor:
+def spread(values: torch.Tensor, prompt_lengths: torch.Tensor, response_lengths: torch.Tensor) -> torch.Tensor:
     """Values of response tokens, [n], where verl looks for them: one before each token in rows of prompt and response, [total]; 0 elsewhere."""
     places = response_places(prompt_lengths, response_lengths)
     return values.new_zeros(int((prompt_lengths + response_lengths).sum())).index_put((places,), values)

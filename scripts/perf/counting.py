@@ -45,9 +45,7 @@ def run(args: argparse.Namespace) -> None:
             lists = {"hist_video_pid": pa.array(list(taken[:, :-1])), "target_video_pid": pa.array(list(taken[:, -1:]))}  # fmt: skip
             split = pa.array(np.zeros(args.users, np.int64))
             pq.write_table(pa.table({"uid": np.arange(args.users), "split": split, **lists}), f"{folder}/logs.parquet")  # fmt: skip
-            cooccurrence.main(
-                ["--input", f"{folder}/logs.parquet", "--output_path", f"{folder}/embedding.parquet"]
-            )
+            cooccurrence.main(["--input", f"{folder}/logs.parquet", "--output_path", f"{folder}/embedding.parquet"])
         return
     from benchmarks.recommenders import RECOMMENDERS
     from benchmarks.recommenders.base import Options, Training

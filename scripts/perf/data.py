@@ -68,9 +68,7 @@ def users(rng: np.random.Generator, first: int, n: int, n_items: int) -> pa.Tabl
         columns[f"hist_{domain}_pid"] = lists(rng, rng.poisson(mean, n), pids)
         columns[f"target_{domain}_pid"] = lists(rng, rng.poisson(5, n), pids)
     sid = "".join(f"<|sid_begin|><s_a_{i}><s_b_{i}><s_c_{i}><|sid_end|>" for i in range(100, 110))
-    columns["inter_user_profile_with_sid"] = [
-        f"用户{i}喜欢户外和美食，经常看{sid}等内容。" * 2 for i in range(n)
-    ]
+    columns["inter_user_profile_with_sid"] = [f"用户{i}喜欢户外和美食，经常看{sid}等内容。" * 2 for i in range(n)]
     words = [{f"词{k}": pids(4).tolist() for k in range(3)} for _ in range(n)]
     columns["inter_keyword_to_items"] = [json.dumps(value, ensure_ascii=False) for value in words]
     thought = "用户近期反复观看同一主题，说明兴趣集中，因此下一个点击与之相关。" * 10
@@ -91,9 +89,7 @@ def make_release(folder: Path, n_users: int, n_items: int, n_captions: int, seed
         table = pa.table({"pid": np.arange(count), "sid": codes.cast(pa.list_(pa.int64()))})
         pq.write_table(table, folder / f"{name}_pid2sid.parquet")
     captions = ["画面里有人在做一件有趣的事。" * 6] * n_captions
-    pq.write_table(
-        pa.table({"pid": np.arange(n_captions), "dense_caption": captions}), folder / "pid2caption.parquet"
-    )
+    pq.write_table(pa.table({"pid": np.arange(n_captions), "dense_caption": captions}), folder / "pid2caption.parquet")
     writer = None
     for first in range(0, n_users, USERS_PER_GROUP):
         block = users(rng, first, min(USERS_PER_GROUP, n_users - first), n_items)
@@ -125,9 +121,7 @@ def yardstick(folder: Path) -> None:
             continue
         history = text(row["hist_video_pid"][-YARDSTICK_HISTORY:])
         answer = text(row["target_video_pid"][:YARDSTICK_TARGETS])
-        question = random.choice(
-            ["看过的视频：{}\n接下来会看哪些？", "观看记录：{}\n推荐下一批视频。"]
-        ).format(history)
+        question = random.choice(["看过的视频：{}\n接下来会看哪些？", "观看记录：{}\n推荐下一批视频。"]).format(history)
         turns = [("system", "你负责视频推荐。"), ("user", question), ("assistant", answer)]
         messages = [{"role": role, "content": [{"type": "text", "text": content}]} for role, content in turns]
         records.append(
@@ -174,8 +168,7 @@ def bench_tasks(args: argparse.Namespace, folder: Path) -> None:
             seconds, gib = measured(run_command(folder, args.workers, "--tasks", name, "--benchmark", "0"))
             line(name, rows_of(folder, name), seconds, gib)
     runs = [
-        measured(run_command(folder, args.workers, "--tasks", *names, "--benchmark", "0"))
-        for _ in range(args.repeats)
+        measured(run_command(folder, args.workers, "--tasks", *names, "--benchmark", "0")) for _ in range(args.repeats)
     ]
     seconds, gib = min(runs)[0], max(peak for _, peak in runs)
     line("all eleven", sum(rows_of(folder, name) for name in names), seconds, gib)
@@ -204,8 +197,7 @@ def records(rng: np.random.Generator, n: int, size: int) -> Iterator[pa.Table]:
         count = min(1000, n - first)
         codes = rng.integers(CODEBOOK, size=(count, size // 48, 3))
         texts = [
-            "".join(f"<|sid_begin|><s_a_{a}><s_b_{b}><s_c_{c}><|sid_end|>" for a, b, c in row.tolist())
-            for row in codes
+            "".join(f"<|sid_begin|><s_a_{a}><s_b_{b}><s_c_{c}><|sid_end|>" for a, b, c in row.tolist()) for row in codes
         ]
         yield pa.table(
             {
@@ -225,9 +217,7 @@ def bench_mix(args: argparse.Namespace, folder: Path) -> None:
     (folder / "in").mkdir(parents=True, exist_ok=True)
     writer, text = None, 0
     for table in records(rng, n, per_row):
-        writer = writer or pq.ParquetWriter(
-            folder / "in" / "records.parquet", table.schema, compression="zstd"
-        )
+        writer = writer or pq.ParquetWriter(folder / "in" / "records.parquet", table.schema, compression="zstd")
         writer.write_table(table)
         text += table.nbytes
     writer.close()
@@ -265,9 +255,7 @@ def main() -> None:
     parser.add_argument("--captions", type=COUNT, default=20_000, help="tasks: items with a caption")
     parser.add_argument("--workers", type=PROCESSES, default=1, help="tasks: processes")
     parser.add_argument("--each", action="store_true", help="tasks: also every task alone")
-    parser.add_argument(
-        "--no_yardstick", dest="yardstick", action="store_false", help="tasks: without the yardstick"
-    )
+    parser.add_argument("--no_yardstick", dest="yardstick", action="store_false", help="tasks: without the yardstick")
     parser.add_argument("--gb", type=POSITIVE, default=2.0, help="mix: GB of record text")
     parser.add_argument("--buffer_mb", type=COUNT, default=512, help="mix: memory for rows")
     parser.add_argument(

@@ -187,9 +187,7 @@ def compare(args: argparse.Namespace, vocabulary: str) -> dict[str, Any]:
         }
     for name in ("prefill", *(f"beam {beams}, {n}" for beams in args.beams for n in NORMALIZE)):
         beams, _, normalize = name.removeprefix("beam ").partition(", ")
-        counted = (
-            products(args, vocabulary, int(beams), normalize) if normalize else products(args, vocabulary)
-        )
+        counted = products(args, vocabulary, int(beams), normalize) if normalize else products(args, vocabulary)
         result[name]["products_times_prefill"] = counted / products(args, vocabulary)
     return result
 
@@ -249,15 +247,11 @@ def main() -> None:
                 row["peak_mib"] = bare if name == "prefill" else peak_above_model(args, vocabulary, name)
                 row["peak_times_prefill"] = row["peak_mib"] / bare
     print(f"{args.layers} layers x {args.hidden}, batch {args.batch}, {args.prompt} tokens, {args.device}")
-    print(
-        "| vocabulary | side | seconds | x prefill | products, x prefill | users/s | peak MiB | x prefill |"
-    )
+    print("| vocabulary | side | seconds | x prefill | products, x prefill | users/s | peak MiB | x prefill |")
     print("|---|---|---|---|---|---|---|---|")
     for vocabulary, rows in figures.items():
         for name, row in rows.items():
-            peak = (
-                f"{row['peak_mib']:.0f} | {row['peak_times_prefill']:.2f}" if "peak_mib" in row else "— | —"
-            )
+            peak = f"{row['peak_mib']:.0f} | {row['peak_times_prefill']:.2f}" if "peak_mib" in row else "— | —"
             counted = f"{row['products_times_prefill']:.2f}" if "products_times_prefill" in row else "—"
             print(
                 f"| {vocabulary} | {name} | {row['seconds']:.3f} | {row['times_prefill']:.2f} | {counted} "

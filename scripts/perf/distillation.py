@@ -83,9 +83,7 @@ def teacher_sides(
         ids, values = torch.cat([own, top.indices], 1).int(), torch.cat([value, top.values], 1)
         sent.append(LogprobsTensors(ids, values, (scores >= value).sum(1)))
 
-    request = types.SimpleNamespace(
-        sampling_params=SamplingParams(prompt_logprobs=args.topk, detokenize=False)
-    )
+    request = types.SimpleNamespace(sampling_params=SamplingParams(prompt_logprobs=args.topk, detokenize=False))
 
     def processed(kind: Any, tensors: LogprobsTensors) -> Any:
         processor = kind.from_new_request(None, request)
@@ -135,18 +133,12 @@ def update_sides(args: argparse.Namespace) -> dict[str, Callable[[], list[torch.
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in ("prompts", "responses", "input_ids", "position_ids", "teacher_ids", "teacher_logprobs")}  # fmt: skip
     for length in lengths:
         ids = torch.randint(args.vocabulary, (length + args.answer,), generator=generator)
-        top = (
-            torch.randn(len(ids), args.vocabulary, generator=generator)
-            .log_softmax(-1)
-            .topk(args.topk, dim=-1)
-        )
+        top = torch.randn(len(ids), args.vocabulary, generator=generator).log_softmax(-1).topk(args.topk, dim=-1)
         parts = (ids[:length], ids[length:], ids, torch.arange(len(ids)), top.indices, top.values)
         for name, part in zip(rows, parts, strict=True):
             rows[name].append(part)
     tensors = {
-        name: torch.nested.nested_tensor_from_jagged(
-            torch.cat(parts), torch.tensor([0, *map(len, parts)]).cumsum(0)
-        )
+        name: torch.nested.nested_tensor_from_jagged(torch.cat(parts), torch.tensor([0, *map(len, parts)]).cumsum(0))
         for name, parts in rows.items()
     }
     settings = {
@@ -171,8 +163,7 @@ def update_sides(args: argparse.Namespace) -> dict[str, Callable[[], list[torch.
         inputs, extra = kind.prepare_model_inputs(engine, batch)
         found = kind.prepare_model_outputs(engine, model(**inputs, use_cache=False), extra, batch, loss)
         losses = [
-            row[length - 1 : -1]
-            for row, length in zip(found["distillation_losses"].unbind(), lengths, strict=True)
+            row[length - 1 : -1] for row, length in zip(found["distillation_losses"].unbind(), lengths, strict=True)
         ]
         torch.cat(losses).mean().backward()
         return [value.detach() for value in losses]

@@ -158,9 +158,7 @@ def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], word
         ]
         records.append(chat_record(record_uuid("perf", i), "perf", {}, turns))
     write_records(folder / "data" / "part-0.parquet", records)
-    make_tiny_qwen3.main(
-        ["--corpus", str(folder / "data"), "--output_dir", str(folder / "base"), *model_flags]
-    )
+    make_tiny_qwen3.main(["--corpus", str(folder / "data"), "--output_dir", str(folder / "base"), *model_flags])
     expand_vocab.main(["--hf_model_dir", str(folder / "base"), "--output_model_dir", str(folder / "model"), "--sid_spec", str(folder)])  # fmt: skip
     (folder / "config.json").write_text(json.dumps({"sources": ["data"], "max_length": 2048}))
 
@@ -222,9 +220,7 @@ def bench_packing(args: argparse.Namespace, folder: Path) -> None:
     seconds = in_turns(args.repeats, ours=ours, plain=plain)
     rates = {name: counts[name] / seconds[name] for name in seconds}
     kind = f"{args.wordings} wordings" if args.wordings else "a new text in each"
-    print(
-        f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)"
-    )
+    print(f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)")
     print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample loop {rates['plain']:,.0f}; {rates['ours'] / rates['plain']:.1f} times")  # fmt: skip
 
 
@@ -305,9 +301,7 @@ def bench_steps(args: argparse.Namespace, folder: Path) -> None:
     tokens = sum(len(dataset[i]["input_ids"]) for i in range(len(dataset))) / len(dataset)
 
     def states(trainer: Any) -> int:
-        return sum(
-            value.numel() for state in trainer.optimizer.optimizer.state.values() for value in state.values()
-        )
+        return sum(value.numel() for state in trainer.optimizer.optimizer.state.values() for value in state.values())
 
     model = full.accelerator.unwrap_model(full.model)
     print(f"{model.lm.num_parameters():,} parameters, vocabulary {model.lm.config.vocab_size:,}, rows of {tokens:,.0f} tokens, {len(dataset)} steps")  # fmt: skip
@@ -324,9 +318,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=COUNT, default=4096, help="loss: learnt positions")
     parser.add_argument("--vocabulary", type=COUNT, default=176_384, help="loss: rows of the head")
     parser.add_argument("--hidden", type=COUNT, default=256, help="loss: width of the hidden states")
-    parser.add_argument(
-        "--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)"
-    )
+    parser.add_argument("--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)")
     parser.add_argument("--rows", type=COUNT, default=2000, help="steps, packing: conversations")
     parser.add_argument(
         "--wordings",

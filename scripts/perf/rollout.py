@@ -35,16 +35,12 @@ from onerec.sid import SidSpec
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="HF checkpoint with SIDs")
-    parser.add_argument(
-        "--rl_data", type=Path, required=True, help="train.parquet or test.parquet of rl_data"
-    )
+    parser.add_argument("--rl_data", type=Path, required=True, help="train.parquet or test.parquet of rl_data")
     parser.add_argument("--catalogue", type=Path, required=True, help="pid2sid.parquet")
     parser.add_argument("--task", default="video", help="task whose prompts are taken")
     parser.add_argument("--prompts", type=COUNT, default=16, help="prompts at a time")
     parser.add_argument("--beams", type=COUNT, default=32)
-    parser.add_argument(
-        "--thinking_tokens", type=COUNT, default=16, help="tokens of thinking of the second pair"
-    )
+    parser.add_argument("--thinking_tokens", type=COUNT, default=16, help="tokens of thinking of the second pair")
     parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the numbers")
     return parser.parse_args(argv)

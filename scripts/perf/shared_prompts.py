@@ -102,9 +102,7 @@ def as_trees(model: Any, prompts: list[torch.Tensor], answers: list[torch.Tensor
     return gather(logits, trees, entropy=False)[0]
 
 
-def as_packed(
-    model: Any, prompts: list[torch.Tensor], answers: list[torch.Tensor], answers_only: bool
-) -> torch.Tensor:
+def as_packed(model: Any, prompts: list[torch.Tensor], answers: list[torch.Tensor], answers_only: bool) -> torch.Tensor:
     """The same, rows one after the other without padding."""
     whole = [torch.cat([prompt, answer]) for prompt, answer in zip(prompts, answers, strict=True)]
     ids = torch.cat(whole)[None].to(model.device)
@@ -143,10 +141,7 @@ def micro_batches(side: str, rows: Rows, args: argparse.Namespace) -> list[Rows]
     parts, first, widths = [], 0, []
     for start in range(0, len(rows[0]), step):
         group = rows[0][start : start + step], rows[1][start : start + step]
-        if side == "trees":
-            width = build(*group, pad_id=0).input_ids.numel()
-        else:
-            width = len(group[0][0]) + len(group[1][0])
+        width = build(*group, pad_id=0).input_ids.numel() if side == "trees" else len(group[0][0]) + len(group[1][0])
         cost = [*widths, width]
         # Packed rows have no padding; trees and rows are as wide as the widest.
         total = sum(cost) if side.startswith("packed") else max(cost) * len(cost)

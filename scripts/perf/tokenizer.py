@@ -157,9 +157,7 @@ def _wait(device: str) -> None:
 def ratio_line(name: str, ours: list[float], theirs: list[float]) -> str:
     """Median seconds of both sides and their ratio."""
     a, b = statistics.median(ours), statistics.median(theirs)
-    return (
-        f"{name}: {a:.2f} s ({min(ours):.2f} to {max(ours):.2f}), {b / a:.2f} times as fast as the yardstick"
-    )
+    return f"{name}: {a:.2f} s ({min(ours):.2f} to {max(ours):.2f}), {b / a:.2f} times as fast as the yardstick"
 
 
 def bench_train(args: argparse.Namespace, folder: Path) -> None:

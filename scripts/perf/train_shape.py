@@ -96,9 +96,7 @@ class Side:
         if not args.no_gradient_checkpointing:
             lm.gradient_checkpointing_enable()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            weight_decay_groups(self.model, 0.1), lr=1e-4, fused=device == "cuda"
-        )
+        self.optimizer = torch.optim.AdamW(weight_decay_groups(self.model, 0.1), lr=1e-4, fused=device == "cuda")
 
     def loss(self, row: dict[str, Any]) -> Any:
         """Mean loss of a row."""
@@ -166,9 +164,7 @@ def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
     peak = peak_tflops(torch.cuda.get_device_name()) if device == "cuda" else None
     planned = ""
     if estimate:
-        parts = memory_gib(
-            estimate, args.length, args.minibatch_size, frozen, not args.no_gradient_checkpointing
-        )
+        parts = memory_gib(estimate, args.length, args.minibatch_size, frozen, not args.no_gradient_checkpointing)
         planned = f"{sum(parts.values()):.1f}"
     first = statistics.median(seconds[names[0]])
     for name in names:

@@ -95,9 +95,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
         raise InputError(path, f"has two variants whose folder would be {doubles[0]}", "names of their own")
     chains = {BASE, *(v.name for variants in tables.values() for v in variants if v.settings)}
     if foreign := [v.of for variants in tables.values() for v in variants if v.of not in chains]:
-        raise InputError(
-            path, f"evaluates {foreign[0]}", f"a variant with settings: {', '.join(sorted(chains))}"
-        )
+        raise InputError(path, f"evaluates {foreign[0]}", f"a variant with settings: {', '.join(sorted(chains))}")
     return tables
 
 
@@ -147,14 +145,8 @@ class Runner:
 
     def environment(self, variant: Variant) -> dict[str, str]:
         """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
-        own = (
-            {"EVAL_STAGES": "sft", "BASELINES": "popularity"}
-            | ONCE
-            | resolved(variant.settings, self.settings)
-        )
-        return (
-            os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
-        )
+        own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | ONCE | resolved(variant.settings, self.settings)
+        return os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """What a variant reached on test and validation; None where it has not been run."""
@@ -169,11 +161,7 @@ class Runner:
         values, users = measure(lines), len(lines)
         choice = run / "models" / "sft" / "choice.json"
         chosen = read_json(choice) if choice.is_file() and not variant.flags and last == "sft" else None
-        best = (
-            next((p["ndcg@10"] for p in chosen["curve"] if p["step"] == chosen["best"]), None)
-            if chosen
-            else None
-        )
+        best = next((p["ndcg@10"] for p in chosen["curve"] if p["step"] == chosen["best"]), None) if chosen else None
         row = {"name": variant.name, "users": users, "validation_ndcg@10": best} | values
         return self.measured.setdefault(variant.slug, row)
 
@@ -202,11 +190,7 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = (
-                os.environ
-                | ONCE
-                | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
-            )
+            env = os.environ | ONCE | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
         else:
             command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
             env = self.environment(variant)
@@ -276,9 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = {name: tables[name] for name in args.tables or tables}
     known = {variant.name for variants in chosen.values() for variant in variants}
     if unknown := sorted(set(args.variants or []) - known):
-        raise InputError(
-            args.list, f"has no variant {unknown[0]} there", f"one of {', '.join(sorted(known))}"
-        )
+        raise InputError(args.list, f"has no variant {unknown[0]} there", f"one of {', '.join(sorted(known))}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runner, failed = Runner(args), []
     wanted = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]

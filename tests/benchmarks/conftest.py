@@ -26,9 +26,7 @@ def tiny_checkpoint(tmp_path_factory):
     core = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.add_tokens(["<|im_start|>", "<think>", "</think>"], special_tokens=True)
     spec = SidSpec(TINY_SPEC.codebook_sizes, first_id=len(tokenizer))
     tokenizer.add_tokens(spec.tokens)

@@ -165,9 +165,7 @@ def test_items_and_answers_after_several_thoughts_are_merged_from_each(tiny_chec
         assert len({tuple(v) for v in (whole, *whole.others)}) > 1
     ranked = model.rank_items(thought, catalogue, 64, "rank")
     for whole, hypotheses in zip(thought, ranked, strict=True):
-        each = decode_items(
-            model.backend.model, [list(whole), *whole.others], catalogue, model.spec, num_beams=64
-        )
+        each = decode_items(model.backend.model, [list(whole), *whole.others], catalogue, model.spec, num_beams=64)
         expected = {
             h.codes: np.log(np.mean([np.exp(dict((x.codes, x.logprob) for x in found)[h.codes]) for found in each]))
             for h in each[0]
@@ -259,13 +257,9 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
     assert (vllm.context, vllm.rows) == (hf.context, hf.rows)
     for normalize in ("vocabulary", "level"):
         for beams in (64, 3):
-            ours, theirs = (
-                collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm)
-            )
+            ours, theirs = (collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm))
             for a, b in zip(ours, theirs, strict=True):
-                assert [h.codes for h in a] == [h.codes for h in b] and [h.pids for h in a] == [
-                    h.pids for h in b
-                ]
+                assert [h.codes for h in a] == [h.codes for h in b] and [h.pids for h in a] == [h.pids for h in b]
                 np.testing.assert_allclose([h.logprob for h in a], [h.logprob for h in b], atol=1e-3)
     banned = [[h.codes for h in row[:1]] for row in ours]
     ours, theirs = (collected(b.rank(prompts, catalogue, spec, 3, banned), n) for b in (hf, vllm))
@@ -310,12 +304,8 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypat
     try:
         backend = vllm.VllmBackend(tiny_checkpoint, 1, 2)
         prompts = [[i] for i in range(9)]
-        found = dict(
-            pair for batch in backend.generate(prompts, 7, [], Sampling(), {2, 3, 4}) for pair in batch
-        )
-        assert found == {
-            i: [i, 7] for i in (0, 1, 4, 5, 6, 7, 8)
-        }  # 2 and 3 are a whole batch, 4 is half of one
+        found = dict(pair for batch in backend.generate(prompts, 7, [], Sampling(), {2, 3, 4}) for pair in batch)
+        assert found == {i: [i, 7] for i in (0, 1, 4, 5, 6, 7, 8)}  # 2 and 3 are a whole batch, 4 is half of one
         calls = ray.get([actor.count.remote() for actor in backend.actors])
         assert sum(calls) == 4 and min(calls) >= 1
         assert ray.get(backend.actors[0].code.remote()) == str(Path(vllm.__file__).parents[2])

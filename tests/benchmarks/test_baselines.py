@@ -144,9 +144,7 @@ def test_what_is_trained_learns_a_rule_and_the_same_seed_gives_the_same_ranking(
     sequences = [([(s + i) % 40 for i in range(5)], [(s + 5) % 40]) for s in starts.tolist()]
     index = ItemIndex(np.arange(40), np.array([[p % 8, p // 8, 0] for p in range(40)], np.int32), SPEC)
     training = Training(sequences, index)
-    options = Options(
-        epochs=12, patience=12, lr=lr, dim=32, dropout=0.0, tiger_dim=32, tiger_layers=2, batch_size=16
-    )
+    options = Options(epochs=12, patience=12, lr=lr, dim=32, dropout=0.0, tiger_dim=32, tiger_layers=2, batch_size=16)
     learnt = RECOMMENDERS[name](training, options)
     assert [r[0] for r in ranked(learnt, [[3, 4, 5], [38, 39]])] == [6, 0]
     short = dataclasses.replace(options, epochs=1)
@@ -174,9 +172,7 @@ def test_what_has_learnt_nothing_is_not_measured(name):
 )
 def test_settings_that_train_nothing_are_refused_before_anything_is_written(data, tmp_path, flags, said):
     with pytest.raises(InputError, match=said):
-        baselines.main(
-            ["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "sasrec", *flags]
-        )
+        baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "sasrec", *flags])
     assert not (tmp_path / "r").exists()
 
 
@@ -229,15 +225,10 @@ def test_the_cross_check_reads_recboles_form_and_measures_ours(tmp_path, capsys)
     path.write_text("\n".join(lines))
     sequences = sasrec.read_sequences(path)
     assert sequences["7"] == [7, 8, 9, 10, 11] and "99" not in sequences  # by time; one item is no sequence
-    sasrec.main(
-        ["--inter", str(path), "--seeds", "0", "--epochs", "1", "--output", str(tmp_path / "out.json")]
-    )
+    sasrec.main(["--inter", str(path), "--seeds", "0", "--epochs", "1", "--output", str(tmp_path / "out.json")])
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())["ours"][0]
-    assert (
-        f"recall@10   ours {found['recall@10']:.4f}" in out
-        and 0 <= found["ndcg@10"] <= found["recall@10"] <= 1
-    )
+    assert f"recall@10   ours {found['recall@10']:.4f}" in out and 0 <= found["ndcg@10"] <= found["recall@10"] <= 1
     path.write_text("user_id:token\titem_id:token\n1\t2\n")
     with pytest.raises(InputError, match="has no timestamp"):
         sasrec.read_sequences(path)

@@ -25,9 +25,7 @@ def run_dir(tiny_checkpoint, tmp_path):
         folder = run / f"step{step}" / f"global_step{step}"
         folder.mkdir(parents=True)
         noise = 0.0 if step == 2 else 1.0
-        save_file(
-            {k: v + noise * torch.randn_like(v) for k, v in weights.items()}, folder / "model.safetensors"
-        )
+        save_file({k: v + noise * torch.randn_like(v) for k, v in weights.items()}, folder / "model.safetensors")
     return run
 
 

@@ -42,8 +42,7 @@ def data(tmp_path):
     rows = [test_row(i, [i, i + 1, i + 2], [i + 3]) for i in range(6)]
     write_table(folder / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     labels = [
-        {**row, "metadata": json.dumps({"uid": i // 2, "label": i % 2, "answer": "是"})}
-        for i, row in enumerate(rows)
+        {**row, "metadata": json.dumps({"uid": i // 2, "label": i % 2, "answer": "是"})} for i, row in enumerate(rows)
     ]
     write_table(folder / "label_pred" / "label_pred_test.parquet", pa.Table.from_pylist(labels))
     codes = pa.array([[p % 4, p // 4 % 4, 0] for p in range(16)], pa.list_(pa.int32()))
@@ -55,9 +54,7 @@ def data(tmp_path):
     SPEC.save(folder)
     write_records(folder / "general" / "text.parquet", [text_record("u", "s", {}, ["abc 中文"])])
     turns = [message("user", "1+1?"), message("assistant", "2")]
-    write_records(
-        folder / "general" / "qa.parquet", [chat_record("u", "s", {"answer": "2", "kind": "sum"}, turns)]
-    )
+    write_records(folder / "general" / "qa.parquet", [chat_record("u", "s", {"answer": "2", "kind": "sum"}, turns)])
     return folder
 
 
@@ -111,9 +108,7 @@ def test_bits_per_byte_of_texts_beyond_the_context(checkpoint, data, tmp_path):
 def test_seen_items_are_left_out_on_request(checkpoint, data):
     _, folder = run(checkpoint, data, "--tasks", "video", "--exclude_seen")
     lines = [json.loads(line) for line in (folder / "predictions_video.jsonl").read_text().splitlines()]
-    assert [sorted(line["items"]) for line in lines] == [
-        sorted(set(range(16)) - {i, i + 1, i + 2}) for i in range(6)
-    ]
+    assert [sorted(line["items"]) for line in lines] == [sorted(set(range(16)) - {i, i + 1, i + 2}) for i in range(6)]
 
 
 def test_thinking_ends_before_the_items(checkpoint, data):

@@ -61,9 +61,7 @@ def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_c
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "two_choices.yaml").write_text(CHOICES)
-    (tmp_path / "tasks" / "lost.yaml").write_text(
-        CHOICES.replace("two_choices", "lost").replace("choices/", "lost/")
-    )
+    (tmp_path / "tasks" / "lost.yaml").write_text(CHOICES.replace("two_choices", "lost").replace("choices/", "lost/"))
     (tmp_path / "tasks" / "gsm8k_local.yaml").write_text((general.OWN_TASKS / "gsm8k_local.yaml").read_text())
     questions = [{"question": f"Is it {i}?", "gold": i % 2} for i in range(12)]
     problems = [{"question": f"{i} and {i}?", "answer": f"{i}+{i}={2 * i}\n#### {2 * i}"} for i in range(6)]
@@ -76,9 +74,7 @@ def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_c
         "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
     script = str(ROOT / "benchmarks" / "general.sh")
-    done = subprocess.run(
-        ["bash", script, f"tiny={tiny_checkpoint}"], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run(["bash", script, f"tiny={tiny_checkpoint}"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     value = json.loads((tmp_path / "out" / "general" / "v1.0" / "results_tiny" / "metrics.json").read_text())
     measured = value["tasks"]["lm_eval"]
@@ -88,9 +84,7 @@ def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_c
     model = BenchModel(tiny_checkpoint, "cpu")
     asked = [model.tokenizer(f"{row['question']} {c}")["input_ids"] for row in questions for c in "ab"]
     scores = model.text_logprobs(asked, "choices", [2] * len(asked))
-    right = [
-        (b > a) == bool(row["gold"]) for row, a, b in zip(questions, scores[::2], scores[1::2], strict=True)
-    ]
+    right = [(b > a) == bool(row["gold"]) for row, a, b in zip(questions, scores[::2], scores[1::2], strict=True)]
     assert 0 < sum(right) < 12 and measured["two_choices acc"] == pytest.approx(sum(right) / 12)
     low, high = value["intervals"]["lm_eval"]["two_choices acc"]
     assert low < measured["two_choices acc"] < high

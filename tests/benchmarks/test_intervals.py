@@ -13,9 +13,7 @@ from benchmarks.results import Scores
 
 def scores(users, **columns):
     users = [str(u) for u in users]
-    return Scores(
-        [str(i) for i in range(len(users))], users, {k: np.array(v, dtype=float) for k, v in columns.items()}
-    )
+    return Scores([str(i) for i in range(len(users))], users, {k: np.array(v, dtype=float) for k, v in columns.items()})
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +40,7 @@ def test_a_resample_counts_every_sample_of_a_user_as_often_as_the_user_was_drawn
     found = replicates(["auc"], labels, 5)["auc"][1:]
     for row, value in zip(weights, found, strict=True):
         rows = np.repeat(np.arange(len(users)), row[users].astype(int))
-        assert value == pytest.approx(
-            roc_auc_score(labels.columns["label"][rows], labels.columns["score"][rows])
-        )
+        assert value == pytest.approx(roc_auc_score(labels.columns["label"][rows], labels.columns["score"][rows]))
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation_where_users_have_one_sample_each():
@@ -69,9 +65,7 @@ def test_unscored_samples_are_left_out_of_the_mean_and_one_user_has_no_interval(
 
 
 def test_bits_per_byte_is_the_bits_of_all_texts_over_their_bytes():
-    assert values_and_intervals(["bits_per_byte"], scores("ab", bits=[8, 2], bytes=[4, 6]))[0] == {
-        "bits_per_byte": 1
-    }
+    assert values_and_intervals(["bits_per_byte"], scores("ab", bits=[8, 2], bytes=[4, 6]))[0] == {"bits_per_byte": 1}
 
 
 def test_a_paired_difference_sees_what_two_intervals_would_hide():

@@ -133,9 +133,7 @@ def test_answers_that_never_parse_leave_the_sample_unscored(start, tmp_path):
     server = start()
     judge = judge_of(server, tmp_path, ask_again=2)
     verdict = judge.ask("score=7", score)  # 7 is outside 1 to 5
-    assert (
-        verdict.value is None and verdict.problem == "answer does not parse" and len(server.requests()) == 3
-    )
+    assert verdict.value is None and verdict.problem == "answer does not parse" and len(server.requests()) == 3
 
 
 def test_requests_run_side_by_side_up_to_the_limit_and_keep_their_order(start, tmp_path):
@@ -199,9 +197,7 @@ def test_json_is_found_in_what_a_model_says_around_it():
             parse_json(text_)
 
 
-@pytest.mark.parametrize(
-    "bad", ['{"score": 0}', '{"score": 3.5}', '{"score": true}', '{"why": 3}', "[]", "3"]
-)
+@pytest.mark.parametrize("bad", ['{"score": 0}', '{"score": 3.5}', '{"score": true}', '{"why": 3}', "[]", "3"])
 def test_a_score_is_a_whole_number_from_one_to_five(bad):
     with pytest.raises((ValueError, KeyError, TypeError)):
         text.parse_score(bad)

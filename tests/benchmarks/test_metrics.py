@@ -42,9 +42,7 @@ def test_ndcg_equals_scikit_learns():
         order, answer = rng.permutation(40), rng.choice(40, 7, replace=False)
         truth, score = np.isin(np.arange(40), answer), np.empty(40)
         score[order] = -np.arange(40)
-        assert ndcg_at_k(order.tolist(), answer.tolist(), 10) == pytest.approx(
-            ndcg_score([truth], [score], k=10)
-        )
+        assert ndcg_at_k(order.tolist(), answer.tolist(), 10) == pytest.approx(ndcg_score([truth], [score], k=10))
 
 
 def test_auc_equals_scikit_learns_also_with_ties():

@@ -81,9 +81,7 @@ def world(tmp_path):
             }
         )
         sids = [i, 7] if i % 2 else [6, 7]
-        items = (
-            [*range(100, 109), i] if i % 2 else sids
-        )  # a hit in the last of the ten places is a hit that is shown
+        items = [*range(100, 109), i] if i % 2 else sids  # a hit in the last of the ten places is a hit that is shown
         lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids], "thought": "想" * 30})  # fmt: skip
     write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
@@ -107,10 +105,7 @@ def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     report.main(world["argv"])
     out = capsys.readouterr().out
     assert "video: recall@10 0.3500, 3.50 times the best baseline (popularity, 0.1000)" in out
-    assert (
-        "general EM 0.6000 → 0.5000 (-0.1000)" in out
-        and "SFT, rec_reason: not judged: 2 (no judge set)" in out
-    )
+    assert "general EM 0.6000 → 0.5000 (-0.1000)" in out and "SFT, rec_reason: not judged: 2 (no judge set)" in out
     markdown = (world["out"] / "report.md").read_text()
     assert "| SFT | **0.3500** |" in markdown and "| base <LLM> | – |" in markdown
     value = json.loads((world["out"] / "report.json").read_text())
@@ -118,9 +113,7 @@ def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     against = next(c for c in value["paired"] if c["before"] == "popularity")["result"]
     assert against["difference"] == pytest.approx(0.25) and (against["better"], against["worse"]) == (6, 0)
     assert 0.15 < against["low"] < 0.25 < against["high"] < 0.35
-    assert {c["after"] for c in value["paired"]} == {
-        "SFT"
-    }  # stage 2 has nothing before it that was measured on items
+    assert {c["after"] for c in value["paired"]} == {"SFT"}  # stage 2 has nothing before it that was measured on items
 
 
 def test_errors_say_which_answers_are_missed_and_how_near_the_sids_came(world):
@@ -231,9 +224,7 @@ def test_predictions_of_another_shape_are_refused(tmp_path, text, said):
 
 def test_json_lines_end_at_line_feeds_alone(tmp_path):
     value = {"uuid": "a", "text": "\u2028\u2029\x85\x0b\x0c\x1c\r\n\ud83d"}
-    write_text(
-        tmp_path / "predictions_rec_reason.jsonl", f"{json.dumps(value, ensure_ascii=False)}\r\n\n" * 2
-    )
+    write_text(tmp_path / "predictions_rec_reason.jsonl", f"{json.dumps(value, ensure_ascii=False)}\r\n\n" * 2)
     assert load_predictions(tmp_path, "rec_reason") == [value, value]
 
 

@@ -71,9 +71,7 @@ def test_a_killed_run_goes_on_to_the_same_metrics_and_predictions(
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     folder = tmp_path / "killed" / "results_x"
     phases = {path.stem: path.read_bytes().splitlines() for path in (folder / "progress").iterdir()}
-    assert not (folder / "metrics.json").exists() and b"cut o" in b"".join(
-        lines[-1] for lines in phases.values()
-    )
+    assert not (folder / "metrics.json").exists() and b"cut o" in b"".join(lines[-1] for lines in phases.values())
     done = sum(len(lines) for lines in phases.values()) - 1
 
     asked = []

@@ -46,18 +46,14 @@ def eight(data):
 def test_all_eight_tasks_run_and_say_what_was_not_judged(checkpoint, eight):
     tasks, folder = run(checkpoint, eight, "--bootstrap", "20")
     assert list(tasks) == [*TASKS, "general"]
-    assert {"sid_recall@10", "ndcg@32", "position1_pass@1", "coverage@10", "valid_sid"} <= set(
-        tasks["product"]
-    )
+    assert {"sid_recall@10", "ndcg@32", "position1_pass@1", "coverage@10", "valid_sid"} <= set(tasks["product"])
     assert tasks["item_understand"]["embedding_similarity"] >= 0 and tasks["rec_reason"]["unjudged"] == 3
     assert "llm_score" not in tasks["rec_reason"]
     value = json.loads((folder / "metrics.json").read_text())
     assert value["unjudged"] == {"rec_reason": {"no judge set": 3}}
     low, high = value["intervals"]["video"]["ndcg@10"]
     assert low <= tasks["video"]["ndcg@10"] <= high and set(value["data"]["tests"]) == {*TASKS, "general"}
-    assert Scores.load(folder, "video").columns["ndcg@10"].mean() == pytest.approx(
-        tasks["video"]["ndcg@10"], abs=1e-6
-    )
+    assert Scores.load(folder, "video").columns["ndcg@10"].mean() == pytest.approx(tasks["video"]["ndcg@10"], abs=1e-6)
 
 
 def judge_file(server, tmp_path):
@@ -170,9 +166,7 @@ def test_openonerecs_own_call_works_word_for_word(checkpoint, data, tmp_path, su
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_eval_script_passes_a_signal_on_and_waits_for_what_it_ends_with(tmp_path, sent):
     python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/bash\ntrap 'echo ended; exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n"
-    )
+    python.write_text("#!/bin/bash\ntrap 'echo ended; exit 75' TERM\necho begun\nwhile :; do sleep 0.1; done\n")
     python.chmod(0o755)
     with subprocess.Popen(
         ["bash", str(ROOT / "benchmarks" / "eval_script.sh"), "model", "mine", "false"],

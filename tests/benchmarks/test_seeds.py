@@ -48,10 +48,7 @@ def test_means_spread_and_published_rows(tmp_path, capsys):
     assert table["popularity"]["metrics"]["recall@10"] == {"mean": 0, "sd": None, "seeds": [0]}
     assert table["Theirs"]["source"] == "a paper" and list(table["Theirs"]["metrics"]) == ["recall@10"]
     printed = capsys.readouterr().out
-    assert (
-        "| sft | 0.7500 ± 0.3536 |" in printed
-        and "| Theirs | – | – | 0.5000 | – | published | – |" in printed
-    )
+    assert "| sft | 0.7500 ± 0.3536 |" in printed and "| Theirs | – | – | 0.5000 | – | published | – |" in printed
     assert (out / "seeds.md").read_text() in printed
     # Models by what they reach, then what others published.
     assert list(table) == ["popularity", "sft", "Theirs"]

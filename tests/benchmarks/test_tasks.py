@@ -93,9 +93,7 @@ def test_valid_sids_among_freely_generated_tokens(toy_spec):
 
     index = ItemIndex(np.array([5]), np.array([[1, 2, 3]], np.int32), toy_spec)
     good = toy_spec.token_ids(np.array([1, 2, 3])).tolist()
-    assert (
-        rank.valid_sid_rate([good, good[:2], [good[0], good[2], good[1]], [0, 0, 0]], index, toy_spec) == 0.25
-    )
+    assert rank.valid_sid_rate([good, good[:2], [good[0], good[2], good[1]], [0, 0, 0]], index, toy_spec) == 0.25
 
 
 @pytest.mark.parametrize(
@@ -159,9 +157,7 @@ def test_unknown_and_absent_tasks_are_refused(release):
 def test_results_of_another_data_version_are_refused(release, tmp_path):
     before = fingerprint(release, "video")
     write(release, "video", [row("u2", {"answer_pid": [12]})])
-    values = [
-        {"data": {"tests": {"video": mark}}} for mark in (before, before, fingerprint(release, "video"))
-    ]
+    values = [{"data": {"tests": {"video": mark}}} for mark in (before, before, fingerprint(release, "video"))]
     check_same_data(["a", "b"], values[:2])
     with pytest.raises(InputError, match=r"^c: measured video on another version of the data than a"):
         check_same_data(["a", "b", "c"], values)

@@ -33,12 +33,8 @@ def lines_of(folder, task):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it"
-)
-def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(
-    tiny_checkpoint, tiny_data, tmp_path
-):
+@pytest.mark.skipif(not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it")
+def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(tiny_checkpoint, tiny_data, tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     pytest.importorskip("ray", reason="Ray is not installed")
     import torch
@@ -58,10 +54,7 @@ def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(
     killed = run("kill", *engines)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     progress = tmp_path / "results_vllm" / "progress" / "video.jsonl"
-    assert (
-        len(progress.read_text().splitlines()) == 6
-        and not (tmp_path / "results_vllm" / "metrics.json").exists()
-    )
+    assert len(progress.read_text().splitlines()) == 6 and not (tmp_path / "results_vllm" / "metrics.json").exists()
     again = run("on", *engines)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "written 6" in again.stdout  # of 12 prompts

@@ -22,9 +22,7 @@ def release(tmp_path: Path):
         table = pa.table({"pid": list(range(1, n + 1)), "codes": pa.array(codes, pa.list_(pa.int32()))})
         write_table(tmp_path / f"{name}_pid2sid.parquet", table)
     spec.save(tmp_path)
-    write_table(
-        tmp_path / "pid2caption.parquet", pa.table({"pid": [1, 2, 99], "dense_caption": ["猫", "狗", "鱼"]})
-    )
+    write_table(tmp_path / "pid2caption.parquet", pa.table({"pid": [1, 2, 99], "dense_caption": ["猫", "狗", "鱼"]}))
     input_path = tmp_path / "release.parquet"
 
     def write(rows):

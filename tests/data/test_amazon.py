@@ -58,10 +58,7 @@ def test_sequence_files(sequences, tmp_path, capsys):
     captions = pq.read_table(tmp_path / "out" / "onerec_data" / "pid2caption.parquet").to_pylist()
     assert captions[0] == {"pid": 5, "dense_caption": "类别：属性1、属性2。", "tags": ["属性1", "属性2"]}
     assert captions[4]["dense_caption"] == "商品9。"
-    assert (
-        "1 (user with fewer than 4 items)" in (out := capsys.readouterr().out)
-        and "1 (line is not a user" in out
-    )
+    assert "1 (user with fewer than 4 items)" in (out := capsys.readouterr().out) and "1 (line is not a user" in out
 
 
 REVIEWS = [
@@ -75,9 +72,7 @@ REVIEWS = [
 
 
 def write_raw(folder, broken=()):
-    lines = [
-        json.dumps({"reviewerID": u, "asin": i, "overall": s, "unixReviewTime": t}) for u, i, s, t in REVIEWS
-    ]
+    lines = [json.dumps({"reviewerID": u, "asin": i, "overall": s, "unixReviewTime": t}) for u, i, s, t in REVIEWS]
     with gzip.open(folder / "reviews.json.gz", "wt") as file:
         file.write("\n".join([*lines, *broken]))
     meta = "{'asin': 'X', 'title': 'Soap', 'brand': 'B', 'categories': [['Beauty', 'Bath', 'Soaps']]}"
@@ -100,9 +95,7 @@ def test_raw_reviews_are_ordered_by_time_and_carry_masks(tmp_path):
     }
     assert names == {"W": 1, "X": 2, "Y": 3, "Z": 4}
     row = release(tmp_path / "out")[2, 1, 0]
-    assert row["hist_video_pid"] == [names["Y"], names["Z"], names["X"]] and row["target_video_pid"] == [
-        names["W"]
-    ]
+    assert row["hist_video_pid"] == [names["Y"], names["Z"], names["X"]] and row["target_video_pid"] == [names["W"]]
     assert row["hist_video_longview"] == [0, 1, 1] and row["hist_video_follow"] == [0, 0, 1]
     assert row["hist_video_not_interested"] == [1, 0, 0] and row["target_video_like"] == [1]
     captions = pq.read_table(tmp_path / "out" / "onerec_data" / "pid2caption.parquet").to_pylist()
@@ -183,13 +176,9 @@ def test_beauty_has_the_numbers_that_the_papers_state(tmp_path, capsys, shared_d
 def test_pairs_count_by_distance():
     pairs = Pairs(np.array([0, 1, 2, 2, 0]), [3, 2], n=3, window=2)  # 0 1 2, and 2 0
     counts = [[0, 1, 1.5], [1, 0, 1], [1.5, 1, 0]]
-    assert (
-        pairs.rows(0, 3).toarray().tolist() == counts and pairs.rows(1, 2).toarray().tolist() == counts[1:2]
-    )
+    assert pairs.rows(0, 3).toarray().tolist() == counts and pairs.rows(1, 2).toarray().tolist() == counts[1:2]
     assert pairs.margin().tolist() == [2.5, 2, 2.5]
-    wide = Pairs(
-        np.array([0, 1, 2, 2, 0]), [3, 2], n=3, window=2**31 - 1
-    )  # no wider than the longest history
+    wide = Pairs(np.array([0, 1, 2, 2, 0]), [3, 2], n=3, window=2**31 - 1)  # no wider than the longest history
     assert wide.rows(0, 3).toarray().tolist() == counts and wide.margin().tolist() == [2.5, 2, 2.5]
 
 

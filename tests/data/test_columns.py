@@ -39,11 +39,7 @@ def test_users_have_their_exact_uid_and_split_or_are_counted(tmp_path_factory, u
     table = {"uid": uids[0].slice(0, n), "split": splits[0].slice(0, n), "hist_video_pid": history}
     pq.write_table(pa.table(table), path)
     users = Users(path, ["hist_video_pid"], [], LAYOUT)
-    found = [
-        pair
-        for data in users
-        for pair in zip(Batch(data, LAYOUT).uid, Batch(data, LAYOUT).split, strict=True)
-    ]
+    found = [pair for data in users for pair in zip(Batch(data, LAYOUT).uid, Batch(data, LAYOUT).split, strict=True)]
     pairs = [
         (uid, split)
         for uid, split in zip(uids[1][:n], splits[1][:n], strict=True)
@@ -60,9 +56,7 @@ def test_histories_keep_the_exact_ids_and_the_place_of_what_is_none(tmp_path_fac
     array = array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
     values = array.to_pylist()
     rows = [None if null else values for null in nulls]
-    data = pa.RecordBatch.from_pydict(
-        {"uid": [1, 2, 3], "hist_video_pid": pa.array(rows, pa.list_(array.type))}
-    )
+    data = pa.RecordBatch.from_pydict({"uid": [1, 2, 3], "hist_video_pid": pa.array(rows, pa.list_(array.type))})
     batch = Batch(data, LAYOUT)
     found = batch.lists("hist_video_pid").values.tolist()
     assert found == [NO_PID if value is None else value for value in wanted] * nulls.count(False)
@@ -78,15 +72,11 @@ def test_captions_and_embeddings_have_their_exact_pid_or_none(tmp_path_factory, 
     path = tmp_path_factory.getbasetemp() / "items.parquet"
     vectors = pa.array([[1.0, i + 1.0] for i in range(n)], pa.list_(pa.float32()))
     tags = pa.array([["a"]] * n)
-    pq.write_table(
-        pa.table({"pid": array, "caption": ["text"] * n, "embedding": vectors, "tags": tags}), path
-    )
+    pq.write_table(pa.table({"pid": array, "caption": ["text"] * n, "embedding": vectors, "tags": tags}), path)
     readers = (
         lambda: [pid for pids, _ in Captions(path, LAYOUT) for pid in pids],
         lambda: [
-            pid
-            for pids, _ in iter_embeddings(path, 2, Manifest("x"), first=FirstOfPid(path))
-            for pid in pids.tolist()
+            pid for pids, _ in iter_embeddings(path, 2, Manifest("x"), first=FirstOfPid(path)) for pid in pids.tolist()
         ],
     )
     distinct = list(dict.fromkeys(value for value in wanted if value is not None))
@@ -102,23 +92,17 @@ def test_captions_and_embeddings_have_their_exact_pid_or_none(tmp_path_factory, 
 
 def records_of(users: list[object]) -> list[dict]:
     turns = [message("user", "q"), message("assistant", "a")]
-    return [
-        chat_record(str(uuid.UUID(int=i + 2**80)), "x", {"uid": user}, turns) for i, user in enumerate(users)
-    ]
+    return [chat_record(str(uuid.UUID(int=i + 2**80)), "x", {"uid": user}, turns) for i, user in enumerate(users)]
 
 
 @given(kept=integer_columns(), left_out=integer_columns(), as_text=st.booleans())
 @PROPERTY
-def test_no_row_of_an_excluded_user_stays_however_the_user_is_stored(
-    tmp_path_factory, kept, left_out, as_text
-):
+def test_no_row_of_an_excluded_user_stays_however_the_user_is_stored(tmp_path_factory, kept, left_out, as_text):
     folder = tmp_path_factory.getbasetemp() / "mix"
     folder.mkdir(exist_ok=True)
     users = [user for user in dict.fromkeys([*kept[1], *left_out[1]]) if user is not None]
     write_records(folder / "records.parquet", records_of([str(user) if as_text else user for user in users]))
-    pq.write_table(
-        pa.table({"extra_info": pa.StructArray.from_arrays([left_out[0]], ["uid"])}), folder / "rl.parquet"
-    )
+    pq.write_table(pa.table({"extra_info": pa.StructArray.from_arrays([left_out[0]], ["uid"])}), folder / "rl.parquet")
     try:
         excluded = read_excluded(folder / "c", folder, ["rl.parquet"], Manifest("x"))
     except InputError:

@@ -111,9 +111,7 @@ def hub(tmp_path):
             "--workers",
             "1",
         ]
-        return subprocess.run(
-            [*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
-        )
+        return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
     yield run, tmp_path / "raw"
     server.shutdown()
@@ -164,16 +162,12 @@ def test_what_is_not_there_is_one_line(hub):
     done = run("--datasets", "owner/other")
     assert done.returncode == 2 and done.stderr.startswith("error: owner/other: is not at http://127.0.0.1")
     done = run("--datasets", "none")
-    assert (
-        done.returncode == 2 and "error: --datasets: none is not known; recif, pretrain, sft" in done.stderr
-    )
+    assert done.returncode == 2 and "error: --datasets: none is not known; recif, pretrain, sft" in done.stderr
 
 
 def test_offline_is_one_line(hub):
     run, raw = hub
     done = run("--datasets", "owner/name", HF_HUB_OFFLINE="1")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert (
-        done.stderr.startswith("error: owner/name: cannot be downloaded (") and "HF_ENDPOINT" in done.stderr
-    )
+    assert done.stderr.startswith("error: owner/name: cannot be downloaded (") and "HF_ENDPOINT" in done.stderr
     assert not (raw / "name" / "README.md").exists()

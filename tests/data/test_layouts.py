@@ -55,9 +55,7 @@ def test_the_simple_layout_gives_the_tasks_that_it_has_columns_for(release):
     main(without_products(release, "--layout", "simple"))
     assert answers(release, "sft_video_rec") == [sid(release, 3), sid(release, 4), sid(release, 5)]
     assert answers(release, "sft_label_pred") == ["否", "是", "否"]
-    kinds = [
-        json.loads(row["metadata"])["target_interaction"] for row in records(release, "sft_label_cond_rec")
-    ]
+    kinds = [json.loads(row["metadata"])["target_interaction"] for row in records(release, "sft_label_cond_rec")]
     assert kinds == ["like", "longview"], "a click is no interaction kind"
     assert answers(release, "sft_interactive_rec") == [sid(release, 4)]
     assert len({row["uuid"] for row in records(release, "sft_video_rec")}) == 3
@@ -72,9 +70,7 @@ def test_what_is_left_out_for_want_of_columns_is_said(release, capsys):
 
 
 def test_the_same_row_twice_is_counted_in_the_simple_layout_too(release):
-    simple_logs(
-        release, target_pid=[3, 3, 5, 6], interaction_type=["like", "like", "click", "like"], query=[None] * 4
-    )
+    simple_logs(release, target_pid=[3, 3, 5, 6], interaction_type=["like", "like", "click", "like"], query=[None] * 4)
     main(without_products(release, "--layout", "simple", "--max_bad_ratio", "1"))
     assert dropped(release)["users: uid and the row stand twice"] == 1
 
@@ -114,10 +110,7 @@ def test_pids_as_text_or_as_floats_are_read_as_numbers(release, kind):
     table = pq.read_table(release.input)
     place = table.schema.get_field_index("hist_video_pid")
     column = pa.array(
-        [
-            [str(p) for p in row] if pa.types.is_string(kind) else row
-            for row in table["hist_video_pid"].to_pylist()
-        ],
+        [[str(p) for p in row] if pa.types.is_string(kind) else row for row in table["hist_video_pid"].to_pylist()],
         pa.list_(kind),
     )
     write_table(release.input, table.set_column(place, "hist_video_pid", column))
@@ -154,10 +147,7 @@ def test_a_folder_of_files_is_one_input_and_doubles_across_files_count(release, 
     argv = release.argv("--tasks", "sft_video_rec", "--benchmark", "0", "--max_bad_ratio", "1")
     argv[1] = str(folder)
     main(argv)
-    assert (
-        len(records(release, "sft_video_rec")) == 3
-        and dropped(release)["users: uid stands twice in a split"] == 1
-    )
+    assert len(records(release, "sft_video_rec")) == 3 and dropped(release)["users: uid stands twice in a split"] == 1
 
 
 def test_an_empty_folder_and_half_a_file_are_one_line(release, tmp_path):
@@ -180,9 +170,7 @@ def test_workers_do_not_change_a_byte(release):
 
 
 def test_a_pid_twice_in_the_captions_is_counted(release):
-    write_table(
-        release.folder / "pid2caption.parquet", pa.table({"pid": [1, 1, 2], "caption": ["猫", "狗", " "]})
-    )
+    write_table(release.folder / "pid2caption.parquet", pa.table({"pid": [1, 1, 2], "caption": ["猫", "狗", " "]}))
     main(release.argv("--tasks", "sft_item_understand", "--benchmark", "0"))
     assert len(records(release, "sft_item_understand")) == 1
     assert dropped(release) == {"captions: pid stands twice": 1, "captions: pid or caption is empty": 1}

@@ -208,8 +208,6 @@ def test_ids_past_int64_are_counted(tmp_path):
     item = recbole(tmp_path / "item", [*RATINGS, (1, 2**64, 5, 9)])
     with pytest.raises(InputError, match="1 of 26 rows are bad"):
         convert(item)
-    (films := recbole(tmp_path / "films")).joinpath("ml-100k.item").open("a").write(
-        f"{2**70}\tFilm\t1990\tWar\n"
-    )
+    (films := recbole(tmp_path / "films")).joinpath("ml-100k.item").open("a").write(f"{2**70}\tFilm\t1990\tWar\n")
     convert(films, "--max_bad_ratio", "0.1")
     assert manifest(films)["dropped"]["film row does not parse"] == 1

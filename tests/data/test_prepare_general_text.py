@@ -84,11 +84,7 @@ def test_a_local_folder_becomes_a_file_of_valid_records_with_stable_uuids(tmp_pa
         "0.5",
     ]
     main(argv)
-    assert (
-        "5 records in" in (out := capsys.readouterr().out)
-        and "1 (stands twice)" in out
-        and "1 (no text)" in out
-    )
+    assert "5 records in" in (out := capsys.readouterr().out) and "1 (stands twice)" in out and "1 (no text)" in out
     path = tmp_path / "out" / "pretrain" / "wiki.parquet"
     rows = pq.read_table(path).to_pylist()
     assert [parse_segments(row["segments"]) for row in rows] == [f"文{i}" for i in range(5)]
@@ -100,9 +96,7 @@ def test_a_local_folder_becomes_a_file_of_valid_records_with_stable_uuids(tmp_pa
 
 def test_chats_go_to_sft_and_the_number_of_rows_can_be_bounded(tmp_path):
     write_lines(tmp_path / "chat.jsonl", [{"question": f"{i}", "answer": "答"} for i in range(9)])
-    main(
-        ["--dataset", str(tmp_path / "chat.jsonl"), "--output_dir", str(tmp_path / "out"), "--max_rows", "4"]
-    )
+    main(["--dataset", str(tmp_path / "chat.jsonl"), "--output_dir", str(tmp_path / "out"), "--max_rows", "4"])
     assert pq.read_table(tmp_path / "out" / "sft" / "chat.parquet").num_rows == 4
 
 

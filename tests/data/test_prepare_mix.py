@@ -31,9 +31,7 @@ def world(tmp_path):
     )
 
     def config(*sources, **more):
-        (tmp_path / "config.json").write_text(
-            json.dumps({"sources": list(sources), "rows_per_file": 10, **more})
-        )
+        (tmp_path / "config.json").write_text(json.dumps({"sources": list(sources), "rows_per_file": 10, **more}))
 
     config({"name": "chat", "path": "chat.parquet"}, {"name": "text", "path": "text.parquet"})
     return tmp_path, config
@@ -224,18 +222,14 @@ def rl_inputs(folder, users=40):
 def test_rl_data_has_no_user_in_both_files(tmp_path):
     rl_inputs(tmp_path)
     prepare_rl(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--test_size", "5"])
-    train, test = (
-        pq.read_table(tmp_path / "rl" / f"{name}.parquet").to_pylist() for name in ("train", "test")
-    )
+    train, test = (pq.read_table(tmp_path / "rl" / f"{name}.parquet").to_pylist() for name in ("train", "test"))
     uids = [{row["extra_info"]["uid"] for row in part} for part in (train, test)]
     assert uids[0] and uids[1] and not uids[0] & uids[1]
     by_task = [row["data_source"] for row in test]
     assert {task: by_task.count(task) for task in set(by_task)} == dict.fromkeys(
         ("onerec/video", "onerec/ad", "onerec/product", "onerec/label_cond", "onerec/interactive"), 5
     )
-    assert train[0]["prompt"][-1]["role"] == "user" and train[0]["reward_model"]["ground_truth"].startswith(
-        "答"
-    )
+    assert train[0]["prompt"][-1]["role"] == "user" and train[0]["reward_model"]["ground_truth"].startswith("答")
 
 
 def test_rl_data_without_a_training_user_is_refused(tmp_path):
@@ -260,9 +254,7 @@ def test_a_share_of_the_users_is_for_rl_and_a_mix_can_leave_them_out(world):
     assert len(train | test) == 20 and not train & test
     prepare_rl(argv)
     whole_train, whole_test = rl_users(folder)
-    assert whole_test == test and len(whole_train | whole_test) == 40, (
-        "the share does not move the test users"
-    )
+    assert whole_test == test and len(whole_train | whole_test) == 40, "the share does not move the test users"
 
     prepare_rl([*argv, "--user_share", "0.5"])
     sources = [
@@ -319,9 +311,7 @@ def test_users_to_exclude_that_cannot_be_read_are_an_error(world, excluded, matc
 def test_a_share_that_is_none_is_refused(tmp_path, share):
     rl_inputs(tmp_path)
     with pytest.raises(InputError, match=r"--user_share: is .*; give a number above 0 to 1"):
-        prepare_rl(
-            ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share]
-        )
+        prepare_rl(["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--user_share", share])
 
 
 def test_the_folder_above_the_output_is_refused_and_the_inputs_stay(world):

@@ -64,9 +64,7 @@ def world(tmp_path):
         codes = {pid: [pid * 7 % 8192, pid * 3, pid] for pid in range(1, n + 1)}
         lists = pa.array(list(codes.values()), pa.list_(pa.int64()))
         write_table(tmp_path / f"{name}_pid2sid.parquet", pa.table({"pid": list(codes), "sid": lists}))
-        sids[name] = {
-            pid: "<|sid_begin|><s_a_{}><s_b_{}><s_c_{}><|sid_end|>".format(*c) for pid, c in codes.items()
-        }
+        sids[name] = {pid: "<|sid_begin|><s_a_{}><s_b_{}><s_c_{}><|sid_end|>".format(*c) for pid, c in codes.items()}
     argv = ["--input", f"{tmp_path}/release.parquet", "--pid2sid", f"{tmp_path}/video_ad_pid2sid.parquet"]
     argv += ["--product_pid2sid", f"{tmp_path}/product_pid2sid.parquet", "--output_dir", f"{tmp_path}/out"]
     main([*argv, "--max_bad_ratio", "1"])

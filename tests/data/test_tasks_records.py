@@ -58,9 +58,7 @@ def test_long_histories_keep_the_latest_and_targets_the_first(release):
     release.write([user(1, hist_video_pid=[1] * 600 + [2], target_video_pid=[3] * 11 + [4])])
     main(release.argv("--tasks", "sft_video_rec", "--benchmark", "0"))
     *_, question, answer = turns(rows(release, "sft_video_rec")[0])
-    assert (
-        question["content"].count(sid(release, 1)) == 511 and question["content"].count(sid(release, 2)) == 1
-    )
+    assert question["content"].count(sid(release, 1)) == 511 and question["content"].count(sid(release, 2)) == 1
     assert answer["content"] == sid(release, 3) * 10
 
 
@@ -108,9 +106,7 @@ def test_label_cond_draws_among_the_kinds_present(release):
 
 def test_label_cond_draws_no_kind_without_a_sid(release):
     """Of every user's five kinds with a target only the last has an item with a SID: everybody has a row, of that kind."""
-    masks = {
-        f"target_video_{label}": [int(label == LABELS[-1]), int(label != LABELS[-1])] for label in LABELS
-    }
+    masks = {f"target_video_{label}": [int(label == LABELS[-1]), int(label != LABELS[-1])] for label in LABELS}
     release.write([user(i, target_video_pid=[4, 999], **masks) for i in range(1, 11)])
     main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0"))
     found = rows(release, "sft_label_cond_rec")
@@ -148,9 +144,7 @@ def test_the_benchmark_holds_the_test_users_without_their_answers(release):
     assert metadata["uid"] == 3 and metadata["answer_pid"] == [4, 5] and metadata["history_pid"] == [1, 2, 3]
     assert metadata["answer"] == sid(release, 4) + sid(release, 5)
     assert sid(release, 4) not in row["messages"] and turns(row)[-1]["role"] == "user"
-    product = json.loads(
-        pq.read_table(folder / "product" / "product_test.parquet").to_pylist()[0]["metadata"]
-    )
+    product = json.loads(pq.read_table(folder / "product" / "product_test.parquet").to_pylist()[0]["metadata"])
     assert product["answer_iid"] == [2, 3]
     sequences = pq.read_table(folder / "train_sequences.parquet").to_pylist()
     assert {row["uid"] for row in sequences} == {1, 2}
@@ -176,9 +170,7 @@ def test_masks_of_another_length_are_bad_and_past_the_ratio_the_run_fails(releas
     assert not list(release.output.glob("*.parquet")), "a failed run leaves nothing"
     main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0", "--max_bad_ratio", "0.5"))
     of_user = rows(release, "sft_label_cond_rec")[1]
-    assert len(re.findall("s_a_", of_user["messages"])) == 2, (
-        "only the broken kind is left out: one like, one target"
-    )
+    assert len(re.findall("s_a_", of_user["messages"])) == 2, "only the broken kind is left out: one like, one target"
 
 
 def test_broken_keyword_json_and_double_users_are_counted(release):

@@ -63,9 +63,7 @@ def test_every_pid_of_a_row_is_in_the_catalogue_of_its_domain(world, release):
         assert set(row["hist_goods_pid"] + row["target_goods_pid"]) <= products
         keywords = json.loads(row["inter_keyword_to_items"])
         assert all(set(found) <= videos for found in keywords.values())
-    assert any(not row["hist_ad_pid"] for row in release) and any(
-        not row["hist_goods_pid"] for row in release
-    )
+    assert any(not row["hist_ad_pid"] for row in release) and any(not row["hist_goods_pid"] for row in release)
 
 
 def test_every_item_has_a_caption_and_an_embedding(world):

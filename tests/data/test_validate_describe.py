@@ -23,10 +23,7 @@ SID = SPEC.text([1, 2, 3])
 
 
 def chat(i, question="问", answer="答", **change):
-    return (
-        chat_record(record_uuid(i), "chat", {}, [message("user", question), message("assistant", answer)])
-        | change
-    )
+    return chat_record(record_uuid(i), "chat", {}, [message("user", question), message("assistant", answer)]) | change
 
 
 @pytest.fixture
@@ -67,10 +64,7 @@ def test_whole_records_pass(check, capsys):
 def test_every_rule_has_its_reason_and_the_row_is_named(check, capsys, bad, reason):
     with pytest.raises(InputError, match=f"1 of 2 rows break the format: 1 .{reason}"):
         check(chat(1, SID), bad)
-    assert (
-        f"row 1 (uuid {bad['uuid'] if reason != 'uuid stands twice' else None}): {reason}"
-        in capsys.readouterr().out
-    )
+    assert f"row 1 (uuid {bad['uuid'] if reason != 'uuid stands twice' else None}): {reason}" in capsys.readouterr().out
 
 
 def test_without_a_specification_any_code_is_right_but_half_a_sid_is_not(check):

@@ -28,9 +28,7 @@ def user(uid: int, split: int = 0, **changes):
         "target_pid": 4,
     }
     for label in LABELS:
-        row[f"hist_video_{label}"] = (
-            [1, 0, 1] if label == "longview" else [0, 1, 0] if label == "like" else [0, 0, 0]
-        )
+        row[f"hist_video_{label}"] = [1, 0, 1] if label == "longview" else [0, 1, 0] if label == "like" else [0, 0, 0]
         row[f"target_video_{label}"] = [1, 0] if label == "longview" else [0, 0]
     return row | changes
 

@@ -56,8 +56,6 @@ def test_the_file_reads_with_either_column_name(tmp_path, column):
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, pids, codes, match):
-    write_table(
-        tmp_path / "x.parquet", pa.table({"pid": pids, "codes": pa.array(codes, pa.list_(pa.int32()))})
-    )
+    write_table(tmp_path / "x.parquet", pa.table({"pid": pids, "codes": pa.array(codes, pa.list_(pa.int32()))}))
     with pytest.raises(InputError, match=match):
         read_pid2sid(tmp_path / "x.parquet", SPEC)

@@ -127,9 +127,7 @@ def test_an_item_table_gives_the_exact_pids_and_codes_or_is_refused(tmp_path_fac
     values = drawn.to_pylist()
     rows = [[i % len(values), (i + 1) % len(values)] for i in range(len(pids))]
     kind = drawn.type.value_type if pa.types.is_dictionary(drawn.type) else drawn.type
-    table = pa.table(
-        {"pid": pids, "codes": pa.array([[values[i] for i in row] for row in rows], pa.list_(kind))}
-    )
+    table = pa.table({"pid": pids, "codes": pa.array([[values[i] for i in row] for row in rows], pa.list_(kind))})
     pq.write_table(table, path)
     used = {i for row in rows for i in row}
     fits = all(not odd[i] and numbers[i] is not None and 0 <= numbers[i] < 16 for i in used)
@@ -167,9 +165,7 @@ def test_a_record_is_good_or_has_a_reason_whatever_its_json(metadata, turns):
         assert metadata.get("uid") is None or user_id(metadata["uid"]) is not None
 
 
-@given(
-    turns=st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=1, max_size=4), users=integer_columns()
-)
+@given(turns=st.lists(st.lists(TURN, min_size=1, max_size=3), min_size=1, max_size=4), users=integer_columns())
 @PROPERTY
 def test_records_of_structs_are_those_of_json(tmp_path_factory, turns, users):
     n = len(turns)

@@ -98,9 +98,7 @@ def test_files_count_by_content_and_order_not_by_name(tmp_path):
 def test_a_folder_of_results_stays_with_what_they_are_made_from(tmp_path):
     check_made_from(tmp_path / "out", {"base_model": "1", "data": "2"}, "another folder")
     check_made_from(tmp_path / "out", {"base_model": "1", "data": "2"}, "another folder")
-    with pytest.raises(
-        InputError, match="out: holds results that were made from another data; another folder"
-    ):
+    with pytest.raises(InputError, match="out: holds results that were made from another data; another folder"):
         check_made_from(tmp_path / "out", {"base_model": "1", "data": "3"}, "another folder")
     check_made_from(tmp_path / "out", {"base_model": "1", "data": "3"}, "another folder", anew=True)
     assert json.loads((tmp_path / "out/made_from.json").read_text())["data"] == "3"

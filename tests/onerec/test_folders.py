@@ -52,9 +52,7 @@ def test_a_folder_of_the_same_stage_is_replaced_and_nothing_of_the_old_one_stays
     assert files(tmp_path) == ["out/manifest.json", "out/new"]
 
 
-@pytest.mark.parametrize(
-    "spelling", ["{0}/out", "{0}/x/../out", "{0}/link", "{0}/out/.", "out", "./x/../out"]
-)
+@pytest.mark.parametrize("spelling", ["{0}/out", "{0}/x/../out", "{0}/link", "{0}/out/.", "out", "./x/../out"])
 def test_a_foreign_folder_is_refused_by_every_spelling(tmp_path, monkeypatch, spelling):
     (tmp_path / "out").mkdir()
     (tmp_path / "x").mkdir()
@@ -301,10 +299,7 @@ while done < 10:
     except InputError:
         pass
 """
-    runs = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "o")], env=ENVIRONMENT)
-        for _ in range(3)
-    ]
+    runs = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "o")], env=ENVIRONMENT) for _ in range(3)]
     assert [run.wait(60) for run in runs] == [0, 0, 0]
 
 

@@ -124,10 +124,7 @@ def test_the_commands_status_comes_back_and_nothing_of_it_is_left(mark):
         pass
     assert process.returncode == 128 + signal.SIGKILL
     with owned(["no-such-program"], stderr=subprocess.PIPE, text=True) as process:
-        assert (
-            process.stderr.read()
-            == "error: no-such-program: No such file or directory; a program that can be run\n"
-        )
+        assert process.stderr.read() == "error: no-such-program: No such file or directory; a program that can be run\n"
     assert process.returncode == 127
 
 

@@ -261,9 +261,7 @@ def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind
         state = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
-    assert dict(needed_tensors(read_config(folder))) == {
-        key: tuple(value.shape) for key, value in state.items()
-    }
+    assert dict(needed_tensors(read_config(folder))) == {key: tuple(value.shape) for key, value in state.items()}
     open_model_folder(folder)
 
 

@@ -97,9 +97,7 @@ def test_a_truncated_parquet_file_and_a_missing_column_are_named(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
         pytest.skip("this machine does not let the test mount a tmpfs")
     try:
         with pytest.raises(InputError, match="no space left on the device"):

@@ -53,9 +53,7 @@ def test_specification_survives_the_file(tmp_path):
         assert SidSpec.load(tmp_path) == spec
 
 
-@pytest.mark.parametrize(
-    "broken", [[], {"codebook_sizes": [0]}, {"codebook_sizes": [4], "layers": 2}, {"layers": 3}]
-)
+@pytest.mark.parametrize("broken", [[], {"codebook_sizes": [0]}, {"codebook_sizes": [4], "layers": 2}, {"layers": 3}])
 def test_a_file_that_is_not_a_specification_is_refused(tmp_path, broken):
     (tmp_path / "sid_spec.json").write_text(json.dumps(broken))
     with pytest.raises(InputError, match=r"sid_spec\.json: "):

@@ -103,9 +103,7 @@ def test_a_worker_that_is_killed_is_one_line(begun):
 
 def test_an_ignored_signal_stays_ignored(tmp_path):
     """nohup: the terminal may close."""
-    script = (
-        "import os, signal\nfrom onerec.cli import cli\ncli(lambda: os.kill(os.getpid(), signal.SIGHUP))()"
-    )
+    script = "import os, signal\nfrom onerec.cli import cli\ncli(lambda: os.kill(os.getpid(), signal.SIGHUP))()"
     root = Path(__file__).resolve().parents[2]
     command = f'trap "" HUP; exec {sys.executable} -c "$0"'
     done = subprocess.run(["bash", "-c", command, script], env=os.environ | {"PYTHONPATH": str(root)})
@@ -120,7 +118,5 @@ def test_without_room_for_semaphores_one_process_does_the_work(monkeypatch, caps
 
     monkeypatch.setattr(workers, "ProcessPoolExecutor", full)
     begun = []
-    assert list(workers.map_in_order(abs, [-1, 2], 2, begun.append, ("here",))) == [1, 2] and begun == [
-        "here"
-    ]
+    assert list(workers.map_in_order(abs, [-1, 2], 2, begun.append, ("here",))) == [1, 2] and begun == ["here"]
     assert capsys.readouterr().err.startswith("one process instead of 2: no semaphores")

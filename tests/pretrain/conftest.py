@@ -77,9 +77,7 @@ def world(tmp_path_factory) -> Path:
         write_records(root / "rec" / f"part-{shard}.parquet", recommendation[shard::3])
     write_json(root / "rec" / FILE_LIST, [f"part-{shard}.parquet" for shard in range(3)])
     for name, extra in (("base", []), ("untied", ["--untied"])):
-        make_tiny_qwen3.main(
-            ["--corpus", str(root / "general"), "--output_dir", str(root / name), *SMALL, *extra]
-        )
+        make_tiny_qwen3.main(["--corpus", str(root / "general"), "--output_dir", str(root / name), *SMALL, *extra])
         expand_vocab.main(
             [
                 "--hf_model_dir",
@@ -90,9 +88,7 @@ def world(tmp_path_factory) -> Path:
                 str(root),
             ]
         )
-    write_json(
-        root / "config.json", {"sources": ["rec", "general"], "max_length": 256, "add_think_pattern": True}
-    )
+    write_json(root / "config.json", {"sources": ["rec", "general"], "max_length": 256, "add_think_pattern": True})
     return root
 
 

@@ -173,9 +173,7 @@ def test_a_foreign_fsdp_checkpoint_runs_nothing(tmp_path, damage):
     assert "\n" not in str(error.value) and not (tmp_path / "CANARY").exists()
 
 
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda value, path: Path(path).write_bytes(pickle.dumps(value))]
-)
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: Path(path).write_bytes(pickle.dumps(value))])
 @pytest.mark.parametrize("place", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
 def test_foreign_zero_states_run_nothing(world, stopped, tmp_path, save, place):
     pytest.importorskip("deepspeed")
@@ -194,8 +192,6 @@ def test_foreign_zero_states_run_nothing(world, stopped, tmp_path, save, place):
     for name in names:
         torch.save(whole, folder / name)
     save(Evil(tmp_path / "CANARY"), folder / place)
-    with pytest.raises(
-        InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"
-    ):
+    with pytest.raises(InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"):
         convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(folder)])  # fmt: skip
     assert not (tmp_path / "CANARY").exists()

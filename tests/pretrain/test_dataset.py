@@ -138,8 +138,7 @@ def test_long_samples_are_cut_where_the_config_says_so(config_file, world):
     _, samples, manifest = load(world, config_file(max_sample_length=limit, cut_long_samples=True))
     wanted = np.minimum(everything.lengths, limit)
     learns = [
-        bool(everything.learn[begin + 1 : begin + n].any())
-        for begin, n in zip(everything.starts, wanted, strict=False)
+        bool(everything.learn[begin + 1 : begin + n].any()) for begin, n in zip(everything.starts, wanted, strict=False)
     ]
     assert samples.lengths.tolist() == wanted[learns].tolist()
     assert manifest.extra["cut_samples"] == int((everything.lengths > limit).sum()) > 0
@@ -151,9 +150,7 @@ def test_loss_falls_on_the_answers_alone_unless_the_config_says_otherwise(config
     _, samples, _ = load(world, config_file(sources="rec"))
     ids, learn = samples.ids[: samples.starts[1]], samples.learn[: samples.starts[1]]
     learnt = decode(world, ids[learn])
-    assert learnt.startswith("<think>\n\n</think>\n\n<|sid_begin|>") and learnt.endswith(
-        "<|sid_end|><|im_end|>"
-    )
+    assert learnt.startswith("<think>\n\n</think>\n\n<|sid_begin|>") and learnt.endswith("<|sid_end|><|im_end|>")
     _, samples, _ = load(world, config_file(sources="rec", only_assistant_loss=False))
     assert samples.learn.all()
 
@@ -249,9 +246,7 @@ def test_steps_take_as_many_epochs_as_they_need(config_file, world):
 )
 def test_a_plan_that_no_memory_holds_is_refused_before_it_is_made(config_file, world, flags, changes):
     config, samples, _ = load(world, config_file(**changes))
-    with pytest.raises(
-        InputError, match=r"packed rows an epoch, [0-9,]+ in all; from 1 to 50,000,000: fewer steps"
-    ):
+    with pytest.raises(InputError, match=r"packed rows an epoch, [0-9,]+ in all; from 1 to 50,000,000: fewer steps"):
         PackedDataset(samples, config, seed=0, **flags)
 
 
@@ -353,9 +348,7 @@ def test_tokens_in_a_folder_are_those_in_memory_and_made_once(config_file, world
     _, files, after = load(world, path, token_dir=tmp_path)
     for name in ("ids", "learn", "starts", "source", "shard"):
         assert np.array_equal(getattr(memory, name), getattr(files, name)), name
-    assert (
-        isinstance(files.ids, np.memmap) and files.digest == memory.digest and files.learnt == memory.learnt
-    )
+    assert isinstance(files.ids, np.memmap) and files.digest == memory.digest and files.learnt == memory.learnt
     assert before.dropped == after.dropped and before.inputs == after.inputs
 
     def never(job):

@@ -39,9 +39,7 @@ def test_a_finished_model_whose_checkpoints_are_gone_is_not_begun_anew_unasked(t
         check_ours(output, may_replace=False)
     check_ours(output, may_replace=True)
     clear_output(output, goes_on=False)
-    assert sorted(os.listdir(output)) == ["hf", "manifest.json", LOG], (
-        "the model stands until the new one does"
-    )
+    assert sorted(os.listdir(output)) == ["hf", "manifest.json", LOG], "the model stands until the new one does"
 
 
 @pytest.mark.parametrize("name", ["hf", "tb_logs"])

@@ -42,9 +42,7 @@ def tokenizer_of(folder: Path):
 
 def test_the_same_corpus_and_seed_give_the_same_bytes(world, tmp_path):
     for name in ("a", "b"):
-        make_tiny_qwen3.main(
-            ["--corpus", str(world / "general"), "--output_dir", str(tmp_path / name), *SMALL]
-        )
+        make_tiny_qwen3.main(["--corpus", str(world / "general"), "--output_dir", str(tmp_path / name), *SMALL])
     for file in ("tokenizer.json", "model.safetensors", "config.json", "chat_template.jinja"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -94,9 +92,7 @@ def test_an_expanded_base_model_stops_at_the_end_of_a_turn_too(world, tmp_path):
 def test_a_corpus_without_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither Parquet nor JSON"):
         (tmp_path / "empty").mkdir()
-        make_tiny_qwen3.main(
-            ["--corpus", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out"), *SMALL]
-        )
+        make_tiny_qwen3.main(["--corpus", str(tmp_path / "empty"), "--output_dir", str(tmp_path / "out"), *SMALL])
     assert not (tmp_path / "out").exists()
 
 
@@ -150,12 +146,8 @@ def test_new_rows_begin_at_the_old_rows_mean_and_scale():
 @pytest.mark.parametrize("name", ["base", "untied"])
 def test_rows_from_the_codebook_keep_its_distances_and_the_old_rows_scale(world, tmp_path, name):
     torch.manual_seed(0)
-    books = [
-        torch.cat([torch.zeros(2, 64), 5 * torch.ones(2, 64)]) + 0.1 * torch.randn(4, 64) for _ in range(2)
-    ]
-    torch.save(
-        {"state_dict": {f"centroids.{i}": book for i, book in enumerate(books)}}, tmp_path / "model.pt"
-    )
+    books = [torch.cat([torch.zeros(2, 64), 5 * torch.ones(2, 64)]) + 0.1 * torch.randn(4, 64) for _ in range(2)]
+    torch.save({"state_dict": {f"centroids.{i}": book for i, book in enumerate(books)}}, tmp_path / "model.pt")
     argv = [
         "--hf_model_dir",
         str(world / name),

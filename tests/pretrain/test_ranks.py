@@ -14,7 +14,7 @@ from torch.distributed import HashStore, PrefixStore
 
 from onerec.errors import InputError
 from onerec.folders import atomic_path
-from pretrain import processes
+from pretrain import ranks
 from pretrain.ranks import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def test_a_failure_of_one_is_the_line_of_all(tmp_path, error, says):
 
 
 def test_a_process_that_never_comes_ends_the_wait(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "START", 0.3)
+    monkeypatch.setattr(ranks, "START", 0.3)
     run = Run([tmp_path / "tokens"] * 2, ["k", "k"])
     run.process(1)
     assert "process 0 gives no sign of life" in str(run.ends[1])
@@ -103,8 +103,8 @@ def test_a_process_that_never_comes_ends_the_wait(tmp_path, monkeypatch):
 
 def test_signs_of_life_keep_the_others_waiting(tmp_path, monkeypatch):
     """The one that makes takes longer than the silence after which it would count as dead."""
-    monkeypatch.setattr(processes, "BEAT", 0.05)
-    monkeypatch.setattr(processes, "SILENCE", 2.0)
+    monkeypatch.setattr(ranks, "BEAT", 0.05)
+    monkeypatch.setattr(ranks, "SILENCE", 2.0)
     run = Run([tmp_path / "tokens"] * 2, ["k", "k"])
     make = run.make
 
@@ -124,8 +124,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from torch.distributed import TCPStore
 from onerec.cli import cli
-from pretrain import processes
-processes.BEAT, processes.SILENCE = 0.1, 3.0
+from pretrain import ranks
+ranks.BEAT, ranks.SILENCE = 0.1, 3.0
 
 def fill(name):
     print("making", flush=True)
@@ -133,7 +133,7 @@ def fill(name):
 
 rank, port = int(sys.argv[2]), int(sys.argv[3])
 store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
-cli(lambda: print(processes.Processes(rank, 2, 0, store).make_folder(Path(sys.argv[4]), lambda: "k", fill)))()
+cli(lambda: print(ranks.Processes(rank, 2, 0, store).make_folder(Path(sys.argv[4]), lambda: "k", fill)))()
 """
 
 
@@ -157,9 +157,7 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
         first.send_signal(signal.SIGKILL)
         out, error = second.communicate(timeout=300)
         assert second.returncode == 2 and not out
-        assert (
-            "tokens: is not made: process 0 gives no sign of life for 3 s; see what" in error.splitlines()[-1]
-        )
+        assert "tokens: is not made: process 0 gives no sign of life for 3 s; see what" in error.splitlines()[-1]
     finally:
         for process in (first, second):
             process.kill()

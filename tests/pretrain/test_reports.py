@@ -39,10 +39,7 @@ def test_a_run_reports_every_source_and_validates_without_learning_from_it(world
     main(argv(world, tmp_path / "checked", *held_out))
     train = lines(tmp_path / "checked" / LOG)
     for line in train:
-        assert (
-            set(line["loss_by_source"]) <= {"arithmetic", "facts", "video_rec"}
-            and len(line["loss_by_source"]) > 1
-        )
+        assert set(line["loss_by_source"]) <= {"arithmetic", "facts", "video_rec"} and len(line["loss_by_source"]) > 1
     # Validation changes nothing: neither weights nor what is logged of training.
     plain = lines(tmp_path / "plain" / LOG)
     assert [line["loss"] for line in train] == [line["loss"] for line in plain]

@@ -65,9 +65,7 @@ def test_training_scripts_pass_their_variables_on(script, wanted, tmp_path):
 
 
 def test_several_processes_are_started_by_torchrun(tmp_path):
-    out = printed(
-        "examples/pretrain_stg2.sh", cwd=tmp_path, NPROC="8", NNODES="2", NODE_RANK="1", MASTER_ADDR="head"
-    )
+    out = printed("examples/pretrain_stg2.sh", cwd=tmp_path, NPROC="8", NNODES="2", NODE_RANK="1", MASTER_ADDR="head")
     for flag in (
         "launch.py --nnodes 2",
         "--node_rank 1",
@@ -85,18 +83,13 @@ def test_expansion_takes_a_spec_or_sizes(tmp_path):
         ITEMIC_LAYER_N="4",
         VOCAB_SIZE_PER_LAYER="256",
     )
-    assert (
-        "--hf_model_dir /m --output_model_dir /m_itemic --itemic_layer_n 4 --vocab_size_per_layer 256"
-        in by_size
-    )
+    assert "--hf_model_dir /m --output_model_dir /m_itemic --itemic_layer_n 4 --vocab_size_per_layer 256" in by_size
     assert "--sid_spec /s" in printed("scripts/expand_qwen3_vocab.sh", cwd=tmp_path, SID_SPEC="/s")
 
 
 def test_conversion_and_check_say_which_arguments_they_need(tmp_path):
     out = printed("scripts/convert_checkpoint_to_hf.sh", "/base", "/home", "40", cwd=tmp_path)
-    assert (
-        "--checkpoint_dir /home/step40/global_step40 --output_dir /home/step40/global_step40/converted" in out
-    )
+    assert "--checkpoint_dir /home/step40/global_step40 --output_dir /home/step40/global_step40/converted" in out
     for script in ("convert_checkpoint_to_hf.sh", "test_hf_model.sh"):
         result = subprocess.run(["bash", str(STAGE / "scripts" / script)], capture_output=True, text=True)
         assert result.returncode == 2 and result.stderr.startswith("error: ")

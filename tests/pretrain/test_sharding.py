@@ -107,9 +107,7 @@ def test_four_rows_give_one_gradient_however_they_are_dealt(world, runs):
         states[processes] = {key: value["exp_avg"] for key, value in state.items()}
     assert all(gradient.abs().max() > 0 for gradient in states[1].values())
     for processes in (2, 4):
-        assert curve(runs / f"gradient{processes}") == [
-            pytest.approx(p, rel=1e-5) for p in curve(runs / "gradient1")
-        ]
+        assert curve(runs / f"gradient{processes}") == [pytest.approx(p, rel=1e-5) for p in curve(runs / "gradient1")]
         for key, gradient in states[1].items():
             torch.testing.assert_close(states[processes][key], gradient, rtol=1e-4, atol=1e-7)
 

@@ -70,17 +70,13 @@ def test_a_run_learns_and_leaves_a_model_that_loads(world, full_run):
     assert SidSpec.load(full_run / "hf") == SidSpec.load(world / "base_itemic")
     for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (full_run / "hf" / file).read_bytes() == (world / "base_itemic" / file).read_bytes()
-    assert (full_run / "tb_logs").is_dir() and json.loads((full_run / "manifest.json").read_text())[
-        "steps"
-    ] == 6
+    assert (full_run / "tb_logs").is_dir() and json.loads((full_run / "manifest.json").read_text())["steps"] == 6
 
 
 def test_the_same_seed_gives_the_same_bytes(world, full_run, tmp_path):
     main(argv(world, tmp_path / "again"))
     assert curve(tmp_path / "again") == curve(full_run)
-    assert (tmp_path / "again/hf/model.safetensors").read_bytes() == (
-        full_run / "hf/model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "again/hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("kill", ["during a step", "during a save"])
@@ -204,13 +200,9 @@ def test_conversion_gives_the_model_of_that_step(world, full_run):
         assert torch.equal(load_lm(converted)(ids).logits, load_lm(full_run / "hf")(ids).logits)
     assert SidSpec.load(converted) == SidSpec.load(world / "base_itemic")
     with pytest.raises(InputError, match="does not fit"):
-        convert_checkpoint_to_hf.main(
-            ["--base_model_dir", str(world / "untied_itemic"), "--checkpoint_dir", step]
-        )
+        convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "untied_itemic"), "--checkpoint_dir", step])
     with pytest.raises(InputError, match="no whole checkpoint"):
-        convert_checkpoint_to_hf.main(
-            ["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(world)]
-        )
+        convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(world)])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(world, tmp_path):
@@ -228,9 +220,7 @@ def test_accumulated_rows_weigh_by_their_learnt_tokens(world, tmp_path):
             "sources": [str(world / "general")],
             "num_epochs": 1,
         }
-        (tmp_path / f"{rows}.json").write_text(
-            json.dumps(config | {"max_length": 100000 if rows == 1 else length})
-        )
+        (tmp_path / f"{rows}.json").write_text(json.dumps(config | {"max_length": 100000 if rows == 1 else length}))
         samples_flags = ["--dataset_config", str(tmp_path / f"{rows}.json"), "--num_training_steps", "-1"]
         steps = 1
         accumulate = 1 if rows == 1 else 1000  # every row of the epoch in one step
@@ -275,9 +265,7 @@ def test_the_schedule_rises_falls_and_ends_at_the_floor():
         ([], "absent", "is not a checkpoint folder"),
     ],
 )
-def test_flags_that_cannot_be_meant_are_refused_before_anything_is_written(
-    world, tmp_path, extra, model, says
-):
+def test_flags_that_cannot_be_meant_are_refused_before_anything_is_written(world, tmp_path, extra, model, says):
     with pytest.raises(InputError, match=says):
         main([*argv(world, tmp_path / "out", model=model), *extra])
     assert not (tmp_path / "out").exists()
@@ -329,9 +317,7 @@ def test_a_run_goes_on_from_the_model_that_it_began_from_and_from_no_other(world
     tensors = load_file(model / "model.safetensors")
     tensors["model.embed_tokens.weight"][SidSpec.load(model).first_id + 1] += 1
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        InputError, match=r"another model .*; give the model that it began from, or start over"
-    ):
+    with pytest.raises(InputError, match=r"another model .*; give the model that it began from, or start over"):
         main([*flags, "--num_training_steps", "2"])
     assert (output / "hf/model.safetensors").read_bytes() == exported
     main([*flags, "--num_training_steps", "2", "--overwrite"])
@@ -409,9 +395,7 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
         run.send_signal(signal.SIGTERM)
         after = run.stdout.read()
     assert run.returncode == STOPPED, "".join(before) + after
-    step = int(
-        re.search(r"stopped by SIGTERM at step (\d+) of 5000, checkpoint written; run the same", after)[1]
-    )
+    step = int(re.search(r"stopped by SIGTERM at step (\d+) of 5000, checkpoint written; run the same", after)[1])
     assert [found for found, _ in whole_checkpoints(output)] == [step]
     assert len(children) >= (2 if processes == "2" else 0)
     _, alive = psutil.wait_procs(children, timeout=30)

@@ -34,16 +34,13 @@ def test_pq_codes_are_faiss_s():
     plain = faiss.ProductQuantizer(12, 3, 8)
     faiss.copy_array_to_vector(model.centroids.ravel(), plain.centroids)
     assert np.array_equal(model.encode(vectors), plain.compute_codes(vectors))
-    assert np.allclose(
-        model.decode(model.encode(vectors)), plain.decode(plain.compute_codes(vectors)), atol=1e-5
-    )
+    assert np.allclose(model.decode(model.encode(vectors)), plain.decode(plain.compute_codes(vectors)), atol=1e-5)
 
 
 def test_opq_is_better_than_pq_on_correlated_axes():
     vectors = correlated()
     errors = [
-        layer_reports(ProductQuantizer.fit(vectors, 3, 16, rotate=rotate), vectors)[-1].mse
-        for rotate in (False, True)
+        layer_reports(ProductQuantizer.fit(vectors, 3, 16, rotate=rotate), vectors)[-1].mse for rotate in (False, True)
     ]
     assert errors[1] < 0.9 * errors[0]
 

@@ -44,9 +44,7 @@ def report_of(tmp_path, *flags):
 
 
 def test_collisions_and_use_of_codes_are_counted(tmp_path, capsys):
-    path = table(
-        tmp_path, [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (2, 3), (0, 2)], pids=range(10, 18)
-    )
+    path = table(tmp_path, [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (2, 3), (0, 2)], pids=range(10, 18))
     report = report_of(tmp_path, "--pid2sid", path)
     assert (report["items"], report["distinct_sids"]) == (8, 5)
     assert report["collision_rate"] == 1 - 5 / 8 and report["items_in_collision"] == 5 / 8
@@ -57,9 +55,7 @@ def test_collisions_and_use_of_codes_are_counted(tmp_path, capsys):
     ]
     first, second = report["layers"]
     assert first["codes_used"] == 3 and first["utilisation"] == 0.75 and first["distinct_prefixes"] == 3
-    assert (
-        first["items_a_code"] == {"least": 0, "median": 1.5, "most": 5} and second["distinct_prefixes"] == 5
-    )
+    assert first["items_a_code"] == {"least": 0, "median": 1.5, "most": 5} and second["distinct_prefixes"] == 5
     share = np.array([5, 2, 1]) / 8
     assert np.isclose(first["entropy"], -(share * np.log2(share)).sum())
     assert "8 items, 5 distinct SIDs, collision rate 37.50% (policy none)" in capsys.readouterr().out
@@ -109,9 +105,7 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path):
 
 def test_none_keeps_the_codes_and_says_so(tmp_path):
     path = table(tmp_path / "in", [(0, 0), (0, 0)])
-    resolve(
-        ["--method", "none", "--pid2sid", str(path), "--output_path", str(tmp_path / "out" / "o.parquet")]
-    )
+    resolve(["--method", "none", "--pid2sid", str(path), "--output_path", str(tmp_path / "out" / "o.parquet")])
     assert pq.read_table(tmp_path / "out" / "o.parquet").equals(pq.read_table(path))
     assert SidSpec.load(tmp_path / "out") == SidSpec((4, 4))
 
@@ -132,9 +126,7 @@ def test_reassign_moves_to_the_nearest_free_last_code(tmp_path, capsys):
     vectors = np.array([[10, 2.9], [10, 1.6], [10, 1.1], [10, 0], [20, 1]])
     new = reassigned(tmp_path, codes, vectors)
     assert new.tolist() == [[1, 3], [1, 2], [1, 1], [1, 0], [2, 1]]
-    assert (
-        "5 items, 3 distinct SIDs before, 5 after, 2 moved, 0 found no free code" in capsys.readouterr().out
-    )
+    assert "5 items, 3 distinct SIDs before, 5 after, 2 moved, 0 found no free code" in capsys.readouterr().out
 
 
 def test_the_most_popular_item_keeps_its_sid(tmp_path):

@@ -94,9 +94,7 @@ def texts(tmp_path) -> list[str]:
         ([[1.0, 2.0]] * 4, ":x", "has the weight x"),
     ],
 )
-def test_embeddings_that_cannot_stand_beside_the_texts_are_one_line(
-    tmp_path, texts, embeddings, weight, match
-):
+def test_embeddings_that_cannot_stand_beside_the_texts_are_one_line(tmp_path, texts, embeddings, weight, match):
     table = pa.table({"pid": list(range(4)), "embedding": pa.array(embeddings, pa.list_(pa.float64()))})
     write_table(tmp_path / "co.parquet", table)
     with pytest.raises(InputError, match=match):

@@ -88,15 +88,11 @@ def test_a_dense_layer_is_applied(tmp_path):
     config = {"in_features": 16, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}  # fmt: skip
     (tmp_path / "2_Dense" / "config.json").write_text(json.dumps(config))
     linear = torch.nn.Linear(16, 6)
-    save_file(
-        {f"linear.{k}": v for k, v in linear.state_dict().items()}, tmp_path / "2_Dense" / "model.safetensors"
-    )
+    save_file({f"linear.{k}": v for k, v in linear.state_dict().items()}, tmp_path / "2_Dense" / "model.safetensors")
     encoder = TextEncoder(str(tmp_path))
     expected = torch.tanh(linear(states(tokenizer, model, TEXTS[1]).mean(0)))
     assert encoder.dim == 6
-    assert np.allclose(
-        encoder.encode(TEXTS)[1], torch.nn.functional.normalize(expected, dim=0).detach(), atol=1e-5
-    )
+    assert np.allclose(encoder.encode(TEXTS)[1], torch.nn.functional.normalize(expected, dim=0).detach(), atol=1e-5)
 
 
 def test_a_module_that_is_not_known_is_refused(tmp_path):
@@ -149,9 +145,7 @@ def catalogue(tmp_path_factory):
     (folder / "in").mkdir()
     words = [f"item {i} {'long ' * (i % 4)}" for i in range(11)]
     write_table(folder / "in" / "a.parquet", pa.table({"pid": list(range(5)), "caption": words[:5]}))
-    write_table(
-        folder / "in" / "b.parquet", pa.table({"pid": [5, 6, 2, 8, 9, 10], "caption": [*words[5:10], None]})
-    )
+    write_table(folder / "in" / "b.parquet", pa.table({"pid": [5, 6, 2, 8, 9, 10], "caption": [*words[5:10], None]}))
     return folder
 
 
@@ -281,9 +275,7 @@ def test_overwrite_removes_shards_alone(catalogue, tmp_path):
 
 
 @pytest.mark.parametrize("at", range(1, 6, 2))
-def test_a_kill_while_the_shards_of_a_finished_file_go_stops_no_other_run(
-    catalogue, tmp_path, monkeypatch, at
-):
+def test_a_kill_while_the_shards_of_a_finished_file_go_stops_no_other_run(catalogue, tmp_path, monkeypatch, at):
     class Killed(BaseException):
         pass
 

@@ -28,9 +28,7 @@ def test_codes_and_tokens_are_read_and_layers_cut(tmp_path, capsys):
     ]
     assert spec.codebook_sizes == (4, 4, 4) and spec.collision == "none"
     assert "3 items" in (out := capsys.readouterr().out) and "2 distinct SIDs, collision rate 33.33%" in out
-    rows, spec = run(
-        tmp_path, value, "--codebook_size", "16", "--n_layers", "4", "--collision", "extra_layer"
-    )
+    rows, spec = run(tmp_path, value, "--codebook_size", "16", "--n_layers", "4", "--collision", "extra_layer")
     assert rows[0]["codes"] == [3, 0, 1, 9] and spec.collision == "extra_layer"
 
 

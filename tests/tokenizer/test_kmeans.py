@@ -28,9 +28,7 @@ def hand_made(n=400, dim=8):
 
 def save(path, vectors, pids=None, kind=None):
     lists = pa.array(list(vectors), kind or pa.list_(pa.float32()))
-    write_table(
-        path, pa.table({"pid": pa.array(range(len(vectors)) if pids is None else pids), "embedding": lists})
-    )
+    write_table(path, pa.table({"pid": pa.array(range(len(vectors)) if pids is None else pids), "embedding": lists}))
     return str(path)
 
 
@@ -96,9 +94,7 @@ def test_train_and_infer_from_files_give_the_same_bytes_again(tmp_path, capsys):
         outputs.append((folder / "pid2sid.parquet").read_bytes())
     assert outputs[0] == outputs[1]
     table = pq.read_table(tmp_path / "a" / "pid2sid.parquet")
-    assert table.schema.field("codes").type == pa.list_(pa.int32()) and table["pid"].to_pylist() == list(
-        range(400)
-    )
+    assert table.schema.field("codes").type == pa.list_(pa.int32()) and table["pid"].to_pylist() == list(range(400))
     assert SidSpec.load(tmp_path / "a") == SidSpec((4, 4))
     assert "16 distinct SIDs" in capsys.readouterr().out
 
@@ -145,9 +141,7 @@ def test_without_an_output_path_the_codes_stand_beside_the_embeddings(tmp_path):
 
 def test_the_originals_plain_state_dict_loads(tmp_path):
     centroids = np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)
-    torch.save(
-        {f"centroids.{i}": torch.from_numpy(c) for i, c in enumerate(centroids)}, tmp_path / "model.pt"
-    )
+    torch.save({f"centroids.{i}": torch.from_numpy(c) for i, c in enumerate(centroids)}, tmp_path / "model.pt")
     model = load_quantizer(tmp_path / "model.pt")
     assert model.n_layers == 2 and np.array_equal(model.centroids[1], centroids[1])
 
@@ -156,10 +150,7 @@ def test_bad_rows_are_counted_and_past_the_ratio_the_run_fails(tmp_path, capsys)
     vectors, _, _ = hand_made()
     vectors[3, 2], vectors[7] = np.nan, 0
     path = train_on(tmp_path, vectors)
-    assert (
-        "dropped 1 (embedding is not finite or too large), 1 (embedding is all zero)"
-        in capsys.readouterr().out
-    )
+    assert "dropped 1 (embedding is not finite or too large), 1 (embedding is all zero)" in capsys.readouterr().out
     infer(["--model_path", str(tmp_path / "model"), "--emb_path", path, "--output_path", str(tmp_path)])
     assert pq.read_table(tmp_path / "pid2sid.parquet").num_rows == 398
     vectors[:50] = np.inf

@@ -111,9 +111,7 @@ def test_spread_seeds_are_better_than_random_ones():
     vectors = centres[rng.choice(40, 4000, p=share / share.sum())] + 0.1 * rng.standard_normal((4000, 8))
     points = torch.from_numpy(vectors.astype(np.float32))
     error = {
-        init: np.mean(
-            [Kmeans(40, KmeansConfig(seed=seed, init=init)).fit(points).objective[-1] for seed in range(3)]
-        )
+        init: np.mean([Kmeans(40, KmeansConfig(seed=seed, init=init)).fit(points).objective[-1] for seed in range(3)])
         for init in ("random", "kmeans++")
     }
     assert error["kmeans++"] < 0.5 * error["random"]
@@ -145,9 +143,7 @@ def test_balanced_codes_are_used_evenly_and_the_price_is_kept(tmp_path):
     perplexity = {}
     for name, flags in (("plain", ["--backend", "torch"]), ("even", ["--balanced"])):
         train([*argv, "--model_path", str(tmp_path / name), *flags])
-        infer(
-            ["--model_path", str(tmp_path / name), "--emb_path", path, "--output_path", str(tmp_path / name)]
-        )
+        infer(["--model_path", str(tmp_path / name), "--emb_path", path, "--output_path", str(tmp_path / name)])
         codes = np.array(pq.read_table(tmp_path / name / "pid2sid.parquet")["codes"].to_pylist())
         shares = np.bincount(codes[:, 0], minlength=32) / len(codes)
         perplexity[name] = 2 ** -(shares[shares > 0] * np.log2(shares[shares > 0])).sum()

@@ -80,9 +80,7 @@ def test_padding_rows_of_the_teachers_head_are_not_itemic_tokens():
 
 def test_only_rows_of_learnt_tokens_keep_their_values():
     ids, logprobs = torch.tensor([[1], [2], [3], [0]]), torch.tensor([[-1.0], [-2.0], [-3.0], [ABSENT]])
-    ids, logprobs, mask = mask_rows(
-        [True, False, True], ids, logprobs
-    )  # one prompt token, three of the response
+    ids, logprobs, mask = mask_rows([True, False, True], ids, logprobs)  # one prompt token, three of the response
     assert mask == [1, 0, 1]
     assert ids[:, 0].tolist() == [1, 0, 3, 0]
     assert logprobs[:, 0].tolist() == [-1.0, ABSENT, -3.0, ABSENT]

@@ -11,9 +11,7 @@ import torch
 
 from verl_distillation.settings import ANCHOR_KEY
 
-pytestmark = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="needs vLLM, which this platform has no build of"
-)
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM, which this platform has no build of")
 START = 40  # first extended id of 54
 
 
@@ -62,10 +60,7 @@ def micro_batch(temperature, topk, packed=False):
     rows = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
     generator = torch.Generator().manual_seed(1)
     highest = (START, START, 54)
-    ids = [
-        torch.randint(most, (len(row), 4), generator=generator)
-        for row, most in zip(rows, highest, strict=True)
-    ]
+    ids = [torch.randint(most, (len(row), 4), generator=generator) for row, most in zip(rows, highest, strict=True)]
     ids[2][:, 0] = 50
     logprobs = [torch.randn(len(row), 4, generator=generator).log_softmax(-1) - 0.1 for row in rows]
     tensors = {

@@ -122,9 +122,7 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
 
 
 def test_settings_reach_verl(files):
-    args = parse(
-        files | {"--adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"}
-    )
+    args = parse(files | {"--adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"})
     wanted = overrides(args, 6, on_cpu=True)
     for line in (
         "+distillation.distillation_loss.adv_min=-7.0",
@@ -238,9 +236,7 @@ def test_a_distillation_goes_on_with_what_it_began_with_alone(files, monkeypatch
     tensors = load_file(weights)
     tensors["model.norm.weight"][1] += 1
     save_file(tensors, weights)
-    with pytest.raises(
-        InputError, match="out: holds results that were made from another teacher_model; give"
-    ):
+    with pytest.raises(InputError, match="out: holds results that were made from another teacher_model; give"):
         distill.main(argv)
     assert started == [False, False]
     distill.main([*argv, "--resume", "false"])

@@ -112,9 +112,7 @@ def check_export(models: Path, out: Path) -> None:
     assert not before[: spec.first_id].allclose(after[: spec.first_id], atol=1e-4)
 
 
-def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkpoint_is_a_model(
-    models, ray_cluster
-):
+def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkpoint_is_a_model(models, ray_cluster):
     """Two steps or more of the top-k loss on a cluster that was there before, anchors among the prompts; the student's server killed."""
     out = models / "out"
     settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
@@ -149,9 +147,7 @@ def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkp
     assert refused.returncode == 2 and "results that were made from another dataset" in refused.stderr
 
 
-@pytest.mark.skipif(
-    not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it"
-)
+@pytest.mark.skipif(not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it")
 def test_the_policy_gradient_runs(models):
     """Two steps of the reverse KL on this machine, itemic tokens among what the student says."""
     out = models / "reverse"

@@ -76,8 +76,6 @@ def world(tmp_path_factory) -> Path:
     )
     (folder / "data").mkdir()
     for name, n in (("train", 16), ("test", 4)):
-        rows = [
-            rl_row(spec, codes[rng.permutation(len(codes))[:23]], i, ("video", "ad")[i % 2]) for i in range(n)
-        ]
+        rows = [rl_row(spec, codes[rng.permutation(len(codes))[:23]], i, ("video", "ad")[i % 2]) for i in range(n)]
         pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"{name}.parquet")
     return folder

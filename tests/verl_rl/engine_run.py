@@ -68,9 +68,7 @@ def batch():
     def nested(values):
         return torch.nested.as_nested_tensor(values, layout=torch.jagged)
 
-    masks = [
-        torch.cat([torch.zeros(len(p)), torch.ones(len(r))]) for p, r in zip(prompts, responses, strict=True)
-    ]
+    masks = [torch.cat([torch.zeros(len(p)), torch.ones(len(r))]) for p, r in zip(prompts, responses, strict=True)]
     tensors = {
         "prompts": nested(prompts), "responses": nested(responses), "input_ids": nested(rows), "loss_mask": nested(masks),
         "position_ids": nested([torch.arange(len(row)) for row in rows]),

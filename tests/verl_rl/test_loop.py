@@ -137,9 +137,7 @@ def test_a_model_that_opens_no_sid_has_one_malformed_output(parts):
 
 
 def test_sampled_items_have_a_seed_of_their_own_for_every_rollout(parts):
-    seeds = [
-        rollout(parts, codes=CODES, stage2="sample", session=session)[1].asked[0][3] for session in (0, 1, 0)
-    ]
+    seeds = [rollout(parts, codes=CODES, stage2="sample", session=session)[1].asked[0][3] for session in (0, 1, 0)]
     assert seeds[0] == seeds[2] != seeds[1]
     assert rollout(parts, codes=CODES)[1].asked[0][3] is None
 

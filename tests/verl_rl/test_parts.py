@@ -16,9 +16,7 @@ from verl_rl.settings import RolloutSettings
 from verl_rl.validation import read_validation, table
 
 SPEC = SidSpec((4, 3), first_id=20)
-MARKS = assemble.Marks(
-    close=1, ends=(2, 9), begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3]
-)
+MARKS = assemble.Marks(close=1, ends=(2, 9), begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3])
 
 
 class Tokenizer:
@@ -71,17 +69,13 @@ def test_a_long_prompt_loses_its_oldest_items_first():
     short, cut = assemble.encode_prompt(messages, False, tokenizer, SPEC, len(whole) - 1)
     kept = messages[0]["content"].replace(SPEC.format((0, 0)), "")
     assert cut and len(short) == len(whole) - 4
-    assert (
-        short == assemble.encode_prompt([{"role": "user", "content": kept}], False, tokenizer, SPEC, 1000)[0]
-    )
+    assert short == assemble.encode_prompt([{"role": "user", "content": kept}], False, tokenizer, SPEC, 1000)[0]
     assert len(assemble.encode_prompt(messages, False, tokenizer, SPEC, 5)[0]) == 5
 
 
 def test_a_prompt_of_neither_kind_carries_no_switch():
     messages, tokenizer = [{"role": "user", "content": "推荐"}], Tokenizer()
-    thinks, not_, left = (
-        assemble.encode_prompt(messages, t, tokenizer, SPEC, 99)[0] for t in (True, False, None)
-    )
+    thinks, not_, left = (assemble.encode_prompt(messages, t, tokenizer, SPEC, 99)[0] for t in (True, False, None))
     assert left == tokenizer(prompt_text(messages, None))["input_ids"]
     assert len(left) < len(thinks) < len(not_)
 
@@ -117,9 +111,7 @@ def test_maxrl_weighs_beams_by_their_probability_over_the_expected_reward():
     found = likelihood_advantages(scores, groups, ["a0", "a0", "a0", "b0", "b0"], None)
     assert found.numpy() == pytest.approx(np.array([-1, 2, -1, 0, 0]), abs=1e-6)
     # A hit of hardly any probability is no division by zero, a miss of none is left alone.
-    found = likelihood_advantages(
-        torch.tensor([0, 1.0, 0]), list("aaa"), ["a0"] * 3, torch.tensor([0, -60.0, -80.0])
-    )
+    found = likelihood_advantages(torch.tensor([0, 1.0, 0]), list("aaa"), ["a0"] * 3, torch.tensor([0, -60.0, -80.0]))
     assert torch.isfinite(found).all() and abs(float(found[2])) < 1e-6
 
 
@@ -138,9 +130,7 @@ def test_maxrl_is_the_gradient_of_the_logarithm_of_the_expected_reward():
     # With beams' probabilities alone, beside the likelihood of the thoughts: what all beams of a thought get is the thought's.
     own = (
         found / 6
-        - torch.tensor(np.repeat([float(found[:4].sum()), float(found[4:].sum())], [4, 2]))
-        / 6
-        * shares.detach()
+        - torch.tensor(np.repeat([float(found[:4].sum()), float(found[4:].sum())], [4, 2])) / 6 * shares.detach()
     )
     assert own.numpy() == pytest.approx(log_probs.grad.numpy(), abs=1e-6)
     assert float(found.sum()) == pytest.approx(0, abs=1e-5)
@@ -188,9 +178,7 @@ def test_metrics_come_by_task_and_over_all():
 
 def test_low_variance_kl():
     # d = ln 2: 2 - ln 2 - 1.
-    assert metrics.low_var_kl(np.array([0.0, -1]), np.array([np.log(2), -1])) == pytest.approx(
-        [1 - np.log(2), 0]
-    )
+    assert metrics.low_var_kl(np.array([0.0, -1]), np.array([np.log(2), -1])) == pytest.approx([1 - np.log(2), 0])
 
 
 def test_the_time_of_a_step_is_split():
@@ -284,9 +272,7 @@ def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_
     train_grpo.main(argv)
     train_grpo.main(argv)
     (tmp_path / "train.parquet").write_bytes(b"rowz")
-    with pytest.raises(
-        InputError, match="out: holds results that were made from another training data; give"
-    ):
+    with pytest.raises(InputError, match="out: holds results that were made from another training data; give"):
         train_grpo.main(argv)
     (tmp_path / "train.parquet").write_bytes(b"rows")
     save_file({"w": torch.ones(3)}, tmp_path / "base/model.safetensors")

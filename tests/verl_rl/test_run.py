@@ -70,9 +70,7 @@ def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
     apart = run(world, tmp_path / "out", DRY_RUN=1, SHARE_PROMPTS=0)
     assert apart.returncode == 0 and "onerec_share_prompts" not in apart.stdout
     # OpenOneRec's own defaults.
-    left = run(
-        world, tmp_path / "out", DRY_RUN=1, ENABLE_THINK="False", ENABLE_NONTHINK="False", STAGE1_MAX_TOKENS=8
-    )
+    left = run(world, tmp_path / "out", DRY_RUN=1, ENABLE_THINK="False", ENABLE_NONTHINK="False", STAGE1_MAX_TOKENS=8)
     assert left.returncode == 0, left.stderr
 
 
@@ -196,9 +194,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it"
-)
+@pytest.mark.skipif(not os.environ.get("ONEREC_LONG_TESTS"), reason="takes minutes; ONEREC_LONG_TESTS=1 runs it")
 @pytest.mark.parametrize(
     "switches",
     [{"CONSTRAINED": 0}, {"TWO_STAGE": 0, "ROLLOUT_N": 4}, {"STAGE2_MODE": "sample"}],

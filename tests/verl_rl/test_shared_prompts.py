@@ -25,9 +25,7 @@ def rows():
     """Two prompts of different length; answers that share nothing, a beginning, or everything."""
     a, b = torch.tensor([1, 2, 3, 4, 5]), torch.tensor([1, 2, 9])
     answers = [(a, [7, 8, 9]), (b, [7, 8]), (a, [7, 8, 10, 11]), (a, [12]), (b, [7, 8]), (b, [])]
-    return [prompt for prompt, _ in answers], [
-        torch.tensor(answer, dtype=torch.int64) for _, answer in answers
-    ]
+    return [prompt for prompt, _ in answers], [torch.tensor(answer, dtype=torch.int64) for _, answer in answers]
 
 
 def one_by_one(model, prompts, responses):

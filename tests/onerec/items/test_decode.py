@@ -180,9 +180,7 @@ def test_no_beam_is_spent_on_a_prefix_whose_sids_are_all_excluded(toy_model, toy
     rest = [tuple(sid) for sid in index.sids.tolist() if sid[0] != best.codes[0]]
     smaller = ItemIndex(np.arange(len(rest)), np.array(rest, np.int32), toy_spec)
     [expected] = decode_items(toy_model, PROMPTS[:1], smaller, toy_spec, num_beams=1)
-    [found, free] = decode_items(
-        toy_model, [PROMPTS[0]] * 2, index, toy_spec, num_beams=1, exclude=[below, []]
-    )
+    [found, free] = decode_items(toy_model, [PROMPTS[0]] * 2, index, toy_spec, num_beams=1, exclude=[below, []])
     assert [h.codes for h in found] == [h.codes for h in expected]
     assert [h.codes for h in free] == [best.codes]
     everything = [tuple(sid) for sid in index.sids.tolist()]

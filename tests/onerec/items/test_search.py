@@ -67,9 +67,7 @@ def test_more_beams_than_items_give_every_item_once():
 def test_tokens_that_may_not_follow_are_left_out_of_an_answer():
     search = ItemSearch(SPEC, INDEX, 2)
     first = search.queries()[0]
-    search.feed(
-        [(np.append(first.candidates, [0, 14]), np.append(np.full(len(first.candidates), -3.0), [0.0, 0.0]))]
-    )
+    search.feed([(np.append(first.candidates, [0, 14]), np.append(np.full(len(first.candidates), -3.0), [0.0, 0.0]))])
     assert all(beam.prefix[0] in first.candidates for beam in search.queries())
 
 

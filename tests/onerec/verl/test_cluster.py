@@ -68,9 +68,7 @@ def test_pools_that_do_not_fit_together_are_refused_with_what_would(machine, mon
     ):
         fit(student(8, 2), teacher(8))
     machine(1)
-    with pytest.raises(
-        InputError, match=r"1 for the student, 1 for the teacher do not fit .* \(1\); at least 2"
-    ):
+    with pytest.raises(InputError, match=r"1 for the student, 1 for the teacher do not fit .* \(1\); at least 2"):
         fit(student(), teacher())
     cluster(monkeypatch, 4, 4)
     # Eight of eight, but what a pool has on a node must lie on one.

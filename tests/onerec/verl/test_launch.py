@@ -186,9 +186,7 @@ def test_a_full_disk_is_named_and_does_not_hide_behind_the_log(monkeypatch, caps
     says = "print('RuntimeError: [enforce fail at inline_container.cc:672]'); raise SystemExit(1)"
     monkeypatch.setattr(verl_launch, "resolve", lambda overrides: None)
     monkeypatch.setattr(verl_launch, "command", lambda overrides: [sys.executable, "-c", says])
-    with pytest.raises(
-        InputError, match="no space left on the device; free some space; the same command goes on"
-    ):
+    with pytest.raises(InputError, match="no space left on the device; free some space; the same command goes on"):
         verl_launch.launch([], [], POOLS, tmp_path)
     error = capsys.readouterr().err
     assert error.count("warning: ") == 1 and "verl.log: No space left on device" in error
