@@ -1,0 +1,56 @@
+"""What a backbone writes around a conversation: turn marks, think marks, where it stops, which tokens it learns.
+
+A renderer a family of models; `RENDERERS` is the one list of the families that every stage knows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from onerec.errors import InputError
+from onerec.render.base import THINK_CLOSE, THINK_OPEN, Renderer, message_text, split_thinking, with_thinking
+from onerec.render.qwen3 import Qwen3
+from onerec.run import read_json
+
+__all__ = [
+    "CHAT_MARK",
+    "RENDERERS",
+    "THINK_CLOSE",
+    "THINK_OPEN",
+    "Renderer",
+    "marks_of",
+    "message_text",
+    "renderer_for",
+    "renderer_of",
+    "split_thinking",
+    "with_thinking",
+]
+
+# By the `model_type` of config.json. A new family is a file beside qwen3.py and one entry here.
+RENDERERS: dict[str, Renderer] = {renderer.model_type: renderer for renderer in (Qwen3(),)}
+
+
+def marks_of(renderers: Iterable[Renderer]) -> re.Pattern[str]:
+    """What matches every mark of a turn or text of these families."""
+    return re.compile("|".join(re.escape(mark) for renderer in renderers for mark in renderer.marks))
+
+
+# What no text of a record may hold, whichever family reads it later.
+CHAT_MARK = marks_of(RENDERERS.values())
+
+
+def renderer_for(model_type: Any, folder: str | Path) -> Renderer:
+    """The renderer of a ``model_type``, which ``folder`` has; raises `InputError` where it is not a known one."""
+    if not isinstance(model_type, str) or model_type not in RENDERERS:
+        what = "its config.json has no model_type" if model_type is None else f"is a {model_type}"
+        raise InputError(folder, what[:200], f"a family with a renderer: {', '.join(RENDERERS)}")
+    return RENDERERS[model_type]
+
+
+def renderer_of(folder: str | Path) -> Renderer:
+    """The renderer of the checkpoint in ``folder``; raises `InputError` where its family is not a known one."""
+    config = read_json(Path(folder) / "config.json")
+    return renderer_for(config.get("model_type") if isinstance(config, dict) else None, folder)
