@@ -21,8 +21,7 @@ class Prompts:
     def encode(self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int) -> list[list[int]]:
         """Token ids of the prompts, each leaving ``room`` tokens of the context free.
 
-        A prompt that is too long loses its oldest items (histories run from old to new), one without SIDs the beginning of
-        its first user turn; what the system and the question say stays. Raises `InputError` where ``room`` leaves nothing.
+        A prompt that is too long is shortened by `onerec.prompts`. Raises `InputError` where ``room`` leaves nothing.
         """
         limit = self.context - room
         if limit < 1:

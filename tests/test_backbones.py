@@ -1,4 +1,4 @@
-"""A family of models without a renderer is refused by every command that opens a model; with one, all stages take it."""
+"""A family of models without a renderer is refused by every command that opens a model; one with it is taken by all."""
 
 from __future__ import annotations
 
@@ -39,9 +39,13 @@ def write_run(folder: Path, model: Path) -> None:
     (folder / "run/hf").symlink_to(model)
 
 
-# Script to its flags: {f} is the folder of `write_run`, {data} benchmark data, {bad} the llama, {good} a Qwen3 with SIDs.
+# Script and flags: {f} is the folder of `write_run`, {data} benchmark data, {bad} the llama, {good} a Qwen3 with SIDs.
 EVALUATE = "--model_path {bad} --result_name x --data_dir {data} --output_dir {f}/out --tasks video"
-DISTILL = "--dataset_parquet {f}/prompts.parquet --output_dir {f}/out --train_batch_size 4 --n_gpus 1 --max_prompt_length 30 --response_length 20"
+DISTILL = (
+    "--dataset_parquet {f}/prompts.parquet --output_dir {f}/out --train_batch_size 4 --n_gpus 1 --max_prompt_length 30 "
+    "--response_length 20 --base_model"
+)
+ITEMS = "--catalogue {data}/video_ad_pid2sid.parquet"
 COMMANDS = [
     ("data/describe.py", "{f}/data --tokenizer {bad} --output_dir {f}/out"),
     ("pretrain/expand_vocab.py", "--hf_model_dir {bad} --output_model_dir {f}/out"),
@@ -52,12 +56,12 @@ COMMANDS = [
     ("benchmarks/evaluate.py", EVALUATE),
     ("benchmarks/evaluate.py", EVALUATE + " --backend vllm"),
     ("benchmarks/choose_checkpoint.py", "--run_dir {f}/run --data_dir {data}"),
-    ("verl_distillation/distill.py", "--base_model {bad} --teacher_model {good} " + DISTILL),
-    ("verl_distillation/distill.py", "--base_model {good} --teacher_model {bad} " + DISTILL),
-    ("verl_rl/train_grpo.py", "--base_model {bad} --data_dir {f} --catalogue {data}/video_ad_pid2sid.parquet --output_dir {f}/out"),
-    ("scripts/perf/rollout.py", "--model {bad} --rl_data {f}/train.parquet --catalogue {data}/video_ad_pid2sid.parquet"),
+    ("verl_distillation/distill.py", DISTILL + " {bad} --teacher_model {good}"),
+    ("verl_distillation/distill.py", DISTILL + " {good} --teacher_model {bad}"),
+    ("verl_rl/train_grpo.py", ITEMS + " --base_model {bad} --data_dir {f} --output_dir {f}/out"),
+    ("scripts/perf/rollout.py", ITEMS + " --model {bad} --rl_data {f}/train.parquet"),
     ("scripts/perf/evaluate.py", "--model_path {bad} --data_dir {data} --tasks video"),
-]  # fmt: skip
+]
 
 
 def loaded(script: str, monkeypatch) -> ModuleType:

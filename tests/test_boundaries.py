@@ -113,7 +113,7 @@ def the_sid_grammar_is_spelled(root: Path) -> set[str]:
 
 
 def the_marks_of_a_family_are_spelled(root: Path) -> set[str]:
-    """Rule 4: nobody but `onerec.render` writes the marks of turns, texts and thinking, or regular expressions of them."""
+    """Rule 4: nobody but `onerec.render` writes the marks of turns, texts and thinking, or patterns of them."""
     found = _spelling(root, ("im_start", "im_end", "endoftext", "think>"), *CODE)
     return {name for name in found if not name.startswith("onerec.render.")}
 

@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from onerec.errors import InputError
-from onerec.render.base import THINK_CLOSE, THINK_OPEN, Renderer, message_text, split_thinking, with_thinking
+from onerec.render.base import (  # noqa: F401 (what others take from here)
+    THINK_CLOSE,
+    THINK_OPEN,
+    Renderer,
+    message_text,
+    split_thinking,
+    with_thinking,
+)
 from onerec.render.qwen3 import Qwen3
 from onerec.run import read_json
-
-__all__ = [
-    "CHAT_MARK",
-    "RENDERERS",
-    "THINK_CLOSE",
-    "THINK_OPEN",
-    "Renderer",
-    "marks_of",
-    "message_text",
-    "renderer_for",
-    "renderer_of",
-    "split_thinking",
-    "with_thinking",
-]
 
 # By the `model_type` of config.json. A new family is a file beside qwen3.py and one entry here.
 RENDERERS: dict[str, Renderer] = {renderer.model_type: renderer for renderer in (Qwen3(),)}

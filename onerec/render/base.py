@@ -78,7 +78,7 @@ def is_thinking(messages: Messages) -> bool:
 
 
 class Renderer(abc.ABC):
-    """How one family of models writes conversations: these facts and `render`. Marks are single tokens of its tokenizer."""
+    """How a family writes conversations: these facts and `render`. Marks are single tokens of its tokenizer."""
 
     model_type: str  # in config.json
     model_class: str  # its causal language model in transformers

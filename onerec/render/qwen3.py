@@ -1,7 +1,7 @@
 """Qwen3: a turn is ``<|im_start|>role\\ncontent<|im_end|>\\n``, thinking stands in ``<think>\\n…\\n</think>\\n\\n``.
 
-An answer without thinking carries the empty block, and ``/think`` or ``/no_think`` at the end of the last user turn says
-which is wanted (Qwen3 technical report, arXiv 2505.09388, section 4.3).
+An answer without thinking carries the empty block, and ``/think`` or ``/no_think`` at the end of the last user turn
+says which is wanted (Qwen3 technical report, arXiv 2505.09388, section 4.3).
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ MULTI = [
     turn("user", "d"),
     turn("assistant", "e"),
 ]
-# A call, two answers of tools, and what the model says then; thinking before the call stays, being after the last user turn.
+# A call, two answers of tools, and what the model says then. Thinking before the call stays: it comes after the last
+# user turn.
 TOOLS = [
     turn("system", "可以调用工具。"),
     turn("user", "上海和北京天气？"),
