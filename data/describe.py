@@ -143,10 +143,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
 
 
 def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
-    """Tokenize the samples with ``tokenizer.json`` of a checkpoint's folder, rendered for its family.
-
-    A tokenizer alone does not say its family; then it is the first that is known.
-    """
+    """Tokenize the samples, rendered for its family, with ``tokenizer.json`` of a checkpoint's folder."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json" if folder.is_dir() else folder
@@ -154,8 +151,9 @@ def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
         raise InputError(file, "no such file", "the folder of a checkpoint, or its tokenizer.json")
     with reading(file, "is no tokenizer"):
         tokenizer = Tokenizer.from_file(str(file))
-    whole = (file.parent / "config.json").is_file()
-    renderer = renderer_of(file.parent) if whole else next(iter(RENDERERS.values()))
+    # A tokenizer alone does not say its family; then it is the first that is known.
+    known = (file.parent / "config.json").is_file()
+    renderer = renderer_of(file.parent) if known else next(iter(RENDERERS.values()))
     for fact in progress(facts.values(), "tokenize", unit="source"):
         for i in range(0, len(fact.sample.kept), 256):
             encoded = tokenizer.encode_batch_fast([texts(row, renderer) for row in fact.sample.kept[i : i + 256]])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, reading
 from onerec.files import MODEL_FILES, SID_SPEC
-from onerec.render import Renderer, renderer_for
+from onerec.render import Renderer, renderer_of
 from onerec.run import read_json
 from onerec.sid import SidSpec
 
@@ -92,7 +92,7 @@ class ModelFolder:
     @property
     def renderer(self) -> Renderer:
         """How its family writes conversations."""
-        return renderer_for(self.config["model_type"], self.path)
+        return renderer_of(self.path, self.config)
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:
@@ -125,7 +125,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` of a language model's folder; raises `InputError` where it is none, or its numbers cannot be a model's."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
-    renderer_for(config.get("model_type"), path)
+    renderer_of(path, config)
     for keys, fits, right in _RANGES:
         for key in keys:
             if not fits(config.get(key)):

@@ -133,8 +133,7 @@ def _encode(
     if isinstance(content, str):
         ids = tokenizer(content + renderer.text_end, return_offsets_mapping=False)["input_ids"]
         return ids, [True] * len(ids)
-    coded = renderer.encode(content, tokenizer, job.add_think_pattern, job.only_assistant_loss)
-    return coded.input_ids, coded.loss_mask
+    return renderer.encode(content, tokenizer, job.add_think_pattern, job.only_assistant_loss)
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any]]:

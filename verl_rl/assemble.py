@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onerec.prompts import shorten
-from onerec.render import Renderer, renderer_of
+from onerec.render import Messages, Renderer, renderer_of
 from onerec.sid import SidSpec
 
 
@@ -106,12 +106,7 @@ def with_item(thought: Thought, token_ids: Sequence[int], logprobs: Sequence[flo
 
 
 def encode_prompt(
-    messages: Sequence[dict[str, Any]],
-    thinking: bool | None,
-    tokenizer: Any,
-    spec: SidSpec,
-    limit: int,
-    renderer: Renderer,
+    messages: Messages, thinking: bool | None, tokenizer: Any, spec: SidSpec, limit: int, renderer: Renderer
 ) -> tuple[list[int], bool]:
     """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
 

@@ -6,7 +6,6 @@ A renderer a family of models; `RENDERERS` is the one list of the families that 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from onerec.errors import InputError
 from onerec.render.base import (  # noqa: F401 (what others take from here)
     THINK_CLOSE,
     THINK_OPEN,
+    Messages,
     Renderer,
     message_text,
     split_thinking,
@@ -26,24 +26,18 @@ from onerec.run import read_json
 RENDERERS: dict[str, Renderer] = {renderer.model_type: renderer for renderer in (Qwen3(),)}
 
 
-def marks_of(renderers: Iterable[Renderer]) -> re.Pattern[str]:
-    """What matches every mark of a turn or text of these families."""
-    return re.compile("|".join(re.escape(mark) for renderer in renderers for mark in renderer.marks))
-
-
 # What no text of a record may hold, whichever family reads it later.
-CHAT_MARK = marks_of(RENDERERS.values())
+CHAT_MARK = re.compile("|".join(re.escape(mark) for renderer in RENDERERS.values() for mark in renderer.marks))
 
 
-def renderer_for(model_type: Any, folder: str | Path) -> Renderer:
-    """The renderer of a ``model_type``, which ``folder`` has; raises `InputError` where it is not a known one."""
+def renderer_of(folder: str | Path, config: Any = None) -> Renderer:
+    """The renderer of the checkpoint in ``folder``, by its ``config.json`` (``config``, where that was read already).
+
+    Raises `InputError` where the family is not a known one.
+    """
+    config = read_json(Path(folder) / "config.json") if config is None else config
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if not isinstance(model_type, str) or model_type not in RENDERERS:
         what = "its config.json has no model_type" if model_type is None else f"is a {model_type}"
         raise InputError(folder, what[:200], f"a family with a renderer: {', '.join(RENDERERS)}")
     return RENDERERS[model_type]
-
-
-def renderer_of(folder: str | Path) -> Renderer:
-    """The renderer of the checkpoint in ``folder``; raises `InputError` where its family is not a known one."""
-    config = read_json(Path(folder) / "config.json")
-    return renderer_for(config.get("model_type") if isinstance(config, dict) else None, folder)

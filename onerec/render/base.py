@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import bisect
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,6 @@ class Piece:
 
     text: str
     learn: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """Token ids of a conversation and, of the same length, whether each token carries loss."""
-
-    input_ids: list[int]
-    loss_mask: list[bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +112,9 @@ class Renderer(abc.ABC):
 
     def as_record(self, text: str) -> str:
         """What a model wrote, as a record has it: nothing behind the end, the records' think marks."""
-        text = re.split("|".join(map(re.escape, (self.turn_end, self.text_end))), text, maxsplit=1)[0]
-        for own, mark in zip(self.think_marks, (THINK_OPEN, THINK_CLOSE), strict=True):
-            text = text.replace(own, mark)
-        return text
+        text = text.split(self.turn_end)[0].split(self.text_end)[0]
+        begin, end = self.think_marks
+        return text.replace(begin, THINK_OPEN).replace(end, THINK_CLOSE)
 
     def end_ids(self, folder: Path, tokenizer: Any) -> list[int]:
         """The ids at which an answer of the checkpoint in ``folder`` ends, sorted.
@@ -142,11 +132,9 @@ class Renderer(abc.ABC):
     def with_switch(self, messages: Messages, thinking: bool) -> list[dict[str, Any]]:
         """A copy of ``messages`` whose last user turn ends in the family's switch, unless it ends in one already."""
         copy = [dict(item, content=message_text(item["content"])) for item in messages]
-        for item in reversed(copy):
-            if item["role"] == "user":
-                if not item["content"].rstrip().endswith(tuple(self.switches.values())):
-                    item["content"] += self.switches.get(thinking, "")
-                break
+        last = next((item for item in reversed(copy) if item["role"] == "user"), None)
+        if last and not last["content"].rstrip().endswith(tuple(self.switches.values())):
+            last["content"] += self.switches.get(thinking, "")
         return copy
 
     def prompt_text(self, messages: Messages, thinking: bool | None = False, add_think_pattern: bool = True) -> str:
@@ -162,8 +150,8 @@ class Renderer(abc.ABC):
 
     def encode(
         self, messages: Messages, tokenizer: Any, add_think_pattern: bool = True, only_assistant_loss: bool = True
-    ) -> Encoded:
-        """Token ids and loss mask of a conversation, with a fast Hugging Face tokenizer.
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a conversation and whether each carries loss, with a fast Hugging Face tokenizer.
 
         The text is tokenized whole (so that ids equal those of the chat template) and a token carries loss when it
         begins inside a learnt piece.
@@ -173,7 +161,7 @@ class Renderer(abc.ABC):
         coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, starts = coded["input_ids"], coded["offset_mapping"]
         if not only_assistant_loss:
-            return Encoded(ids, [True] * len(ids))
+            return ids, [True] * len(ids)
         if starts and not isinstance(starts[0], int):  # pairs (first, end), as Hugging Face gives them
             starts = [first for first, _ in starts]
         mask, position = [False] * len(ids), 0
@@ -182,4 +170,4 @@ class Renderer(abc.ABC):
             if piece.learn:
                 first, last = bisect.bisect_left(starts, begin), bisect.bisect_left(starts, position)
                 mask[first:last] = [True] * (last - first)
-        return Encoded(ids, mask)
+        return ids, mask

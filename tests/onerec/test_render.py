@@ -74,8 +74,7 @@ def test_prompt_equals_the_template_with_the_switch(tokenizer, thinking):
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer, messages):
-    coded = QWEN3.encode(messages, tokenizer)
-    learnt = [i for i, learn in zip(coded.input_ids, coded.loss_mask, strict=True) if learn]
+    learnt = [i for i, learn in zip(*QWEN3.encode(messages, tokenizer), strict=True) if learn]
     expected = "".join(piece.text for piece in QWEN3.render(messages) if piece.learn)
     assert tokenizer.decode(learnt) == expected
     assert expected.count("<|im_end|>") == sum(m["role"] == "assistant" for m in messages)
@@ -83,7 +82,7 @@ def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer, messages):
 
 
 def test_without_only_assistant_loss_everything_is_learnt(tokenizer):
-    assert all(QWEN3.encode(SINGLE, tokenizer, only_assistant_loss=False).loss_mask)
+    assert all(QWEN3.encode(SINGLE, tokenizer, only_assistant_loss=False)[1])
 
 
 def test_the_switch_fits_the_answer_and_the_empty_block_is_there():
