@@ -43,7 +43,6 @@ from benchmarks.tasks import (
     task_of,
 )
 from onerec.catalog import ItemIndex
-from onerec.chat import END_OF_TEXT, split_thinking
 from onerec.cli import cli
 from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
 from onerec.keeper import kept
@@ -209,7 +208,7 @@ class Evaluation:
         whole = self.model.think(prompts, budget, f"{name}: thinking")
         thoughts = [ids[len(prompt) :] for ids, prompt in zip(whole, prompts, strict=True)]
         decoded = self.model.tokenizer.batch_decode(thoughts, skip_special_tokens=False)
-        return whole, [split_thinking(thought)[0].strip() for thought in decoded]
+        return whole, [self.model.renderer.split_thinking(thought)[0].strip() for thought in decoded]
 
     def _rank(self, task: BenchTask) -> TaskResult:
         args, data = self.args, self.args.data_dir
@@ -277,7 +276,7 @@ class Evaluation:
     def _general(self) -> TaskResult:
         texts, questions = general.load(self.args.data_dir, self.args.sample_size)
         tokenizer, budget = self.model.tokenizer, self._answer_tokens(task_of(GENERAL))
-        start = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+        start = tokenizer.convert_tokens_to_ids(self.model.renderer.text_end)
         coded = [[start, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         nats = [-total for total in self.model.rolling_logprobs(coded, "general: text")]
         prompts = self.model.prompt_ids([q.messages for q in questions], False, budget)
@@ -297,7 +296,7 @@ class Evaluation:
         """Text that the model writes behind the prompts, without special tokens."""
         ids = self.model.generate(prompts, budget, [], name)
         decoded = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [split_thinking(value)[1].strip() for value in decoded]
+        return [self.model.renderer.split_thinking(value)[1].strip() for value in decoded]
 
     def _save_predictions(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
         path = self.folder / f"predictions_{name}.jsonl"

@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from onerec.chat import split_thinking
 from onerec.errors import InputError
 from onerec.flags import COUNT, NOT_NEGATIVE, PROCESSES, integer, number
+from onerec.render import split_thinking
 from onerec.run import progress, read_json, write_json
 
 T = TypeVar("T")

@@ -18,7 +18,6 @@ from benchmarks.backends import BACKENDS, PRECISIONS, Excluded, Finished, Sampli
 from benchmarks.journal import Journal, work_keys
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
-from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser, integer
@@ -72,17 +71,18 @@ class BenchModel:
 
         self.path, self.journal, self.normalize = path, journal, normalize
         self.thinking = thinking or Thinking()
-        self.spec = open_model_folder(path).spec
+        opened = open_model_folder(path)
+        self.spec, self.renderer = opened.spec, opened.renderer
         with loading(path):
             self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.ends = end_ids(path, self.tokenizer)
+        self.ends = self.renderer.end_ids(path, self.tokenizer)
         self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = open_backend(
             backend, path, self.tokenizer, device=device, token_budget=token_budget,
             tensor_parallel=tensor_parallel, data_parallel=data_parallel, precision=precision,
         )  # fmt: skip
         self.context = self.backend.context
-        self.prompts = Prompts(self.tokenizer, self.context, self.spec)
+        self.prompts = Prompts(self.tokenizer, self.context, self.spec, self.renderer)
         self.start, self.model_seconds = time.monotonic(), 0.0
 
     @property
@@ -155,18 +155,15 @@ class BenchModel:
 
         The first stage of two: it ends at ``</think>`` or after ``max_tokens``; items or text follow in the second.
         """
-        close = self.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
-        newline, tail, empty = (
-            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", "\n\n", EMPTY_THINK)
-        )
+        think = self.renderer.think_ids(self.tokenizer)
         variants: list[list[list[int]]] = [[] for _ in prompts]
         for stream in range(self.thinking.thoughts):
             sampling = dataclasses.replace(self.thinking.sampling, stream=stream)
             name = label if stream == 0 else f"{label} {stream + 1}"
-            for i, thought in enumerate(self.generate(prompts, max_tokens, [close], name, sampling)):
-                if thought and thought[-1] != close:
-                    thought = [*thought, *newline, close]
-                variants[i].append([*prompts[i], *([*thought, *tail] if thought else empty)])
+            for i, thought in enumerate(self.generate(prompts, max_tokens, [think.close], name, sampling)):
+                if thought and thought[-1] != think.close:
+                    thought = [*thought, *think.before_close, think.close]
+                variants[i].append([*prompts[i], *([*thought, *think.after_close] if thought else think.empty)])
         return [Thoughts(several) for several in variants]
 
     def generate(
@@ -179,7 +176,7 @@ class BenchModel:
     ) -> list[list[int]]:
         """Continuations of the prompts up to and with a ``stop`` token; greedy by default.
 
-        An answer that the model ends itself (`onerec.chat.end_ids`) comes without the token that ends it.
+        An answer that the model ends itself (`Renderer.end_ids`) comes without the token that ends it.
         """
         sampling = sampling or Sampling()
         ends = sorted({*stop, *self.ends})

@@ -22,12 +22,12 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import checked, record_files, sized_batches
 from onerec.catalog import read_pid2sid
-from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, ArgumentParser
 from onerec.records import parse_messages, parse_segments
+from onerec.render import RENDERERS, THINK_CLOSE, Renderer, renderer_of
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
 from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
 
@@ -112,12 +112,12 @@ class SourceFacts:
         self.sample.offer((text, is_chat))
 
 
-def texts(row: tuple[bytes, bool]) -> str:
+def texts(row: tuple[bytes, bool], renderer: Renderer) -> str:
     """What a tokenizer sees of a row: the rendered conversation, or the plain text."""
     text, is_chat = row
     if not is_chat:
         return parse_segments(text)
-    return "".join(piece.text for piece in render(parse_messages(text)))
+    return renderer.text(parse_messages(text))
 
 
 def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[str, SourceFacts]:
@@ -143,7 +143,7 @@ def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
 
 
 def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
-    """Tokenize the samples with ``tokenizer.json`` of a checkpoint's folder."""
+    """Tokenize the samples, rendered for its family, with ``tokenizer.json`` of a checkpoint's folder."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json" if folder.is_dir() else folder
@@ -151,9 +151,12 @@ def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
         raise InputError(file, "no such file", "the folder of a checkpoint, or its tokenizer.json")
     with reading(file, "is no tokenizer"):
         tokenizer = Tokenizer.from_file(str(file))
+    # A tokenizer alone does not say its family; then it is the first that is known.
+    known = (file.parent / "config.json").is_file()
+    renderer = renderer_of(file.parent) if known else next(iter(RENDERERS.values()))
     for fact in progress(facts.values(), "tokenize", unit="source"):
         for i in range(0, len(fact.sample.kept), 256):
-            encoded = tokenizer.encode_batch_fast([texts(row) for row in fact.sample.kept[i : i + 256]])
+            encoded = tokenizer.encode_batch_fast([texts(row, renderer) for row in fact.sample.kept[i : i + 256]])
             fact.tokens.add([len(encoding.ids) for encoding in encoded])
 
 

@@ -24,7 +24,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import KEY_COLUMNS
-from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
@@ -39,6 +38,7 @@ from onerec.records import (
     text_record,
     write_records,
 )
+from onerec.render import THINK_CLOSE, with_thinking
 from onerec.run import Manifest, progress
 
 TEXT = ("text", "content", "raw_content")
@@ -75,7 +75,7 @@ def with_thought(answer: str, thought: str | None) -> str:
     """An answer behind its thought in a think block; as it is where it has one already, or there is no thought."""
     if not thought or THINK_CLOSE in answer:
         return answer
-    return f"{THINK_OPEN}\n{thought.strip()}\n{THINK_CLOSE}\n\n{answer.lstrip()}"
+    return with_thinking(thought.strip(), answer.lstrip())
 
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str]]:

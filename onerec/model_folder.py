@@ -1,7 +1,8 @@
 """A model folder (a Hugging Face checkpoint) is opened here before anything of it runs: configuration, tokenizer, SIDs, weights.
 
 Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
-`BACKBONES`, so that no Python file beside it is asked for. What loads a folder afterwards says ``trust_remote_code=False`` itself.
+`onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
+``trust_remote_code=False`` itself.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, reading
 from onerec.files import MODEL_FILES, SID_SPEC
+from onerec.render import Renderer, renderer_of
 from onerec.run import read_json
 from onerec.sid import SidSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# The language models that are trained and measured here: decoders of one layout, whose biases and norms differ.
-BACKBONES = ("qwen3", "qwen2", "llama", "mistral")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types of weights, with the bytes of a value; others are quantised.
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -37,6 +37,10 @@ _LAYER = {
     "self_attn.o_proj.weight": "hq",
 }  # fmt: skip
 
+# What a family has besides, by its model_type, and the width of a head where a configuration of it does not say.
+_OWN_TENSORS = {"qwen3": {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"}}
+_HEAD_DIM = {"qwen3": 128}
+
 
 def _is_number(value: Any, least: int = 1, kinds: tuple[type, ...] = (int,)) -> bool:
     return type(value) in kinds and least <= value < 1 << 31
@@ -46,13 +50,18 @@ def _are_ids(value: Any) -> bool:
     return value is None or all(_is_number(id, 0) for id in (value if isinstance(value, list) else [value]))
 
 
+def _see_all(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(kind == "full_attention" for kind in value))
+
+
 # What a configuration may say: keys, which values fit, and how they are called.
 _RANGES = (
-    (("model_type",), lambda v: v in BACKBONES, f"a backbone that is known: {', '.join(BACKBONES)}"),
     (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_number, "a whole number of 1 or more"),
     (("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"), lambda v: v is None or _is_number(v), "a whole number of 1 or more"),
-    (("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), lambda v: v in (None, False, True), "true or false"),
+    (("tie_word_embeddings", "attention_bias"), lambda v: v in (None, False, True), "true or false"),
     (("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"), lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more"),
+    (("use_sliding_window",), lambda v: v in (None, False), "false: every stage lets a token see all before it"),
+    (("layer_types",), _see_all, "full_attention in every layer: every stage lets a token see all before it"),
     (("quantization_config",), lambda v: v is None, "weights that are not quantised"),
     (("dtype", "torch_dtype"), lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16"),
     (("eos_token_id",), _are_ids, "an id, a list of ids, or null"),
@@ -79,6 +88,11 @@ class ModelFolder:
     spec: SidSpec | None
     vocab_size: int
     context: int
+
+    @property
+    def renderer(self) -> Renderer:
+        """How its family writes conversations."""
+        return renderer_of(self.path, self.config)
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:
@@ -111,6 +125,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` of a language model's folder; raises `InputError` where it is none, or its numbers cannot be a model's."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
+    renderer_of(path, config)
     for keys, fits, right in _RANGES:
         for key in keys:
             if not fits(config.get(key)):
@@ -118,7 +133,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if heads % (config.get("num_key_value_heads") or heads):
         raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
-    null = config["model_type"].startswith("qwen") and config.get("head_dim", 0) is None
+    null = config["model_type"] in _HEAD_DIM and config.get("head_dim", 0) is None
     if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         raise InputError(file, f"head_dim is {config.get('head_dim')}", f"an even number; without it {heads} heads divide hidden_size {width}")  # fmt: skip
     generation = Path(path) / "generation_config.json"
@@ -130,9 +145,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def head_dim(config: dict[str, Any]) -> int:
     """Width of an attention head; 0 where a configuration does not say."""
     heads = config.get("num_attention_heads") or 0
-    # Without a word of it, transformers takes 128 for Qwen3 alone.
-    own = 128 if config.get("model_type") == "qwen3" else config.get("hidden_size", 0) // heads if heads else 0
-    return config.get("head_dim") or own
+    own = config.get("hidden_size", 0) // heads if heads else 0
+    return config.get("head_dim") or _HEAD_DIM.get(config.get("model_type"), own)
 
 
 def read_tokenizer(path: str | Path) -> Tokenizer:
@@ -274,14 +288,13 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
-    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], head_dim(config)  # fmt: skip
+    width, heads, size = config["hidden_size"], config["num_attention_heads"], head_dim(config)
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}
-    biased = ["q_proj", "k_proj", "v_proj"] if kind == "qwen2" or (kind != "mistral" and config.get("attention_bias")) else []  # fmt: skip
-    biased += ["o_proj"] if biased and kind != "qwen2" else []
-    biased += ["gate_proj", "up_proj", "down_proj"] if kind == "llama" and config.get("mlp_bias") else []
-    layer = _LAYER | {f"{name.removesuffix('weight')}bias": axes[0] for name, axes in _LAYER.items() if name.split(".")[1] in biased}  # fmt: skip
-    layer |= {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"} if kind == "qwen3" else {}
+    layer = _LAYER | _OWN_TENSORS.get(config["model_type"], {})
+    if config.get("attention_bias"):
+        attention = {name: axes for name, axes in _LAYER.items() if name.startswith("self_attn.")}
+        layer |= {f"{name.removesuffix('weight')}bias": axes[0] for name, axes in attention.items()}
     yield "model.embed_tokens.weight", (config["vocab_size"], width)
     yield "model.norm.weight", (width,)
     if not config.get("tie_word_embeddings"):

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from onerec.chat import IM_START
+from onerec.render import Renderer
 from onerec.sid import BEGIN, END
 
 # A SID and the separator that follows it in a list.
 _SID = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END) + "(?:[,，、;；] ?)?")
-_USER = f"{IM_START}user\n"
 
 
-def shorten(text: str, ids: list[int], limit: int, encode: Callable[[str], list[int]], n_layers: int) -> list[int]:
+def shorten(
+    text: str, ids: list[int], limit: int, encode: Callable[[str], list[int]], n_layers: int, renderer: Renderer
+) -> list[int]:
     """At most ``limit`` token ids of the prompt ``text``, whose own are ``ids``.
 
-    The oldest items go first (histories run from old to new); a prompt without SIDs loses the beginning of its first user turn.
-    What the system and the question say stays. ``n_layers``: codes of a SID, 0 where the model has none.
+    The oldest items go first (histories run from old to new); a prompt without SIDs loses the beginning of its first
+    user turn. What the system and the question say stays. ``n_layers``: codes of a SID, 0 where the model has none.
+    ``renderer``: the one that made ``text``.
     """
     while len(ids) > limit:
         text, removed = _SID.subn("", text, count=-(-(len(ids) - limit) // (2 + n_layers)))
@@ -26,8 +28,8 @@ def shorten(text: str, ids: list[int], limit: int, encode: Callable[[str], list[
         ids = encode(text)
     if len(ids) <= limit:
         return ids
-    at = text.find(_USER)
-    head = encode(text[: at + len(_USER)]) if at >= 0 else []
+    at = text.find(renderer.user_begin)
+    head = encode(text[: at + len(renderer.user_begin)]) if at >= 0 else []
     if len(head) >= limit:
         return ids[-limit:]
     return [*head, *ids[len(head) - limit :]]

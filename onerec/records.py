@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from onerec.errors import InputError
 from onerec.files import FILE_LIST
 from onerec.parquet import Kind, iter_batches, list_parts, plain, texts, whole_number, write_batches
+from onerec.render import CHAT_MARK, message_text
 from onerec.run import read_json
 
 SCHEMA = pa.schema(
@@ -38,8 +39,6 @@ SCHEMA = pa.schema(
 KINDS = {"uuid": Kind.UUID, "source": Kind.TEXT, "metadata": Kind.JSON}
 TEXT_KINDS = {"segments": Kind.JSON, "messages": Kind.JSON}
 TEST_KINDS = {"uuid": Kind.UUID, "messages": Kind.JSON, "metadata": Kind.JSON}
-IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-CHAT_MARK = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 ROLES = ("system", "user", "assistant", "tool")
 _NAMESPACE = uuidlib.uuid5(uuidlib.NAMESPACE_URL, "https://github.com/onerec-factory/records")
 
@@ -88,13 +87,6 @@ def text_record(uuid: str, source: str, metadata: dict[str, Any], texts: Sequenc
         "segments": segments,
         "messages": None,
     }
-
-
-def message_text(content: str | list[dict[str, Any]]) -> str:
-    """The text of a message's content, given as a string or as a list of parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def user_id(value: Any) -> int | str | None:

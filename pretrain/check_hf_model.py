@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.chat import IM_END, prompt_text
 from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
-from onerec.model_folder import loading, open_model_folder
+from onerec.model_folder import ModelFolder, loading, open_model_folder
+from onerec.render import Renderer
 from onerec.run import get_logger
-from onerec.sid import SidSpec
 
 log = get_logger("check_hf_model")
 PROMPTS = Path(__file__).with_name("check_prompts.json")
@@ -38,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Run every check; 0 where nothing is wrong."""
     args = parser().parse_args(argv)
     folder = Path(args.hf_model_dir)
-    spec = open_model_folder(folder).spec
+    opened = open_model_folder(folder)
     import transformers
 
     from pretrain.model import load_lm
@@ -51,31 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     log.info(
         f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {model.config.vocab_size:,} rows"
     )
-    problems = static_problems(model, tokenizer)
+    problems = static_problems(model, tokenizer, opened.renderer)
     for thinking in (False, True):
-        problems += generate(model, tokenizer, spec, thinking, args.max_new_tokens)
+        problems += generate(model, tokenizer, opened, thinking, args.max_new_tokens)
     for problem in problems:
         log.info(f"problem: {problem}")
     log.info("ok" if not problems else f"{len(problems)} problem(s)")
     return 1 if problems else 0
 
 
-def static_problems(model: Any, tokenizer: Any) -> list[str]:
+def static_problems(model: Any, tokenizer: Any, renderer: Renderer) -> list[str]:
     """What is wrong before anything is generated."""
     problems = []
     if not tokenizer.chat_template:
         problems.append("there is no chat template")
     stops = model.generation_config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
-    if tokenizer.convert_tokens_to_ids(IM_END) not in stops:
-        problems.append(f"generation does not stop at {IM_END}")
+    if tokenizer.convert_tokens_to_ids(renderer.turn_end) not in stops:
+        problems.append(f"generation does not stop at {renderer.turn_end}")
     return problems
 
 
-def generate(model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, max_new_tokens: int) -> list[str]:
+def generate(model: Any, tokenizer: Any, opened: ModelFolder, thinking: bool, max_new_tokens: int) -> list[str]:
     """Generate from one prompt and say what is wrong with the answer's form."""
     import torch
 
+    spec = opened.spec
     prompt = json.loads(PROMPTS.read_text(encoding="utf-8"))["itemic" if spec else "text"]
     sids = (
         ""
@@ -83,7 +83,7 @@ def generate(model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, m
         else "".join(spec.format([code] * spec.n_layers) for code in range(min(3, *spec.codebook_sizes)))
     )
     messages = [{"role": "user", "content": prompt.replace("{sids}", sids)}]
-    text = prompt_text(messages, thinking)
+    text = opened.renderer.prompt_text(messages, thinking)
     mode = "thinking" if thinking else "no thinking"
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     if tokenizer.decode(ids[0]) != text:

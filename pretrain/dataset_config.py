@@ -16,11 +16,12 @@ from onerec.files import FILE_LIST
 from onerec.flags import COUNT, COUNT_OR_0
 from onerec.parquet import list_parquet
 from onerec.records import read_file_list
+from onerec.render import RENDERERS
 from onerec.run import read_json
 
 CONFIGS = "pretrain/examples/dataset_config/*.json"
 LOADER = "chat_completion_parquet"
-MODEL_CLASSES = ("Qwen3ForCausalLM",)
+MODEL_CLASSES = tuple(renderer.model_class for renderer in RENDERERS.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.chat import end_ids
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     source, output = Path(args.hf_model_dir), Path(args.output_model_dir)
     spec = wanted_spec(args)
-    open_model_folder(source)
+    renderer = open_model_folder(source).renderer
     if source.resolve() == output.resolve():
         raise InputError(output, "is the folder of the old checkpoint", "write the new one beside it")
     refuse_twice(source, spec)
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     expand_rows(model, spec, args.init, codebooks)
     # What is trained from here on answers in turns: a base model's own generation would run past their end.
-    model.generation_config.eos_token_id = end_ids(source, tokenizer)
+    model.generation_config.eos_token_id = renderer.end_ids(source, tokenizer)
     with atomic_path(output, ours) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
 from onerec.folders import atomic_path, made_by
 from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
+from onerec.render.qwen3 import END_OF_TEXT, IM_END, chat_template
 from onerec.run import Manifest, get_logger, seed_everything
 
 log = get_logger("make_tiny_qwen3")
@@ -201,7 +201,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> int:
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = chat_template()
     fast.save_pretrained(folder)
     return len(fast)
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from onerec import __version__
-from onerec.chat import END_OF_TEXT, encode
 from onerec.content import files_digests
 from onerec.errors import InputError
 from onerec.model_folder import read_tokenizer
 from onerec.records import read_record, record_batches
+from onerec.render import Renderer, renderer_of
 from onerec.run import progress
 from onerec.sid import LAYER_LETTERS, SidSpec
 from onerec.workers import map_in_order
@@ -32,7 +32,7 @@ CUT = "cut to max_sample_length"  # counted beside those that are left out; thei
 
 
 class FastTokenizer:
-    """``tokenizer.json`` behind the one call that `onerec.chat.encode` makes, without loading transformers."""
+    """``tokenizer.json`` behind the one call that `Renderer.encode` makes, without loading transformers."""
 
     def __init__(self, model_dir: str | Path) -> None:
         self.backend = read_tokenizer(model_dir)
@@ -81,7 +81,7 @@ def _tokenizer(job: Job) -> FastTokenizer:
 
 
 def _tokenize_shard(job: Job) -> Part:
-    tokenizer = _tokenizer(job)
+    tokenizer, renderer = _tokenizer(job), renderer_of(job.model_dir)
     ids, learn, lengths = array("i"), bytearray(), []
     sources: list[str] = []
     bad: Counter[str] = Counter()
@@ -93,7 +93,7 @@ def _tokenize_shard(job: Job) -> Part:
         if wrong:
             bad[wrong] += 1
             continue
-        sample_ids, mask = _encode(content, tokenizer, job)
+        sample_ids, mask = _encode(content, tokenizer, renderer, job)
         if job.cut_long and len(sample_ids) > job.sample_limit:
             sample_ids, mask = sample_ids[: job.sample_limit], mask[: job.sample_limit]
             left_out[CUT] += 1
@@ -126,13 +126,14 @@ def _foreign_error(job: Job, token: str) -> InputError:
     )
 
 
-def _encode(content: list[dict[str, str]] | str, tokenizer: FastTokenizer, job: Job) -> tuple[list[int], list[bool]]:
+def _encode(
+    content: list[dict[str, str]] | str, tokenizer: FastTokenizer, renderer: Renderer, job: Job
+) -> tuple[list[int], list[bool]]:
     """Ids of a conversation or of a whole text, and which of them are learnt."""
     if isinstance(content, str):
-        ids = tokenizer(content + END_OF_TEXT, return_offsets_mapping=False)["input_ids"]
+        ids = tokenizer(content + renderer.text_end, return_offsets_mapping=False)["input_ids"]
         return ids, [True] * len(ids)
-    coded = encode(content, tokenizer, job.add_think_pattern, job.only_assistant_loss)
-    return coded.input_ids, coded.loss_mask
+    return renderer.encode(content, tokenizer, job.add_think_pattern, job.only_assistant_loss)
 
 
 def _rows(shard: Path) -> Iterator[dict[str, Any]]:
@@ -183,7 +184,8 @@ def _key(jobs: Sequence[Job]) -> str:
     """
     settings = dataclasses.replace(jobs[0], shard=Path(), tokenizer_dir="", model_dir="")
     files = [Path(jobs[0].tokenizer_dir) / "tokenizer.json", *(job.shard for job in jobs)]
-    what = repr((__version__, settings, files_digests(files, "compare data")))
+    family = renderer_of(jobs[0].model_dir).model_type
+    what = repr((__version__, family, settings, files_digests(files, "compare data")))
     return hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -93,18 +93,29 @@ def _documents(tree: ast.Module) -> Iterator[ast.expr]:
             yield node.body[0].value
 
 
-def the_sid_grammar_is_spelled(root: Path) -> set[str]:
-    """Rule 4: nobody but `onerec.sid` writes an itemic token or its marks, or pieces of them, in code."""
+def _spelling(root: Path, words: Sequence[str], *folders: str) -> set[str]:
+    """Modules with one of ``words`` in a string or bytes, or in a piece of one; docstrings do not count."""
     found = set()
-    for path in files(root, *STAGES, "onerec"):
+    for path in files(root, *folders):
         tree = parsed(path)
         documents = set(_documents(tree))
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and node not in documents:
                 text = node.value if isinstance(node.value, str) else node.value.decode("utf-8", "replace")
-                if "<s_" in text or "<|sid_" in text:
+                if any(word in text for word in words):
                     found.add(module(root, path))
-    return found - {"onerec.sid"}
+    return found
+
+
+def the_sid_grammar_is_spelled(root: Path) -> set[str]:
+    """Rule 4: nobody but `onerec.sid` writes an itemic token or its marks, or pieces of them, in code."""
+    return _spelling(root, ("<s_", "<|sid_"), *STAGES, "onerec") - {"onerec.sid"}
+
+
+def the_marks_of_a_family_are_spelled(root: Path) -> set[str]:
+    """Rule 4: nobody but `onerec.render` writes the marks of turns, texts and thinking, or patterns of them."""
+    found = _spelling(root, ("im_start", "im_end", "endoftext", "think>"), *CODE)
+    return {name for name in found if not name.startswith("onerec.render.")}
 
 
 # A rule, files of a small house that break it, and the modules that are to be found.
@@ -146,6 +157,18 @@ BREACHES: list[tuple[Callable[[Path], set[str]], dict[str, str], set[str]]] = [
         {"data.a", "data.b"},
     ),
     (the_sid_grammar_is_spelled, {"verl_rl/a.py": "def f(x='<|sid_begin|>'):\n    '<s_a_1>'"}, {"verl_rl.a"}),
+    (
+        the_marks_of_a_family_are_spelled,
+        {
+            "data/a.py": "x = r'</?think>'",
+            "data/b.py": "def f():\n    '<|im_end|>'",
+            "scripts/perf/c.py": "x = f'<|im_start|>{1}'",
+            "verl_rl/d.py": "b'<|endoftext|>'.count",
+            "onerec/render/e.py": "x = '<|im_end|>'",
+            "pretrain/f.py": "from onerec.render.qwen3 import IM_END as im_end",
+        },
+        {"data.a", "scripts.perf.c", "verl_rl.d"},
+    ),
 ]
 
 

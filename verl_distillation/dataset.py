@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from onerec.chat import with_switch
+from onerec.render import renderer_of
 from verl_distillation.settings import ANCHOR, ANCHOR_KEY, GENERAL
 
-# Think mode to what `with_switch` appends; the empty think block of `off` is the chat template's (enable_thinking=False).
+# Think mode to the switch of the last user turn; the empty think block of `off` is the chat template's.
 THINK_MODES = {"on": True, "off": False, "auto": None}
 
 
 class DistillationDataset(RLHFDataset):
     """Rows {prompt, data_source}; the last user turn of a prompt ends in the switch of ``data.think_mode``.
 
-    ``on`` appends /think, ``off`` /no_think, ``auto`` nothing: the student decides whether it thinks.
+    ``on`` asks for thinking, ``off`` for none, ``auto`` for nothing: the student decides whether it thinks.
     """
 
     def maybe_filter_out_long_prompts(self, dataframe: Any = None) -> Any:
         """Add the switch before lengths are measured; leave every column that distillation does not read behind."""
         thinking = THINK_MODES[self.config.think_mode]
-        key = self.prompt_key
+        key, renderer = self.prompt_key, renderer_of(self.config.model_path)
 
         def convert(row: dict[str, Any]) -> dict[str, Any]:
-            turns = row[key] if thinking is None else with_switch(row[key], thinking)
+            turns = row[key] if thinking is None else renderer.with_switch(row[key], thinking)
             return {key: turns, "data_source": ANCHOR if row.get("data_source") == ANCHOR else GENERAL}
 
         dataframe = dataframe.map(convert, remove_columns=[n for n in dataframe.column_names if n != key])

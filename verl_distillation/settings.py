@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from onerec.render import renderer_of
 from onerec.verl.launch import WATCHED_TRAINER, cpu_server
 
 # The names by which the registered pieces (verl_plugin.py) are asked for.
@@ -41,14 +42,15 @@ def prompts_file(args: argparse.Namespace) -> Path:
 
 def _data(args: argparse.Namespace) -> list[str]:
     prompts = prompts_file(args)
-    think = ["+data.apply_chat_template_kwargs.enable_thinking=False"] if args.think_mode == "off" else []
+    off = renderer_of(args.base_model).template_without_thinking if args.think_mode == "off" else {}
     return [
         f"data.train_files={prompts}",
         f"data.val_files={prompts}",
         "data.custom_cls.path=pkg://verl_distillation.dataset",
         "data.custom_cls.name=DistillationDataset",
         f"+data.think_mode={args.think_mode}",
-        *think,
+        f"+data.model_path={args.base_model}",
+        *(f"+data.apply_chat_template_kwargs.{name}={value}" for name, value in off.items()),
         f"data.train_batch_size={args.train_batch_size}",
         f"data.max_prompt_length={args.max_prompt_length}",
         f"data.max_response_length={args.response_length}",

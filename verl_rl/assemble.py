@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids, prompt_text
 from onerec.prompts import shorten
+from onerec.render import Messages, Renderer, renderer_of
 from onerec.sid import SidSpec
 
 
@@ -30,13 +30,9 @@ class Marks:
     def of(folder: Path, tokenizer: Any, spec: SidSpec) -> Marks:
         """Those of the checkpoint in ``folder``, whose tokenizer holds ``spec``'s tokens."""
 
-        def coded(text: str) -> list[int]:
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        return Marks(
-            tokenizer.convert_tokens_to_ids(THINK_CLOSE), tuple(end_ids(folder, tokenizer)), spec.begin_id,
-            spec.end_id, coded("\n\n"), coded(EMPTY_THINK),
-        )  # fmt: skip
+        renderer = renderer_of(folder)
+        think, ends = renderer.think_ids(tokenizer), tuple(renderer.end_ids(folder, tokenizer))
+        return Marks(think.close, ends, spec.begin_id, spec.end_id, think.after_close, think.empty)
 
 
 @dataclasses.dataclass
@@ -110,7 +106,7 @@ def with_item(thought: Thought, token_ids: Sequence[int], logprobs: Sequence[flo
 
 
 def encode_prompt(
-    messages: Sequence[dict[str, Any]], thinking: bool | None, tokenizer: Any, spec: SidSpec, limit: int
+    messages: Messages, thinking: bool | None, tokenizer: Any, spec: SidSpec, limit: int, renderer: Renderer
 ) -> tuple[list[int], bool]:
     """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
 
@@ -121,9 +117,8 @@ def encode_prompt(
     def ids_of(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    text = prompt_text(messages, thinking)
-    text = text.removesuffix(EMPTY_THINK)
+    text = renderer.prompt_text(messages, thinking).removesuffix(renderer.think_block())
     ids = ids_of(text)
     if len(ids) <= limit:
         return ids, False
-    return shorten(text, ids, limit, ids_of, spec.n_layers), True
+    return shorten(text, ids, limit, ids_of, spec.n_layers, renderer), True

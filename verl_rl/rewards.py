@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onerec.chat import THINK_CLOSE, THINK_OPEN, until_end
 from onerec.errors import InputError
 from onerec.ranking import pass_at_k, recall_at_k
+from onerec.render import THINK_CLOSE, THINK_OPEN, renderer_of
 from onerec.sid import BEGIN, SidSpec
 
 Sid = tuple[int, ...]
@@ -38,12 +38,11 @@ class Answer:
 
 
 def parse_answer(text: str, spec: SidSpec) -> Answer:
-    """Read an assistant's text: thinking, then exactly one SID.
+    """Read an assistant's text, as records write it (`Renderer.as_record`): thinking, then exactly one SID.
 
     Malformed are thinking that never closes, an answer without SID, one with a broken SID or a code outside its codebook,
     and one with more than the SID.
     """
-    text = until_end(text)
     if THINK_OPEN in text and THINK_CLOSE not in text:
         return Answer(None, "thinking_open", None)
     thinking, answer = None, text
@@ -62,7 +61,6 @@ def parse_answer(text: str, spec: SidSpec) -> Answer:
 
 def think_format(text: str, thinking: bool) -> float:
     """1 where ``text`` is one think block and then an answer, the block filled (``thinking``) or empty, else 0."""
-    text = until_end(text)
     if text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1:
         return 0.0
     match = re.fullmatch(rf"\s*{re.escape(THINK_OPEN)}(.*){re.escape(THINK_CLOSE)}\s*(\S.*)", text, flags=re.DOTALL)
@@ -146,7 +144,8 @@ def score_group(
     """Score the answers of one thinking.
 
     Args:
-        texts: the assistant's texts, best beam first. ground_truth: the SIDs that the user took, as text.
+        texts: the assistant's texts as records write them, best beam first. ground_truth: the SIDs that the user
+            took, as text.
         weights: reward name to weight; a reward without weight is a metric only.
         thinking: whether thinking was asked for. well_formed: False where the rollout closed the thinking for the model;
             ``think_format`` is then 0, whatever the text.
@@ -191,7 +190,8 @@ def compute_score(
 
     As a group of one: ``pass_rate`` and ``pass_at_1`` are its hit.
     """
-    return score_group([solution_str], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking)[0]
+    text = renderer_of(sid_spec).as_record(solution_str)
+    return score_group([text], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking)[0]
 
 
 def ranking_metrics(ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:

@@ -17,6 +17,7 @@ import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from onerec.items.search import Found
+from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import (
     Marks,
@@ -61,7 +62,8 @@ class TwoStageLoop(AgentLoopBase):
         super().__init__(*args, **kwargs)
         self.settings = RolloutSettings.of(self.config)
         self.spec = _spec(self.config.actor_rollout_ref.model.path)
-        self.marks = Marks.of(Path(self.config.actor_rollout_ref.model.path), self.tokenizer, self.spec)
+        folder = Path(self.config.actor_rollout_ref.model.path)
+        self.renderer, self.marks = renderer_of(folder), Marks.of(folder, self.tokenizer, self.spec)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[BeamOutput] | BeamOutput:
         """Outputs of a training row, one a beam, or the one output of a validation row, whose metrics rank its beams."""
@@ -69,7 +71,7 @@ class TwoStageLoop(AgentLoopBase):
         session, validation = int(row["session_id"]), bool(row[VALIDATION])
         thinking, truth = self.settings.thinking(session), row["reward_model"]["ground_truth"]
         prompt, cut = encode_prompt(
-            row["raw_prompt"], thinking, self.tokenizer, self.spec, self.rollout_config.prompt_length
+            row["raw_prompt"], thinking, self.tokenizer, self.spec, self.rollout_config.prompt_length, self.renderer
         )
         thinking = thinking is not False  # left to itself, the model opens its think block or leaves it empty
         if self.settings.two_stage:
@@ -90,10 +92,11 @@ class TwoStageLoop(AgentLoopBase):
         }
         head, shared = self.tokenizer.decode(thought.response.ids), len(thought.response.ids)
         texts = [head + self.tokenizer.decode(response.ids[shared:]) for response in responses]
-        rows = score_group(texts, truth, self.spec, self.settings.weights, thinking, thought.well_formed)
+        answers = [self.renderer.as_record(text) for text in texts]
+        rows = score_group(answers, truth, self.spec, self.settings.weights, thinking, thought.well_formed)
         if validation:
             # A malformed answer keeps its place: it is a miss, and those behind it do not move up.
-            ranked = [parse_answer(text, self.spec).sid for text in texts]
+            ranked = [parse_answer(text, self.spec).sid for text in answers]
             metrics = ranking_metrics(ranked, list(dict.fromkeys(self.spec.parse(truth))), self.settings.ks)
             return self._output(prompt, responses[0], rows[0] | counts | metrics, steps)
         distinct = float(len(set(texts)))

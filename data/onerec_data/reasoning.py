@@ -9,7 +9,7 @@ from data.onerec_data.batch import Batch
 from data.onerec_data.context import Context
 from data.onerec_data.tasks import Rows, Sample, Watched, ask, line, questions
 from data.onerec_data.text import escaped, prompts
-from onerec.chat import THINK_CLOSE, THINK_OPEN
+from onerec.render import THINK_CLOSE, THINK_OPEN
 
 RECENT = 20  # watched videos whose tags speak
 TOP = 2  # tags that the thought names

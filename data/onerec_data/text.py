@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import orjson
 
 from onerec.records import CHAT_MARK
+from onerec.render import THINK_CLOSE, THINK_OPEN
 from onerec.run import read_json
 
 # What no text of a log may hold: turns, thoughts and items are marked so, and a model would learn them as such.
-MARK = re.compile(rf"{CHAT_MARK.pattern}|</?think>|<s_[a-h]_\d+>|<\|sid_(?:begin|end)\|>")
+MARK = re.compile(rf"{CHAT_MARK.pattern}|{THINK_OPEN}|{THINK_CLOSE}|<s_[a-h]_\d+>|<\|sid_(?:begin|end)\|>")
 PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 Turn = tuple[str, bytes]

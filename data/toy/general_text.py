@@ -16,6 +16,7 @@ import numpy as np
 
 from data.toy.items import SUBTOPICS, VOCABULARY
 from onerec.records import Record, chat_record, message, record_uuid, text_record
+from onerec.render import split_thinking, with_thinking
 
 TABLE = json.loads((Path(__file__).parent / "general_text.json").read_text(encoding="utf-8"))
 LARGEST_ADDEND = 12
@@ -77,7 +78,7 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
 
 
 def _chat(question: str, answer: str, kind: str, lang: str, thought: str = "") -> Record:
-    text = f"<think>\n{thought}\n</think>\n\n{answer}" if thought else answer
+    text = with_thinking(thought, answer) if thought else answer
     metadata: dict[str, Any] = {"answer": answer, "kind": kind, "lang": lang}
     messages = [message("user", question), message("assistant", text)]
     return chat_record(record_uuid("toy_chat", question, thought), f"toy_{kind}_{lang}", metadata, messages)
@@ -97,15 +98,11 @@ def make_texts(rng: np.random.Generator, facts: list[dict[str, str]], taught: li
             sentences.append(templates[int(rng.integers(len(templates)))].format(**fact))
         for _ in range(2):
             question = questions[int(rng.integers(len(questions)))]
-            sentences.append(" ".join(_plain(turn["content"][0]["text"]) for turn in question))
+            sentences.append(" ".join(split_thinking(turn["content"][0]["text"])[1] for turn in question))
         sentences.append(_topic_sentence(rng))
         rng.shuffle(sentences)
         text = "\n".join(sentences)
         yield text_record(record_uuid("toy_text", i, text), "toy_text", {"document": i}, [text])
-
-
-def _plain(text: str) -> str:
-    return text.rpartition("</think>\n\n")[2]
 
 
 def _topic_sentence(rng: np.random.Generator) -> str:

@@ -181,8 +181,10 @@ def per_sample_loop(folder: Path) -> int:
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
+    from onerec.render.qwen3 import IM_END, IM_START
+
     tokenizer = AutoTokenizer.from_pretrained(folder / "model", trust_remote_code=False)
-    start, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+    start, end = (tokenizer.convert_tokens_to_ids(t) for t in (IM_START, IM_END))
     head = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
     packed, row, total = [], [], 0
     for text in pq.read_table(folder / "data" / "part-0.parquet")["messages"].to_pylist():

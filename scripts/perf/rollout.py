@@ -24,12 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from onerec.catalog import ItemIndex
-from onerec.chat import THINK_CLOSE, prompt_text
 from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
 from onerec.parquet import read_table
 from onerec.run import write_json
-from onerec.sid import SidSpec
+from onerec.verl.launch import check_model
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,11 +49,12 @@ class Rollouts:
     """Both ways to roll out, over one engine."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        opened = check_model(args.model)
         from vllm import LLM
 
         self.beams, self.model = args.beams, str(args.model)
         self.catalogue = str(args.catalogue)
-        self.spec = SidSpec.load(args.model)
+        self.spec, self.renderer = opened.spec, opened.renderer
         self.index = ItemIndex.load(args.catalogue, self.spec)
         self.llm = LLM(
             model=self.model, trust_remote_code=False, dtype="float32", enforce_eager=True, enable_prefix_caching=True, max_logprobs=-1, seed=0,
@@ -78,8 +78,8 @@ class Rollouts:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        close = self.tokenizer.convert_tokens_to_ids(THINK_CLOSE)
-        tail = self.tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        think = self.renderer.think_ids(self.tokenizer)
+        close, tail = think.close, think.after_close
         params = SamplingParams(max_tokens=tokens, stop_token_ids=[close], detokenize=False)
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row["prompt"] for row in table if row["data_source"].endswith(f"/{args.task}")][: args.prompts]
 
     def coded(thinking: bool) -> list[list[int]]:
-        texts = [prompt_text(row, thinking) for row in rows]
+        texts = [rollouts.renderer.prompt_text(row, thinking) for row in rows]
         return [list(ids) for ids in rollouts.tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     plain, thinking = coded(False), coded(True)

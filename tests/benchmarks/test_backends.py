@@ -201,7 +201,7 @@ def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
     spec = model.spec
     items = [spec.text([i % 4, i // 4 % 4, i // 16]) for i in range(40)]
     conversation = [{"role": "system", "content": "规则"}, {"role": "user", "content": "看过" + "，".join(items) + "。推荐"}]  # fmt: skip
-    prompts = Prompts(model.tokenizer, 300, spec)
+    prompts = Prompts(model.tokenizer, 300, spec, model.renderer)
     [ids] = prompts.encode([conversation], False, 8)
     text = model.tokenizer.decode(ids)
     assert len(ids) <= 292 and prompts.truncated == 1
@@ -212,7 +212,7 @@ def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
 
 def test_a_long_prompt_without_items_loses_the_beginning_of_its_question(model):
     conversation = [{"role": "system", "content": "rule"}, {"role": "user", "content": "x" * 400 + "end"}]
-    prompts = Prompts(model.tokenizer, 200, model.spec)
+    prompts = Prompts(model.tokenizer, 200, model.spec, model.renderer)
     [ids] = prompts.encode([conversation], False, 8)
     text = model.tokenizer.decode(ids)
     assert len(ids) == 192 and "rule" in text and "xend" in text and text.count("<|im_start|>") == 3

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data.toy.general_text import LARGEST_ADDEND, TABLE, make_chats, make_facts, make_texts, most_facts
-from onerec.chat import split_thinking
 from onerec.records import check_record, parse_messages, parse_segments
+from onerec.render import split_thinking
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 
 from data.onerec_data.layout import load_layout
 from data.onerec_data.run import main
-from onerec.chat import split_thinking
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import parse_messages
+from onerec.render import split_thinking
 from tests.data.tests_data import user
 
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.prepare_general_text import main, to_record
-from onerec.chat import split_thinking
 from onerec.errors import InputError
 from onerec.records import check_record, parse_messages, parse_segments
+from onerec.render import split_thinking
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK, SAY = {"role": "user", "content": "几点了"}, {"role": "assistant", "content": "八点"}

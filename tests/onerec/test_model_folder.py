@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from onerec.errors import InputError
-from onerec.model_folder import BACKBONES, needed_tensors, open_encoder, open_model_folder, read_config
+from onerec.model_folder import needed_tensors, open_encoder, open_model_folder, read_config
+from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from pretrain import check_hf_model
 from tests.model_folders import tiny_model
@@ -131,9 +132,9 @@ DAMAGES = {
     "config in another encoding": (text("config.json", b"\xff\xfe{"), "config.json: is not JSON"),
     "config is a pointer": (text("config.json", POINTER), "config.json: is a Git LFS pointer"),
     "config is a folder": (lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()), "no config.json"),
-    "unknown backbone": (edit(model_type="gpt_j"), "model_type is 'gpt_j'; a backbone that is known"),
-    "no backbone": (edit(model_type=...), "model_type is None"),
-    "a list for a backbone": (edit(model_type=["qwen3"]), "model_type is \\['qwen3'\\]"),
+    "unknown backbone": (edit(model_type="gpt_j"), "m: is a gpt_j; a family with a renderer: qwen3$"),
+    "no backbone": (edit(model_type=...), "its config.json has no model_type"),
+    "a list for a backbone": (edit(model_type=["qwen3"]), "is a \\['qwen3'\\]"),
     "a size as text": (edit(hidden_size="8"), "hidden_size is '8'; a whole number of 1 or more"),
     "a size as a fraction": (edit(hidden_size=8.0), "hidden_size is 8.0"),
     "a size as a switch": (edit(num_hidden_layers=True), "num_hidden_layers is True"),
@@ -178,7 +179,9 @@ DAMAGES = {
         weights(lambda t: t.update({"model.layers.1.mlp.up_proj.weight": np.ones((8, 8), np.float32)})),
         "holds model.layers.1.mlp.up_proj.weight, which config.json does not know",
     ),
-    "another family": (edit(model_type="llama"), "holds model.layers.0.self_attn.k_norm.weight, which"),
+    "a sliding window": (edit(use_sliding_window=True), "use_sliding_window is True; false"),
+    "layers with windows": (edit(layer_types=["sliding_attention"]), "layer_types is .*; full_attention in every layer"),
+    "another family": (edit(model_type="llama"), "m: is a llama; a family with a renderer: qwen3$"),
     "a shard is missing": (sharded(f2_safetensors=None), "2.safetensors: no such file, and"),
     "a shard is empty": (sharded(f2_safetensors=b""), "2.safetensors: is empty"),
     "an index without a map": (sharded(index=lambda places: {}), "has no weight_map"),
@@ -202,7 +205,7 @@ DAMAGES = {
     "SIDs beyond the vocabulary": (lambda f: SidSpec((2, 3), first_id=12).save(f), "no ids inside its 16 embedding rows"),
     "SIDs without ids": (lambda f: SidSpec((2, 3)).save(f), "no ids inside its 16 embedding rows"),
     "SIDs that are none": (text("sid_spec.json", "{}"), "is not a SID specification"),
-    "code of its own": (own_code, "model_type is 'evil'"),
+    "code of its own": (own_code, "is a evil"),
 }  # fmt: skip
 
 
@@ -227,7 +230,14 @@ def test_a_damaged_folder_is_one_line(good, tmp_path, name):
     "change",
     [
         sharded(),
-        edit(tie_word_embeddings=True, dtype="bfloat16", head_dim=32, max_position_embeddings=None),
+        edit(
+            tie_word_embeddings=True,
+            layer_types=["full_attention"],
+            sliding_window=9,
+            dtype="bfloat16",
+            head_dim=32,
+            max_position_embeddings=None,
+        ),
         edit(auto_map={"AutoModelForCausalLM": "evil.M"}, eos_token_id=[5, 0], pad_token_id=None),
         weights(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]})),
         weights(lambda t: t.update({NORM: t[NORM].astype(np.float16)})),
@@ -242,8 +252,8 @@ def test_what_others_write_is_taken(good, tmp_path, change):
     assert model.vocab_size == 16 and (model.spec is None or model.spec == SPEC)
 
 
-@pytest.mark.parametrize("kind", BACKBONES)
-@pytest.mark.parametrize("more", [{}, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": ...}])  # fmt: skip
+@pytest.mark.parametrize("kind", RENDERERS)
+@pytest.mark.parametrize("more", [{}, {"tie_word_embeddings": False, "attention_bias": True, "head_dim": ...}])  # fmt: skip
 def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind, more):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

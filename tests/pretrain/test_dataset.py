@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from onerec.chat import render
 from onerec.errors import InputError
 from onerec.model_folder import open_model_folder
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, parse_messages, record_uuid, write_records
+from onerec.render import RENDERERS
 from onerec.run import Manifest
 from onerec.sid import BEGIN, END, SidSpec
 from pretrain import tokenization
@@ -176,7 +176,7 @@ def test_token_ids_are_those_of_the_chat_template(config_file, world):
     _, samples, _ = load(world, config_file(sources="rec", add_think_pattern=False))
     wanted = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert samples.ids[: samples.starts[1]].tolist() == list(wanted)
-    assert "".join(piece.text for piece in render(messages, False)) == tokenizer.decode(wanted)
+    assert RENDERERS["qwen3"].text(messages, False) == tokenizer.decode(wanted)
 
 
 def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(config_file, world):

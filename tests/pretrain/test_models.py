@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from onerec.chat import prompt_text
 from onerec.errors import InputError
+from onerec.render import RENDERERS
 from onerec.run import read_json, write_json
 from onerec.sid import SidSpec
 from pretrain import check_hf_model, expand_vocab, make_tiny_qwen3
@@ -115,7 +115,7 @@ def test_expansion_keeps_old_rows_and_appends_tokens_in_order(world, name):
 
 
 def test_old_text_gives_old_ids_after_expansion(world):
-    text = prompt_text([{"role": "user", "content": "3加4等于多少？"}])
+    text = RENDERERS["qwen3"].prompt_text([{"role": "user", "content": "3加4等于多少？"}])
     ids = [tokenizer_of(world / name)(text).input_ids for name in ("base", "base_itemic")]
     assert ids[0] == ids[1]
 

@@ -130,6 +130,7 @@ def test_settings_reach_verl(files):
         "+distillation.distillation_loss.extend_vocab_start=6",
         "+distillation.distillation_loss.mask_response_if_extended=True",
         "+data.think_mode=off",
+        f"+data.model_path={files['--base_model']}",
         "+data.apply_chat_template_kwargs.enable_thinking=False",
         "distillation.distillation_loss.use_policy_gradient=True",
     ):
@@ -207,17 +208,18 @@ def test_a_dry_run_prints_the_whole_command_and_starts_nothing(files):
 
 
 def test_prompts_carry_the_switch_of_the_think_mode():
-    from onerec.chat import CHAT_TEMPLATE, prompt_text, with_switch
+    from onerec.render import RENDERERS
+    from onerec.render.qwen3 import chat_template
 
     jinja = pytest.importorskip("jinja2")
-    template = jinja.Environment().from_string(CHAT_TEMPLATE)
-    turns = [{"role": "user", "content": "一加一等于几？"}]
+    template = jinja.Environment().from_string(chat_template())
+    turns, renderer = [{"role": "user", "content": "一加一等于几？"}], RENDERERS["qwen3"]
     # As the data set and verl's agent loop make a prompt, and as evaluation does.
     for mode, thinking in (("on", True), ("off", False), ("auto", None)):
-        messages = turns if thinking is None else with_switch(turns, thinking)
-        extra = {"enable_thinking": False} if mode == "off" else {}
+        messages = turns if thinking is None else renderer.with_switch(turns, thinking)
+        extra = renderer.template_without_thinking if mode == "off" else {}
         text = template.render(messages=messages, add_generation_prompt=True, **extra)
-        assert text == prompt_text(turns, thinking)
+        assert text == renderer.prompt_text(turns, thinking)
 
 
 def test_a_distillation_goes_on_with_what_it_began_with_alone(files, monkeypatch):

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from onerec.chat import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, THINK_CLOSE, THINK_OPEN
+from onerec.render import THINK_CLOSE, THINK_OPEN
+from onerec.render.qwen3 import END_OF_TEXT, IM_END, IM_START, chat_template
 from onerec.sid import SidSpec
 
 CODEBOOKS = (8, 8, 8)
@@ -35,7 +36,7 @@ def write_model(folder: Path) -> SidSpec:
     tokenizer.add_tokens([THINK_OPEN, THINK_CLOSE])
     spec = SidSpec(CODEBOOKS, first_id=len(tokenizer))
     tokenizer.add_tokens(spec.tokens)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template()
     config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,

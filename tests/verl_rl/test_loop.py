@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from onerec.items.search import Found
+from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import Marks
 from verl_rl.settings import RolloutSettings
@@ -56,7 +57,7 @@ def rollout(parts, texts=(), codes=(), validation=False, session=0, **changes):
     )  # fmt: skip
     loop = TwoStageLoop.__new__(TwoStageLoop)
     loop.settings, loop.spec, loop.tokenizer = RolloutSettings(**(values | changes)), spec, tokenizer
-    loop.marks = Marks.of(folder, tokenizer, spec)
+    loop.renderer, loop.marks = renderer_of(folder), Marks.of(folder, tokenizer, spec)
     loop.rollout_config = SimpleNamespace(prompt_length=100, response_length=60, temperature=1.0)
     loop.server_manager = server = Server(tokenizer, spec, texts, codes)
     row = {

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from onerec.chat import prompt_text
 from onerec.errors import InputError
+from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
 from verl_rl import assemble, metrics, options, train_grpo
@@ -16,6 +16,7 @@ from verl_rl.settings import RolloutSettings
 from verl_rl.validation import read_validation, table
 
 SPEC = SidSpec((4, 3), first_id=20)
+QWEN3 = RENDERERS["qwen3"]
 MARKS = assemble.Marks(close=1, ends=(2, 9), begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3])
 
 
@@ -64,19 +65,21 @@ def test_a_long_prompt_loses_its_oldest_items_first():
     history = "".join(SPEC.format(codes) for codes in [(0, 0), (1, 1), (2, 2)])
     messages = [{"role": "user", "content": f"看过{history}？"}]
     tokenizer = Tokenizer()
-    whole, cut = assemble.encode_prompt(messages, False, tokenizer, SPEC, 1000)
+    whole, cut = assemble.encode_prompt(messages, False, tokenizer, SPEC, 1000, QWEN3)
     assert not cut
-    short, cut = assemble.encode_prompt(messages, False, tokenizer, SPEC, len(whole) - 1)
+    short, cut = assemble.encode_prompt(messages, False, tokenizer, SPEC, len(whole) - 1, QWEN3)
     kept = messages[0]["content"].replace(SPEC.format((0, 0)), "")
     assert cut and len(short) == len(whole) - 4
-    assert short == assemble.encode_prompt([{"role": "user", "content": kept}], False, tokenizer, SPEC, 1000)[0]
-    assert len(assemble.encode_prompt(messages, False, tokenizer, SPEC, 5)[0]) == 5
+    assert short == assemble.encode_prompt([{"role": "user", "content": kept}], False, tokenizer, SPEC, 1000, QWEN3)[0]
+    assert len(assemble.encode_prompt(messages, False, tokenizer, SPEC, 5, QWEN3)[0]) == 5
 
 
 def test_a_prompt_of_neither_kind_carries_no_switch():
     messages, tokenizer = [{"role": "user", "content": "推荐"}], Tokenizer()
-    thinks, not_, left = (assemble.encode_prompt(messages, t, tokenizer, SPEC, 99)[0] for t in (True, False, None))
-    assert left == tokenizer(prompt_text(messages, None))["input_ids"]
+    thinks, not_, left = (
+        assemble.encode_prompt(messages, t, tokenizer, SPEC, 99, QWEN3)[0] for t in (True, False, None)
+    )
+    assert left == tokenizer(QWEN3.prompt_text(messages, None))["input_ids"]
     assert len(left) < len(thinks) < len(not_)
 
 

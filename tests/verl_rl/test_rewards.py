@@ -8,6 +8,7 @@ import pytest
 
 from onerec.errors import InputError
 from onerec.ranking import recall_at_k
+from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from verl_rl import rewards
 
@@ -37,7 +38,7 @@ def sid(*codes):
     ],
 )
 def test_an_answer_is_one_sid_or_malformed_for_a_reason(text, found, why, thinking):
-    answer = rewards.parse_answer(text, SPEC)
+    answer = rewards.parse_answer(RENDERERS["qwen3"].as_record(text), SPEC)
     assert (answer.sid, answer.malformed, answer.thinking) == (found, why, thinking)
 
 
@@ -144,8 +145,14 @@ def test_thinking_that_the_rollout_had_to_close_is_not_well_formed():
 
 def test_compute_score_is_what_verl_calls(tmp_path):
     SPEC.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     row = rewards.compute_score(
-        "onerec/video", EMPTY + sid(1, 1), sid(1, 2), {}, sid_spec=str(tmp_path), weights={"partial_hit": 2}
+        "onerec/video",
+        EMPTY + sid(1, 1) + "<|im_end|>\n",
+        sid(1, 2),
+        {},
+        sid_spec=str(tmp_path),
+        weights={"partial_hit": 2},
     )
     assert row["score"] == 1.0 and row["full_hit"] == 0
 

@@ -6,16 +6,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from onerec.chat import (
-    CHAT_TEMPLATE,
-    EMPTY_THINK,
-    encode,
-    end_ids,
-    is_thinking,
-    prompt_text,
-    render,
-    split_thinking,
-)
+from onerec.render import RENDERERS, split_thinking
+from onerec.render.base import is_thinking
+from onerec.render.qwen3 import chat_template
+
+QWEN3 = RENDERERS["qwen3"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +23,7 @@ def tokenizer():
     tok = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tok.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tok.add_tokens(["<think>", "</think>"])
-    tok.chat_template = CHAT_TEMPLATE
+    tok.chat_template = chat_template()
     return tok
 
 
@@ -44,7 +39,8 @@ MULTI = [
     turn("user", "d"),
     turn("assistant", "e"),
 ]
-# A call, two answers of tools, and what the model says then; thinking before the call stays, being after the last user turn.
+# A call, two answers of tools, and what the model says then. Thinking before the call stays: it comes after the last
+# user turn.
 TOOLS = [
     turn("system", "可以调用工具。"),
     turn("user", "上海和北京天气？"),
@@ -64,13 +60,13 @@ CONVERSATIONS = [SINGLE, THINKING, MULTI, TOOLS]
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_rendering_equals_the_chat_template(tokenizer, messages):
-    ours = "".join(piece.text for piece in render(messages, add_think_pattern=False))
+    ours = QWEN3.text(messages, add_think_pattern=False)
     assert ours == tokenizer.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize("thinking", [True, False])
 def test_prompt_equals_the_template_with_the_switch(tokenizer, thinking):
-    ours = prompt_text(SINGLE[:2], thinking, add_think_pattern=False)
+    ours = QWEN3.prompt_text(SINGLE[:2], thinking, add_think_pattern=False)
     assert ours == tokenizer.apply_chat_template(
         SINGLE[:2], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
@@ -78,37 +74,36 @@ def test_prompt_equals_the_template_with_the_switch(tokenizer, thinking):
 
 @pytest.mark.parametrize("messages", CONVERSATIONS)
 def test_exactly_the_answers_and_their_ends_are_learnt(tokenizer, messages):
-    coded = encode(messages, tokenizer)
-    learnt = [i for i, learn in zip(coded.input_ids, coded.loss_mask, strict=True) if learn]
-    expected = "".join(piece.text for piece in render(messages) if piece.learn)
+    learnt = [i for i, learn in zip(*QWEN3.encode(messages, tokenizer), strict=True) if learn]
+    expected = "".join(piece.text for piece in QWEN3.render(messages) if piece.learn)
     assert tokenizer.decode(learnt) == expected
     assert expected.count("<|im_end|>") == sum(m["role"] == "assistant" for m in messages)
     assert "推荐什么" not in expected
 
 
 def test_without_only_assistant_loss_everything_is_learnt(tokenizer):
-    assert all(encode(SINGLE, tokenizer, only_assistant_loss=False).loss_mask)
+    assert all(QWEN3.encode(SINGLE, tokenizer, only_assistant_loss=False)[1])
 
 
 def test_the_switch_fits_the_answer_and_the_empty_block_is_there():
-    plain = "".join(piece.text for piece in render(SINGLE))
-    assert "推荐什么？/no_think<|im_end|>" in plain and EMPTY_THINK + "这个" in plain
-    assert "1+1/think<|im_end|>" in "".join(piece.text for piece in render(THINKING))
+    plain = QWEN3.text(SINGLE)
+    assert "推荐什么？/no_think<|im_end|>" in plain and QWEN3.think_block() + "这个" in plain
+    assert "1+1/think<|im_end|>" in QWEN3.text(THINKING)
 
 
 def test_training_text_begins_with_the_prompt_that_evaluation_gives():
-    whole = "".join(piece.text for piece in render(SINGLE))
-    assert whole.startswith(prompt_text(SINGLE[:2], thinking=False))
+    whole = QWEN3.text(SINGLE)
+    assert whole.startswith(QWEN3.prompt_text(SINGLE[:2], thinking=False))
 
 
 def test_thinking_of_earlier_turns_is_dropped():
-    text = "".join(piece.text for piece in render(MULTI))
+    text = QWEN3.text(MULTI)
     assert "<think>\nb" not in text and "assistant\nc<|im_end|>" in text
 
 
 def test_tool_calls_are_learnt_and_what_tools_answer_is_not():
     """As Qwen3's published template has them."""
-    text = "".join(f"[{piece.text}]" if piece.learn else piece.text for piece in render(TOOLS, False)[2:])
+    text = "".join(f"[{piece.text}]" if piece.learn else piece.text for piece in QWEN3.render(TOOLS, False)[2:])
     assert text == (
         "<|im_start|>assistant\n[<think>\n查一下\n</think>\n\n稍等\n"
         '<tool_call>\n{"name": "weather", "arguments": {"city": "上海"}}\n</tool_call>\n'
@@ -138,9 +133,9 @@ def test_an_answer_ends_by_the_tokenizers_end_and_those_of_the_checkpoint(tokeni
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps({} if value is None else {"eos_token_id": value}))
     own = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert end_ids(tmp_path, tokenizer) == sorted({own} | more)
+    assert QWEN3.end_ids(tmp_path, tokenizer) == sorted({own} | more)
     tokenizer.eos_token = "<|endoftext|>"
     try:
-        assert end_ids(tmp_path, tokenizer) == sorted({own, tokenizer.eos_token_id} | more)
+        assert QWEN3.end_ids(tmp_path, tokenizer) == sorted({own, tokenizer.eos_token_id} | more)
     finally:
         tokenizer.eos_token = "<|im_end|>"
