@@ -1,13 +1,17 @@
 """Write every table of measurements in the documents from experiments/*/results.json; results.sh calls this.
 
-    python scripts/results.py                                                    # RESULTS.md, README.md, experiments/
+    python scripts/results.py
     python scripts/results.py --add runs/mine/report/report.json --experiment experiments/2026-12-01-mine
 
-A results.json is ``{"tables": [table, …]}``. A table has ``name``, ``title``, ``command``, ``machine``, ``columns`` and ``rows``
-(an object a row, by column), and where they are known ``seeds``, ``note``, ``units`` and ``signed`` (columns of percentages; of
-changes, written with their sign), ``section`` (it stands in RESULTS.md, under that heading) and ``published`` (rows of
-recipes/published.json that follow). A value is a number, whose digits are kept; a list of them, one a seed; ``{"mean", "sd"}``;
-``{"value", "low", "high"}`` with a 95 % interval; null where it was not measured; or text.
+A results.json is ``{"tables": [table, …]}``. A table has ``name``, ``title``, ``command``, ``machine``, ``columns``,
+``rows`` (an object a row, by column), and where they are known
+
+- ``seeds``; ``note``; ``units`` and ``signed``: columns of percentages; of changes, written with their sign;
+- ``section``: it stands in RESULTS.md, under that heading;
+- ``published``: rows of recipes/published.json that follow.
+
+A value is a number, whose digits are kept; a list of them, one a seed; ``{"mean", "sd"}``; ``{"value", "low", "high"}``,
+a 95 % interval; null where it was not measured; or text.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from onerec.flags import ArgumentParser
 from onerec.run import ROOT, write_text
 
 SECTIONS = ("Toy world", "Real data", "Tokenizer", "Distillation", "GRPO", "Speed and memory")
-KEYS = {"name", "title", "command", "machine", "seeds", "note", "columns", "units", "signed", "rows", "section", "published"}
 NEEDED = ("name", "title", "command", "machine", "columns", "rows")
+KEYS = {*NEEDED, "seeds", "note", "units", "signed", "section", "published"}
 BLOCK = re.compile(r"^(<!-- results: (\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)
 HEAD = """# Results
 
-Written by `bash scripts/results.sh` from `experiments/*/results.json`; edit those. Each table names its command and links the
-experiment that says what it decided. Older tables stand in the [experiments](experiments/README.md) alone.
+Written by `bash scripts/results.sh` from `experiments/*/results.json`; edit those. Each table names its command and
+links the experiment that says what it decided. Older tables stand in the [experiments](experiments/README.md) alone.
 """
 
 
@@ -79,7 +83,8 @@ def cell(value: Any, unit: str = "", signed: bool = False) -> str:
     if isinstance(value, dict) and "sd" in value:
         return f"{number(value['mean'], signed=signed)} ± {number(value['sd'], unit)}"
     if isinstance(value, dict):
-        return f"{cell(value['value'], unit, signed)} ({number(value['low'], signed=signed)} to {number(value['high'], signed=signed)})"
+        low, high = (number(value[end], signed=signed) for end in ("low", "high"))
+        return f"{cell(value['value'], unit, signed)} ({low} to {high})"
     return number(value, unit, signed)
 
 
@@ -123,16 +128,23 @@ def fill(path: Path, text: str, block: Callable[[str], str]) -> str:
 def question(path: Path) -> tuple[str, str]:
     """Title and question of an experiment's page."""
     text = path.read_text(encoding="utf-8")
-    title, asked = re.search(r"^# (.+)$", text, re.MULTILINE), re.search(r"^Question: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
+    title, asked = (
+        re.search(r"^# (.+)$", text, re.MULTILINE),
+        re.search(r"^Question: (.+?)\n\n", text, re.MULTILINE | re.DOTALL),
+    )
     if not title or not asked:
         raise InputError(path, "lacks its title or question", "'# <title>' and 'Question: …'")
-    return title[1], " ".join(asked[1].split())
+    return title[1], re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(asked[1].split()))
 
 
 def value(root: Path, experiments: Mapping[str, Any], folder: str, name: str, where: Mapping, column: Any) -> str:
     """One value of a table for the README's headlines; a list of columns gives their mean."""
     path = root / "experiments/headline.json"
-    rows = published_rows(root, name) if folder == "published" else experiments.get(folder, {}).get(name, {}).get("rows", [])
+    rows = (
+        published_rows(root, name)
+        if folder == "published"
+        else experiments.get(folder, {}).get(name, {}).get("rows", [])
+    )
     found = [row for row in rows if where.items() <= row.items()]
     if len(found) != 1:
         raise InputError(path, f"{folder}/{name}: {len(found)} rows with {dict(where)}", "a description of one row")
@@ -155,7 +167,9 @@ def headline(root: Path, experiments: Mapping[str, Any]) -> str:
 
 def render(root: Path) -> dict[Path, str]:
     """Every document that holds tables of measurements, as it should be."""
-    folders = sorted((page.parent for page in (root / "experiments").glob("*/README.md")), key=lambda x: x.name, reverse=True)
+    folders = sorted(
+        (page.parent for page in (root / "experiments").glob("*/README.md")), key=lambda x: x.name, reverse=True
+    )
     folders.sort(key=lambda folder: folder.name[:10], reverse=True)
     experiments = {folder.name: tables_of(folder) for folder in folders}
     out, index = {}, []
@@ -177,7 +191,10 @@ def render(root: Path) -> dict[Path, str]:
     out[root / "RESULTS.md"] = HEAD + "".join(
         f"\n## {name}\n{''.join(blocks)}" for name, blocks in sections.items() if blocks
     )
-    pages = {root / "experiments/README.md": lambda _: "".join(index), root / "README.md": lambda _: headline(root, experiments)}
+    pages = {
+        root / "experiments/README.md": lambda _: "".join(index),
+        root / "README.md": lambda _: headline(root, experiments),
+    }
     for page, block in pages.items():
         out[page] = fill(page, page.read_text(encoding="utf-8"), block)
     return out
@@ -189,15 +206,34 @@ def from_run(path: Path) -> dict[str, Any]:
     rows = []
     for row in document.get("rows", []):
         if "metrics" in row and not row["source"]:  # seeds.json; what others published is in recipes/published.json
-            values = {name: v["mean"] if v["sd"] is None else {"mean": v["mean"], "sd": v["sd"]} for name, v in row["metrics"].items()}
+            values = {
+                name: v["mean"] if v["sd"] is None else {"mean": v["mean"], "sd": v["sd"]}
+                for name, v in row["metrics"].items()
+            }
             rows.append({"model": row["name"], **values})
         for task, metrics in row.get("tasks", {}).items():
             between = row["intervals"].get(task, {})
-            for name in ("recall@10", "ndcg@10", "pass@1", "auc", "embedding_similarity", "char_rouge_l", "exact_match", "bits_per_byte"):
+            for name in (
+                "recall@10",
+                "ndcg@10",
+                "pass@1",
+                "auc",
+                "embedding_similarity",
+                "char_rouge_l",
+                "exact_match",
+                "bits_per_byte",
+            ):
                 if name in metrics:
                     low, high = between.get(name, (None, None))
                     interval = {"value": metrics[name], "low": low, "high": high}
-                    rows.append({"model": row["label"], "task": task, "metric": name, "value": metrics[name] if low is None else interval})
+                    rows.append(
+                        {
+                            "model": row["label"],
+                            "task": task,
+                            "metric": name,
+                            "value": metrics[name] if low is None else interval,
+                        }
+                    )
     if not rows:
         raise InputError(path, "holds no results", "the report.json of a run, or the seeds.json of a recipe")
     return {"columns": list(dict.fromkeys(key for row in rows for key in row)), "rows": rows}
@@ -216,7 +252,11 @@ def dump(document: Mapping[str, Any]) -> str:
 
     tables = []
     for table in document["tables"]:
-        lines = [f'      "{key}": {json.dumps(keep(value), ensure_ascii=False)}' for key, value in table.items() if key != "rows"]
+        lines = [
+            f'      "{key}": {json.dumps(keep(value), ensure_ascii=False)}'
+            for key, value in table.items()
+            if key != "rows"
+        ]
         rows = ",\n".join(f"        {json.dumps(keep(row), ensure_ascii=False)}" for row in table["rows"])
         tables.append("    {\n" + ",\n".join([*lines, f'      "rows": [\n{rows}\n      ]']) + "\n    }")
     text = '{\n  "tables": [\n' + ",\n".join(tables) + "\n  ]\n}\n"
@@ -253,7 +293,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.add:
         fields = {"name": args.name, "title": args.name, "command": args.command, "machine": args.machine}
         return add(args.add, args.experiment, fields)
-    changed = {path: text for path, text in render(args.root).items() if not path.exists() or path.read_text(encoding="utf-8") != text}
+    changed = {
+        path: text
+        for path, text in render(args.root).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
     for path, text in changed.items():
         if args.check:
             raise InputError(path, "is not what its results.json say", "the output of bash scripts/results.sh")
