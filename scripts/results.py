@@ -10,8 +10,8 @@ A results.json is ``{"tables": [table, …]}``. A table has ``name``, ``title``,
 - ``section``: it stands in RESULTS.md, under that heading;
 - ``published``: rows of recipes/published.json that follow.
 
-A value is a number, whose digits are kept; a list of them, one a seed; ``{"mean", "sd"}``; ``{"value", "low", "high"}``,
-a 95 % interval; null where it was not measured; or text.
+A value is a number, whose digits are kept; a list of them, one a seed; ``{"mean", "sd"}``;
+``{"value", "low", "high"}``, a 95 % interval; null where it was not measured; or text.
 """
 
 from __future__ import annotations

@@ -211,10 +211,10 @@ def test_commands_name_scripts_and_flags_that_are_there(name):
 
 
 def unknown_variables(text: str, stage: str) -> list[str]:
-    """Variables that a stage's page names and that neither its files nor the shell scripts know, nor as the flag of that name."""
-    files = [
-        p for top in {stage, "scripts", "onerec"} for p in (ROOT / top).rglob("*") if p.suffix in {".py", ".sh", ".env"}
-    ]
+    """Variables that a stage's page names and that no script knows, neither by name nor as the flag of that name."""
+    tops = {stage, "scripts", "onerec"}
+    files = [path for top in tops for path in (ROOT / top).rglob("*") if path.suffix in {".py", ".sh", ".env", ".json"}]
+    files.append(ROOT / "docs/from_openonerec.md")
     code = "\n".join(path.read_text(encoding="utf-8") for path in files)
     spans = re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]*[A-Z0-9])(?:=[^`]*)?`", without_code(text))
     return [name for name in spans if not re.search(rf"\b{name}\b|--{name.lower()}\b", code)]
