@@ -16,7 +16,6 @@ A value is a number, whose digits are kept; a list of them, one a seed; ``{"mean
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -52,7 +51,8 @@ def read(path: Path) -> Any:
 
 def tables_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The tables of an experiment by name; raises `InputError` for a missing or unknown key, column or section."""
-    path, tables = folder / "results.json", {}
+    path = folder / "results.json"
+    tables: dict[str, dict[str, Any]] = {}
     for table in read(path)["tables"] if path.exists() else []:
         name = table.get("name", "a table without name")
         if wrong := [*(key for key in NEEDED if key not in table), *(table.keys() - KEYS)]:
@@ -110,6 +110,10 @@ def printed(table: Mapping[str, Any], root: Path) -> str:
         [cell(row[name], units.get(name, ""), name in signed) if name in row else "" for name in table["columns"]]
         for row in rows
     ]
+    if not table["title"] or not table["machine"]:
+        raise InputError(
+            "results.json", f"{table['name']}: has no title or no machine", "what was measured, and on what"
+        )
     how = f"`{table['command']}`; {table['machine']}" if table["command"] else table["machine"]
     seeds = f"; seeds {cell(table['seeds'])}" if len(table.get("seeds", ())) > 1 else ""
     seeds = seeds or (f"; seed {table['seeds'][0]}" if "seeds" in table else "")
@@ -172,7 +176,8 @@ def render(root: Path) -> dict[Path, str]:
     )
     folders.sort(key=lambda folder: folder.name[:10], reverse=True)
     experiments = {folder.name: tables_of(folder) for folder in folders}
-    out, index = {}, []
+    out: dict[Path, str] = {}
+    index: list[str] = []
     sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
     for folder in folders:
         tables, page = experiments[folder.name], folder / "README.md"
@@ -263,46 +268,32 @@ def dump(document: Mapping[str, Any]) -> str:
     return re.sub(r'"@([^"@]*)@"', lambda match: plain.get(f"@{match[1]}@", match[0]), text)
 
 
-def add(source: Path, folder: Path, fields: Mapping[str, str]) -> None:
-    """Put the table of a run beside those of an experiment, in the place of one with its name."""
-    path = folder / "results.json"
+def add(source: Path, folder: Path, name: str) -> None:
+    """Put the table of a run beside those of an experiment, in the place of one of its name; its words are kept."""
     tables = tables_of(folder)
-    tables[fields["name"]] = {**fields, **from_run(source)}
-    write_text(path, dump({"tables": list(tables.values())}))
-    print(f"{path}: {fields['name']}, {len(tables[fields['name']]['rows'])} rows; show it in {folder / 'README.md'}")
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(__doc__)
-    flag = parser.add_argument
-    flag("--root", type=Path, default=ROOT, help="the repository")
-    flag("--check", action="store_true", help="write nothing; exit status 2 where a document is not as it should be")
-    flag("--add", type=Path, help="report.json or seeds.json whose table goes into --experiment")
-    flag("--experiment", type=Path, help="folder of experiments/")
-    flag("--name", default="run", help="of that table")
-    flag("--command", default="", help="what made it")
-    flag("--machine", default="", help="on what")
-    args = parser.parse_args(argv)
-    if args.add and not args.experiment:
-        raise InputError("--experiment", "is missing", "the folder of experiments/ that --add writes to")
-    return args
+    words = {key: tables.get(name, {}).get(key, "") for key in ("title", "command", "machine")}
+    tables[name] = {**tables.get(name, {}), "name": name, **words, **from_run(source)}
+    write_text(folder / "results.json", dump({"tables": list(tables.values())}))
+    print(
+        f"{folder / 'results.json'}: {name}, {len(tables[name]['rows'])} rows; say there its title, command and machine"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--add", type=Path, help="report.json or seeds.json whose table goes into --experiment")
+    parser.add_argument("--experiment", type=Path, help="folder of experiments/")
+    parser.add_argument("--table", default="run", help="name of that table")
+    args = parser.parse_args(argv)
     if args.add:
-        fields = {"name": args.name, "title": args.name, "command": args.command, "machine": args.machine}
-        return add(args.add, args.experiment, fields)
-    changed = {
-        path: text
-        for path, text in render(args.root).items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    }
-    for path, text in changed.items():
-        if args.check:
-            raise InputError(path, "is not what its results.json say", "the output of bash scripts/results.sh")
-        write_text(path, text)
-        print(path.relative_to(args.root))
+        if not args.experiment:
+            raise InputError("--experiment", "is missing", "the folder of experiments/ that --add writes to")
+        return add(args.add, args.experiment, args.table)
+    texts = render(ROOT)
+    changed = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in changed:
+        write_text(path, texts[path])
+        print(path.relative_to(ROOT))
     print(f"{len(changed)} documents written")
 
 

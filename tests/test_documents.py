@@ -30,7 +30,13 @@ DOCUMENTS = sorted(
     if not re.search(r"/(output|raw_data|results|models)/", path.relative_to(ROOT).as_posix())
 )
 # Made by branches that are merged with this one; empty afterwards.
-PENDING = {"onerec/tasks.py", "onerec/render/", "onerec/render/__init__.py", "onerec/render/qwen3.py", "data/adapters/release.py"}
+PENDING = {
+    "onerec/tasks.py",
+    "onerec/render/",
+    "onerec/render/__init__.py",
+    "onerec/render/qwen3.py",
+    "data/adapters/release.py",
+}
 PENDING |= {"--set", "settings.py"}
 # Tables of OpenOneRec's words, held by tests/test_openonerec.py; measurements in the words of their day.
 HISTORY = re.compile(r"docs/from_openonerec\.md|RESULTS\.md|experiments/.+/README\.md")
@@ -260,6 +266,11 @@ def test_the_tables_are_what_the_script_writes():
     written = results.render(ROOT)
     assert {path for path in written if path.read_text(encoding="utf-8") != written[path]} == set()
     assert results.render(ROOT) == written
+
+
+def test_the_plan_of_grpo_is_what_the_script_prints():
+    ran = subprocess.run([sys.executable, str(ROOT / "verl_rl/plan.py")], capture_output=True, text=True, check=True)
+    assert ran.stdout[ran.stdout.index("| Qwen3") :] in read("verl_rl/recipe/onerec/PLAN.md")
 
 
 def test_the_readmes_table_has_five_rows():
