@@ -33,6 +33,9 @@ from onerec.run import ROOT, write_text
 SECTIONS = ("Toy world", "Real data", "Tokenizer", "Distillation", "GRPO", "Speed and memory")
 NEEDED = ("name", "title", "command", "machine", "columns", "rows")
 KEYS = {*NEEDED, "seeds", "note", "units", "signed", "section", "published"}
+# Of a report those that go into a table.
+METRICS = ("recall@10", "ndcg@10", "pass@1", "auc", "embedding_similarity", "char_rouge_l")
+METRICS += ("exact_match", "bits_per_byte")
 BLOCK = re.compile(r"^(<!-- results: (\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)
 HEAD = """# Results
 
@@ -62,6 +65,8 @@ def tables_of(folder: Path) -> dict[str, dict[str, Any]]:
             raise InputError(path, f"{name}: {sorted(wrong)[0]} is no column", f"one of {', '.join(table['columns'])}")
         if table.get("section", SECTIONS[0]) not in SECTIONS:
             raise InputError(path, f"{name}: {table['section']} is no section", f"one of {', '.join(SECTIONS)}")
+        if not table["title"] or not table["machine"]:
+            raise InputError(path, f"{name}: has no title or no machine", "what was measured, and on what")
         tables[name] = table
     return tables
 
@@ -93,27 +98,23 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def published_rows(root: Path, data_set: str) -> list[dict[str, Any]]:
+def published_rows(data_set: str) -> list[dict[str, Any]]:
     """What others published on a data set, as rows of a table."""
-    known = read(root / "scripts/recipes/published.json")
+    known = read(ROOT / "scripts/recipes/published.json")
     return [
         {"model": f"{row['name']}, {row['source']}", **dict(zip(known["metrics"], row["values"], strict=True))}
         for row in known[data_set]
     ]
 
 
-def printed(table: Mapping[str, Any], root: Path) -> str:
+def printed(table: Mapping[str, Any]) -> str:
     """The table as Markdown, and below it how it was made."""
-    rows = table["rows"] + (published_rows(root, table["published"]) if "published" in table else [])
+    rows = table["rows"] + (published_rows(table["published"]) if "published" in table else [])
     units, signed = table.get("units", {}), table.get("signed", ())
     cells = [
         [cell(row[name], units.get(name, ""), name in signed) if name in row else "" for name in table["columns"]]
         for row in rows
     ]
-    if not table["title"] or not table["machine"]:
-        raise InputError(
-            "results.json", f"{table['name']}: has no title or no machine", "what was measured, and on what"
-        )
     how = f"`{table['command']}`; {table['machine']}" if table["command"] else table["machine"]
     seeds = f"; seeds {cell(table['seeds'])}" if len(table.get("seeds", ())) > 1 else ""
     seeds = seeds or (f"; seed {table['seeds'][0]}" if "seeds" in table else "")
@@ -132,151 +133,122 @@ def fill(path: Path, text: str, block: Callable[[str], str]) -> str:
 def question(path: Path) -> tuple[str, str]:
     """Title and question of an experiment's page."""
     text = path.read_text(encoding="utf-8")
-    title, asked = (
-        re.search(r"^# (.+)$", text, re.MULTILINE),
-        re.search(r"^Question: (.+?)\n\n", text, re.MULTILINE | re.DOTALL),
-    )
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    asked = re.search(r"^Question: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
     if not title or not asked:
         raise InputError(path, "lacks its title or question", "'# <title>' and 'Question: …'")
     return title[1], re.sub(r"\[(.*?)\]\(.*?\)", r"\1", " ".join(asked[1].split()))
 
 
-def value(root: Path, experiments: Mapping[str, Any], folder: str, name: str, where: Mapping, column: Any) -> str:
+def value(experiments: Mapping[str, Any], folder: str, name: str, where: Mapping[str, Any], column: Any) -> str:
     """One value of a table for the README's headlines; a list of columns gives their mean."""
-    path = root / "experiments/headline.json"
-    rows = (
-        published_rows(root, name)
-        if folder == "published"
-        else experiments.get(folder, {}).get(name, {}).get("rows", [])
-    )
-    found = [row for row in rows if where.items() <= row.items()]
+    if folder == "published":
+        table = {"rows": published_rows(name)}
+    else:
+        table = experiments.get(folder, {}).get(name, {"rows": []})
+    found = [row for row in table["rows"] if where.items() <= row.items()]
     if len(found) != 1:
-        raise InputError(path, f"{folder}/{name}: {len(found)} rows with {dict(where)}", "a description of one row")
-    table = {} if folder == "published" else experiments[folder][name]
+        what = f"{folder}/{name}: {len(found)} rows with {dict(where)}"
+        raise InputError(ROOT / "experiments/headline.json", what, "a description of one row")
     if isinstance(column, list):
         mean = sum(Decimal(found[0][one]) for one in column) / len(column)
         return number(mean.quantize(Decimal("0.0001")))
     return cell(found[0][column], table.get("units", {}).get(column, ""), column in table.get("signed", ()))
 
 
-def headline(root: Path, experiments: Mapping[str, Any]) -> str:
+def headline(experiments: Mapping[str, Any]) -> str:
     """The table of README.md, whose numbers are looked up where experiments/headline.json says."""
-    spec = read(root / "experiments/headline.json")
     rows = []
-    for row in spec["rows"]:
-        values = [value(root, experiments, *place) for place in row["values"]]
+    for row in read(ROOT / "experiments/headline.json")["rows"]:
+        values = [value(experiments, *place) for place in row["values"]]
         rows.append([row[key].format(*values) for key in ("what", "metric", "here", "beside")])
     return markdown(["measured", "metric", "here", "beside it"], rows)
 
 
-def render(root: Path) -> dict[Path, str]:
+def page_of(folder: Path, tables: Mapping[str, Any]) -> str:
+    """The page of an experiment with its tables; raises `InputError` where page and results.json name others."""
+    page = folder / "README.md"
+    text = page.read_text(encoding="utf-8")
+    shown = [name for _, name, _ in BLOCK.findall(text)]
+    if sorted(shown) != sorted(tables):
+        differ = sorted(set(shown) ^ set(tables)) or shown
+        raise InputError(page, f"and results.json differ in {differ[0]}", "each table once in both")
+    return fill(page, text, lambda name: printed(tables[name]))
+
+
+def render() -> dict[Path, str]:
     """Every document that holds tables of measurements, as it should be."""
-    folders = sorted(
-        (page.parent for page in (root / "experiments").glob("*/README.md")), key=lambda x: x.name, reverse=True
-    )
-    folders.sort(key=lambda folder: folder.name[:10], reverse=True)
-    experiments = {folder.name: tables_of(folder) for folder in folders}
-    out: dict[Path, str] = {}
-    index: list[str] = []
-    sections: dict[str, list[str]] = {name: [] for name in SECTIONS}
-    for folder in folders:
-        tables, page = experiments[folder.name], folder / "README.md"
-        text = page.read_text(encoding="utf-8")
-        shown = [name for _, name, _ in BLOCK.findall(text)]
-        if sorted(shown) != sorted(tables):
-            differ = sorted(set(shown) ^ set(tables)) or shown
-            raise InputError(page, f"and results.json differ in {differ[0]}", "each table once in both")
-        out[page] = fill(page, text, lambda name, tables=tables: printed(tables[name], root))
-        title, asked = question(page)
-        index.append(f"- {folder.name[:10]} [{title}]({folder.name}/README.md): {asked}\n")
-        for table in tables.values():
-            if "section" in table:
-                link = f"[{title}](experiments/{folder.name}/README.md)"
-                sections[table["section"]].append(f"\n### {table['title']}\n\n{printed(table, root)}\n{link}\n")
-    out[root / "RESULTS.md"] = HEAD + "".join(
-        f"\n## {name}\n{''.join(blocks)}" for name, blocks in sections.items() if blocks
-    )
-    pages = {
-        root / "experiments/README.md": lambda _: "".join(index),
-        root / "README.md": lambda _: headline(root, experiments),
-    }
-    for page, block in pages.items():
-        out[page] = fill(page, page.read_text(encoding="utf-8"), block)
+    names = sorted(page.parent.name for page in (ROOT / "experiments").glob("*/README.md"))
+    names.sort(key=lambda name: name[:10], reverse=True)  # the newest day first, by name within a day
+    experiments = {name: tables_of(ROOT / "experiments" / name) for name in names}
+    out, index = {}, ""
+    sections = dict.fromkeys(SECTIONS, "")
+    for name, tables in experiments.items():
+        folder = ROOT / "experiments" / name
+        out[folder / "README.md"] = page_of(folder, tables)
+        title, asked = question(folder / "README.md")
+        index += f"- {name[:10]} [{title}]({name}/README.md): {asked}\n"
+        link = f"[{title}](experiments/{name}/README.md)"
+        for table in (table for table in tables.values() if "section" in table):
+            sections[table["section"]] += f"\n### {table['title']}\n\n{printed(table)}\n{link}\n"
+    out[ROOT / "RESULTS.md"] = HEAD + "".join(f"\n## {name}\n{text}" for name, text in sections.items() if text)
+    for page, block in ((ROOT / "experiments/README.md", index), (ROOT / "README.md", headline(experiments))):
+        out[page] = fill(page, page.read_text(encoding="utf-8"), lambda _, block=block: block)
     return out
 
 
-def from_run(path: Path) -> dict[str, Any]:
-    """A table of a run's report.json (metrics of every model with intervals) or of a recipe's seeds.json."""
-    document = read(path)
+def seeds_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A model of a recipe's seeds.json; what others published is in recipes/published.json."""
+    if row["source"]:
+        return []
+    values = {name: {"mean": v["mean"], "sd": v["sd"]} for name, v in row["metrics"].items()}
+    return [{"model": row["name"], **{name: v["mean"] if v["sd"] is None else v for name, v in values.items()}}]
+
+
+def report_rows(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A model of a run's report.json: a row a task and metric, with its interval where there is one."""
     rows = []
-    for row in document.get("rows", []):
-        if "metrics" in row and not row["source"]:  # seeds.json; what others published is in recipes/published.json
-            values = {
-                name: v["mean"] if v["sd"] is None else {"mean": v["mean"], "sd": v["sd"]}
-                for name, v in row["metrics"].items()
-            }
-            rows.append({"model": row["name"], **values})
-        for task, metrics in row.get("tasks", {}).items():
-            between = row["intervals"].get(task, {})
-            for name in (
-                "recall@10",
-                "ndcg@10",
-                "pass@1",
-                "auc",
-                "embedding_similarity",
-                "char_rouge_l",
-                "exact_match",
-                "bits_per_byte",
-            ):
-                if name in metrics:
-                    low, high = between.get(name, (None, None))
-                    interval = {"value": metrics[name], "low": low, "high": high}
-                    rows.append(
-                        {
-                            "model": row["label"],
-                            "task": task,
-                            "metric": name,
-                            "value": metrics[name] if low is None else interval,
-                        }
-                    )
+    for task, metrics in row["tasks"].items():
+        for metric in (metric for metric in METRICS if metric in metrics):
+            value, between = metrics[metric], row["intervals"].get(task, {}).get(metric)
+            value = {"value": value, "low": between[0], "high": between[1]} if between else value
+            rows.append({"model": row["label"], "task": task, "metric": metric, "value": value})
+    return rows
+
+
+def from_run(path: Path) -> dict[str, Any]:
+    """Columns and rows of a run's report.json or of a recipe's seeds.json."""
+    found = read(path).get("rows", [])
+    rows = [new for row in found for new in (seeds_rows if "metrics" in row else report_rows)(row)]
     if not rows:
         raise InputError(path, "holds no results", "the report.json of a run, or the seeds.json of a recipe")
     return {"columns": list(dict.fromkeys(key for row in rows for key in row)), "rows": rows}
 
 
+def line(value: Any) -> str:
+    """JSON in one line, fractions with their digits."""
+    text = json.dumps(value, ensure_ascii=False, default=lambda fraction: f"@{fraction}@")
+    return re.sub(r'"@([\d.E+-]+)@"', r"\1", text)
+
+
 def dump(document: Mapping[str, Any]) -> str:
-    """results.json as text, a row a line, fractions with their digits."""
-    plain = {}
-
-    def keep(value: Any) -> Any:
-        if isinstance(value, Decimal):
-            return plain.setdefault(f"@{value}@", str(value)) and f"@{value}@"
-        if isinstance(value, Mapping):
-            return {key: keep(one) for key, one in value.items()}
-        return [keep(one) for one in value] if isinstance(value, list) else value
-
+    """results.json as text, a row a line."""
     tables = []
     for table in document["tables"]:
-        lines = [
-            f'      "{key}": {json.dumps(keep(value), ensure_ascii=False)}'
-            for key, value in table.items()
-            if key != "rows"
-        ]
-        rows = ",\n".join(f"        {json.dumps(keep(row), ensure_ascii=False)}" for row in table["rows"])
-        tables.append("    {\n" + ",\n".join([*lines, f'      "rows": [\n{rows}\n      ]']) + "\n    }")
-    text = '{\n  "tables": [\n' + ",\n".join(tables) + "\n  ]\n}\n"
-    return re.sub(r'"@([^"@]*)@"', lambda match: plain.get(f"@{match[1]}@", match[0]), text)
+        words = "".join(f'      "{key}": {line(value)},\n' for key, value in table.items() if key != "rows")
+        rows = ",\n".join(f"        {line(row)}" for row in table["rows"])
+        tables.append(f'    {{\n{words}      "rows": [\n{rows}\n      ]\n    }}')
+    return '{\n  "tables": [\n' + ",\n".join(tables) + "\n  ]\n}\n"
 
 
 def add(source: Path, folder: Path, name: str) -> None:
     """Put the table of a run beside those of an experiment, in the place of one of its name; its words are kept."""
-    tables = tables_of(folder)
-    words = {key: tables.get(name, {}).get(key, "") for key in ("title", "command", "machine")}
-    tables[name] = {**tables.get(name, {}), "name": name, **words, **from_run(source)}
-    write_text(folder / "results.json", dump({"tables": list(tables.values())}))
-    print(
-        f"{folder / 'results.json'}: {name}, {len(tables[name]['rows'])} rows; say there its title, command and machine"
-    )
+    path = folder / "results.json"
+    tables = {table["name"]: table for table in read(path)["tables"]} if path.exists() else {}
+    words = dict.fromkeys(("title", "command", "machine"), "") | tables.get(name, {})
+    tables[name] = {"name": name} | words | from_run(source)
+    write_text(path, dump({"tables": list(tables.values())}))
+    print(f"{path}: {name}, {len(tables[name]['rows'])} rows; say there its title, command and machine")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -289,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.experiment:
             raise InputError("--experiment", "is missing", "the folder of experiments/ that --add writes to")
         return add(args.add, args.experiment, args.table)
-    texts = render(ROOT)
+    texts = render()
     changed = [path for path, text in texts.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in changed:
         write_text(path, texts[path])

@@ -263,9 +263,9 @@ def test_the_readme_shows_its_two_commands():
 
 
 def test_the_tables_are_what_the_script_writes():
-    written = results.render(ROOT)
+    written = results.render()
     assert {path for path in written if path.read_text(encoding="utf-8") != written[path]} == set()
-    assert results.render(ROOT) == written
+    assert results.render() == written
 
 
 def test_the_plan_of_grpo_is_what_the_script_prints():

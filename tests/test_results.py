@@ -83,14 +83,14 @@ def test_what_does_not_fit_is_said(root, old, new, says):
     path = root / "experiments/2026-01-02-a/results.json"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(InputError, match=says):
-        results.render(root)
+        results.render()
 
 
 def test_a_headline_that_names_no_row_is_said(root):
     path = root / "experiments/headline.json"
     path.write_text(path.read_text().replace('"b"', '"z"'))
     with pytest.raises(InputError, match="0 rows with"):
-        results.render(root)
+        results.render()
 
 
 def test_a_run_is_added_with_its_digits(root, capsys):
@@ -103,7 +103,7 @@ def test_a_run_is_added_with_its_digits(root, capsys):
     (root / "seeds.json").write_text(json.dumps({"rows": rows}))
     for source in ("report", "seeds"):
         results.main(["--add", str(root / f"{source}.json"), "--experiment", str(folder), "--table", source])
-    tables = results.tables_of(folder)
+    tables = {table["name"]: table for table in results.read(folder / "results.json")["tables"]}
     assert list(tables) == ["t", "report", "seeds"]
     assert (
         tables["t"]["rows"][0]["recall"] == Decimal("0.0620")
