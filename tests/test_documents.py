@@ -172,6 +172,8 @@ def parts(path: Path) -> Iterator[Path]:
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
                 yield from (ROOT / f"{name.replace('.', '/')}.py" for name in names)
+        for name in re.findall(r'"([\w./-]+\.py)"', text):
+            yield from (base / name for base in above(path.parent))
         return
     for word in re.findall(r"[\w./-]+\.(?:py|sh)\b", re.sub(r"\$\{?\w+\}?/", "", text)):
         yield from (base / word for base in above(path.parent))
