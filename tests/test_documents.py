@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -232,6 +233,16 @@ def unknown_variables(text: str, stage: str) -> list[str]:
 @pytest.mark.parametrize("stage", [*STAGES, "scripts"])
 def test_variables_are_known(stage):
     assert unknown_variables(read(f"{stage}/README.md"), stage) == []
+
+
+@pytest.mark.skipif(not (ROOT / "scripts/settings.py").exists(), reason="comes with the profiles' branch")
+def test_settings_that_are_shown_are_known():
+    shown = [one for name in TODAY for one in re.findall(r"--set (\w+\.\w+=[^\s`<]+)", read(name))]
+    command = [sys.executable, str(ROOT / "scripts/settings.py"), "list", "laptop"]
+    ran = subprocess.run(
+        command, env=os.environ | {"ONEREC_SETTINGS": "\n".join(shown)}, capture_output=True, text=True
+    )
+    assert shown and ran.returncode == 0, ran.stderr
 
 
 BREACHES = """`data/gone.py`, `gone.sh`, `tokenizer/{kmeans,gone}.py`, `TRAIN_BATCH_SIZE`, `TRAIN_BATCH_GONE=1`
