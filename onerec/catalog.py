@@ -17,11 +17,7 @@ from onerec.sid import SidSpec
 
 
 def read_pid2sid(
-    path: str | Path,
-    spec: SidSpec,
-    pid: str = "pid",
-    column: str | None = None,
-    dropped: Counter[str] | None = None,
+    path: str | Path, spec: SidSpec, pid: str = "pid", column: str | None = None, dropped: Counter[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
 

@@ -283,11 +283,7 @@ def read_table(
 
 
 def iter_batches(
-    path: str | os.PathLike[str],
-    columns: Columns,
-    optional: Columns = (),
-    batch_size: int = 4096,
-    strict: bool = True,
+    path: str | os.PathLike[str], columns: Columns, optional: Columns = (), batch_size: int = 4096, strict: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them."""
     file = open_parquet(path, columns, stream=True)

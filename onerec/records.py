@@ -81,13 +81,7 @@ def chat_record(uuid: str, source: str, metadata: dict[str, Any], messages: Sequ
 def text_record(uuid: str, source: str, metadata: dict[str, Any], texts: Sequence[str]) -> Record:
     """Plain text, one segment a string, as a record."""
     segments = dumps([{"type": "text", "text": text} for text in texts])
-    return {
-        "uuid": uuid,
-        "source": source,
-        "metadata": dumps(metadata),
-        "segments": segments,
-        "messages": None,
-    }
+    return {"uuid": uuid, "source": source, "metadata": dumps(metadata), "segments": segments, "messages": None}
 
 
 def message_text(content: str | list[dict[str, Any]]) -> str:
@@ -154,11 +148,7 @@ def check_columns(batch: pa.RecordBatch) -> list[str | None]:
     """`check_record` of every row of a batch with the columns of `SCHEMA` (all of type string)."""
     uuids, sources, *texts = batch.columns
     # JSON is parsed from bytes: decoding hundreds of SIDs only to scan them would cost as much again.
-    columns = [
-        uuids.to_pylist(),
-        sources.to_pylist(),
-        *(text.view(pa.binary()).to_pylist() for text in texts),
-    ]
+    columns = [uuids.to_pylist(), sources.to_pylist(), *(text.view(pa.binary()).to_pylist() for text in texts)]
     return [_read(*values)[0] for values in zip(*columns, strict=True)]
 
 
@@ -264,13 +254,7 @@ def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, An
             turns, *others = (_loads(row[name]) for name in columns)
             reward, extra = (value if isinstance(value, dict) else {} for value in others)
             turns = [] if _check_messages(turns) else _texts(turns)
-            found.append(
-                {
-                    "prompt": turns,
-                    "reward_model": reward,
-                    "extra_info": extra,
-                }
-            )
+            found.append({"prompt": turns, "reward_model": reward, "extra_info": extra})
         yield found
 
 

@@ -196,12 +196,7 @@ class Manifest:
 
 
 def progress(
-    items: Iterable[T],
-    label: str,
-    total: int | None = None,
-    unit: str = "row",
-    size=lambda item: 1,
-    every: float = 5.0,
+    items: Iterable[T], label: str, total: int | None = None, unit: str = "row", size=lambda item: 1, every: float = 5.0
 ) -> Iterator[T]:
     """Pass ``items`` through and report rate and time left on standard error.
 

@@ -167,11 +167,7 @@ class SidSpec:
         path = path / SID_SPEC if path.is_dir() else path
         value = read_json(path)
         try:
-            spec = SidSpec(
-                tuple(value["codebook_sizes"]),
-                value.get("first_id"),
-                value.get("collision", "none"),
-            )
+            spec = SidSpec(tuple(value["codebook_sizes"]), value.get("first_id"), value.get("collision", "none"))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 path, f"is not a SID specification ({error})", "give the sid_spec.json of a tokenizer"

@@ -58,17 +58,7 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     sizes = [f"--{key}={getattr(args, key)}" for key in ("n_layers", "codebook_size", "dim", "seed")]
     with contextlib.redirect_stdout(io.StringIO()):
         train(["--data_path", args.emb_path, "--model_path", str(folder), *sizes, *flags])
-        infer(
-            [
-                "--model_path",
-                str(folder),
-                "--emb_path",
-                args.emb_path,
-                "--output_path",
-                str(folder),
-                *encoding,
-            ]
-        )
+        infer(["--model_path", str(folder), "--emb_path", args.emb_path, "--output_path", str(folder), *encoding])
         evaluate(["--pid2sid", str(folder / PID2SID), "--emb_path", args.emb_path, "--model_path", str(folder), "--output_dir", str(folder)])  # fmt: skip
     report = read_json(folder / f"{REPORT}.json")
     layers, near = report["layers"], report["neighbours"]["agreement"]

@@ -32,15 +32,7 @@ from onerec.errors import InputError
 from onerec.files import shard_name
 from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
 from onerec.folders import LOCK, locked, remove_folder
-from onerec.parquet import (
-    Kind,
-    count_rows,
-    iter_batches,
-    list_parquet,
-    open_parquet,
-    write_batches,
-    write_table,
-)
+from onerec.parquet import Kind, count_rows, iter_batches, list_parquet, open_parquet, write_batches, write_table
 from onerec.run import Manifest, processes, read_json, write_json
 from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
 from tokenizer.quantizer import unit

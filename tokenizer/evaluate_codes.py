@@ -65,11 +65,7 @@ def collisions(pids: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
     bucket = bucket.reshape(-1)
     order = np.lexsort((*sids.T[::-1], -sizes))[:_LARGEST]
     largest = [
-        {
-            "codes": sids[i].tolist(),
-            "items": int(sizes[i]),
-            "pids": np.sort(pids[bucket == i])[:_PIDS].tolist(),
-        }
+        {"codes": sids[i].tolist(), "items": int(sizes[i]), "pids": np.sort(pids[bucket == i])[:_PIDS].tolist()}
         for i in order
         if sizes[i] > 1
     ]
@@ -241,10 +237,7 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
         used = np.bincount(codes[:, layer], minlength=size)
         n, edges = np.histogram(used, bins=min(_BINS, int(used.max()) + 1))
         charts.append(
-            {
-                "heading": f"layer {layer + 1}: codes by their items",
-                "svg": histogram(edges.tolist(), n.tolist()),
-            }
+            {"heading": f"layer {layer + 1}: codes by their items", "svg": histogram(edges.tolist(), n.tolist())}
         )
     groups = [("Items a SID, items a code", charts)]
     if near := report.get("neighbours"):

@@ -111,9 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     n_layers = model.n_layers if args.n_layers == -1 else args.n_layers
     if not 1 <= n_layers <= model.n_layers:
         raise InputError(
-            args.model_path,
-            f"has {model.n_layers} layers, not {n_layers}",
-            f"--n_layers 1 to {model.n_layers}",
+            args.model_path, f"has {model.n_layers} layers, not {n_layers}", f"--n_layers 1 to {model.n_layers}"
         )
     if args.beam > 1 and not model.residual:
         raise InputError("--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1")

@@ -124,12 +124,7 @@ class Kmeans:
         return Clusters(centroids, price, objective)
 
     def _step(
-        self,
-        points: torch.Tensor,
-        norms: torch.Tensor,
-        codebook: Codebook,
-        total: int,
-        rng: np.random.Generator,
+        self, points: torch.Tensor, norms: torch.Tensor, codebook: Codebook, total: int, rng: np.random.Generator
     ) -> tuple[torch.Tensor, float]:
         """(centroids after one iteration, mean squared distance before it over all processes, prices left out)."""
         codes, scores = assign(points, codebook)

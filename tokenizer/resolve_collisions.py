@@ -121,12 +121,7 @@ def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quant
 
 
 def reassign(
-    pids: np.ndarray,
-    codes: np.ndarray,
-    path: str,
-    model: Quantizer,
-    popular: np.ndarray | None,
-    manifest: Manifest,
+    pids: np.ndarray, codes: np.ndarray, path: str, model: Quantizer, popular: np.ndarray | None, manifest: Manifest
 ) -> tuple[np.ndarray, int, int]:
     """(codes with a free last code for whoever could have one, items moved, items that share a SID still)."""
     order, place = buckets(codes, pids)

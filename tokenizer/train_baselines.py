@@ -78,13 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, losses = fit_rq_vae(args, vectors)
     else:
         model = ProductQuantizer.fit(
-            vectors,
-            args.n_layers,
-            args.codebook_size,
-            args.kind == "opq",
-            args.niter,
-            args.seed,
-            args.normalize,
+            vectors, args.n_layers, args.codebook_size, args.kind == "opq", args.niter, args.seed, args.normalize
         )
     reports = layer_reports(model, vectors, losses)
     for report in reports:

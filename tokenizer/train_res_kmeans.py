@@ -87,9 +87,7 @@ def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[i
     )
     if points < args.codebook_size:
         raise InputError(
-            args.data_path[0],
-            f"has {points} points for {args.codebook_size} codes",
-            "fewer codes or more items",
+            args.data_path[0], f"has {points} points for {args.codebook_size} codes", "fewer codes or more items"
         )
     return vectors
 

@@ -237,11 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    catalogue: Catalogue,
-    names: dict[str, list[str]],
-    manifest: Manifest,
+    folder: Path, rows: list[dict[str, Any]], catalogue: Catalogue, names: dict[str, list[str]], manifest: Manifest
 ) -> None:
     """The release, the captions with tags, and the names behind the numbers."""
     out = folder / "onerec_data"

@@ -272,10 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_table(out / "onerec_bench_release.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
     captions = {"pid": list(films), "dense_caption": [caption(film) for film in films.values()]}
     captions["tags"] = [genres for _, _, genres in films.values()]
-    write_table(
-        out / "pid2caption.parquet",
-        pa.table(captions, schema=CAPTION_SCHEMA),
-    )
+    write_table(out / "pid2caption.parquet", pa.table(captions, schema=CAPTION_SCHEMA))
     manifest.output(out / "onerec_bench_release.parquet", len(rows))
     manifest.output(out / "pid2caption.parquet", len(films))
     manifest.write(args.output_dir)

@@ -183,12 +183,7 @@ class _Search:
 
 
 def _best(
-    value: torch.Tensor,
-    child: torch.Tensor,
-    owner: torch.Tensor,
-    prompt: torch.Tensor,
-    counts: torch.Tensor,
-    keep: int,
+    value: torch.Tensor, child: torch.Tensor, owner: torch.Tensor, prompt: torch.Tensor, counts: torch.Tensor, keep: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The candidates that reach the ``keep``-th best value of their prompt, in their order; ties may make them more."""
     import torch

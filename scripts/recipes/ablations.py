@@ -37,14 +37,7 @@ RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profi
 BASE = "base"
 # What a run's first three stages make, and the models with the number of the stage that makes them.
 DATA = ("raw_data", "toy_raw_data", "tokenizer", "output", "validation")
-MODELS = [
-    ("04", "tiny"),
-    ("04", "base"),
-    ("05", "base_itemic"),
-    ("06", "stage1"),
-    ("07", "stage2"),
-    ("08", "sft"),
-]
+MODELS = [("04", "tiny"), ("04", "base"), ("05", "base_itemic"), ("06", "stage1"), ("07", "stage2"), ("08", "sft")]
 ONCE = {"ALSO_EXCLUDE_SEEN": "0"}  # the tables are of one protocol
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
@@ -78,11 +71,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
         tables = {
             table["name"]: [
                 Variant(
-                    v["name"],
-                    dict(v.get("set", {})),
-                    tuple(v.get("evaluate", ())),
-                    v.get("after"),
-                    v.get("of", BASE),
+                    v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())), v.get("after"), v.get("of", BASE)
                 )
                 for v in table["variants"]
             ]
