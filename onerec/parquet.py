@@ -318,6 +318,12 @@ def count_rows(path: str | os.PathLike[str]) -> int:
     return open_parquet(path).metadata.num_rows
 
 
+def embedding_table(pids: Sequence[int] | np.ndarray, vectors: np.ndarray) -> pa.Table:
+    """Columns ``pid`` int64 and ``embedding``, lists of the width of ``vectors`` [n, dim] and of their type."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists})
+
+
 def write_table(path: str | os.PathLike[str], table: pa.Table) -> None:
     """Write ``table`` atomically (zstd). The bytes depend on the table alone."""
     write_batches(path, table.schema, [table])
