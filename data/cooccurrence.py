@@ -5,8 +5,8 @@
 Pairs are items of one training user (split 0) at most --window places apart, nearer ones counting more (1 / distance);
 test and validation rows are never read. After Levy and Goldberg, NIPS 2014 (PMI as what skip-gram factorises), with
 the context distribution smoothed by the power 0.75 (Levy, Goldberg and Dagan, TACL 2015). Of each item's row the 4,096
-largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins these to
-the embeddings of the text.
+largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins
+these to the embeddings of the text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Ite
 class Pairs:
     """How often items stand at most ``window`` places apart, nearer ones counting more: 1 / distance, in both directions.
 
-    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the sequences.
+    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the
+    sequences.
     """
 
     def __init__(self, items: np.ndarray, lengths: Sequence[int], n: int, window: int) -> None:

@@ -21,8 +21,9 @@ def read_pid2sid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
 
-    ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a row has another
-    depth than ``spec`` or a code outside its codebook, where a pid stands twice, or is null and there is no ``dropped`` to count it.
+    ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a
+    row has another depth than ``spec`` or a code outside its codebook, where a pid stands twice, or is null and there
+    is no ``dropped`` to count it.
     """
     names = column_types(path)
     column = column or ("codes" if "codes" in names else "sid")

@@ -1,7 +1,8 @@
 """How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals in good order, exit statuses.
 
-The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not copied: here for
-flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the shell scripts.
+The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not
+copied: here for flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the
+shell scripts.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def _raise_stopped(number: int, frame: object) -> None:
 def cli(main: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a script's ``main``: `InputError` and `OSError` become the one line and exit status 2.
 
-    Any other exception too, with the traceback in a file that the line names.
-    SIGTERM, SIGHUP and Ctrl-C end it by an exception, so that what is half-written goes and no process stays, with a line and
-    the exit status `STOPPED` (Ctrl-C: 130).
+    Any other exception too, with the traceback in a file that the line names. SIGTERM, SIGHUP and Ctrl-C end it by an
+    exception, so that what is half-written goes and no process stays, with a line and the exit status `STOPPED`
+    (Ctrl-C: 130).
     """
 
     @functools.wraps(main)

@@ -1,7 +1,8 @@
 """One owner of outputs: a name holds a whole file or folder, replaced only where the same stage made it; one run a folder.
 
-What is being written stands beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What processes that are gone
-left is cleared, and what they had begun to put in place together is finished, when its folder is next written.
+What is being written stands beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What processes
+that are gone left is cleared, and what they had begun to put in place together is finished, when its folder is next
+written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A command whose processes all end with it, and with the script that started it, whatever ends that script.
 
-A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script and the command stands a keeper, this
-file as a process of its own. It adopts every process that loses its parent below it (Linux's child subreaper), so that none gets
-away by a session of its own or by the death of the one that started it, and it ends them all when
+A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script
+and the command stands a keeper, this file as a process of its own. It adopts every process that loses its parent below
+it (Linux's child subreaper), so that none gets away by a session of its own or by the death of the one that started
+it, and it ends them all when
 
 - the command has ended, well or not;
 - the script is told to end (SIGTERM, SIGINT, SIGHUP), which `owned` passes on;
@@ -27,7 +28,8 @@ from typing import Any
 
 # Seconds from SIGKILL until the keeper gives up on what the kernel does not let go.
 _GIVE_UP = 10.0
-# Exit status of what SIGTERM ended (a cluster takes the node back): run the same command again. EX_TEMPFAIL of sysexits.h.
+# Exit status of what SIGTERM ended (a cluster takes the node back): run the same command again. EX_TEMPFAIL of
+# sysexits.h.
 STOPPED = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _ENDING = (*STOP_SIGNALS, signal.SIGINT)
@@ -60,10 +62,10 @@ def owned(
 ) -> Iterator[subprocess.Popen]:
     """Run ``command`` as the block's process; when the block is left, it and all that it started are gone.
 
-    The process's status is the command's, as a shell gives it (128 + signal). Leaving the block by an exception, or by a signal to
-    this script, ends them early; after a signal ``what_next`` is said on standard error (None: the command says it itself) and the
-    script exits with `stop_status`.
-    ``grace``, ``popen``: as of `keep`. Signals that are ignored (``nohup``) stay ignored. For the main thread only.
+    The process's status is the command's, as a shell gives it (128 + signal). Leaving the block by an exception, or by
+    a signal to this script, ends them early; after a signal ``what_next`` is said on standard error (None: the command
+    says it itself) and the script exits with `stop_status`. ``grace``, ``popen``: as of `keep`. Signals that are
+    ignored (``nohup``) stay ignored. For the main thread only.
     """
     keeper = keep(command, grace, env=env, **popen)
     received: list[int] = []

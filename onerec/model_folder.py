@@ -1,7 +1,8 @@
 """A model folder (a Hugging Face checkpoint) is opened here before anything of it runs: configuration, tokenizer, SIDs, weights.
 
-Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
-`BACKBONES`, so that no Python file beside it is asked for. What loads a folder afterwards says ``trust_remote_code=False`` itself.
+Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is
+one of `BACKBONES`, so that no Python file beside it is asked for. What loads a folder afterwards says
+``trust_remote_code=False`` itself.
 """
 
 from __future__ import annotations

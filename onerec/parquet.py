@@ -1,8 +1,8 @@
 """The one reader of Parquet files, ours and strangers', and their writer.
 
-A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats, categories, views,
-large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here, without loss, or refused by name.
-Null stays null, and no id passes through a float.
+A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats,
+categories, views, large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here,
+without loss, or refused by name. Null stays null, and no id passes through a float.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_json_lines(path: str | os.PathLike[str], right: str) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; raises `InputError`, with what would be ``right``, where it is missing or another.
 
-    A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as they are.
+    A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as
+    they are.
     """
     lines = []
     try:
@@ -186,7 +187,8 @@ class Manifest:
     def write(self, folder: str | os.PathLike[str], name: str = MANIFEST, whole_folder: bool = False) -> Path:
         """Write the manifest into ``folder`` and return its path.
 
-        ``whole_folder``: all that is in the folder is the stage's, which may replace it another time (`onerec.folders.made_by`).
+        ``whole_folder``: all that is in the folder is the stage's, which may replace it another time
+        (`onerec.folders.made_by`).
         """
         path = Path(folder) / name
         if whole_folder:

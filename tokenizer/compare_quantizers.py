@@ -2,9 +2,9 @@
 
     python compare_quantizers.py --emb_path item_embedding.parquet --output_dir compare --codebook_size 32 --dim 64
 
-Trains, encodes and evaluates each with its defaults (residual k-means also with k-means++, balanced, and by a beam of 8),
-prints the table and writes it as compare.md, beside a folder a quantiser. What it costs downstream:
-QUANTIZER=opq bash scripts/quickstart.sh --fresh.
+Trains, encodes and evaluates each with its defaults (residual k-means also with k-means++, balanced, and by a beam of
+8), prints the table and writes it as compare.md, beside a folder a quantiser. What it costs downstream: QUANTIZER=opq
+bash scripts/quickstart.sh --fresh.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     python evaluate_codes.py --pid2sid pid2sid.parquet --output_dir report --caption pid2caption.parquet     # codes alone
 
 Prints a table and writes codes_report.json and codes_report.html. Collision rate: 1 - distinct SIDs / items. Neighbour
-agreement at depth d: how often one of an item's k nearest (cosine) has the same first d codes, beside two items at random.
+agreement at depth d: how often one of an item's k nearest (cosine) has the same first d codes, beside two items at
+random.
 """
 
 from __future__ import annotations

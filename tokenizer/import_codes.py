@@ -4,9 +4,9 @@
     python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256 --n_layers 3
 
 Reads a JSON object of item id to codes, as published beside several papers: ``{"7": [220, 123, 2, 149]}``. Codes may
-also be token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first layers:
-the last one of such files often only numbers the items of a SID. ``--embedding_path`` also writes embeddings that say
-what the codes say, for SIDs of one's own from them and other sources (embed_items.py --concat).
+also be token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first
+layers: the last one of such files often only numbers the items of a SID. ``--embedding_path`` also writes embeddings
+that say what the codes say, for SIDs of one's own from them and other sources (embed_items.py --concat).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def read_codes(path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: flo
 def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> np.ndarray:
     """Embeddings float32 [n, dim], unit length, of ``codes`` [n, layers]: items are near where they share codes.
 
-    A code is a random direction (seeded), half as long as those of the layer before: what a layer of residual codes adds is
-    smaller, and an agreement in it alone says little.
+    A code is a random direction (seeded), half as long as those of the layer before: what a layer of residual codes
+    adds is smaller, and an agreement in it alone says little.
     """
     rng, vectors = np.random.default_rng(seed), np.zeros((len(codes), dim))
     for layer in range(codes.shape[1]):

@@ -1,10 +1,10 @@
 """k-means in torch: on a CPU, one GPU, or several under torchrun, each with its share of the points.
 
-Lloyd's iterations (IEEE Trans. Inf. Theory 28, 1982) from random points or from k-means|| (Bahmani et al., VLDB 2012: rounds
-that each draw many seeds with probability proportional to the squared distance from those already there). A cluster that
-runs empty is re-seeded beside a large one, as faiss does. Balanced: after the plain iterations as many more in which every
-centroid has a price, added to its squared distance, that makes the shares even: the dual variables of an optimal transport
-with entropy (Cuturi, NeurIPS 2013), which cools from iteration to iteration.
+Lloyd's iterations (IEEE Trans. Inf. Theory 28, 1982) from random points or from k-means|| (Bahmani et al., VLDB 2012:
+rounds that each draw many seeds with probability proportional to the squared distance from those already there). A
+cluster that runs empty is re-seeded beside a large one, as faiss does. Balanced: after the plain iterations as many
+more in which every centroid has a price, added to its squared distance, that makes the shares even: the dual variables
+of an optimal transport with entropy (Cuturi, NeurIPS 2013), which cools from iteration to iteration.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def even_price(
 ) -> torch.Tensor:
     """Prices float32 [k] that make the centroids' shares of ``points`` (over all processes) more even, from ``price`` on.
 
-    ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's iteration.
+    ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's
+    iteration.
     """
     k, rows = len(centroids), max(1, _SOFT_BYTES // (4 * len(centroids)))
     for _ in range(rounds):

@@ -1,8 +1,8 @@
 """What every quantiser of item embeddings is to the rest of the house: train, encode, decode, one file, one report.
 
-A new one is a class of its own file, named in `KINDS`. ``model.pt`` holds ``kind``, ``state_dict`` (tensors), ``config``
-(plain values) and ``sid_spec``, and loads with ``weights_only=True``. A plain ``centroids.N`` state dict, as the original
-saves, loads as residual k-means.
+A new one is a class of its own file, named in `KINDS`. ``model.pt`` holds ``kind``, ``state_dict`` (tensors),
+``config`` (plain values) and ``sid_spec``, and loads with ``weights_only=True``. A plain ``centroids.N`` state dict,
+as the original saves, loads as residual k-means.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def quantizer_class(kind: str) -> type[Quantizer]:
 class Quantizer(abc.ABC):
     """Vectors float32 [n, dim] to codes int32 [n, n_layers] and back.
 
-    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding. ``residual``: a layer
-    refines what the layers before it left, so that there are paths for a beam to search.
+    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding. ``residual``: a
+    layer refines what the layers before it left, so that there are paths for a beam to search.
     """
 
     kind: ClassVar[str] | str
@@ -170,7 +170,8 @@ class LayerReport:
     """How the first ``layer`` layers fit, and how evenly the codes of the last of them are used.
 
     ``mse``: mean squared length of the residual per vector; ``relative``: the same over the mean squared length of the
-    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: training loss by iteration.
+    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: training loss by
+    iteration.
     """
 
     layer: int

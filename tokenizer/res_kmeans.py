@@ -1,7 +1,8 @@
 """Residual k-means: every layer clusters what the layers before it left over (OpenOneRec, arXiv 2512.24762).
 
 Codes of a vector x: c_1 is the nearest centroid of layer 1, c_2 the nearest of layer 2 to x minus the first centroid,
-and so on; the reconstruction is the sum of the chosen centroids. Balanced layers add a price to a centroid's squared distance.
+and so on; the reconstruction is the sum of the chosen centroids. Balanced layers add a price to a centroid's squared
+distance.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ class ResKmeans(Quantizer):
     ) -> ResKmeans:
         """Train on ``vectors`` float32 [n, dim], layer by layer; layer l draws from ``config.seed`` + l.
 
-        ``backend`` faiss (on a GPU where faiss-gpu is installed) or torch (on ``device``; under torchrun every process brings
-        its share of the vectors and gets the same model). ``overwrite``: ``vectors`` are working memory, instead of a copy.
-        Empty clusters are re-seeded beside large ones. Raises ValueError with fewer vectors than codes.
+        ``backend`` faiss (on a GPU where faiss-gpu is installed) or torch (on ``device``; under torchrun every process
+        brings its share of the vectors and gets the same model). ``overwrite``: ``vectors`` are working memory,
+        instead of a copy. Empty clusters are re-seeded beside large ones. Raises ValueError with fewer vectors than
+        codes.
         """
         config = config or KmeansConfig()
         model = cls([np.zeros((1, vectors.shape[1]))], normalize=normalize)

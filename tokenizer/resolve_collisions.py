@@ -7,7 +7,8 @@
 none         as in OpenOneRec: a SID may name several items; whoever resolves it orders them by popularity
 reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every
              other moves to the nearest last code that is free behind the same codes, or stays and is counted
-extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv 2305.05065)
+extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
+2305.05065)
 
 Several tables (video and product) are of different pid spaces: each is resolved for itself, and all get one
 specification, sid_spec.json beside every output, by which the vocabulary is to be expanded.

@@ -47,7 +47,8 @@ class TextEncoder:
         batch_size, max_batch_tokens: texts and padded tokens of a batch, at most.
         device, dtype: as torch names them.
 
-    Raises `InputError` where the model cannot be had, has a module that is not known here, or gives fewer than ``dim`` values.
+    Raises `InputError` where the model cannot be had, has a module that is not known here, or gives fewer than ``dim``
+    values.
     """
 
     def __init__(

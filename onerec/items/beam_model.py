@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import torch
 
 _ATTENTION = "onerec_beams"
-# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its cache, so that
-# the passes over a product's result cost little; on a GPU what keeps it busy.
+# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its
+# cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
 _BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
 
 
 class BeamModel:
     """A Hugging Face causal language model that runs a batch of prompts once and then level after level of beams.
 
-    ``model.model`` must give hidden states, every layer must attend to all positions (no sliding window), and the output
-    layer must be linear without bias; ValueError otherwise.
+    ``model.model`` must give hidden states, every layer must attend to all positions (no sliding window), and the
+    output layer must be linear without bias; ValueError otherwise.
     """
 
     def __init__(self, model: Any, spec: SidSpec) -> None:
@@ -145,8 +145,8 @@ class BeamModel:
     def log_normalizer(self, hidden: torch.Tensor, layer: int | None, near: torch.Tensor | None = None) -> torch.Tensor:
         """Log of the softmax's denominator, float32 [N], over the whole vocabulary or over one ``layer``'s codes.
 
-        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the logits is saved.
-        The logits are made block by block and never held together.
+        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the
+        logits is saved. The logits are made block by block and never held together.
         """
         import torch
 
@@ -176,8 +176,9 @@ class BeamModel:
 def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``hidden`` [..., H] times the head's rows ``weight`` [V, H]: float32 [..., V], whatever the type of the two.
 
-    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two bfloat16
-    numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16 product.
+    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two
+    bfloat16 numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16
+    product.
     """
     import torch
 

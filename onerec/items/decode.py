@@ -1,9 +1,10 @@
 """Item decoding: beam search over the SIDs that exist, prefilling every prompt once.
 
-A hypothesis' score is the sum of the log-probabilities of its itemic tokens. By default they are those of the softmax over
-the whole vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the
+A hypothesis' score is the sum of the log-probabilities of its itemic tokens. By default they are those of the softmax
+over the whole vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the
 search is exhaustive and the ranking exact. ``normalize="level"`` divides by the level's own codes only, as if no other
-token could follow: the same work without the product with the text vocabulary. `onerec.items.beam_model` runs the model.
+token could follow: the same work without the product with the text vocabulary. `onerec.items.beam_model` runs the
+model.
 """
 
 from __future__ import annotations
@@ -62,12 +63,12 @@ def decode_items(
     """The best ``num_beams`` SIDs of the catalogue for every prompt, best first.
 
     Args:
-        model: a Hugging Face causal language model (``model.model`` gives hidden states), in evaluation mode.
-        prompts: token ids of each prompt, up to but without the SID's begin token.
-        index: the catalogue. spec: the checkpoint's `SidSpec`, with ids.
-        num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
+        model: a Hugging Face causal language model (``model.model`` gives hidden states), in evaluation mode. prompts:
+        token ids of each prompt, up to but without the SID's begin token. index: the catalogue. spec: the checkpoint's
+        `SidSpec`, with ids. num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
-        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's codes.
+        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's
+        codes.
 
     Returns a list a prompt of at most ``num_beams`` `Hypothesis`; fewer where the catalogue has fewer. Equal scores are
     ordered by SID. Raises ValueError where the catalogue's codebooks are not the model's.
@@ -129,8 +130,8 @@ class _Search:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Extend every beam by every child in the trie and keep the best ``width`` a prompt.
 
-        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, each [B, W'], best
-        first; ties go to the smaller SID. A slot that no child fills has score -inf.
+        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, each [B,
+        W'], best first; ties go to the smaller SID. A slot that no child fills has score -inf.
         """
         import torch
 

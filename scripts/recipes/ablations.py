@@ -2,11 +2,11 @@
 
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
-Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model, the
-unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are not repeated; --jobs
-makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written
-anew after every variant, so that what is there is always what has been measured; a variant that failed is named with its log and
-the others go on.
+Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's
+model, the unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are
+not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and
+ablations.json in --output_dir, are written anew after every variant, so that what is there is always what has been
+measured; a variant that failed is named with its log and the others go on.
 """
 
 from __future__ import annotations
