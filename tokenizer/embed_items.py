@@ -1,8 +1,8 @@
 """Item text to embeddings, for a catalogue that comes without: a Hugging Face text encoder, or TF-IDF and SVD.
 
     python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder tfidf_svd --dim 64
-    python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder /models/Qwen3-Embedding-0.6B
-    torchrun --nproc_per_node 8 embed_items.py --input captions/ --output_path embeddings --encoder Qwen/Qwen3-Embedding-8B
+    python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder <model folder>
+    torchrun --nproc_per_node 8 embed_items.py --input captions/ --output_path out --encoder Qwen/Qwen3-Embedding-8B
 
 The text of an item is a column, or several put into --template ("{title}. {genre}"). The input is read as a stream, in
 shards of --shard_rows rows, and the same command goes on with the shards that are missing. Output: one file, or a
@@ -246,7 +246,7 @@ def make_encoder(args: argparse.Namespace) -> TextEncoder:
 
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None:
-    """Make the folder of shards, or go on with it; raises `InputError` where it holds those of other settings or inputs."""
+    """Begin the folder of shards, or go on with it; raises `InputError` where they are of other settings or inputs."""
     settings = {name: getattr(args, name) for name in _SAME}
     settings["input"] = files_digest(files)
     parted = [other.partition(":") for other in args.concat]

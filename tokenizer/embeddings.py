@@ -56,7 +56,7 @@ def iter_embeddings(
 
 
 class FirstOfPid:
-    """Which row of a file or folder is the first of its pid; reads the pid column alone (16 bytes a row while it does)."""
+    """Which row of a file or folder is the first of its pid; reads the pids alone (16 bytes a row while it does)."""
 
     def __init__(self, path: str | Path) -> None:
         pids, places, total = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0

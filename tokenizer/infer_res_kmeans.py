@@ -1,7 +1,7 @@
 """Encode item embeddings to SIDs with trained codebooks, as a stream.
 
-    python infer_res_kmeans.py --model_path out/model.pt --emb_path item_embedding.parquet --output_path pid2sid.parquet
-    python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8   # the best of 8 paths
+    python infer_res_kmeans.py --model_path out --emb_path item_embedding.parquet --output_path pid2sid.parquet
+    python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8
 
 Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.json and a manifest beside it.
 """
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def note_codes(manifest: Manifest, output: Path, spec: SidSpec, keys: np.ndarray) -> str:
-    """Write what goes beside a pid2sid.parquet, sid_spec.json and a manifest; says how its SIDs (`sid_keys`) collide."""
+    """Write what goes beside a pid2sid.parquet, sid_spec.json and a manifest; says how its SIDs (`sid_keys`) meet."""
     spec.save(output.parent)
     rows, distinct = len(keys), len(np.unique(keys))
     rate = 1 - distinct / rows

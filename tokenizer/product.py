@@ -1,4 +1,4 @@
-"""Product quantisation (Jégou, Douze and Schmid, PAMI 2011) and its optimised rotation (Ge et al., CVPR 2013), by faiss.
+"""Product quantisation (Jégou et al., PAMI 2011) and its optimised rotation (Ge et al., CVPR 2013), by faiss.
 
 To compare residual k-means with: a layer is a sub-space of its own, so a SID's prefix says nothing about the rest.
 """
@@ -17,7 +17,7 @@ from tokenizer.tiles import Codebook, assign
 
 
 class ProductQuantizer(Quantizer):
-    """``centroids`` float32 [n_layers, codebook_size, dim / n_layers], ``rotation`` [d, d] (None for plain PQ), ``mean`` [d].
+    """``centroids`` float32 [n_layers, codebook_size, d / n_layers], ``rotation`` [d, d] (None for PQ), ``mean`` [d].
 
     ``d`` is ``dim`` rounded up to a multiple of the layers; vectors are padded with zeros.
     """

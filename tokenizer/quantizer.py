@@ -114,7 +114,7 @@ class Quantizer(abc.ABC):
 
 
 def load_quantizer(path: str | Path) -> Quantizer:
-    """Read ``model.pt`` (the file, or the folder that holds it), of any kind; raises `InputError` where it is not one."""
+    """Read ``model.pt`` (the file, or its folder), of any kind; raises `InputError` where it is not one."""
     import torch
 
     path, right = Path(path), f"give the {MODEL_FILE} of train_res_kmeans.py"
@@ -191,7 +191,7 @@ class LayerReport:
 
 
 def layer_report(layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]) -> LayerReport:
-    """The report of a layer of mean squared residual ``error``, of vectors of mean square ``total``, ``counts`` [k] a code."""
+    """The report of a layer: mean squared residual ``error``, mean square ``total`` of the vectors, ``counts`` [k]."""
     return LayerReport(layer, error, error / total if total else 0.0, *code_usage(counts), objective)
 
 

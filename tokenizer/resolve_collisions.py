@@ -2,7 +2,7 @@
 
     python resolve_collisions.py --method reassign --pid2sid in.parquet --output_path sids/pid2sid.parquet \
         --emb_path item_embedding.parquet --model_path out
-    python resolve_collisions.py --method extra_layer --pid2sid video.parquet product.parquet --output_path a.parquet b.parquet
+    python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
 none         as in OpenOneRec: a SID may name several items; whoever resolves it orders them by popularity
 reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every

@@ -50,7 +50,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class _Network(nn.Module):
-    """Encoder, codebooks [layers][k, latent_dim], decoder; ``mean`` [dim] and ``scale`` bring vectors to unit variance."""
+    """Encoder, codebooks [layers][k, latent_dim], decoder; ``mean`` [dim] and ``scale`` give vectors unit variance."""
 
     def __init__(self, dim: int, layers: int, codes: int, hidden: Sequence[int], latent_dim: int) -> None:
         super().__init__()

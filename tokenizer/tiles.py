@@ -30,10 +30,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, int, torch.Tensor], None]) -> None:
-    """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``; ``scores`` is room for float32 [end - start, columns].
+    """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``.
 
-    On a CPU the calls come from several threads. The tiles' bounds depend on ``columns`` alone, not on the number of
-    threads.
+    ``scores`` is room for float32 [end - start, columns]. On a CPU the calls come from several threads. The tiles' bounds
+    depend on ``columns`` alone, not on the number of threads.
     """
     rows = max(_TILE_BYTES[device.type] // (4 * columns), _MIN_ROWS)
     starts = range(0, n, rows)
@@ -55,7 +55,7 @@ def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, i
 
 
 class Codebook:
-    """Fixed centroids float32 [k, d] that vectors are assigned to; ``price`` [k] is added to a centroid's squared distances."""
+    """Centroids float32 [k, d] to assign vectors to; ``price`` [k] is added to a centroid's squared distances."""
 
     def __init__(self, centroids: torch.Tensor, price: torch.Tensor | None = None) -> None:
         self.centroids, self.price = centroids, price

@@ -38,11 +38,11 @@ class Hypothesis:
     pids: tuple[int, ...] = ()
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices grouped so that a padded batch holds at most ``token_budget`` tokens, longest first, ties in order."""
+def batches_by_length(lengths: Sequence[int], token_budget: int, most: int | None = None) -> Iterator[list[int]]:
+    """Indices in batches of at most ``token_budget`` padded tokens and ``most`` rows, longest first, ties in order."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+        if batch and (len(batch) == most or (len(batch) + 1) * lengths[batch[0]] > token_budget):
             yield batch
             batch = []
         batch.append(index)
