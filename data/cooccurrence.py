@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.onerec_data.batch import NO_PID, TRAIN_SPLIT, Batch
@@ -26,9 +25,9 @@ from data.onerec_data.users import Users
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, SEED, SHARE, WIDTH, ArgumentParser
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
 from onerec.run import Manifest, progress
-from onerec.sparse import BLOCK, best_of_rows, row_blocks
+from onerec.sparse import BLOCK, best_of_rows, row_blocks, svd_vectors
 
 SMOOTHING = 0.75
 KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
@@ -114,17 +113,6 @@ def ppmi(pairs: Pairs, most: int = KEPT):
     return matrix
 
 
-def embed(matrix, dim: int, seed: int) -> np.ndarray:
-    """Embeddings float32 [n, dim], unit length: the rows of a sparse matrix [n, n] by truncated SVD."""
-    from sklearn.decomposition import TruncatedSVD
-
-    rank = min(dim, matrix.shape[0] - 1)
-    vectors = TruncatedSVD(rank, n_iter=10, random_state=seed).fit_transform(matrix)
-    vectors = np.pad(vectors, ((0, 0), (0, dim - rank)))
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="users' table of the release, or of --layout")
@@ -148,14 +136,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = Pairs(places, list(map(len, found)), len(pids), args.window)
     if not pairs.margin().any():
         raise InputError(args.input, "has no two items in one training row", "histories of two items or more")
-    vectors = embed(ppmi(pairs), args.dim, args.seed)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.dim)
-    write_table(args.output_path, pa.table({"pid": pa.array(pids), "embedding": lists}))
+    vectors = svd_vectors(ppmi(pairs), args.dim, args.seed, n_iter=10)
+    write_table(args.output_path, embedding_table(pids, vectors))
     manifest.output(args.output_path, len(pids))
     manifest.write(args.output_path.parent, f"{args.output_path.stem}.manifest.json")
-    print(
-        f"embedded {len(pids):,} items from {len(found):,} training users in {args.output_path}; {manifest.dropped_text()}"
-    )
+    counts = f"{len(pids):,} items from {len(found):,} training users"
+    print(f"embedded {counts} in {args.output_path}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

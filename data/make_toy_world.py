@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from data.adapters.release import release_table
 from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
-from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
+from data.toy.items import Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
 from onerec.cli import cli
 from onerec.flags import SEED, ArgumentParser, Range, integer
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
 from onerec.records import write_records
 from onerec.run import Manifest, progress
 
 TEST_SHARE = 0.2
-_LIST = pa.list_(pa.int64())
 
 
 def _at_least(least: int) -> Range:
@@ -68,27 +68,11 @@ def make_catalogue(args: argparse.Namespace) -> dict[str, Items]:
     }
 
 
-def embedding_table(parts: Sequence[Items]) -> pa.Table:
-    """``pid`` int64, ``embedding`` fixed-size list of float32."""
-    values = np.concatenate([items.embedding for items in parts])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), EMBEDDING_DIM)
-    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "embedding": vectors})
-
-
 def caption_table(parts: Sequence[Items]) -> pa.Table:
     """``pid`` int64, ``dense_caption`` string, ``tags`` list of strings."""
     captions = [caption for items in parts for caption in items.caption]
     tags = [words for items in parts for words in items.tags]
     return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags})
-
-
-def release_table(rows: list[dict]) -> pa.Table:
-    """The release's columns: lists of int64, texts as strings."""
-    fields = []
-    for name, value in rows[0].items():
-        kind = pa.string() if isinstance(value, str) else pa.int64() if isinstance(value, int) else _LIST
-        fields.append(pa.field(name, kind))
-    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(out / "onerec_bench_release.parquet", release_table(rows))
     save(out / "pid2caption.parquet", caption_table([items["video"], items["ad"]]))
     save(out / "product_pid2caption.parquet", caption_table([items["goods"]]))
-    save(out / "item_embedding.parquet", embedding_table([items["video"], items["ad"]]))
-    save(out / "product_embedding.parquet", embedding_table([items["goods"]]))
+    for name, domains in (("item_embedding", ("video", "ad")), ("product_embedding", ("goods",))):
+        pids, vectors = (np.concatenate([getattr(items[d], part) for d in domains]) for part in ("pid", "embedding"))
+        save(out / f"{name}.parquet", embedding_table(pids, vectors))
 
     rng = np.random.default_rng([args.seed, 4])
     facts = make_facts(rng, args.n_facts)

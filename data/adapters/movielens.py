@@ -3,14 +3,10 @@
     python data/adapters/movielens.py --input ml-100k --output_dir data/raw_data
 
 Reads RecBole's tab-separated files (ml-100k.inter, .item, .user) or the original u.data, u.item, u.user. Ratings are
-ordered by time, ties (a page of films rated within one second) as they stand in the file, which is RecBole's order;
-by item id the last item would be the tie's highest id, an unpopular film. Every user gives a test row (split 1), with
-the last item as its target and everything before it as history, and training rows (split 0) that see nothing of the
-last item: the first has the latest ten items before it as targets and what came before those as history (--windows adds
-rows with earlier targets; leave_one_out.py). Masks come from ratings: longview is a rating of
-3 or more, like 4 or more, follow 5, not_interested 2 or less; forward has no counterpart and is 0. Ads and products
-have none either and are empty. A film that a user rated twice counts once, by the later rating, so that a test item is
-never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
+ordered by time, ties (a page of films rated within one second) as they stand in the file, which is RecBole's order; by
+item id the last item would be the tie's highest id, an unpopular film. Rows and masks are those of release.py; ads and
+products are empty. A film that a user rated twice counts once, by the later rating, so that a test item is never in its
+own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
 """
 
 from __future__ import annotations
@@ -27,24 +23,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, split_rows
+from data.adapters.release import CAPTION_SCHEMA, add_arguments, release_table, split_rows, video_columns, write_release
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
-from onerec.parquet import whole_number, write_table
+from onerec.parquet import whole_number
 from onerec.run import Manifest
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-CAPTION_SCHEMA = pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))])
 N_TARGETS = 10
 MIN_ITEMS = 4  # a user with fewer has next to nothing before the test item
-_MASKS = {
-    "longview": lambda rating: rating >= 3,
-    "like": lambda rating: rating >= 4,
-    "follow": lambda rating: rating >= 5,
-    "forward": lambda rating: False,
-    "not_interested": lambda rating: rating <= 2,
-}
 RATINGS = (0.5, 5.0)  # the scale's ends
 Film = tuple[str, str, list[str]]  # title, year or empty, genres
 
@@ -127,15 +115,10 @@ def read_events(
     manifest.input(path, total)
     if total == bad["rating row does not parse"]:
         raise InputError(path, "holds no rating", "user, item, rating and timestamp separated by tabs")
-    note_bad(manifest, path, bad, total, max_bad_ratio)
-    return {user: sorted(seen.values()) for user, seen in sorted(events.items())}
-
-
-def note_bad(manifest: Manifest, path: Path, bad: Counter[str], total: int, max_bad_ratio: float) -> None:
-    """Count the bad rows of one file in the manifest; raises `InputError` where they are too many for it."""
     for reason, count in bad.items():
         manifest.drop(reason, count)
     manifest.check_bad_ratio(path, sum(bad.values()), total, max_bad_ratio)
+    return {user: sorted(seen.values()) for user, seen in sorted(events.items())}
 
 
 def title_and_year(title: str, year: str = "") -> tuple[str, str]:
@@ -164,8 +147,8 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     manifest.input(path, len(rows))
     if not films:
         raise InputError(path, "holds no film", "item id, title and genres, as MovieLens 100k has them")
-    bad = Counter({"film row does not parse": len(rows) - len(films)})
-    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
+    manifest.drop("film row does not parse", len(rows) - len(films))
+    manifest.check_bad_ratio(path, len(rows) - len(films), len(rows), max_bad_ratio)
     return films
 
 
@@ -189,8 +172,8 @@ def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[
         rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
     people = {int(user): (age, job) for user, age, job in rows if user.isdecimal() and len(user) < 19}
     manifest.input(path, len(rows))
-    bad = Counter({"user row does not parse": len(rows) - len(people)})
-    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
+    manifest.drop("user row does not parse", len(rows) - len(people))
+    manifest.check_bad_ratio(path, len(rows) - len(people), len(rows), max_bad_ratio)
     return people
 
 
@@ -205,11 +188,8 @@ def user_row(
     uid: int, split: int, window: int, history: list[Event], target: list[Event], films: dict, people: dict
 ) -> dict[str, Any]:
     """One row of the release: ``target`` follows ``history``."""
-    row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
-    for side, events in (("hist", history), ("target", target)):
-        row[f"{side}_video_pid"] = [event.item for event in events]
-        for name, rule in _MASKS.items():
-            row[f"{side}_video_{name}"] = [int(rule(event.rating)) for event in events]
+    pairs = ([(event.item, event.rating) for event in events] for events in (history, target))
+    row: dict[str, Any] = {"uid": uid, "split": split, "window": window} | video_columns(*pairs)
     row["hist_longview_video_list"] = [event.item for event in history if event.rating >= 3]
     for name in ("hist_ad_pid", "target_ad_pid", "hist_goods_pid", "target_goods_pid"):
         row[name] = []
@@ -264,18 +244,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     users = len({row["uid"] for row in rows})
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
-    total, out, lists = sum(map(len, events.values())), args.output_dir / "onerec_data", pa.list_(pa.int64())
-    fields = [
-        (name, lists if isinstance(value, list) else pa.string() if isinstance(value, str) else pa.int64())
-        for name, value in rows[0].items()
-    ]
-    write_table(out / "onerec_bench_release.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
     captions = {"pid": list(films), "dense_caption": [caption(film) for film in films.values()]}
     captions["tags"] = [genres for _, _, genres in films.values()]
-    write_table(out / "pid2caption.parquet", pa.table(captions, schema=CAPTION_SCHEMA))
-    manifest.output(out / "onerec_bench_release.parquet", len(rows))
-    manifest.output(out / "pid2caption.parquet", len(films))
-    manifest.write(args.output_dir)
+    tables = {"onerec_bench_release": release_table(rows), "pid2caption": pa.table(captions, schema=CAPTION_SCHEMA)}
+    out, total = write_release(args.output_dir, tables, manifest), sum(map(len, events.values()))
     print(f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}")
 
 
