@@ -67,16 +67,15 @@ class Variant:
 def read_tables(path: Path) -> dict[str, list[Variant]]:
     """Table to its variants; raises `InputError` where the file is not of that shape."""
     wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}, "after"} or {"name", "evaluate": […], "of"}]}]}'
+    tables: dict[str, list[Variant]] = {}
     try:
-        tables = {
-            table["name"]: [
+        for table in read_json(path)["tables"]:
+            tables[table["name"]] = [
                 Variant(
                     v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())), v.get("after"), v.get("of", BASE)
                 )
                 for v in table["variants"]
             ]
-            for table in read_json(path)["tables"]
-        }
     except (KeyError, TypeError) as error:
         raise InputError(path, f"is no list of ablations ({error!r})", wanted) from None
     slugs = [BASE, *(variant.slug for variants in tables.values() for variant in variants)]
@@ -103,8 +102,7 @@ def profile_settings(profile: str) -> dict[str, str]:
     """Every setting of a profile, as the environment and the profile leave it."""
     script = f'set -a; ROOT="$PWD"; source scripts/profiles/{profile}.env; env -0'
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=True)
-    pairs = (entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
-    return {name: value for name, value in pairs}
+    return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
 
 
 def resolved(settings: dict[str, str], profile: dict[str, str]) -> dict[str, str]:
@@ -164,7 +162,8 @@ class Runner:
             return
         done = sorted(path.name for path in (base / ".done").glob("*") if path.name != "settings")
         if variant.after not in done:
-            raise InputError(self.args.list, f"{variant.name} goes on after {variant.after}", f"a stage of {base}: {', '.join(done)}")  # fmt: skip
+            what = f"{variant.name} goes on after {variant.after}"
+            raise InputError(self.args.list, what, f"a stage of {base}: {', '.join(done)}")
         models = [f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]]
         for name in [*DATA, *models]:
             if (base / name).exists():
@@ -186,9 +185,8 @@ class Runner:
             if variant.after:
                 self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info(
-            f"{variant.name}: {' '.join(f'{k}={v}' for k, v in variant.settings.items())}{' '.join(variant.flags)} (log: {path})"
-        )
+        changed = " ".join([*(f"{k}={v}" for k, v in variant.settings.items()), *variant.flags])
+        log.info(f"{variant.name}: {changed} (log: {path})")
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode in (75, 129, 130, 143) or done.returncode < 0:
@@ -219,10 +217,8 @@ def write_tables(runner: Runner, tables: dict[str, list[Variant]]) -> str:
             texts.append(markdown(name, rows))
     text = "\n".join(texts)
     write_text(runner.args.output_dir / "ablations.md", text)
-    write_json(
-        runner.args.output_dir / "ablations.json",
-        {"recipe": runner.args.recipe, "seed": runner.args.seed, "tables": values},
-    )
+    result = {"recipe": runner.args.recipe, "seed": runner.args.seed, "tables": values}
+    write_json(runner.args.output_dir / "ablations.json", result)
     return text
 
 
@@ -277,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     print(write_tables(runner, tables))
     for variant in failed:
-        print(f"error: {args.output_dir / (variant.slug + '.log')}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)  # fmt: skip
+        file = args.output_dir / f"{variant.slug}.log"
+        print(f"error: {file}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)
     return 2 if failed else 0
 
 
