@@ -1,6 +1,6 @@
 """Item embeddings from what is watched together: positive pointwise mutual information, reduced by truncated SVD.
 
-    python cooccurrence.py --input raw_data/onerec_data/onerec_bench_release.parquet --output_path item_cooccurrence.parquet --dim 64
+    python cooccurrence.py --input onerec_bench_release.parquet --output_path item_cooccurrence.parquet --dim 64
 
 Pairs are items of one training user (split 0) at most --window places apart, nearer ones counting more (1 / distance);
 test and validation rows are never read. After Levy and Goldberg, NIPS 2014 (PMI as what skip-gram factorises), with
@@ -35,7 +35,7 @@ _DOMAINS = ("video", "ad", "goods")
 
 
 def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Iterator[np.ndarray]:
-    """Every training row's items of a domain, oldest first: history, then targets. One row a user: the longest first seen."""
+    """Every training row's items of a domain, oldest first: history, then targets. Of a user the first window alone."""
     for data in users:
         batch = Batch(data, layout)
         history, target = (batch.lists(f"{side}_{domain}_pid") for side in ("hist", "target"))
@@ -49,7 +49,7 @@ def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Ite
 
 
 class Pairs:
-    """How often items stand at most ``window`` places apart, nearer ones counting more: 1 / distance, in both directions.
+    """How often items stand at most ``window`` places apart, in both directions; nearer ones count more: 1 / distance.
 
     ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the
     sequences.

@@ -4,11 +4,12 @@
     python prepare_general_text.py --dataset my_corpus/*.jsonl --source mine --output_dir raw_data/general_text
     python prepare_general_text.py --list general_text/sft.csv --output_dir raw_data/general_text --max_rows 100000
 
-A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or named
-by --format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an input column
-is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column goes into a think
-block before the answer; a <think> part that stands there already is kept. Plain text goes to <output_dir>/pretrain,
-conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does not need.
+A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or
+named by --format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an
+input column is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column
+goes into a think block before the answer; a <think> part that stands there already is kept. Plain text goes to
+<output_dir>/pretrain, conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does
+not need.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
 
 
 def load_rows(dataset: str, config: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a data set by hub name, or of local files, as a stream; raises `InputError` where it cannot be had."""
+    """The rows of a data set by hub name, or of local files, streamed; raises `InputError` where it cannot be had."""
     import datasets
 
     files = [str(path) for path in matching(dataset)]

@@ -1,4 +1,4 @@
-"""How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals in good order, exit statuses.
+"""How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals, exit statuses.
 
 The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not
 copied: here for flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the
@@ -31,7 +31,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, object], None], numbers: Sequence[int]) -> Iterator[None]:
-    """Have ``handler(number, frame)`` called for signals; those that are ignored (nohup) stay so. In the main thread alone."""
+    """Have ``handler(number, frame)`` called for signals, in the main thread alone; ignored ones (nohup) stay so."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in numbers}
@@ -89,7 +89,7 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A row: the word ``old``, its name ``new`` here (the same, another, or a dash), ``how`` it is taken and ``what`` it does.
+    """A row: the word ``old``, its name ``new`` here (or a dash), ``how`` it is taken and ``what`` it does.
 
     ``scripts``: the files that the row's heading names.
     """

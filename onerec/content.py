@@ -1,4 +1,4 @@
-"""What a thing was made of, told by its content: the same bytes are the same thing, whatever their path, time or folder.
+"""What a thing was made of, told by its content: the same bytes are the same thing, whatever their path or time.
 
 Everything is read. Samples would be faster, but the rows that training changes may lie anywhere in a file of many
 gigabytes, and a run that goes on with another model's results tells nobody. SHA-256 runs at 1.5 GB/s a core of an

@@ -31,7 +31,7 @@ class InputError(Exception):
 
 
 def unforeseen(error: Exception, doing: str) -> InputError:
-    """The one line of an exception that nobody foresaw while ``doing``; its traceback goes to a file that the line names."""
+    """The one line of an exception that nobody foresaw; its traceback goes to a file that the line names."""
     place = "which cannot be written"
     with contextlib.suppress(OSError):
         handle, place = tempfile.mkstemp(prefix="onerec-traceback-", suffix=".txt")

@@ -44,7 +44,7 @@ def stop_status(number: int) -> int:
 
 
 def keep(command: Sequence[str], grace: float = 10.0, **popen: Any) -> subprocess.Popen:
-    """Start ``command`` under a keeper, which ends all of it when its standard input is closed, by this process or its death.
+    """Start ``command`` under a keeper, which ends all of it when its standard input is closed.
 
     ``grace``: seconds from SIGTERM to SIGKILL. ``popen``: further arguments of `subprocess.Popen`.
     """
@@ -96,7 +96,7 @@ def owned(
 
 
 def kept(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap the ``main`` of a script that starts servers itself: the same command line runs once more, under a keeper, as its child."""
+    """Wrap the ``main`` of a script that starts servers: the same command line runs once more, under a keeper."""
 
     def run() -> None:
         if os.environ.pop(_KEPT, None):
@@ -124,7 +124,7 @@ def descendants(root: int) -> list[int]:
 
 
 def _run_until_told(grace: float, command: Sequence[str]) -> int:
-    """The keeper: run ``command`` until it ends, standard input does, or a signal comes; end all below; return its status."""
+    """The keeper: run ``command`` until it ends, standard input does, or a signal comes; end all; return its status."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # A signal only wakes the wait below; which one it was stands in the pipe.
@@ -150,7 +150,7 @@ def _run_until_told(grace: float, command: Sequence[str]) -> int:
 
 
 def _reap(statuses: dict[int, int]) -> bool:
-    """Note the exit statuses (minus the signal) of children, own and adopted, that have ended; whether there are others."""
+    """Note the exit statuses (minus the signal) of children that have ended, adopted ones too; whether others live."""
     try:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             statuses[ended[0]] = os.waitstatus_to_exitcode(ended[1])
@@ -160,7 +160,7 @@ def _reap(statuses: dict[int, int]) -> bool:
 
 
 def _end_all(statuses: dict[int, int], grace: float) -> None:
-    """SIGTERM to all below, ``grace`` seconds later SIGKILL, until none is left: whoever is below, its topmost ancestor is a child."""
+    """SIGTERM to all below, ``grace`` seconds later SIGKILL, until no child is left, as nobody else can be then."""
     begun, told = time.monotonic(), set()
     while _reap(statuses) and (passed := time.monotonic() - begun) < grace + _GIVE_UP:
         for pid in descendants(os.getpid()):

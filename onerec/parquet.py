@@ -72,7 +72,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """(the items of all rows, offsets int64 [n + 1] of each row's, which rows are null); raises TypeError for what is no list."""
+    """(the items of all rows, offsets int64 [n + 1] of each row's, which rows are null); TypeError for what is no list."""
     null = values.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_null(values.type):
         return values.slice(0, 0), np.zeros(len(values) + 1, np.int64), null
@@ -83,7 +83,7 @@ def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
 
 
 def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(int64 [n], where there is a value, where one is no whole number or past 64 bits; both are 0). Never through a float.
+    """(int64 [n], where there is a value, where one is no whole number of 64 bits; 0 there). Never through a float.
 
     A float counts below what its type tells from its neighbours. ``digits``: text counts too, as a number is written.
     Raises TypeError for other types.
@@ -138,7 +138,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array, np.ndarray]:
-    """(``values`` as ``kind``, bool [n]: rows whose value cannot be that, null now); raises TypeError where the type cannot."""
+    """(``values`` as ``kind``, bool [n]: rows whose value cannot be that, null now); TypeError where the type cannot."""
     values = plain(values)
     stored = values.type
     if kind is Kind.INT:
@@ -211,7 +211,7 @@ def _short(value: object) -> str:
 
 
 def typed(data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True) -> Data:
-    """``data`` with its columns as ``columns`` ask for; a value that cannot be one is refused, or null unless ``strict``."""
+    """``data`` with its columns as ``columns`` ask; a value that cannot be one is refused, or null unless ``strict``."""
     kinds = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
     for name, kind in ((name, kind) for name, kind in kinds if name in data.schema.names):
         right = f"{kind.value} are wanted"
@@ -295,7 +295,7 @@ def iter_batches(
 
 
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
-    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, without hidden ones), or a glob pattern."""
+    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, no hidden ones), or a pattern."""
     found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
     files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:

@@ -103,7 +103,7 @@ def user_id(value: Any) -> int | str | None:
 
 
 def uid_of(metadata: str | None) -> int | str | None:
-    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`, and for what is no object."""
+    """The user that a record's metadata names, None where none. Raises ValueError as `user_id`, and for no object."""
     if not isinstance(value := _loads(metadata), dict):
         raise ValueError("not a JSON object")
     return user_id(value.get("uid"))
@@ -222,7 +222,7 @@ def _check_calls(item: dict[str, Any]) -> str | None:
 
 
 def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, where they cannot be used."""
+    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, for a bad row."""
     if not isinstance(row["uuid"], str) or not row["uuid"].strip():
         raise ValueError("uuid is null")
     metadata = _loads(row["metadata"])
@@ -237,7 +237,7 @@ def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]
 
 
 def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """A file's rows in the columns of `SCHEMA`, all strings, in batches; an absent text column is null, a value of no use too."""
+    """A file's rows in the columns of `SCHEMA`, all strings, in batches; what is absent or cannot be read is null."""
     for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False):
         for name in TEXT_KINDS:
             if name not in batch.schema.names:
@@ -246,7 +246,7 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
 
 
 def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
-    """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
+    """RL data in verl's columns, in batches: ``prompt`` as turns, the others as objects; empty where a value is none."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
     for batch in iter_batches(path, columns, batch_size=rows, strict=False):
         found = []
@@ -259,7 +259,7 @@ def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, An
 
 
 def check_prompts(path: str | Path) -> None:
-    """Raise `InputError` where a row's ``prompt`` is not what verl reads: turns of {role, content}, text both, in a list of at least one."""
+    """Raise `InputError` where a row's ``prompt`` is not what verl reads: a list of {role, content}, text both."""
     first = 0
     for batch in iter_batches(path, ["prompt"]):
         column = plain(batch.column("prompt"))

@@ -30,7 +30,7 @@ def processes() -> tuple[int, int]:
 
 
 def own_code_first() -> None:
-    """What this process starts runs this clone's code as well; says so where the environment was installed from another clone.
+    """What this process starts runs this clone's code as well; says so where the environment is another clone's.
 
     ``scripts/entry.sh`` does the same for shell scripts, and says it for all that they start.
     """
@@ -107,7 +107,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike[str], right: str) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; raises `InputError`, with what would be ``right``, where it is missing or another.
+    """The objects of a file of JSON lines; raises `InputError` (with what would be ``right``) where it is not one.
 
     A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as
     they are.

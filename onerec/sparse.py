@@ -1,4 +1,4 @@
-"""Matrices of items: too large to be made whole (a block of rows at a time, of each row the best kept), and to vectors."""
+"""Item by item matrices, too large to be made whole: a block of rows at a time, the best of each kept; and vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def svd_vectors(matrix: csr_matrix, dim: int, seed: int, n_iter: int = 5) -> np.
 
 
 def row_blocks(entries: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """(first row, row behind the last) of blocks of rows that have at most ``most`` ``entries`` [n] together, or of one row."""
+    """(first row, row behind the last) of blocks of rows with at most ``most`` ``entries`` [n] together, or of one row."""
     ends = np.cumsum(entries)
     first = 0
     while first < len(entries):

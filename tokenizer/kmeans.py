@@ -173,8 +173,8 @@ def even_price(
     """Prices float32 [k] that make the centroids' shares of all processes' ``points`` more even, from ``price`` on.
 
     ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's
-    iteration: a centroid with more than its share becomes dearer by the logarithm of the excess. That settles because the
-    assignment is soft: with a hard one a small change of price would move whole groups of points at once.
+    iteration: a centroid with more than its share becomes dearer by the logarithm of the excess. That settles because
+    the assignment is soft: with a hard one a small change of price would move whole groups of points at once.
     """
     k, rows = len(centroids), max(1, _SOFT_BYTES // (4 * len(centroids)))
     for _ in range(rounds):

@@ -32,8 +32,8 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, int, torch.Tensor], None]) -> None:
     """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``.
 
-    ``scores`` is room for float32 [end - start, columns]. On a CPU the calls come from several threads. The tiles' bounds
-    depend on ``columns`` alone, not on the number of threads.
+    ``scores`` is room for float32 [end - start, columns]. On a CPU the calls come from several threads. The tiles'
+    bounds depend on ``columns`` alone, not on the number of threads.
     """
     rows = max(_TILE_BYTES[device.type] // (4 * columns), _MIN_ROWS)
     starts = range(0, n, rows)

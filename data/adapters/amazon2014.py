@@ -1,15 +1,16 @@
 """Amazon reviews 2014 in the RecIF release layout, leave-one-out with a validation item.
 
-    python data/adapters/amazon2014.py --reviews reviews_Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir out
+    python data/adapters/amazon2014.py --reviews Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir out
     python data/adapters/amazon2014.py --sequences Beauty.txt --attributes Beauty_item2attributes.json --output_dir out
     python data/adapters/amazon2014.py --sequences inter.json --output_dir data/raw_data
 
-Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata (asin,
-title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a user a line:
-user id, then item ids in time order; item to attribute ids), or the same as JSON (user to item list). From raw reviews,
-items and users are numbered by their sorted names (item_ids.parquet, user_ids.parquet), masks come from stars, an item
-that a user reviewed twice counts once, at its first review, and ties of time go by item number. Sequence files carry no
-stars, so there are no masks. McAuley et al., SIGIR 2015; the split is that of SASRec (Kang and McAuley, ICDM 2018).
+Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata
+(asin, title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a
+user a line: user id, then item ids in time order; item to attribute ids), or the same as JSON (user to item list).
+From raw reviews, items and users are numbered by their sorted names (item_ids.parquet, user_ids.parquet), masks come
+from stars, an item that a user reviewed twice counts once, at its first review, and ties of time go by item number.
+Sequence files carry no stars, so there are no masks. McAuley et al., SIGIR 2015; the split is that of SASRec (Kang and
+McAuley, ICDM 2018).
 """
 
 from __future__ import annotations

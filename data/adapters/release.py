@@ -1,8 +1,9 @@
 """What every adapter shares: a user's events to rows of the release layout, leave one out, and the release's files.
 
-The last item is the test target (split 1), with ``validation`` the one before it is the validation target (split 2), and
-training rows (split 0) see neither. The latest training items, at most ``n_targets``, are the first row's targets; with
-``windows`` above 1 the items before those are the next row's, and so on, so that a short log teaches every item once.
+The last item is the test target (split 1), with ``validation`` the one before it is the validation target (split 2),
+and training rows (split 0) see neither. The latest training items, at most ``n_targets``, are the first row's targets;
+with ``windows`` above 1 the items before those are the next row's, and so on, so that a short log teaches every item
+once.
 """
 
 from __future__ import annotations

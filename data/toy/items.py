@@ -62,7 +62,7 @@ def latent_space(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_items(rng: np.random.Generator, space: dict[str, np.ndarray], domain: str, n: int, first_pid: int) -> Items:
-    """Make ``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
+    """``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
     niches = len(SUBTOPICS) * len(STYLES)
     # Subtopics fill first, so that even a small domain has items for every interest.
     order = rng.permutation(np.arange(n) % niches)

@@ -1,4 +1,4 @@
-"""The processes of a distributed run (torchrun): who this one is, and the process group that they open and leave together.
+"""The processes of a distributed run (torchrun): the process group that they open and leave together.
 
 Why leaving needs care: a thread of gloo, PyTorch's backend for CPUs, lets go of a collective's tensors only after it
 has told the caller that the collective is done, and for a tensor that Python has seen it needs the interpreter's lock.
@@ -51,7 +51,7 @@ def process_group(backend: str | None = None, timeout: timedelta | None = None) 
 
 
 def wait_for_idle_gloo(seconds: float = 60.0) -> None:
-    """Return when no thread of gloo has anything in hand, so that none can need the interpreter later; after ``seconds`` at the latest.
+    """Return when no thread of gloo has anything in hand that needs the interpreter, or after ``seconds``.
 
     Linux alone tells the threads' states. A thread is idle that slept all the while the interpreter's lock was free:
     one that waits for the lock is woken by that. One that sleeps in a collective whose peer has died counts as idle
@@ -67,7 +67,7 @@ def wait_for_idle_gloo(seconds: float = 60.0) -> None:
 
 
 def _gloo_threads() -> dict[str, tuple[str, int]]:
-    """State letter of each of gloo's threads that runs collectives, and how often it was switched to or from, by thread id."""
+    """(state letter, how often it was switched to or from) of each of gloo's threads of collectives, by thread id."""
     found = {}
     for task in Path("/proc/self/task").glob("*/status"):
         with contextlib.suppress(OSError):  # ended meanwhile

@@ -1,4 +1,4 @@
-"""`ItemSearch` inside vLLM: one forward pass a level for all beams of all prompts, behind each prompt's keys and values.
+"""`ItemSearch` inside vLLM: one forward pass a level for all beams, behind each prompt's keys and values.
 
 `ItemWorker` is a vLLM worker extension (``worker_extension_cls``), called through ``collective_rpc``. It prefills
 every prompt once into a pool of cache blocks of its own; a beam shares its prompt's full blocks through its block

@@ -88,7 +88,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
 
 
 def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> list[Variant]:
-    """``variants``, each once, an evaluation behind the run that it asks for, which is put there where it is missing."""
+    """``variants``, each once, an evaluation behind the run that it asks for, which is added where it is missing."""
     chains = {variant.name: variant for group in tables.values() for variant in group}
     ordered: dict[str, Variant] = {}
     for variant in variants:
@@ -131,7 +131,7 @@ class Runner:
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
     def environment(self, variant: Variant) -> dict[str, str]:
-        """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
+        """What the chain is called with: the last model alone is evaluated, once, and of the baselines the cheapest."""
         own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | ONCE | resolved(variant.settings, self.settings)
         return os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
 
