@@ -117,7 +117,7 @@ class ItemIndex:
 
     @functools.cached_property
     def first_leaf(self) -> list[np.ndarray]:
-        """For every depth the first row of ``sids`` below each node, int64 [n_nodes]; they end where the next node's begin."""
+        """For every depth the first row of ``sids`` below each node, int64 [n_nodes]; the next node's is the end."""
         leaves = [np.arange(len(self.sids))]
         for level in self.levels[:0:-1]:
             leaves.insert(0, leaves[0][level.start[:-1]])

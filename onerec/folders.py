@@ -36,7 +36,7 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what libraries raise on a full disk, each its own type, and system errors that name no file into `InputError`."""
+    """What libraries raise on a full disk, each its own type, and system errors without a file become `InputError`."""
     try:
         yield
     except InputError:
@@ -54,7 +54,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``, a file or a folder; put it in place if the block ends well, else remove it.
+    """Yield a temporary sibling of ``path``, put in place when the block ends well, removed otherwise.
 
     A folder that is there gives way as `check_output` says, before anything is written.
     """
@@ -81,7 +81,7 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """The files that this thread writes inside appear when the outermost such block ends well; after an error none does.
+    """The files that this thread writes inside appear together, when the outermost such block ends well.
 
     A kill or a signal while they are put in place leaves a note of them, by which `clear` puts the rest in place.
     """
@@ -136,7 +136,7 @@ def check_output(path: str | os.PathLike[str], ours: bool) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Put the folder ``new`` in the place of ``path``, in one step where the system can; the old one goes afterwards."""
+    """Put the folder ``new`` in the place of ``path``, in one step where the system can."""
     old = _beside(path, "old")
     if path.is_dir():
         exchange = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -72,7 +72,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """(the items of all rows, offsets int64 [n + 1] of each row's, which rows are null); TypeError for what is no list."""
+    """(the items of all rows, offsets int64 [n + 1] of each row's, null rows); raises TypeError for what is no list."""
     null = values.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_null(values.type):
         return values.slice(0, 0), np.zeros(len(values) + 1, np.int64), null
@@ -138,7 +138,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array, np.ndarray]:
-    """(``values`` as ``kind``, bool [n]: rows whose value cannot be that, null now); TypeError where the type cannot."""
+    """(``values`` as ``kind``, rows whose value cannot be that, null now); raises TypeError where the type cannot."""
     values = plain(values)
     stored = values.type
     if kind is Kind.INT:
@@ -211,7 +211,7 @@ def _short(value: object) -> str:
 
 
 def typed(data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True) -> Data:
-    """``data`` with its columns as ``columns`` ask; a value that cannot be one is refused, or null unless ``strict``."""
+    """``data`` with its columns as ``columns`` ask; a value that does not fit is refused, or null unless ``strict``."""
     kinds = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
     for name, kind in ((name, kind) for name, kind in kinds if name in data.schema.names):
         right = f"{kind.value} are wanted"
@@ -295,7 +295,7 @@ def iter_batches(
 
 
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
-    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, no hidden ones), or a pattern."""
+    """The Parquet files of a path, sorted: a file, a folder (its ``*.parquet``, no hidden ones), or a glob pattern."""
     found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
     files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:

@@ -246,7 +246,7 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
 
 
 def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
-    """RL data in verl's columns, in batches: ``prompt`` as turns, the others as objects; empty where a value is none."""
+    """RL data in verl's columns, in batches: ``prompt`` as turns, the others as objects, empty where unusable."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
     for batch in iter_batches(path, columns, batch_size=rows, strict=False):
         found = []

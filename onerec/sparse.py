@@ -30,7 +30,7 @@ def svd_vectors(matrix: csr_matrix, dim: int, seed: int, n_iter: int = 5) -> np.
 
 
 def row_blocks(entries: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """(first row, row behind the last) of blocks of rows with at most ``most`` ``entries`` [n] together, or of one row."""
+    """(first row, row behind the last) of blocks of rows with at most ``most`` ``entries`` [n], or of one row."""
     ends = np.cumsum(entries)
     first = 0
     while first < len(entries):

@@ -119,7 +119,7 @@ class BeamModel:
         return out.reshape(n, heads, width, dim).transpose(1, 2)
 
     def logits(self, hidden: torch.Tensor, layer: int, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 [C], of each ``code`` of ``layer`` behind row ``owner`` (never falling) of hidden [N, hidden].
+        """Logits, float32 [C], of each ``code`` of ``layer`` behind row ``owner`` (ascending) of hidden [N, hidden].
 
         Only rows of the level's own codes are read. The logits are those of `float32_logits`.
         """

@@ -169,7 +169,7 @@ class _Search:
         return new_scores, child[pick], owner[pick] % beams, code[child[pick]]
 
     def _logprobs(self, depth: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of ``hidden`` [N, H]."""
+        """Log-probability, float32 [C], of every ``code`` behind its ``owner``, a row of ``hidden`` [N, H]."""
         import torch
 
         logits = self.model.logits(hidden, depth, owner, code)

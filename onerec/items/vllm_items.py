@@ -202,11 +202,8 @@ class _Pool:
         for i, query, length in zip(owners, queries, lengths, strict=True):
             shared = len(prompts[i]) // self.size
             own = place[i][query.prefix]
-            tables.append(
-                np.concatenate(
-                    [np.arange(self.first[i], self.first[i] + shared), np.arange(own, own - (-length // self.size) - shared)]
-                )
-            )  # fmt: skip
+            prompt, rest = self.first[i], -(-length // self.size) - shared
+            tables.append(np.concatenate([np.arange(prompt, prompt + shared), np.arange(own, own + rest)]))
             slots.append((own - shared) * self.size + length - 1)
         positions = np.array(lengths) - 1
         return self._forward(ids, positions, np.array(slots), tables, lengths, [1] * len(owners))
