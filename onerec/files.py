@@ -17,7 +17,6 @@ TOKENIZER_FILES = (
     SID_SPEC,
 )
 MODEL_FILES = ("config.json", *TOKENIZER_FILES)
-DISTILLATION = "onpolicy_distillation.parquet"
 RL_TRAIN, RL_TEST = "train.parquet", "test.parquet"
 
 # RecIF-Bench tasks, in the order of the report. Test files: <data_dir>/<task>/<task>_test.parquet.

@@ -1,9 +1,8 @@
 """A command whose processes all end with it, and with the script that started it, whatever ends that script.
 
 A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script
-and the command stands a keeper, this file as a process of its own. It adopts every process that loses its parent below
-it (Linux's child subreaper), so that none gets away by a session of its own or by the death of the one that started
-it, and it ends them all when
+and the command stands a keeper, this file as a process. It adopts every process that loses its parent below it (Linux's
+child subreaper), so that none gets away, and ends them all when
 
 - the command has ended, well or not;
 - the script is told to end (SIGTERM, SIGINT, SIGHUP), which `owned` passes on;
@@ -28,8 +27,7 @@ from typing import Any
 
 # Seconds from SIGKILL until the keeper gives up on what the kernel does not let go.
 _GIVE_UP = 10.0
-# Exit status of what SIGTERM ended (a cluster takes the node back): run the same command again. EX_TEMPFAIL of
-# sysexits.h.
+# Exit status of what SIGTERM ended: run the same command again (EX_TEMPFAIL of sysexits.h).
 STOPPED = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _ENDING = (*STOP_SIGNALS, signal.SIGINT)

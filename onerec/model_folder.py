@@ -122,7 +122,7 @@ def open_encoder(path: str | Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a language model's folder; raises `InputError` where it is none, or its numbers are impossible."""
+    """``config.json`` of a language model's folder; raises `InputError` where it is none, or impossible."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
     for fits, right, *keys in _RANGES:

@@ -8,6 +8,7 @@ One Parquet row each, in the published RecIF format: ``uuid``, ``source``, ``met
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import uuid as uuidlib
@@ -69,13 +70,8 @@ def dumps(value: Any) -> str:
 
 def chat_record(uuid: str, source: str, metadata: dict[str, Any], messages: Sequence[Message]) -> Record:
     """A conversation as a record."""
-    return {
-        "uuid": uuid,
-        "source": source,
-        "metadata": dumps(metadata),
-        "segments": None,
-        "messages": dumps(list(messages)),
-    }
+    turns = dumps(list(messages))
+    return {"uuid": uuid, "source": source, "metadata": dumps(metadata), "segments": None, "messages": turns}
 
 
 def text_record(uuid: str, source: str, metadata: dict[str, Any], texts: Sequence[str]) -> Record:
@@ -167,11 +163,8 @@ def _read(uuid: Any, source: Any, metadata: Any, segments: Any, messages: Any) -
         return "metadata's uid is no id", None
     if (segments is None) == (messages is None):
         return "neither or both of segments and messages", None
-    if messages is None:
-        parsed = _loads(segments)
-        return _check_segments(parsed), parsed
-    parsed = _loads(messages)
-    return _check_messages(parsed), parsed
+    parsed = _loads(segments if messages is None else messages)
+    return _check_parts(parsed, "segments") if messages is None else _check_messages(parsed), parsed
 
 
 def _loads(value: Any) -> Any:
@@ -190,10 +183,6 @@ def _check_parts(parts: Any, what: str) -> str | None:
         if CHAT_MARK.search(part["text"]):
             return f"{what} holds a mark of chats"
     return None if any(part["text"] for part in parts) else f"{what} is empty"
-
-
-def _check_segments(segments: Any) -> str | None:
-    return _check_parts(segments, "segments")
 
 
 def _check_messages(messages: Any) -> str | None:
@@ -249,12 +238,11 @@ def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, An
     """RL data in verl's columns, in batches: ``prompt`` as turns, the others as objects, empty where unusable."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
     for batch in iter_batches(path, columns, batch_size=rows, strict=False):
-        found = []
-        for row in batch.to_pylist():
-            turns, *others = (_loads(row[name]) for name in columns)
-            reward, extra = (value if isinstance(value, dict) else {} for value in others)
-            turns = [] if _check_messages(turns) else _texts(turns)
-            found.append({"prompt": turns, "reward_model": reward, "extra_info": extra})
+        found = [{name: _loads(value) for name, value in row.items()} for row in batch.to_pylist()]
+        for row in found:
+            row["prompt"] = [] if _check_messages(row["prompt"]) else _texts(row["prompt"])
+            for name in ("reward_model", "extra_info"):
+                row[name] = row[name] if isinstance(row[name], dict) else {}
         yield found
 
 
@@ -279,18 +267,9 @@ def check_prompts(path: str | Path) -> None:
 
 def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:
     """Write records to one Parquet file atomically, streaming; returns the rows written."""
-    return write_batches(path, SCHEMA, _tables(records, rows_per_batch))
-
-
-def _tables(records: Iterable[Record], rows: int) -> Iterator[pa.Table]:
-    batch: list[Record] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == rows:
-            yield pa.Table.from_pylist(batch, schema=SCHEMA)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=SCHEMA)
+    rest = iter(records)
+    batches = iter(lambda: list(itertools.islice(rest, rows_per_batch)), [])
+    return write_batches(path, SCHEMA, (pa.Table.from_pylist(batch, schema=SCHEMA) for batch in batches))
 
 
 def read_file_list(path: str | Path) -> list[Path]:

@@ -16,7 +16,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,19 @@ TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 N_TARGETS = 10
 MIN_ITEMS = 4  # a user with fewer has next to nothing before the test item
 RATINGS = (0.5, 5.0)  # the scale's ends
+# RecBole's columns of ml-100k.<name>; the original file, its separator and encoding, and the places of the same fields.
+# In u.item the genres are flags, which `read_films` reads.
+FILES = {
+    "inter": (("user_id", "item_id", "rating", "timestamp"), "u.data", "\t", "utf-8-sig", (0, 1, 2, 3)),
+    "item": (
+        ("item_id", "movie_title", "release_year", "class"),
+        "u.item",
+        "|",
+        "latin-1",
+        range(5 + len(TEXTS["genres"])),
+    ),
+    "user": (("user_id", "age", "occupation"), "u.user", "|", "utf-8-sig", (0, 1, 3)),
+}
 Film = tuple[str, str, list[str]]  # title, year or empty, genres
 
 
@@ -49,32 +62,41 @@ class Event(NamedTuple):
 _YEAR = re.compile(r"\s*\((\d{4})\)")
 
 
-def find(folder: Path, *names: str) -> Path | None:
-    """The first of ``names`` that is in ``folder``."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 def text_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     """The lines of a text file that are not blank; a byte that is not ``encoding`` becomes U+FFFD."""
     text = path.read_text(encoding=encoding, errors="replace")
     return [line for line in text.split("\n") if line.strip()]
 
 
-def tab_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """Fields of a RecBole file in the order of ``columns``; raises `InputError` where a column is missing."""
-    lines = text_lines(path)
-    header = [name.partition(":")[0] for name in lines[0].split("\t")] if lines else []
-    if missing := [name for name in columns if name not in header]:
-        raise InputError(path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}")
-    places = [header.index(name) for name in columns]
-    rows = (line.split("\t") for line in lines[1:])
-    return ([fields[place] if place < len(fields) else "" for place in places] for fields in rows)
+def read_fields(folder: Path, name: str, required: bool = True) -> tuple[Path, list[list[str]]] | None:
+    """(path, the fields of every row) of RecBole's file or of the original one, in the order of `FILES`.
+
+    A field that a row lacks is empty; in a row of the original that is too short all are. Raises `InputError` where a
+    column is missing, or there is no such file and it is ``required``.
+    """
+    columns, original, separator, encoding, places = FILES[name]
+    path = folder / f"ml-100k.{name}"
+    if path.is_file():
+        lines = [line.split("\t") for line in text_lines(path)]
+        header = [title.partition(":")[0] for title in lines[0]] if lines else []
+        if missing := [title for title in columns if title not in header]:
+            raise InputError(path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}")
+        places = [header.index(title) for title in columns]
+        return path, [[row[place] if place < len(row) else "" for place in places] for row in lines[1:]]
+    path = folder / original
+    if path.is_file():
+        rows = [line.split(separator) for line in text_lines(path, encoding)]
+        return path, [
+            [row[place] for place in places] if max(places) < len(row) else [""] * len(places) for row in rows
+        ]
+    if required:
+        right = "give the MovieLens 100k folder"
+        raise InputError(folder, f"holds neither ml-100k.{name} nor {original}", right)
+    return None
 
 
 def parse_event(fields: Sequence[str], row: int) -> tuple[int, Event]:
     """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
-    if len(fields) < 4:
-        raise ValueError("fields are missing")
     user, item = whole_number(int(fields[0])), whole_number(int(fields[1]))
     rating, time = float(fields[2]), float(fields[3])
     if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
@@ -89,19 +111,12 @@ def read_events(
 
     Raises `InputError` where the file is missing, holds no rating, or more than ``max_bad_ratio`` of it is bad.
     """
-    path = find(folder, "ml-100k.inter", "u.data")
-    if path is None:
-        raise InputError(folder, "holds neither ml-100k.inter nor u.data", "give the MovieLens 100k folder")
-    if path.name == "u.data":
-        raw: Iterator[list[str]] = (line.split("\t") for line in text_lines(path))
-    else:
-        raw = tab_rows(path, ("user_id", "item_id", "rating", "timestamp"))
+    path, raw = read_fields(folder, "inter")
     events: dict[int, dict[int, Event]] = {}
-    bad, total = Counter[str](), 0
-    for fields in raw:
-        total += 1
+    bad, total = Counter[str](), len(raw)
+    for number, fields in enumerate(raw, 1):
         try:
-            user, event = parse_event(fields, total)
+            user, event = parse_event(fields, number)
         except ValueError:
             bad["rating row does not parse"] += 1
             continue
@@ -131,14 +146,13 @@ def title_and_year(title: str, year: str = "") -> tuple[str, str]:
 
 def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, Film]:
     """item to (title, year or empty, genres); raises `InputError` as `read_events`."""
-    path = find(folder, "ml-100k.item", "u.item")
-    if path is None:
-        raise InputError(folder, "holds neither ml-100k.item nor u.item", "give the MovieLens 100k folder")
+    path, rows = read_fields(folder, "item")
     if path.name == "u.item":
-        rows = [original_film(line.split("|")) for line in text_lines(path, "latin-1")]
+        known = TEXTS["genres"]
+        flags = ((row, [name for name, flag in zip(known, row[5:], strict=True) if flag == "1"]) for row in rows)
+        rows = [(row[0], row[1], "", genres) for row, genres in flags]
     else:
-        columns = ("item_id", "movie_title", "release_year", "class")
-        rows = [(item, title, year, genres.split()) for item, title, year, genres in tab_rows(path, columns)]
+        rows = [(item, title, year, genres.split()) for item, title, year, genres in rows]
     films = {
         int(item): (*title_and_year(title, year), genres)
         for item, title, year, genres in rows
@@ -152,24 +166,11 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     return films
 
 
-def original_film(fields: Sequence[str]) -> tuple[str, str, str, list[str]]:
-    """(item, title, year, genres) of a u.item row; the item is empty where the row is not one."""
-    if len(fields) < 5 + len(TEXTS["genres"]):
-        return "", "", "", []
-    genres = [name for name, flag in zip(TEXTS["genres"], fields[5:], strict=False) if flag == "1"]
-    return fields[0], fields[1], "", genres
-
-
 def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, tuple[str, str]]:
     """user to (age, occupation), where the file is there; raises `InputError` as `read_events`."""
-    path = find(folder, "ml-100k.user", "u.user")
-    if path is None:
+    if (found := read_fields(folder, "user", required=False)) is None:
         return {}
-    if path.name == "u.user":
-        lines = (line.split("|") for line in text_lines(path))
-        rows = [(f[0], f[1], f[3]) if len(f) > 3 else ("", "", "") for f in lines]
-    else:
-        rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
+    path, rows = found
     people = {int(user): (age, job) for user, age, job in rows if user.isdecimal() and len(user) < 19}
     manifest.input(path, len(rows))
     manifest.drop("user row does not parse", len(rows) - len(people))

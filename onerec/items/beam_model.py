@@ -88,6 +88,9 @@ class BeamModel:
         """Attention of the beams' queries [B, H, W, D] to their prompt, ancestors and selves; [B, W, H, D]."""
         import torch
 
+        # Keys of the prompt and of a beam's ancestors lie in different tensors, so their scores are two parts of one
+        # softmax: both are shifted by the same maximum, and divided by the sum of both at the end. Joining the tensors
+        # instead would copy the prompt's keys once a beam and a level, which is what this class exists to avoid.
         self.own[layer].append((key, value))
         prompt_keys, prompt_values = self.prompt[layer]
         n, heads, width, dim = query.shape
@@ -156,7 +159,8 @@ class BeamModel:
         rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
-            # In float32 the shift rides along in the product.
+            # A logit near the largest serves as the shift, which saves the pass over all logits that looks for the
+            # largest; in float32 the subtraction rides along in the product.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
             for piece in weight.split(self.vocab_rows):

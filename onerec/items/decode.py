@@ -63,12 +63,12 @@ def decode_items(
     """The best ``num_beams`` SIDs of the catalogue for every prompt, best first.
 
     Args:
-        model: a Hugging Face causal language model (``model.model`` gives hidden states), in evaluation mode. prompts:
-        token ids of each prompt, up to but without the SID's begin token. index: the catalogue. spec: the checkpoint's
-        `SidSpec`, with ids. num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
+        model: a Hugging Face causal language model (``model.model`` gives hidden states), in evaluation mode.
+        prompts: token ids of each prompt, up to but without the SID's begin token.
+        index: the catalogue. spec: the checkpoint's `SidSpec`, with ids.
+        num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
-        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's
-        codes.
+        normalize: log-probabilities of the softmax over the whole ``vocabulary``, or over the ``level``'s codes.
 
     Returns a list a prompt of at most ``num_beams`` `Hypothesis`; fewer where the catalogue has fewer. Equal scores are
     ordered by SID. Raises ValueError where the catalogue's codebooks are not the model's.
@@ -116,22 +116,22 @@ class _Search:
                 scores, nodes, parents, codes = self._expand(depth, scores, nodes, hidden)
                 if depth < self.index.spec.n_layers - 1:
                     hidden = self.model.step(depth, parents, codes)
-        return [
-            [
-                Hypothesis(tuple(sid), score, tuple(self.index.pids_at(row)))
-                for score, row, sid in zip(row_scores, row_nodes, self.index.sids[row_nodes].tolist(), strict=True)
-                if score > -np.inf
+        found = []
+        for row_scores, rows in zip(scores.tolist(), nodes.tolist(), strict=True):
+            leaves = zip(row_scores, rows, self.index.sids[rows].tolist(), strict=True)
+            items = [
+                (tuple(sid), score, tuple(self.index.pids_at(row))) for score, row, sid in leaves if score > -np.inf
             ]
-            for row_scores, row_nodes in zip(scores.tolist(), nodes.tolist(), strict=True)
-        ]  # fmt: skip
+            found.append([Hypothesis(*item) for item in items])
+        return found
 
     def _expand(
         self, depth: int, scores: torch.Tensor, nodes: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Extend every beam by every child in the trie and keep the best ``width`` a prompt.
 
-        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, each [B,
-        W'], best first; ties go to the smaller SID. A slot that no child fills has score -inf.
+        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, [B, W']
+        each, best first; ties go to the smaller SID. A slot that no child fills has score -inf.
         """
         import torch
 
@@ -141,9 +141,9 @@ class _Search:
         fanout = torch.where(scores > -torch.inf, start[nodes + 1] - start[nodes], 0).flatten()
         end = fanout.cumsum(0)
         total = int(end[-1])
-        owner = torch.repeat_interleave(
-            torch.arange(n * beams, device=device), fanout, output_size=total
-        )  # every candidate's beam
+        # Every candidate's beam, then its node: candidates lie flat, one behind the other, as beams have different
+        # numbers of children and a padded table would mostly be padding.
+        owner = torch.repeat_interleave(torch.arange(n * beams, device=device), fanout, output_size=total)
         child = torch.arange(total, device=device) + (start[nodes].flatten() - (end - fanout))[owner]
         prompt = owner // beams
         if self.dead is not None:
