@@ -30,7 +30,16 @@ from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.parquet import matching
-from onerec.records import Record, chat_record, check_record, dumps, message, record_uuid, text_record, write_records
+from onerec.records import (
+    Record,
+    chat_record,
+    check_record,
+    dumps,
+    message,
+    record_uuid,
+    text_record,
+    write_records,
+)
 from onerec.run import Manifest, progress
 
 TEXT = ("text", "content", "raw_content")

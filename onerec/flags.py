@@ -24,7 +24,7 @@ _LARGEST, _HUGE = 2**31 - 1, 1e30
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a flag takes: ``low`` to ``high``, without an end that is ``open``, and those of ``also``.
+    """Numbers that a flag takes: ``low`` to ``high``, both included unless ``open_low`` or ``open_high``, and those of ``also``.
 
     Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN
     or infinity.

@@ -1,8 +1,7 @@
 """A model folder (a Hugging Face checkpoint) is checked here before anything of it runs.
 
-Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is
-one of `BACKBONES`, so that no Python file beside it is asked for. What loads a folder afterwards says
-``trust_remote_code=False`` itself.
+Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
+`BACKBONES`, so that no Python file beside it is asked for. What loads a folder afterwards says ``trust_remote_code=False`` itself.
 """
 
 from __future__ import annotations
@@ -54,21 +53,16 @@ def _are_ids(value: Any) -> bool:
     return value is None or all(_is_number(id, 0) for id in (value if isinstance(value, list) else [value]))
 
 
-# What a configuration may say: which values fit, how they are called, and the keys.
+# What a configuration may say: keys, which values fit, and how they are called.
 _RANGES = (
-    (lambda v: v in BACKBONES, f"a backbone that is known: {', '.join(BACKBONES)}", "model_type"),
-    (_is_number, "a whole number of 1 or more",
-     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    (lambda v: v is None or _is_number(v), "a whole number of 1 or more",
-     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
-    (lambda v: v in (None, False, True), "true or false",
-     "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"),
-    (lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more",
-     "rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"),
-    (lambda v: v is None, "weights that are not quantised", "quantization_config"),
-    (lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16",
-     "dtype", "torch_dtype"),
-    (_are_ids, "an id, a list of ids, or null", "eos_token_id"),
+    (("model_type",), lambda v: v in BACKBONES, f"a backbone that is known: {', '.join(BACKBONES)}"),
+    (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_number, "a whole number of 1 or more"),
+    (("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"), lambda v: v is None or _is_number(v), "a whole number of 1 or more"),
+    (("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), lambda v: v in (None, False, True), "true or false"),
+    (("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"), lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more"),
+    (("quantization_config",), lambda v: v is None, "weights that are not quantised"),
+    (("dtype", "torch_dtype"), lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16"),
+    (("eos_token_id",), _are_ids, "an id, a list of ids, or null"),
 )  # fmt: skip
 
 
@@ -125,14 +119,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """``config.json`` of a language model's folder; raises `InputError` where it is none, or impossible."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
-    for fits, right, *keys in _RANGES:
+    for keys, fits, right in _RANGES:
         for key in keys:
             if not fits(config.get(key)):
                 raise InputError(file, f"{key} is {config.get(key)!r}"[:200], right)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if heads % (config.get("num_key_value_heads") or heads):
-        what = f"num_key_value_heads is {config['num_key_value_heads']}"
-        raise InputError(file, what, f"a divisor of num_attention_heads {heads}")
+        raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
     null = config["model_type"].startswith("qwen") and config.get("head_dim", 0) is None
     if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         right = f"an even number; without it {heads} heads divide hidden_size {width}"
@@ -298,17 +291,14 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is not one."""
-    kind, width, size = config["model_type"], config["hidden_size"], head_dim(config)
-    heads = config["num_attention_heads"]
+    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
+    kind, width, heads, size = config["model_type"], config["hidden_size"], config["num_attention_heads"], head_dim(config)  # fmt: skip
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}
-    attention = kind == "qwen2" or (kind != "mistral" and config.get("attention_bias"))
-    biased = ["q_proj", "k_proj", "v_proj"] if attention else []
+    biased = ["q_proj", "k_proj", "v_proj"] if kind == "qwen2" or (kind != "mistral" and config.get("attention_bias")) else []  # fmt: skip
     biased += ["o_proj"] if biased and kind != "qwen2" else []
     biased += ["gate_proj", "up_proj", "down_proj"] if kind == "llama" and config.get("mlp_bias") else []
-    biases = {name: axes[0] for name, axes in _LAYER.items() if name.split(".")[1] in biased}
-    layer = _LAYER | {f"{name.removesuffix('weight')}bias": axis for name, axis in biases.items()}
+    layer = _LAYER | {f"{name.removesuffix('weight')}bias": axes[0] for name, axes in _LAYER.items() if name.split(".")[1] in biased}  # fmt: skip
     layer |= {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"} if kind == "qwen3" else {}
     yield "model.embed_tokens.weight", (config["vocab_size"], width)
     yield "model.norm.weight", (width,)

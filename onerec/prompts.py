@@ -16,8 +16,8 @@ _USER = f"{IM_START}user\n"
 def shorten(text: str, ids: list[int], limit: int, encode: Callable[[str], list[int]], n_layers: int) -> list[int]:
     """At most ``limit`` token ids of the prompt ``text``, whose own are ``ids``.
 
-    The oldest items go first (histories run from old to new); a prompt without SIDs loses the beginning of its first
-    user turn. What the system and the question say stays. ``n_layers``: codes of a SID, 0 where the model has none.
+    The oldest items go first (histories run from old to new); a prompt without SIDs loses the beginning of its first user turn.
+    What the system and the question say stays. ``n_layers``: codes of a SID, 0 where the model has none.
     """
     while len(ids) > limit:
         text, removed = _SID.subn("", text, count=-(-(len(ids) - limit) // (2 + n_layers)))

@@ -226,27 +226,32 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
     sizes = report["bucket_sizes"]
     top = max(sizes)
     bounds = np.unique(np.geomspace(1, top + 1, min(top, _BINS) + 1).round().astype(int))
-    counts = [sum(n for size, n in sizes.items() if low <= size < high) for low, high in itertools.pairwise(bounds)]
+    counts = [sum(n for size, n in sizes.items() if low <= size < high) for low, high in itertools.pairwise(bounds)]  # fmt: skip
     charts = [{"heading": "SIDs by how many items they name", "svg": histogram(bounds.tolist(), counts)}]
     for layer, size in enumerate(report["codebook_sizes"]):
         used = np.bincount(codes[:, layer], minlength=size)
         n, edges = np.histogram(used, bins=min(_BINS, int(used.max()) + 1))
-        drawn = histogram(edges.tolist(), n.tolist())
-        charts.append({"heading": f"layer {layer + 1}: codes by their items", "svg": drawn})
+        charts.append(
+            {
+                "heading": f"layer {layer + 1}: codes by their items",
+                "svg": histogram(edges.tolist(), n.tolist()),
+            }
+        )
     groups = [("Items a SID, items a code", charts)]
     if near := report.get("neighbours"):
         bars = []
         for depth, (agrees, chance) in enumerate(zip(near["agreement"], near["by_chance"], strict=True), 1):
             bars += [(f"{depth} codes", agrees, "stage"), ("two at random", chance, "baseline")]
-        title = f"How often one of the {near['k']} nearest items shares a prefix"
-        groups.append((title, [{"heading": "cosine", "svg": bar_chart(bars)}]))
-    tables = [("", HEADINGS, depth_rows(report))]
-    if report["largest_buckets"]:
-        largest = []
-        for bucket in report["largest_buckets"]:
-            some = "; ".join(str(caption)[:60] for caption in bucket.get("captions", bucket["pids"])[:3])
-            largest.append([" ".join(map(str, bucket["codes"])), f"{bucket['items']:,}", some])
-        tables.append(("Largest buckets", ("codes", "items", "some of them"), largest))
+        groups.append((f"How often one of the {near['k']} nearest items shares a prefix", [{"heading": "cosine", "svg": bar_chart(bars)}]))  # fmt: skip
+    largest = [
+        [
+            " ".join(map(str, bucket["codes"])),
+            f"{bucket['items']:,}",
+            "; ".join(str(caption)[:60] for caption in bucket.get("captions", bucket["pids"])[:3]),
+        ]
+        for bucket in report["largest_buckets"]
+    ]
+    tables = [("", HEADINGS, depth_rows(report)), *([("Largest buckets", ("codes", "items", "some of them"), largest)] if largest else [])]  # fmt: skip
     write_text(path, html_page("SIDs", headline, tables, groups))
 
 

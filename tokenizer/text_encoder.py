@@ -7,7 +7,7 @@ sentence-transformers folder says in modules.json which pooling and which dense 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from onerec.errors import InputError
-from onerec.items.decode import batches_by_length
 from onerec.model_folder import check_finite, loading, open_encoder
 from onerec.run import progress, read_json
 
@@ -142,13 +141,24 @@ class TextEncoder:
         check_finite(weights, linear.named_parameters())
         return torch.nn.Sequential(linear, _ACTIVATIONS[activation]()).to(self._device).eval()
 
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of texts in batches of near lengths, longest first; the same for the same lengths."""
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            full = len(batch) == self._batch_size
+            if batch and (full or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], label: str = "embed") -> np.ndarray:
         """Vectors float32 [n, dim] of length one, in the order of ``texts``; NaN where the model gave no number."""
         coded = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
         out = np.zeros((len(texts), self.dim), np.float32)
-        lengths = [len(ids) for ids in coded]
-        batches = list(batches_by_length(lengths, self._max_batch_tokens, self._batch_size))
+        batches = list(self.batches([len(ids) for ids in coded]))
         for batch in progress(batches, label, len(texts), "text", size=len):
             inputs = self._tokenizer.pad({"input_ids": [coded[i] for i in batch]}, return_tensors="pt").to(self._device)
             mask = inputs["attention_mask"]

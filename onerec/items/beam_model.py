@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     import torch
 
 _ATTENTION = "onerec_beams"
-# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its
-# cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
+# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its cache, so that
+# the passes over a product's result cost little; on a GPU what keeps it busy.
 _BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
 
 
 class BeamModel:
     """A Hugging Face causal language model that runs a batch of prompts once and then level after level of beams.
 
-    ``model.model`` must give hidden states, every layer must attend to all positions (no sliding window), and the
-    output layer must be linear without bias; ValueError otherwise.
+    ``model.model`` must give hidden states, every layer must attend to all positions (no sliding window), and the output
+    layer must be linear without bias; ValueError otherwise.
     """
 
     def __init__(self, model: Any, spec: SidSpec) -> None:
@@ -88,9 +88,6 @@ class BeamModel:
         """Attention of the beams' queries [B, H, W, D] to their prompt, ancestors and selves; [B, W, H, D]."""
         import torch
 
-        # Keys of the prompt and of a beam's ancestors lie in different tensors, so their scores are two parts of one
-        # softmax: both are shifted by the same maximum, and divided by the sum of both at the end. Joining the tensors
-        # instead would copy the prompt's keys once a beam and a level, which is what this class exists to avoid.
         self.own[layer].append((key, value))
         prompt_keys, prompt_values = self.prompt[layer]
         n, heads, width, dim = query.shape
@@ -122,7 +119,7 @@ class BeamModel:
         return out.reshape(n, heads, width, dim).transpose(1, 2)
 
     def logits(self, hidden: torch.Tensor, layer: int, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 [C], of each ``code`` of ``layer`` behind row ``owner`` (ascending) of hidden [N, hidden].
+        """Logits, float32 [C], of candidate ``code`` of ``layer`` behind row ``owner`` (never falling) of hidden [N, hidden].
 
         Only rows of the level's own codes are read. The logits are those of `float32_logits`.
         """
@@ -148,8 +145,8 @@ class BeamModel:
     def log_normalizer(self, hidden: torch.Tensor, layer: int | None, near: torch.Tensor | None = None) -> torch.Tensor:
         """Log of the softmax's denominator, float32 [N], over the whole vocabulary or over one ``layer``'s codes.
 
-        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the
-        logits is saved. The logits are made block by block and never held together.
+        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the logits is saved.
+        The logits are made block by block and never held together.
         """
         import torch
 
@@ -159,8 +156,7 @@ class BeamModel:
         rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
-            # A logit near the largest serves as the shift, which saves the pass over all logits that looks for the
-            # largest; in float32 the subtraction rides along in the product.
+            # In float32 the shift rides along in the product.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
             for piece in weight.split(self.vocab_rows):
@@ -180,9 +176,8 @@ class BeamModel:
 def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``hidden`` [..., H] times the head's rows ``weight`` [V, H]: float32 [..., V], whatever the type of the two.
 
-    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two
-    bfloat16 numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16
-    product.
+    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two bfloat16
+    numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16 product.
     """
     import torch
 

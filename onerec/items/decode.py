@@ -1,10 +1,9 @@
 """Item decoding: beam search over the SIDs that exist, prefilling every prompt once.
 
-A hypothesis' score is the sum of the log-probabilities of its itemic tokens. By default they are those of the softmax
-over the whole vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the
+A hypothesis' score is the sum of the log-probabilities of its itemic tokens. By default they are those of the softmax over
+the whole vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the
 search is exhaustive and the ranking exact. ``normalize="level"`` divides by the level's own codes only, as if no other
-token could follow: the same work without the product with the text vocabulary. `onerec.items.beam_model` runs the
-model.
+token could follow: the same work without the product with the text vocabulary. `onerec.items.beam_model` runs the model.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class Hypothesis:
     pids: tuple[int, ...] = ()
 
 
-def batches_by_length(lengths: Sequence[int], token_budget: int, most: int | None = None) -> Iterator[list[int]]:
-    """Indices in batches of at most ``token_budget`` padded tokens and ``most`` rows, longest first, ties in order."""
+def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices grouped so that a padded batch holds at most ``token_budget`` tokens, longest first, ties in order."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) == most or (len(batch) + 1) * lengths[batch[0]] > token_budget):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
             yield batch
             batch = []
         batch.append(index)
@@ -68,7 +67,7 @@ def decode_items(
         index: the catalogue. spec: the checkpoint's `SidSpec`, with ids.
         num_beams: beams kept a level. token_budget: tokens of a padded batch, its beams counted.
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
-        normalize: log-probabilities of the softmax over the whole ``vocabulary``, or over the ``level``'s codes.
+        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's codes.
 
     Returns a list a prompt of at most ``num_beams`` `Hypothesis`; fewer where the catalogue has fewer. Equal scores are
     ordered by SID. Raises ValueError where the catalogue's codebooks are not the model's.
@@ -116,22 +115,22 @@ class _Search:
                 scores, nodes, parents, codes = self._expand(depth, scores, nodes, hidden)
                 if depth < self.index.spec.n_layers - 1:
                     hidden = self.model.step(depth, parents, codes)
-        found = []
-        for row_scores, rows in zip(scores.tolist(), nodes.tolist(), strict=True):
-            leaves = zip(row_scores, rows, self.index.sids[rows].tolist(), strict=True)
-            items = [
-                (tuple(sid), score, tuple(self.index.pids_at(row))) for score, row, sid in leaves if score > -np.inf
+        return [
+            [
+                Hypothesis(tuple(sid), score, tuple(self.index.pids_at(row)))
+                for score, row, sid in zip(row_scores, row_nodes, self.index.sids[row_nodes].tolist(), strict=True)
+                if score > -np.inf
             ]
-            found.append([Hypothesis(*item) for item in items])
-        return found
+            for row_scores, row_nodes in zip(scores.tolist(), nodes.tolist(), strict=True)
+        ]  # fmt: skip
 
     def _expand(
         self, depth: int, scores: torch.Tensor, nodes: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Extend every beam by every child in the trie and keep the best ``width`` a prompt.
 
-        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, [B, W']
-        each, best first; ties go to the smaller SID. A slot that no child fills has score -inf.
+        scores, nodes: [B, W]; hidden: [B, W, hidden]. Returns scores, child nodes, parent beams and codes, each [B, W'], best
+        first; ties go to the smaller SID. A slot that no child fills has score -inf.
         """
         import torch
 
@@ -141,9 +140,9 @@ class _Search:
         fanout = torch.where(scores > -torch.inf, start[nodes + 1] - start[nodes], 0).flatten()
         end = fanout.cumsum(0)
         total = int(end[-1])
-        # Every candidate's beam, then its node: candidates lie flat, one behind the other, as beams have different
-        # numbers of children and a padded table would mostly be padding.
-        owner = torch.repeat_interleave(torch.arange(n * beams, device=device), fanout, output_size=total)
+        owner = torch.repeat_interleave(
+            torch.arange(n * beams, device=device), fanout, output_size=total
+        )  # every candidate's beam
         child = torch.arange(total, device=device) + (start[nodes].flatten() - (end - fanout))[owner]
         prompt = owner // beams
         if self.dead is not None:
@@ -169,7 +168,7 @@ class _Search:
         return new_scores, child[pick], owner[pick] % beams, code[child[pick]]
 
     def _logprobs(self, depth: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Log-probability, float32 [C], of every ``code`` behind its ``owner``, a row of ``hidden`` [N, H]."""
+        """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of hidden [N, hidden]."""
         import torch
 
         logits = self.model.logits(hidden, depth, owner, code)
@@ -184,7 +183,12 @@ class _Search:
 
 
 def _best(
-    value: torch.Tensor, child: torch.Tensor, owner: torch.Tensor, prompt: torch.Tensor, counts: torch.Tensor, keep: int
+    value: torch.Tensor,
+    child: torch.Tensor,
+    owner: torch.Tensor,
+    prompt: torch.Tensor,
+    counts: torch.Tensor,
+    keep: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The candidates that reach the ``keep``-th best value of their prompt, in their order; ties may make them more."""
     import torch

@@ -85,7 +85,6 @@ class ItemSearch:
         """What to score next, one query for every distinct prefix; empty when `done`."""
         if self.done:
             return []
-        # Beams that were drawn alike share a prefix: the model scores it once, and all of them read the answer.
         distinct = {beam.tokens: beam for beam in self._beams}
         self._asked = [(tokens, *self._children(beam)) for tokens, beam in distinct.items()]
         return [Query(tokens, children, self.width) for tokens, children, _ in self._asked]
@@ -143,8 +142,6 @@ def _allowed(
     children: np.ndarray | None, nodes: np.ndarray | None, ids: np.ndarray, logprobs: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(token ids, log-probabilities, nodes) of an answer, in the order of ids, without what may not follow."""
-    # Whoever answers with the very candidates that were asked for is taken at its word; other answers (the best of the
-    # whole vocabulary, as an engine gives them) are sorted and looked up, since they may hold what cannot follow.
     if ids is children and nodes is not None:
         return ids, logprobs, nodes
     order = np.argsort(ids, kind="stable")

@@ -1,10 +1,10 @@
-"""`ItemSearch` inside vLLM: one forward pass a level for all beams, behind each prompt's keys and values.
+"""`ItemSearch` inside vLLM: one forward pass a level for all beams of all prompts, behind each prompt's keys and values.
 
-`ItemWorker` is a vLLM worker extension (``worker_extension_cls``), called through ``collective_rpc``. It prefills
-every prompt once into a pool of cache blocks of its own; a beam shares its prompt's full blocks through its block
-table and owns only the last one or two, copied from its parent's (paged attention's copy on write: vLLM, arXiv
-2309.06180, section 4.4). A level thus costs one token a beam, no request, and nothing of the engine's scheduler. Works
-on whatever attention backend the engine has; models with one kind of attention layer only. Imported where vLLM is.
+`ItemWorker` is a vLLM worker extension (``worker_extension_cls``), called through ``collective_rpc``. It prefills every
+prompt once into a pool of cache blocks of its own; a beam shares its prompt's full blocks through its block table and owns
+only the last one or two, copied from its parent's (paged attention's copy on write: vLLM, arXiv 2309.06180, section 4.4).
+A level thus costs one token a beam, no request, and nothing of the engine's scheduler. Works on whatever attention backend
+the engine has; models with one kind of attention layer only. Imported where vLLM is.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class ItemWorker:
     ) -> list[list[tuple[list[int], list[float]]]]:
         """Items of every prompt (which ends in the SID's begin token), as (token ids, log-probabilities), best first.
 
-        catalogues: pid2sid.parquet of each prompt, None for any tokens. seeds: None for beam search, else items are
-        drawn. model: the checkpoint's folder, for its SidSpec.
+        catalogues: pid2sid.parquet of each prompt, None for any tokens. seeds: None for beam search, else items are drawn.
+        model: the checkpoint's folder, for its SidSpec.
         """
         spec = SidSpec.load(model)
         searches = [
@@ -202,8 +202,11 @@ class _Pool:
         for i, query, length in zip(owners, queries, lengths, strict=True):
             shared = len(prompts[i]) // self.size
             own = place[i][query.prefix]
-            prompt, rest = self.first[i], -(-length // self.size) - shared
-            tables.append(np.concatenate([np.arange(prompt, prompt + shared), np.arange(own, own + rest)]))
+            tables.append(
+                np.concatenate(
+                    [np.arange(self.first[i], self.first[i] + shared), np.arange(own, own - (-length // self.size) - shared)]
+                )
+            )  # fmt: skip
             slots.append((own - shared) * self.size + length - 1)
         positions = np.array(lengths) - 1
         return self._forward(ids, positions, np.array(slots), tables, lengths, [1] * len(owners))

@@ -37,7 +37,14 @@ RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profi
 BASE = "base"
 # What a run's first three stages make, and the models with the number of the stage that makes them.
 DATA = ("raw_data", "toy_raw_data", "tokenizer", "output", "validation")
-MODELS = [("04", "tiny"), ("04", "base"), ("05", "base_itemic"), ("06", "stage1"), ("07", "stage2"), ("08", "sft")]
+MODELS = [
+    ("04", "tiny"),
+    ("04", "base"),
+    ("05", "base_itemic"),
+    ("06", "stage1"),
+    ("07", "stage2"),
+    ("08", "sft"),
+]
 ONCE = {"ALSO_EXCLUDE_SEEN": "0"}  # the tables are of one protocol
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
@@ -102,7 +109,8 @@ def profile_settings(profile: str) -> dict[str, str]:
     """Every setting of a profile, as the environment and the profile leave it."""
     script = f'set -a; ROOT="$PWD"; source scripts/profiles/{profile}.env; env -0'
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=True)
-    return dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
+    pairs = (entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
+    return {name: value for name, value in pairs}
 
 
 def resolved(settings: dict[str, str], profile: dict[str, str]) -> dict[str, str]:
@@ -131,7 +139,7 @@ class Runner:
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
     def environment(self, variant: Variant) -> dict[str, str]:
-        """What the chain is called with: the last model alone is evaluated, once, and of the baselines the cheapest."""
+        """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
         own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | ONCE | resolved(variant.settings, self.settings)
         return os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
 

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from onerec.items.decode import batches_by_length
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from tokenizer.embed_items import main
@@ -129,9 +128,11 @@ def test_an_end_token_of_the_tokenizer_stays_last_when_a_text_is_cut(tmp_path):
     assert np.allclose(vectors[1], torch.nn.functional.normalize(state, dim=0), atol=1e-5)
 
 
-def test_batches_hold_near_lengths_and_bounded_tokens():
+def test_batches_hold_near_lengths_and_bounded_tokens(tmp_path):
+    bert(tmp_path)
+    encoder = TextEncoder(str(tmp_path), batch_size=3, max_batch_tokens=20)
     lengths = [4, 30, 5, 6, 4, 10, 10]
-    batches = list(batches_by_length(lengths, 20, most=3))
+    batches = list(encoder.batches(lengths))
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert batches == [[1], [5, 6], [3, 2, 0], [4]]
 
