@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, WIDTH, ArgumentParser
 from onerec.run import Manifest, get_logger
-from tokenizer.quantizer import layer_reports, quantizer_class
+from tokenizer.quantizer import KINDS, layer_reports, quantizer_class
 from tokenizer.rq_vae import RqVaeConfig
 from tokenizer.train_res_kmeans import add_arguments, training_points, write_model
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--kind", choices=("pq", "opq", "rq_vae"), required=True)
+    parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "res_kmeans"], required=True)
     add_arguments(parser)
     parser.add_argument("--niter", type=COUNT, default=25, help="pq, opq: iterations")
     group = parser.add_argument_group("rq_vae")
