@@ -7,7 +7,7 @@
 A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or
 named by --format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an
 input column is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column
-goes into a think block before the answer; a <think> part that stands there already is kept. Plain text goes to
+goes into a think block before the answer; an answer that has a <think> part keeps it. Plain text goes to
 <output_dir>/pretrain, conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does
 not need.
 """

@@ -52,11 +52,10 @@ def _raise_stopped(number: int, frame: object) -> None:
 
 
 def cli(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Decorate a script's ``main``: `InputError` and `OSError` become the one line and exit status 2.
+    """Decorate a script's ``main``: an exception becomes one line on standard error and exit status 2.
 
-    Any other exception too, with the traceback in a file that the line names. SIGTERM, SIGHUP and Ctrl-C end it by an
-    exception, so that what is half-written goes and no process stays, with a line and the exit status `STOPPED`
-    (Ctrl-C: 130).
+    For an exception that was not foreseen the line names a file with the traceback. SIGTERM, SIGHUP and Ctrl-C end it by
+    an exception, so that half-written files are removed and no process is left; exit status `STOPPED` (Ctrl-C: 130).
     """
 
     @functools.wraps(main)

@@ -1,7 +1,7 @@
 """What a thing was made of, told by its content: the same bytes are the same thing, whatever their path or time.
 
 Everything is read. Samples would be faster, but the rows that training changes may lie anywhere in a file of many
-gigabytes, and a run that goes on with another model's results tells nobody. SHA-256 runs at 1.5 GB/s a core of an EPYC,
+gigabytes, and a run that goes on with another model's results would not be noticed. SHA-256 runs at 1.5 GB/s a core of an EPYC,
 in as many threads as there are cores for this process: as fast as most disks read.
 """
 
@@ -71,10 +71,10 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
 
 
 def check_made_from(folder: str | os.PathLike[str], sources: dict[str, str], right: str, anew: bool = False) -> None:
-    """Note in ``folder`` what its results are made from (a name and a digest each), for whoever goes on there.
+    """Note in ``folder`` what its results are made from (a name and a digest each), for the next run there.
 
     Raises `InputError`, which ends in ``right``, where the folder's results are made from something else, unless they
-    are made ``anew``. A folder that says nothing is taken as begun now.
+    are made ``anew``. A folder without such a note is taken as new.
     """
     path = Path(folder) / _MADE_FROM
     before = read_json(path) if path.is_file() and not anew else sources

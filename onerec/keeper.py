@@ -158,7 +158,7 @@ def _reap(statuses: dict[int, int]) -> bool:
 
 
 def _end_all(statuses: dict[int, int], grace: float) -> None:
-    """SIGTERM to all below, ``grace`` seconds later SIGKILL, until no child is left, as nobody else can be then."""
+    """SIGTERM to all processes below, after ``grace`` seconds SIGKILL, until no child is left."""
     begun, told = time.monotonic(), set()
     while _reap(statuses) and (passed := time.monotonic() - begun) < grace + _GIVE_UP:
         for pid in descendants(os.getpid()):

@@ -27,7 +27,7 @@ BACKBONES = ("qwen3", "qwen2", "llama", "mistral")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types of weights, with the bytes of a value; others are quantised.
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# Tensors that older versions of transformers stored and no model needs; a tied head may stand there.
+# Tensors that older versions of transformers stored and no model needs, and the head where it is tied.
 _NOT_NEEDED = ("lm_head.weight", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _AGAIN, _WHOLE = "write it again; it may be cut short", "give a folder with config.json and *.safetensors"
 _EXPAND = "expand its vocabulary again"
@@ -116,7 +116,7 @@ def open_encoder(path: str | Path) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a language model's folder; raises `InputError` where it is none, or impossible."""
+    """``config.json`` of a language model's folder; raises `InputError` where no model can have it."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
     for keys, fits, right in _RANGES:

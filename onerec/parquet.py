@@ -1,4 +1,4 @@
-"""The one reader of Parquet files, ours and strangers', and their writer.
+"""The one reader and the one writer of Parquet files.
 
 A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats,
 categories, views, large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here,
@@ -304,7 +304,7 @@ def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def matching(pattern: str | os.PathLike[str]) -> list[Path]:
-    """What a path or a glob pattern names, sorted; what is there by its very name is no pattern."""
+    """What a path or a glob pattern names, sorted; a name that exists is taken as it is, brackets and all."""
     parts, known = list(Path(pattern).parts), Path()
     while parts and (known / parts[0]).exists():
         known /= parts.pop(0)

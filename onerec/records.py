@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         pa.field("messages", pa.string()),
     ]
 )
-# How the columns of somebody's records are read; what cannot be read so is a bad row.
+# How the columns of records are read; a value that cannot be read this way makes a bad row.
 KINDS = {"uuid": Kind.UUID, "source": Kind.TEXT, "metadata": Kind.JSON}
 TEXT_KINDS = {"segments": Kind.JSON, "messages": Kind.JSON}
 TEST_KINDS = {"uuid": Kind.UUID, "messages": Kind.JSON, "metadata": Kind.JSON}

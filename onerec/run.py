@@ -44,7 +44,7 @@ def own_code_first() -> None:
 
 
 def _installed_from() -> Path | None:
-    """The clone that this environment's editable install points at; None where there is none."""
+    """The clone that this environment's editable install points at, if any."""
     for found in importlib.metadata.distributions(name="onerec-factory"):
         if text := found.read_text("direct_url.json"):
             return Path(unquote(urlparse(json.loads(text)["url"]).path))

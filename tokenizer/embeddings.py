@@ -13,7 +13,7 @@ from onerec.parquet import Kind, count_rows, integers, iter_batches, list_parque
 from onerec.run import Manifest
 
 ALL_ZERO, TWICE = "embedding is all zero", "pid stands twice"
-# Every bad row gets the first reason that applies to it; 0 is none.
+# Why a row is left out: the first reason that applies, by its number; 0 for a good row.
 _REASONS = (
     "",
     "pid is null",

@@ -1,4 +1,4 @@
-"""SIDs that somebody else made, into the tables that the other stages read.
+"""Import published SIDs into the tables that the other stages read.
 
     python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256
     python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256 --n_layers 3

@@ -1,4 +1,4 @@
-"""What every quantiser of item embeddings is to the rest of the house: train, encode, decode, one file, one report.
+"""The interface of every quantiser of item embeddings: train, encode, decode, one file, one report.
 
 A new one is a class of its own file, named in `KINDS`. ``model.pt`` holds ``kind``, ``state_dict`` (tensors),
 ``config`` (plain values) and ``sid_spec``, and loads with ``weights_only=True``. A plain ``centroids.N`` state dict,

@@ -4,7 +4,7 @@
         --emb_path item_embedding.parquet --model_path out
     python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
-none         as in OpenOneRec: a SID may name several items; whoever resolves it orders them by popularity
+none         as in OpenOneRec: a SID may name several items, which are then ordered by popularity
 reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every
              other moves to the nearest last code that is free behind the same codes, or stays and is counted
 extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
@@ -115,7 +115,7 @@ def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quant
 def reassign(
     pids: np.ndarray, codes: np.ndarray, path: str, model: Quantizer, popular: np.ndarray | None, manifest: Manifest
 ) -> tuple[np.ndarray, int, int]:
-    """(codes with a free last code for whoever could have one, items moved, items that share a SID still)."""
+    """(codes after moving items to free last codes, number of items moved, number that still share a SID)."""
     order, place = buckets(codes, pids)
     sizes = np.diff(np.append(np.flatnonzero(place == 0), len(place)))
     shared = order[np.repeat(sizes, sizes) > 1]  # rows of items that share their SID

@@ -33,7 +33,7 @@ def model_file(name: str, path: str) -> Path | None:
 
 
 def model_json(name: str, path: str) -> Any:
-    """A JSON file of a model; None where there is none."""
+    """The content of a model's JSON file; None where the model has no such file."""
     file = model_file(name, path)
     return read_json(file) if file else None
 
@@ -100,7 +100,7 @@ class TextEncoder:
         self.dim = dim if dim > 0 else width
 
     def _read_modules(self) -> None:
-        """Pooling and dense layers of a sentence-transformers folder; nothing where the model is none."""
+        """Pooling and dense layers of a sentence-transformers folder; other models have no modules.json."""
         for module in model_json(self._name, "modules.json") or []:
             kind, path = str(module.get("type", "")).rpartition(".")[2], module.get("path")
             if kind == "Pooling":

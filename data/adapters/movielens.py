@@ -137,7 +137,7 @@ def read_events(
 
 
 def title_and_year(title: str, year: str = "") -> tuple[str, str]:
-    """Title and year, the year taken out of the title where it stands there (``Name (1995) (V)`` too)."""
+    """Title and year; a year in the title is moved out of it (``Name (1995) (V)`` too)."""
     found = _YEAR.search(title)
     if found and not re.fullmatch(r"\d{4}", year):
         return title[: found.start()], found[1]

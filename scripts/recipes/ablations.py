@@ -5,7 +5,7 @@
 Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's
 model, the unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are
 not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and
-ablations.json in --output_dir, are written anew after every variant, so that what is there is always what has been
+ablations.json in --output_dir, are written anew after every variant, so that they always show what has been
 measured; a variant that failed is named with its log and the others go on.
 """
 
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo, runs = in_order(wanted, tables), {}
 
     def measured(variant: Variant) -> bool:
-        if variant.of in runs:  # begun before, so that nobody waits for one behind
+        if variant.of in runs:  # begun before, so no run waits for one that is queued behind it
             runs[variant.of].result()
         return runner.result(variant) is not None or runner.make(variant)
 
