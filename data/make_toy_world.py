@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.adapters.release import release_table
+from data.adapters.release import caption_table, release_table
 from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
 from data.toy.items import Items, latent_space, make_items
 from data.toy.reference import print_reference
@@ -68,11 +68,11 @@ def make_catalogue(args: argparse.Namespace) -> dict[str, Items]:
     }
 
 
-def caption_table(parts: Sequence[Items]) -> pa.Table:
-    """``pid`` int64, ``dense_caption`` string, ``tags`` list of strings."""
+def captions_of(parts: Sequence[Items]) -> pa.Table:
+    """The captions and tags of some domains' items."""
     captions = [caption for items in parts for caption in items.caption]
     tags = [words for items in parts for words in items.tags]
-    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags})
+    return caption_table(np.concatenate([items.pid for items in parts]), captions, tags)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append(row)
         watches.append(watch)
     save(out / "onerec_bench_release.parquet", release_table(rows))
-    save(out / "pid2caption.parquet", caption_table([items["video"], items["ad"]]))
-    save(out / "product_pid2caption.parquet", caption_table([items["goods"]]))
+    save(out / "pid2caption.parquet", captions_of([items["video"], items["ad"]]))
+    save(out / "product_pid2caption.parquet", captions_of([items["goods"]]))
     for name, domains in (("item_embedding", ("video", "ad")), ("product_embedding", ("goods",))):
         pids, vectors = (np.concatenate([getattr(items[d], part) for d in domains]) for part in ("pid", "embedding"))
         save(out / f"{name}.parquet", embedding_table(pids, vectors))

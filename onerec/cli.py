@@ -54,8 +54,8 @@ def _raise_stopped(number: int, frame: object) -> None:
 def cli(main: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a script's ``main``: an exception becomes one line on standard error and exit status 2.
 
-    For an exception that was not foreseen the line names a file with the traceback. SIGTERM, SIGHUP and Ctrl-C end it by
-    an exception, so that half-written files are removed and no process is left; exit status `STOPPED` (Ctrl-C: 130).
+    For an unforeseen exception the line names a file with the traceback. SIGTERM, SIGHUP and Ctrl-C end it by an
+    exception, so that half-written files are removed and no process is left; exit status `STOPPED` (Ctrl-C: 130).
     """
 
     @functools.wraps(main)

@@ -1,8 +1,8 @@
 """What a thing was made of, told by its content: the same bytes are the same thing, whatever their path or time.
 
 Everything is read. Samples would be faster, but the rows that training changes may lie anywhere in a file of many
-gigabytes, and a run that goes on with another model's results would not be noticed. SHA-256 runs at 1.5 GB/s a core of an EPYC,
-in as many threads as there are cores for this process: as fast as most disks read.
+gigabytes, and a run that goes on with another model's results would not be noticed. SHA-256 runs at 1.5 GB/s a core of
+an EPYC, in as many threads as there are cores for this process: as fast as most disks read.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.adapters.release import (
-    CAPTION_SCHEMA,
     add_arguments,
+    caption_table,
     least_items,
     release_table,
     split_rows,
@@ -213,13 +213,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append({"uid": uid, "split": split, "window": window} | video_columns(history, target))
     if not rows:
         raise InputError(args.reviews or args.sequences, "leaves no user", f"users with at least {least} items")
-    captions = {
-        "pid": list(catalogue.captions),
-        "dense_caption": list(catalogue.captions.values()),
-        "tags": [catalogue.tags[pid] for pid in catalogue.captions],
-    }
+    tags = [catalogue.tags[pid] for pid in catalogue.captions]
+    captions = caption_table(list(catalogue.captions), list(catalogue.captions.values()), tags)
     ids = {f"{kind}_ids": pa.table({"id": range(1, len(known) + 1), "name": known}) for kind, known in names.items()}
-    tables = {"onerec_bench_release": release_table(rows), "pid2caption": pa.table(captions, schema=CAPTION_SCHEMA)}
+    tables = {"onerec_bench_release": release_table(rows), "pid2caption": captions}
     out = write_release(args.output_dir, tables | ids, manifest)
     total = sum(len(events) for events in users.values())
     counts = f"{kept:,} users, {len(catalogue.captions):,} items, {total:,} interactions"

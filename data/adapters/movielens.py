@@ -20,10 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.release import CAPTION_SCHEMA, add_arguments, release_table, split_rows, video_columns, write_release
+from data.adapters.release import add_arguments, caption_table, release_table, split_rows, video_columns, write_release
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
@@ -245,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     users = len({row["uid"] for row in rows})
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
-    captions = {"pid": list(films), "dense_caption": [caption(film) for film in films.values()]}
-    captions["tags"] = [genres for _, _, genres in films.values()]
-    tables = {"onerec_bench_release": release_table(rows), "pid2caption": pa.table(captions, schema=CAPTION_SCHEMA)}
+    genres = [names for _, _, names in films.values()]
+    captions = caption_table(list(films), [caption(film) for film in films.values()], genres)
+    tables = {"onerec_bench_release": release_table(rows), "pid2caption": captions}
     out, total = write_release(args.output_dir, tables, manifest), sum(map(len, events.values()))
     print(f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser, integer
@@ -29,7 +30,7 @@ MASKS = {
     "forward": lambda stars: False,
     "not_interested": lambda stars: stars <= 2,
 }
-CAPTION_SCHEMA = pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))])
+_CAPTIONS = pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))])
 
 
 def add_arguments(parser: ArgumentParser, n_targets: int, validation: bool) -> None:
@@ -87,6 +88,11 @@ def release_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         kind = pa.string() if isinstance(value, str) else pa.int64()
         fields.append((name, kind if isinstance(value, str | int) else pa.list_(pa.int64())))
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+
+
+def caption_table(pids: Sequence[int] | np.ndarray, captions: Sequence[str], tags: Sequence[list[str]]) -> pa.Table:
+    """The release's captions: ``pid`` int64, ``dense_caption`` string, ``tags`` lists of strings."""
+    return pa.table({"pid": pids, "dense_caption": captions, "tags": tags}, schema=_CAPTIONS)
 
 
 def write_release(folder: Path, tables: Mapping[str, pa.Table], manifest: Manifest) -> Path:
