@@ -48,10 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_ads", type=_at_least(24), default=120, help="ads; they share the videos' pid space")
     parser.add_argument("--n_goods", type=_at_least(24), default=240, help="products; a pid space of their own")
     parser.add_argument(
-        "--n_facts",
-        type=integer(4, most_facts()),
-        default=80,
-        help="invented capitals that the general text teaches",
+        "--n_facts", type=integer(4, most_facts()), default=80, help="invented capitals that the general text teaches"
     )
     parser.add_argument("--n_texts", type=_at_least(10), default=2500, help="documents of general text")
     return parser.parse_args(argv)

@@ -46,10 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
     parser.add_argument("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
     parser.add_argument(
-        "--beam",
-        type=COUNT,
-        default=1,
-        help="residual paths searched; the best reconstruction is kept (1: greedy)",
+        "--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)"
     )
     parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)

@@ -44,11 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument(
-        "--pid2sid",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="tables of pid and codes, sid_spec.json beside them",
+        "--pid2sid", type=Path, nargs="+", required=True, help="tables of pid and codes, sid_spec.json beside them"
     )
     parser.add_argument(
         "--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same"
@@ -56,9 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")
     parser.add_argument("--model_path", type=Path, help="reassign: model.pt or its folder")
     parser.add_argument(
-        "--popularity",
-        type=Path,
-        help="Parquet file with pid and count: who comes first in a bucket (for one table)",
+        "--popularity", type=Path, help="Parquet file with pid and count: who comes first in a bucket (for one table)"
     )
     parser.add_argument(
         "--extra_codes",
