@@ -45,7 +45,7 @@ from onerec.parquet import (
 )
 from onerec.run import Manifest, processes, read_json, write_json
 from onerec.sparse import svd_vectors, unit
-from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
+from tokenizer.embeddings import ALL_ZERO, embedding_dim, first_of_pids, iter_embeddings
 from tokenizer.quantizer import chosen_device
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Texts:
         self.rows = sum(count_rows(file) for file in self.files)
         # Raises where a column is missing, before anything is encoded.
         self._templates = [self._template(file) for file in self.files]
-        self._first = FirstOfPid(args.input)
+        self._first = first_of_pids(args.input)
 
     def _template(self, file: Path) -> tuple[str, list[str]]:
         """(template, its columns) for a file."""
@@ -166,7 +166,7 @@ class Texts:
                 parts = {field: "" if values[field] is None else str(values[field]) for field in fields}
                 if not any(value.strip() for value in parts.values()):
                     manifest.drop("text is empty")
-                elif values["pid"] is None or not self._first(values["pid"], place):
+                elif not self._first[place]:
                     manifest.drop("pid is null or stands twice")
                 else:
                     pids.append(values["pid"])

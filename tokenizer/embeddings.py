@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from onerec.errors import InputError
@@ -27,14 +28,14 @@ _LISTED = 1000  # bad rows that the manifest names; all are counted
 
 
 def iter_embeddings(
-    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192, first: FirstOfPid | None = None
+    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192, first: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stream (pids int64 [b], vectors float32 [b, dim]) of a file or folder with columns ``pid`` and ``embedding``.
 
     A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null,
     of another dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed
-    in its ``bad_rows``; with ``first`` also a row whose pid stood before. Raises `InputError` where a file's
-    embeddings are shorter than ``dim`` or no lists of floats.
+    in its ``bad_rows``; with ``first`` (`first_of_pids`) also a row whose pid stood before. Raises `InputError` where
+    a file's embeddings are shorter than ``dim`` or no lists of floats.
     """
     before = 0  # rows of the files before this one
     for file in list_parquet(path):
@@ -42,9 +43,8 @@ def iter_embeddings(
         kinds = {"pid": Kind.INT, "embedding": Kind.FLOATS}
         for batch in iter_batches(file, kinds, batch_size=batch_size):
             pids, vectors, places, width = _arrays(file, rows, batch, dim, width, manifest)
-            if first:
-                places = (places + before).tolist()
-                kept = np.fromiter(map(first, pids.tolist(), places), bool, len(pids))
+            if first is not None:
+                kept = first[places + before]
                 manifest.drop(TWICE, int((~kept).sum()))
                 pids, vectors = pids[kept], vectors[kept]
             rows += batch.num_rows
@@ -55,32 +55,17 @@ def iter_embeddings(
             raise InputError(file, "is an empty table", "give at least one item")
 
 
-class FirstOfPid:
-    """Which row of a file or folder is the first of its pid; reads the pids alone (16 bytes a row while it does)."""
-
-    def __init__(self, path: str | Path) -> None:
-        pids, places, total = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-        for file in list_parquet(path):
-            for batch in iter_batches(file, {"pid": Kind.INT}, batch_size=1 << 20, strict=False):
-                found, known, _ = integers(batch.column("pid"))
-                pids.append(found[known])
-                places.append(np.flatnonzero(known) + total)
-                total += len(known)
-        every = np.concatenate(pids)
-        values, counts = np.unique(every, return_counts=True)
-        double = np.isin(every, values[counts > 1])
-        # Only doubled pids are kept: usually none.
-        self._first: dict[int, int] = {}
-        for row, pid in zip(np.concatenate(places)[double].tolist(), every[double].tolist(), strict=True):
-            self._first.setdefault(pid, row)
-
-    def __bool__(self) -> bool:
-        """Whether any pid stands twice."""
-        return bool(self._first)
-
-    def __call__(self, pid: int, row: int) -> bool:
-        """Whether ``row`` is the first that has ``pid``."""
-        return self._first.get(pid, row) == row
+def first_of_pids(path: str | Path) -> np.ndarray:
+    """bool [rows of a file or folder]: False where a row before has the same pid. Reads the pids alone."""
+    pids, known = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for file in list_parquet(path):
+        for batch in iter_batches(file, {"pid": Kind.INT}, batch_size=1 << 20, strict=False):
+            found, valid, _ = integers(batch.column("pid"))
+            pids.append(found)
+            known.append(valid)
+    first = np.concatenate(known)
+    first[first] = ~pd.Series(np.concatenate(pids)[first]).duplicated().to_numpy()
+    return first
 
 
 def sample_vectors(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
@@ -108,8 +109,7 @@ class Embedded:
 
     def __init__(self, args: argparse.Namespace, pids: np.ndarray, codes: np.ndarray, model: Quantizer | None) -> None:
         self._args, self._model, self._codes = args, model, codes
-        self._order = np.argsort(pids)
-        self._sorted = pids[self._order]
+        self._rows = pd.Index(pids)
         self._depths = min(codes.shape[1], model.n_layers) if model else 0
         self._errors, self._total = np.zeros(self._depths), 0.0
         self.without_code = self.with_both = 0
@@ -123,10 +123,10 @@ class Embedded:
         dim = self._model.dim if self._model else embedding_dim(args.emb_path)
         vectors, rows = [], []
         for pids, batch in iter_embeddings(args.emb_path, dim, manifest):
-            place = np.searchsorted(self._sorted, pids).clip(max=len(self._sorted) - 1)
-            known = self._sorted[place] == pids
+            row = self._rows.get_indexer(pids)
+            known = row >= 0
             self.without_code += int((~known).sum())
-            row, batch = self._order[place[known]], batch[known]
+            row, batch = row[known], batch[known]
             self.with_both += len(row)
             self._add_errors(batch, self._codes[row])
             chosen = self._sampled[row]

@@ -27,7 +27,7 @@ from onerec.flags import COUNT, COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
-from tokenizer.embeddings import FirstOfPid, iter_embeddings
+from tokenizer.embeddings import first_of_pids, iter_embeddings
 from tokenizer.quantizer import SCHEMA, Quantizer, chosen_device, codes_batch, load_quantizer, sid_keys
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def encode_stream(
 ) -> Iterator[pa.RecordBatch]:
     """Encoded batches; a pid that comes again is dropped and counted. Collects the SIDs in ``keys``."""
     manifest.extra["encode_seconds"] = 0.0
-    first = FirstOfPid(args.emb_path)
+    first = first_of_pids(args.emb_path)
     total = sum(count_rows(file) for file in list_parquet(args.emb_path))
     stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size, first))
     for pids, vectors in progress(stream, "encode", total, size=lambda batch: len(batch[0])):

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
@@ -91,14 +92,13 @@ def read_popularity(path: Path, pids: np.ndarray) -> np.ndarray:
 
 def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest) -> np.ndarray:
     """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them."""
-    order = np.argsort(pids[wanted])
-    ordered = pids[wanted][order]
+    rows = pd.Index(pids[wanted])
     vectors, found = np.zeros((len(wanted), model.dim), np.float32), np.zeros(len(wanted), bool)
     for some, batch in iter_embeddings(path, model.dim, manifest):
-        place = np.searchsorted(ordered, some).clip(max=len(ordered) - 1)
-        known = ordered[place] == some
-        vectors[order[place[known]]] = model.prepare(batch[known])
-        found[order[place[known]]] = True
+        place = rows.get_indexer(some)
+        known = place >= 0
+        vectors[place[known]] = model.prepare(batch[known])
+        found[place[known]] = True
     if not found.all():
         missing = pids[wanted][~found]
         what = f"has no embedding of {len(missing)} items, pid {missing[0]} the first"
