@@ -96,9 +96,8 @@ def end_ids(folder: Path, tokenizer: Any) -> list[int]:
     """The ids at which an answer of the checkpoint in ``folder`` ends, sorted.
 
     They are ``<|im_end|>``, the tokenizer's own end, and the ``eos_token_id`` (one or several) of the checkpoint's
-    generation_config.json or, without that, of its config.json: where Hugging Face and vLLM stop by themselves. A base
-    model ends its text by ``<|endoftext|>``, a chat model its turn by ``<|im_end|>``, and one trained from the other
-    may do either.
+    generation_config.json or, without that, of its config.json: where Hugging Face and vLLM stop by themselves. A base model
+    ends its text by ``<|endoftext|>``, a chat model its turn by ``<|im_end|>``, and one trained from the other may do either.
     """
     files = [folder / name for name in ("generation_config.json", "config.json")]
     configured = next((read_json(file).get("eos_token_id") for file in files if file.exists()), None)

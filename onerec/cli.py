@@ -1,8 +1,7 @@
 """How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals, exit statuses.
 
-The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not
-copied: here for flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the
-shell scripts.
+The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none: flags (read
+here), keys of dataset configs, and variables of the shell scripts (``scripts/entry.sh``).
 """
 
 from __future__ import annotations

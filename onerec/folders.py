@@ -1,8 +1,7 @@
 """One owner of outputs: a name holds a whole file or folder, replaced only by the stage that made it; one run a folder.
 
-What is being written stands beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What processes
-that are gone left is cleared, and what they had begun to put in place together is finished, when its folder is next
-written.
+What is being written lies beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What dead
+processes left is removed, or finished where they had begun to put it in place, when its folder is next written.
 """
 
 from __future__ import annotations

@@ -55,10 +55,7 @@ class Quantizer(abc.ABC):
 
     @classmethod
     def train(cls, vectors: np.ndarray, args: argparse.Namespace) -> tuple[Quantizer, list[float]]:
-        """(a quantiser of ``vectors``, training loss by iteration) by the flags of train_baselines.py.
-
-        Raises `InputError` where the flags do not suit it.
-        """
+        """(trained on ``vectors``, loss by iteration) by train_baselines.py's flags; raises `InputError`."""
         raise NotImplementedError
 
     @property
@@ -72,10 +69,7 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Reconstructions float32 [n, dim] of ``codes`` [n, layers]; fewer layers than trained give the prefix's.
-
-        With ``normalize`` they are of the vectors scaled to length one.
-        """
+        """Reconstructions float32 [n, dim] of ``codes`` [n, layers], fewer than trained too; as `prepare` scales."""
 
     @abc.abstractmethod
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,10 +130,7 @@ def load_quantizer(path: str | Path) -> Quantizer:
 
 
 def chosen_device(wanted: str) -> str:
-    """Torch's name of the device that --device ``wanted``: this process's GPU or the CPU for auto.
-
-    Raises `InputError` for a GPU on a machine that has none.
-    """
+    """Torch's device for --device ``wanted`` (auto: this process's GPU, or the CPU); raises `InputError`."""
     import torch
 
     if wanted not in ("auto", "cuda"):

@@ -1,8 +1,7 @@
 """Nearest of many centroids at the speed of the matrix product: tiles of scores that stay in the cache.
 
-On a CPU every thread takes tiles of its own, with a single-threaded matrix product and NumPy's argmax (both let the
-other threads run), so the scores of a tile are read while they are still in that core's cache. On a GPU a tile is a
-share of its memory.
+On a CPU every thread takes tiles of its own, with a single-threaded matrix product and NumPy's argmax (both let other
+threads run), so a tile's scores are read while they are in that core's cache. On a GPU a tile is a share of its memory.
 """
 
 from __future__ import annotations
