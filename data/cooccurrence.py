@@ -1,12 +1,12 @@
 """Item embeddings from what is watched together: positive pointwise mutual information, reduced by truncated SVD.
 
-    python cooccurrence.py --input raw_data/onerec_data/onerec_bench_release.parquet --output_path item_cooccurrence.parquet --dim 64
+    python cooccurrence.py --input onerec_bench_release.parquet --output_path item_cooccurrence.parquet --dim 64
 
 Pairs are items of one training user (split 0) at most --window places apart, nearer ones counting more (1 / distance);
 test and validation rows are never read. After Levy and Goldberg, NIPS 2014 (PMI as what skip-gram factorises), with
 the context distribution smoothed by the power 0.75 (Levy, Goldberg and Dagan, TACL 2015). Of each item's row the 4,096
-largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins these to
-the embeddings of the text.
+largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins
+these to the embeddings of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.onerec_data.batch import NO_PID, TRAIN_SPLIT, Batch
@@ -26,9 +25,9 @@ from data.onerec_data.users import Users
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, SEED, SHARE, WIDTH, ArgumentParser
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
 from onerec.run import Manifest, progress
-from onerec.sparse import BLOCK, best_of_rows, row_blocks
+from onerec.sparse import BLOCK, best_of_rows, row_blocks, svd_vectors
 
 SMOOTHING = 0.75
 KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
@@ -36,7 +35,7 @@ _DOMAINS = ("video", "ad", "goods")
 
 
 def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Iterator[np.ndarray]:
-    """Every training row's items of a domain, oldest first: history, then targets. One row a user: the longest first seen."""
+    """Every training row's items of a domain, oldest first: history, then targets. Of a user the first window alone."""
     for data in users:
         batch = Batch(data, layout)
         history, target = (batch.lists(f"{side}_{domain}_pid") for side in ("hist", "target"))
@@ -50,9 +49,10 @@ def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Ite
 
 
 class Pairs:
-    """How often items stand at most ``window`` places apart, nearer ones counting more: 1 / distance, in both directions.
+    """How often items stand at most ``window`` places apart, in both directions; nearer ones count more: 1 / distance.
 
-    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the sequences.
+    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the
+    sequences.
     """
 
     def __init__(self, items: np.ndarray, lengths: Sequence[int], n: int, window: int) -> None:
@@ -113,17 +113,6 @@ def ppmi(pairs: Pairs, most: int = KEPT):
     return matrix
 
 
-def embed(matrix, dim: int, seed: int) -> np.ndarray:
-    """Embeddings float32 [n, dim], unit length: the rows of a sparse matrix [n, n] by truncated SVD."""
-    from sklearn.decomposition import TruncatedSVD
-
-    rank = min(dim, matrix.shape[0] - 1)
-    vectors = TruncatedSVD(rank, n_iter=10, random_state=seed).fit_transform(matrix)
-    vectors = np.pad(vectors, ((0, 0), (0, dim - rank)))
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="users' table of the release, or of --layout")
@@ -147,14 +136,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = Pairs(places, list(map(len, found)), len(pids), args.window)
     if not pairs.margin().any():
         raise InputError(args.input, "has no two items in one training row", "histories of two items or more")
-    vectors = embed(ppmi(pairs), args.dim, args.seed)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.dim)
-    write_table(args.output_path, pa.table({"pid": pa.array(pids), "embedding": lists}))
+    vectors = svd_vectors(ppmi(pairs), args.dim, args.seed, n_iter=10)
+    write_table(args.output_path, embedding_table(pids, vectors))
     manifest.output(args.output_path, len(pids))
     manifest.write(args.output_path.parent, f"{args.output_path.stem}.manifest.json")
-    print(
-        f"embedded {len(pids):,} items from {len(found):,} training users in {args.output_path}; {manifest.dropped_text()}"
-    )
+    counts = f"{len(pids):,} items from {len(found):,} training users"
+    print(f"embedded {counts} in {args.output_path}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

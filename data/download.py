@@ -30,9 +30,7 @@ DATASETS = {
 
 def fetch(name: str, folder: Path, args: argparse.Namespace) -> int:
     """Download one data set into ``folder``; the number of its files that are there. Raises `InputError` offline."""
-    from httpx import (
-        HTTPError,
-    )  # what huggingface_hub speaks with; a connection cut in the middle comes as this
+    from httpx import HTTPError  # what huggingface_hub speaks with; a connection cut in the middle comes as this
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,

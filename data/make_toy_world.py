@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from data.adapters.release import caption_table, release_table
 from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
-from data.toy.items import EMBEDDING_DIM, Items, latent_space, make_items
+from data.toy.items import Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
 from onerec.cli import cli
 from onerec.flags import SEED, ArgumentParser, Range, integer
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
 from onerec.records import write_records
 from onerec.run import Manifest, progress
 
 TEST_SHARE = 0.2
-_LIST = pa.list_(pa.int64())
 
 
 def _at_least(least: int) -> Range:
@@ -48,10 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_ads", type=_at_least(24), default=120, help="ads; they share the videos' pid space")
     parser.add_argument("--n_goods", type=_at_least(24), default=240, help="products; a pid space of their own")
     parser.add_argument(
-        "--n_facts",
-        type=integer(4, most_facts()),
-        default=80,
-        help="invented capitals that the general text teaches",
+        "--n_facts", type=integer(4, most_facts()), default=80, help="invented capitals that the general text teaches"
     )
     parser.add_argument("--n_texts", type=_at_least(10), default=2500, help="documents of general text")
     return parser.parse_args(argv)
@@ -68,27 +65,11 @@ def make_catalogue(args: argparse.Namespace) -> dict[str, Items]:
     }
 
 
-def embedding_table(parts: Sequence[Items]) -> pa.Table:
-    """``pid`` int64, ``embedding`` fixed-size list of float32."""
-    values = np.concatenate([items.embedding for items in parts])
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), EMBEDDING_DIM)
-    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "embedding": vectors})
-
-
-def caption_table(parts: Sequence[Items]) -> pa.Table:
-    """``pid`` int64, ``dense_caption`` string, ``tags`` list of strings."""
+def captions_of(parts: Sequence[Items]) -> pa.Table:
+    """The captions and tags of some domains' items."""
     captions = [caption for items in parts for caption in items.caption]
     tags = [words for items in parts for words in items.tags]
-    return pa.table({"pid": np.concatenate([items.pid for items in parts]), "dense_caption": captions, "tags": tags})
-
-
-def release_table(rows: list[dict]) -> pa.Table:
-    """The release's columns: lists of int64, texts as strings."""
-    fields = []
-    for name, value in rows[0].items():
-        kind = pa.string() if isinstance(value, str) else pa.int64() if isinstance(value, int) else _LIST
-        fields.append(pa.field(name, kind))
-    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
+    return caption_table(np.concatenate([items.pid for items in parts]), captions, tags)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,10 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append(row)
         watches.append(watch)
     save(out / "onerec_bench_release.parquet", release_table(rows))
-    save(out / "pid2caption.parquet", caption_table([items["video"], items["ad"]]))
-    save(out / "product_pid2caption.parquet", caption_table([items["goods"]]))
-    save(out / "item_embedding.parquet", embedding_table([items["video"], items["ad"]]))
-    save(out / "product_embedding.parquet", embedding_table([items["goods"]]))
+    save(out / "pid2caption.parquet", captions_of([items["video"], items["ad"]]))
+    save(out / "product_pid2caption.parquet", captions_of([items["goods"]]))
+    for name, domains in (("item_embedding", ("video", "ad")), ("product_embedding", ("goods",))):
+        pids, vectors = (np.concatenate([getattr(items[d], part) for d in domains]) for part in ("pid", "embedding"))
+        save(out / f"{name}.parquet", embedding_table(pids, vectors))
 
     rng = np.random.default_rng([args.seed, 4])
     facts = make_facts(rng, args.n_facts)

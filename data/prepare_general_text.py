@@ -1,14 +1,15 @@
 """Turn a Hugging Face data set of the usual shapes into records: general text for pretraining, SFT and distillation.
 
-    python prepare_general_text.py --dataset openai/gsm8k --config_name main --source gsm8k --output_dir raw_data/general_text
+    python prepare_general_text.py --dataset openai/gsm8k --config_name main --source gsm8k --output_dir out
     python prepare_general_text.py --dataset my_corpus/*.jsonl --source mine --output_dir raw_data/general_text
     python prepare_general_text.py --list general_text/sft.csv --output_dir raw_data/general_text --max_rows 100000
 
-A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or named by
---format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an input column
-is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column goes into a think
-block before the answer; a <think> part that stands there already is kept. Plain text goes to <output_dir>/pretrain,
-conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does not need.
+A data set is a hub name, or local files (Parquet, JSON lines, CSV, text; gz too). Shapes, found by their columns or
+named by --format: text (text, content), prompt (prompt, instruction, question … with response, output, answer …; an
+input column is put below the instruction), messages ({role, content}), sharegpt ({from, value}). A reasoning column
+goes into a think block before the answer; an answer that has a <think> part keeps it. Plain text goes to
+<output_dir>/pretrain, conversations to <output_dir>/sft. Rows stream, so nothing is downloaded that --max_rows does
+not need.
 """
 
 from __future__ import annotations
@@ -78,15 +79,18 @@ def with_thought(answer: str, thought: str | None) -> str:
     return with_thinking(thought.strip(), answer.lstrip())
 
 
+def system_turn(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The turn of a row's system column, where it has one."""
+    system = row.get("system")
+    return [("system", system)] if isinstance(system, str) and system.strip() else []
+
+
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of a row with a list of messages, {role, content} or {from, value}; raises ValueError where it is not one."""
+    """(role, text) of a row's messages, {role, content} or {from, value}; raises ValueError where it has none."""
     name = first_of(MESSAGES, row)
     if name is None:
         raise ValueError("no messages")
-    turns = []
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        turns.append(("system", system))
+    turns = system_turn(row)
     for item in row[name]:
         role = ROLES.get(str(item.get("role") or item.get("from") or "").lower())
         text = item.get("content") if item.get("content") is not None else item.get("value")
@@ -104,20 +108,14 @@ def turns_of(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 def prompt_turns(row: dict[str, Any]) -> list[tuple[str, str]]:
     """(role, text) of a row with a prompt and a response; raises ValueError where one is missing."""
-    asked, answer = first_of(PROMPT, row), first_of(RESPONSE, row)
+    asked, answer, thought = first_of(PROMPT, row), first_of(RESPONSE, row), first_of(REASONING, row)
     if asked is None or answer is None or not isinstance(row[asked], str) or not isinstance(row[answer], str):
         raise ValueError("no prompt and response")
     question = row[asked]
     if asked != "input" and isinstance(row.get("input"), str) and row["input"].strip():
         question = f"{question}\n{row['input']}"
-    thought = first_of(REASONING, row)
-    system = row.get("system")
-    turns = [("system", system)] if isinstance(system, str) and system.strip() else []
-    return [
-        *turns,
-        ("user", question),
-        ("assistant", with_thought(row[answer], str(row[thought]) if thought else None)),
-    ]
+    answered = with_thought(row[answer], str(row[thought]) if thought else None)
+    return [*system_turn(row), ("user", question), ("assistant", answered)]
 
 
 def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
@@ -139,8 +137,8 @@ def to_record(row: dict[str, Any], shape: str, source: str) -> Record:
     return chat_record(uuid, source, {}, [message(role, text) for role, text in turns])
 
 
-def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]:
-    """A streaming data set by hub name, or of local files; raises `InputError` where it cannot be had."""
+def load_rows(dataset: str, config: str, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a data set by hub name, or of local files, streamed; raises `InputError` where it cannot be had."""
     import datasets
 
     files = [str(path) for path in matching(dataset)]
@@ -151,15 +149,15 @@ def load_rows(dataset: str, config: str, split: str) -> Iterable[dict[str, Any]]
         if len(kinds) != 1 or None in kinds:
             raise InputError(dataset, "names files of other or of several kinds", f"one of {', '.join(_LOADERS)}")
         with reading(dataset):
-            return datasets.load_dataset(
-                kinds.pop(), data_files=[glob.escape(file) for file in files], split="train", streaming=True
-            )
-    try:
-        return datasets.load_dataset(dataset, config or None, split=split, streaming=True)
-    except Exception as error:  # the hub's errors share no base class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        right = "a hub name with network (HF_ENDPOINT names a mirror), or local files"
-        raise InputError(dataset, f"cannot be loaded ({reason})", right) from None
+            paths = [glob.escape(file) for file in files]
+            rows = datasets.load_dataset(kinds.pop(), data_files=paths, split="train", streaming=True)
+    else:
+        with reading(
+            dataset, "cannot be loaded", "a hub name with network (HF_ENDPOINT names a mirror), or local files"
+        ):
+            rows = datasets.load_dataset(dataset, config or None, split=split, streaming=True)
+    with reading(dataset, right="files that are whole, of UTF-8 and of the same columns"):
+        yield from rows
 
 
 def _loader(path: Path) -> str | None:
@@ -167,23 +165,16 @@ def _loader(path: Path) -> str | None:
     return _LOADERS.get(name.rpartition(".")[2])
 
 
-def guarded(rows: Iterable[dict[str, Any]], dataset: str) -> Iterator[dict[str, Any]]:
-    """The rows; whatever the datasets library raises on its way to them becomes the one line."""
-    with reading(dataset, right="files that are whole, of UTF-8 and of the same columns"):
-        yield from rows
-
-
 def records(rows: Iterable[dict[str, Any]], args: argparse.Namespace, state: Manifest) -> Iterator[Record]:
     """Records of a data set's rows; bad ones and doubles counted."""
     shape, seen = None if args.format == "auto" else args.format, set()
-    for row in progress(guarded(rows, args.dataset), args.source, args.max_rows if args.max_rows > 0 else None):
+    for row in progress(rows, args.source, args.max_rows if args.max_rows > 0 else None):
         if shape is None:
             try:
                 shape = shape_of(list(row))
             except ValueError as error:
-                raise InputError(
-                    args.dataset, f"has the columns {error}", f"say --format, one of {', '.join(FORMATS[1:])}"
-                ) from None
+                right = f"say --format, one of {', '.join(FORMATS[1:])}"
+                raise InputError(args.dataset, f"has the columns {error}", right) from None
         state.extra["rows_read"] = state.extra.get("rows_read", 0) + 1
         try:
             record = to_record(row, "messages" if shape == "sharegpt" else shape, args.source)
@@ -208,9 +199,8 @@ def convert(args: argparse.Namespace) -> None:
     made = records(rows, args, manifest)
     first = next(made, None)
     if first is None:
-        raise InputError(
-            args.dataset, f"gives no record ({manifest.dropped_text()})", "rows of one of the shapes (--help)"
-        )
+        what = f"gives no record ({manifest.dropped_text()})"
+        raise InputError(args.dataset, what, "rows of one of the shapes (--help)")
     kind = "sft" if first["messages"] is not None else "pretrain"
     path = args.output_dir / kind / f"{args.source}.parquet"
 
@@ -259,13 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return convert(args)
     for row in read_list(args.list):
         if not args.only or row["name"] in args.only:
-            of_row = {
-                "dataset": row["dataset"],
-                "config_name": row["config"],
-                "split": row["split"],
-                "format": row["format"],
-            }
-            convert(argparse.Namespace(**{**vars(args), **of_row, "source": row["name"]}))
+            of_row = {name: row[name] for name in ("dataset", "split", "format")}
+            of_row |= {"config_name": row["config"], "source": row["name"]}
+            convert(argparse.Namespace(**{**vars(args), **of_row}))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,13 @@ from onerec.sid import SidSpec
 
 
 def read_pid2sid(
-    path: str | Path,
-    spec: SidSpec,
-    pid: str = "pid",
-    column: str | None = None,
-    dropped: Counter[str] | None = None,
+    path: str | Path, spec: SidSpec, pid: str = "pid", column: str | None = None, dropped: Counter[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read ``pid2sid.parquet``: (pids int64 [n], codes int32 [n, n_layers]).
 
-    ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a row has another
-    depth than ``spec`` or a code outside its codebook, where a pid stands twice, or is null and there is no ``dropped`` to count it.
+    ``column`` is ``codes``, or ``sid`` as in the published release, where it is not named. Raises `InputError` where a
+    row has another depth than ``spec`` or a code outside its codebook, where a pid stands twice, or is null and there
+    is no ``dropped`` to count it.
     """
     names = column_types(path)
     column = column or ("codes" if "codes" in names else "sid")
@@ -120,7 +117,7 @@ class ItemIndex:
 
     @functools.cached_property
     def first_leaf(self) -> list[np.ndarray]:
-        """For every depth the first row of ``sids`` below each node, int64 [n_nodes]; a node's rows end where the next's begin."""
+        """For every depth the first row of ``sids`` below each node, int64 [n_nodes]; the next node's is the end."""
         leaves = [np.arange(len(self.sids))]
         for level in self.levels[:0:-1]:
             leaves.insert(0, leaves[0][level.start[:-1]])

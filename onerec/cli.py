@@ -1,7 +1,7 @@
-"""How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals in good order, exit statuses.
+"""How a script's ``main`` begins and ends: OpenOneRec's flags, errors as one line, signals, exit statuses.
 
-The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none. It is read, not copied: here for
-flags, by the dataset configs for their keys, and by ``scripts/entry.sh`` for the variables of the shell scripts.
+The table of docs/from_openonerec.md says which of OpenOneRec's words have another name here, or none: flags (read
+here), keys of dataset configs, and variables of the shell scripts (``scripts/entry.sh``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, object], None], numbers: Sequence[int]) -> Iterator[None]:
-    """Have ``handler(number, frame)`` called for signals; those that are ignored (nohup) stay so. In the main thread alone."""
+    """Have ``handler(number, frame)`` called for signals, in the main thread alone; ignored ones (nohup) stay so."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in numbers}
@@ -51,11 +51,10 @@ def _raise_stopped(number: int, frame: object) -> None:
 
 
 def cli(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Decorate a script's ``main``: `InputError` and `OSError` become the one line and exit status 2.
+    """Decorate a script's ``main``: an exception becomes one line on standard error and exit status 2.
 
-    Any other exception too, with the traceback in a file that the line names.
-    SIGTERM, SIGHUP and Ctrl-C end it by an exception, so that what is half-written goes and no process stays, with a line and
-    the exit status `STOPPED` (Ctrl-C: 130).
+    For an unforeseen exception the line names a file with the traceback. SIGTERM, SIGHUP and Ctrl-C end it by an
+    exception, so that half-written files are removed and no process is left; exit status `STOPPED` (Ctrl-C: 130).
     """
 
     @functools.wraps(main)
@@ -88,7 +87,7 @@ def cli(main: Callable[[], int | None]) -> Callable[[], None]:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A row: the word ``old``, its name ``new`` here (the same, another, or a dash), ``how`` it is taken and ``what`` it does.
+    """A row: the word ``old``, its name ``new`` here (or a dash), ``how`` it is taken and ``what`` it does.
 
     ``scripts``: the files that the row's heading names.
     """

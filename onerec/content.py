@@ -1,9 +1,8 @@
-"""What a thing was made of, told by its content: the same bytes are the same thing, whatever their path, time or folder.
+"""What a thing was made of, told by its content: the same bytes are the same thing, whatever their path or time.
 
-Everything is read. Samples would be faster, but the rows that training changes may lie anywhere in a file of many gigabytes, and a
-run that goes on with another model's results tells nobody. SHA-256 runs at 1.5 GB/s a core of an EPYC, which has its instructions
-(BLAKE2b 0.8; python -m timeit -s "import hashlib; b = bytes(4 << 20)" "hashlib.sha256(b)"), in as many threads as there are cores
-for this process: as fast as most disks read.
+Everything is read. Samples would be faster, but the rows that training changes may lie anywhere in a file of many
+gigabytes, and a run that goes on with another model's results would not be noticed. SHA-256 runs at 1.5 GB/s a core of
+an EPYC, in as many threads as there are cores for this process: as fast as most disks read.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class _Part:
 def files_digests(paths: Sequence[str | os.PathLike[str]], label: str = "compare files") -> list[str]:
     """32 hexadecimal digits for the content of each file; its name does not count.
 
-    Takes all cores: of the processes of a run, one a node is to ask. Raises `InputError` for a file that is not there. ``label``
-    names the progress line of what takes long.
+    Takes all cores: of the processes of a run, one a node is to ask. Raises `InputError` for a file that is not there.
+    ``label`` names the progress line of what takes long.
     """
     return _digests([_whole(Path(path), "") for path in paths], label)
 
@@ -55,8 +54,8 @@ def files_digest(paths: Sequence[str | os.PathLike[str]]) -> str:
 def model_digest(model_dir: str | os.PathLike[str]) -> str:
     """What tells one Hugging Face checkpoint from another: its configuration, tokenizer, SIDs and every tensor.
 
-    A tensor counts by name, type, shape and values, so that a model cut into other shards is the same model. What else lies in the
-    folder (a manifest with its seconds, a model card, a training's state) does not count.
+    A tensor counts by name, type, shape and values, so that a model cut into other shards is the same model. What else
+    lies in the folder (a manifest with its seconds, a model card, a training's state) does not count.
     """
     folder = Path(model_dir)
     parts = [_whole(folder / name, name) for name in MODEL_FILES if (folder / name).is_file()]
@@ -72,10 +71,10 @@ def model_digest(model_dir: str | os.PathLike[str]) -> str:
 
 
 def check_made_from(folder: str | os.PathLike[str], sources: dict[str, str], right: str, anew: bool = False) -> None:
-    """Note in ``folder`` what its results are made from (a name and a digest each), for whoever goes on there.
+    """Note in ``folder`` what its results are made from (a name and a digest each), for the next run there.
 
-    Raises `InputError`, which ends in ``right``, where the folder's results are made from something else, unless they are made
-    ``anew``. A folder that says nothing is taken as begun now.
+    Raises `InputError`, which ends in ``right``, where the folder's results are made from something else, unless they
+    are made ``anew``. A folder without such a note is taken as new.
     """
     path = Path(folder) / _MADE_FROM
     before = read_json(path) if path.is_file() and not anew else sources

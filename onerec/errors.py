@@ -31,7 +31,7 @@ class InputError(Exception):
 
 
 def unforeseen(error: Exception, doing: str) -> InputError:
-    """The one line of an exception that nobody foresaw while ``doing``; its traceback goes to a file that the line names."""
+    """An `InputError` for an exception that was not foreseen; it names a file that holds the traceback."""
     place = "which cannot be written"
     with contextlib.suppress(OSError):
         handle, place = tempfile.mkstemp(prefix="onerec-traceback-", suffix=".txt")
@@ -43,7 +43,7 @@ def unforeseen(error: Exception, doing: str) -> InputError:
 
 
 def from_os_error(error: OSError) -> InputError:
-    """Say an operating-system error (disk full, no permission, no such file) in the house's form."""
+    """An operating-system error (disk full, no permission, no such file) as `InputError`."""
     if error.errno is None:  # a library's own, not the system's
         return unforeseen(error, Path(sys.argv[0]).name)
     file = error.filename or "a file of this run"
@@ -60,7 +60,7 @@ def from_os_error(error: OSError) -> InputError:
 def reading(
     file: object, what: str = "cannot be read", right: str = "write it again; it may be damaged"
 ) -> Iterator[None]:
-    """While somebody's file is read: whatever the library that reads it raises becomes an `InputError` of the file."""
+    """Around the reading of a file: whatever the library raises becomes an `InputError` that names the file."""
     try:
         yield
     except (InputError, MemoryError):

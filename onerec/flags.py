@@ -26,7 +26,8 @@ _LARGEST, _HUGE = 2**31 - 1, 1e30
 class Range:
     """Numbers that a flag takes: ``low`` to ``high``, both included unless ``open_low`` or ``open_high``, and those of ``also``.
 
-    Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN or infinity.
+    Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN
+    or infinity.
     """
 
     kind: type

@@ -1,7 +1,7 @@
-"""One owner of outputs: a name holds a whole file or folder, replaced only where the same stage made it; one run a folder.
+"""One owner of outputs: a name holds a whole file or folder, replaced only by the stage that made it; one run a folder.
 
-What is being written stands beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What processes that are gone
-left is cleared, and what they had begun to put in place together is finished, when its folder is next written.
+What is being written lies beside its place as ``.<name>.tmp-<host>-<process>-<its start>-<thread>``. What dead
+processes left is removed, or finished where they had begun to put it in place, when its folder is next written.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what libraries raise on a full disk (each its own type) into `InputError`; so is a system error that names no file."""
+    """What libraries raise on a full disk, each its own type, and system errors without a file become `InputError`."""
     try:
         yield
     except InputError:
@@ -53,7 +53,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` for a file or a folder; put it in place when the block ends well, remove it otherwise.
+    """Yield a temporary sibling of ``path``, put in place when the block ends well, removed otherwise.
 
     A folder that is there gives way as `check_output` says, before anything is written.
     """
@@ -80,7 +80,7 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """The files that this thread writes inside appear when the outermost such block ends well; after an error none of them does.
+    """The files that this thread writes inside appear together, when the outermost such block ends well.
 
     A kill or a signal while they are put in place leaves a note of them, by which `clear` puts the rest in place.
     """
@@ -108,7 +108,7 @@ def together() -> Iterator[None]:
 
 
 def made_by(folder: str | os.PathLike[str], stage: str) -> bool:
-    """Whether ``folder`` is, with all that is in it, an output of ``stage``, by its manifest (older ones do not list the files)."""
+    """Whether all of ``folder`` is an output of ``stage``, by its manifest (older ones do not list the files)."""
     try:
         value = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
         names = set(os.listdir(folder)) - {MANIFEST}
@@ -135,7 +135,7 @@ def check_output(path: str | os.PathLike[str], ours: bool) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Put the folder ``new`` in the place of ``path``, in one step where the system can; what was there goes afterwards."""
+    """Put the folder ``new`` in the place of ``path``, in one step where the system can."""
     old = _beside(path, "old")
     if path.is_dir():
         exchange = getattr(ctypes.CDLL(None), "renameat2", None)
@@ -157,7 +157,7 @@ def remove_folder(path: Path) -> None:
 
 
 def clear(folder: Path) -> bool:
-    """Finish or remove what runs of this machine that are gone have left in ``folder``; whether files were put in place."""
+    """Finish or remove what dead runs of this machine have left in ``folder``; whether files were put in place."""
     found = [match for match in map(_LEFT.fullmatch, os.listdir(folder)) if match and match[3] == _HOST]
     dead = [match for match in found if match[5] not in ("0", _start(int(match[4])))]
     for match in sorted(dead, key=lambda match: match[2]):  # notes, then old ones, then new ones
@@ -233,7 +233,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 
 def _start(pid: int) -> str:
-    """When a process began, which tells it from another of its number; 0 where it is gone, or there is no /proc to say so."""
+    """When a process began, which tells it from another of its number; 0 where it is gone or there is no /proc."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return "0" if fields[0] in "ZX" else fields[19]

@@ -1,8 +1,8 @@
 """A command whose processes all end with it, and with the script that started it, whatever ends that script.
 
-A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script and the command stands a keeper, this
-file as a process of its own. It adopts every process that loses its parent below it (Linux's child subreaper), so that none gets
-away by a session of its own or by the death of the one that started it, and it ends them all when
+A stage that starts servers (Ray, vLLM) runs its command within `owned`, or as a whole under `kept`. Between the script
+and the command stands a keeper, this file as a process. It adopts every process that loses its parent below it (Linux's
+child subreaper), so that none gets away, and ends them all when
 
 - the command has ended, well or not;
 - the script is told to end (SIGTERM, SIGINT, SIGHUP), which `owned` passes on;
@@ -27,7 +27,7 @@ from typing import Any
 
 # Seconds from SIGKILL until the keeper gives up on what the kernel does not let go.
 _GIVE_UP = 10.0
-# Exit status of what SIGTERM ended (a cluster takes the node back): run the same command again. EX_TEMPFAIL of sysexits.h.
+# Exit status of what SIGTERM ended: run the same command again (EX_TEMPFAIL of sysexits.h).
 STOPPED = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _ENDING = (*STOP_SIGNALS, signal.SIGINT)
@@ -42,7 +42,7 @@ def stop_status(number: int) -> int:
 
 
 def keep(command: Sequence[str], grace: float = 10.0, **popen: Any) -> subprocess.Popen:
-    """Start ``command`` under a keeper, which ends all of it when its standard input is closed, by this process or its death.
+    """Start ``command`` under a keeper, which ends all of it when its standard input is closed.
 
     ``grace``: seconds from SIGTERM to SIGKILL. ``popen``: further arguments of `subprocess.Popen`.
     """
@@ -60,10 +60,10 @@ def owned(
 ) -> Iterator[subprocess.Popen]:
     """Run ``command`` as the block's process; when the block is left, it and all that it started are gone.
 
-    The process's status is the command's, as a shell gives it (128 + signal). Leaving the block by an exception, or by a signal to
-    this script, ends them early; after a signal ``what_next`` is said on standard error (None: the command says it itself) and the
-    script exits with `stop_status`.
-    ``grace``, ``popen``: as of `keep`. Signals that are ignored (``nohup``) stay ignored. For the main thread only.
+    The process's status is the command's, as a shell gives it (128 + signal). Leaving the block by an exception, or by
+    a signal to this script, ends them early; after a signal ``what_next`` is said on standard error (None: the command
+    says it itself) and the script exits with `stop_status`. ``grace``, ``popen``: as of `keep`. Signals that are
+    ignored (``nohup``) stay ignored. For the main thread only.
     """
     keeper = keep(command, grace, env=env, **popen)
     received: list[int] = []
@@ -94,7 +94,7 @@ def owned(
 
 
 def kept(main: Callable[[], None]) -> Callable[[], None]:
-    """Wrap the ``main`` of a script that starts servers itself: the same command line runs once more, under a keeper, as its child."""
+    """Wrap the ``main`` of a script that starts servers: the same command line runs once more, under a keeper."""
 
     def run() -> None:
         if os.environ.pop(_KEPT, None):
@@ -122,7 +122,7 @@ def descendants(root: int) -> list[int]:
 
 
 def _run_until_told(grace: float, command: Sequence[str]) -> int:
-    """The keeper: run ``command`` until it ends, standard input does, or a signal comes; end all below; return its status."""
+    """The keeper: run ``command`` until it ends, standard input does, or a signal comes; end all; return its status."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # A signal only wakes the wait below; which one it was stands in the pipe.
@@ -148,7 +148,7 @@ def _run_until_told(grace: float, command: Sequence[str]) -> int:
 
 
 def _reap(statuses: dict[int, int]) -> bool:
-    """Note the exit statuses (minus the signal) of children, own and adopted, that have ended; whether there are others."""
+    """Note the exit statuses (minus the signal) of children that have ended, adopted ones too; whether others live."""
     try:
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             statuses[ended[0]] = os.waitstatus_to_exitcode(ended[1])
@@ -158,7 +158,7 @@ def _reap(statuses: dict[int, int]) -> bool:
 
 
 def _end_all(statuses: dict[int, int], grace: float) -> None:
-    """SIGTERM to all below, ``grace`` seconds later SIGKILL, until none is left: whoever is below, its topmost ancestor is a child."""
+    """SIGTERM to all processes below, after ``grace`` seconds SIGKILL, until no child is left."""
     begun, told = time.monotonic(), set()
     while _reap(statuses) and (passed := time.monotonic() - begun) < grace + _GIVE_UP:
         for pid in descendants(os.getpid()):

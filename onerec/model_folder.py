@@ -1,4 +1,4 @@
-"""A model folder (a Hugging Face checkpoint) is opened here before anything of it runs: configuration, tokenizer, SIDs, weights.
+"""A model folder (a Hugging Face checkpoint) is checked here before anything of it runs.
 
 Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
 `onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
@@ -27,15 +27,22 @@ if TYPE_CHECKING:
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Types of weights, with the bytes of a value; others are quantised.
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# Tensors that older versions of transformers stored and no model needs; a tied head may stand there.
+# Tensors that older versions of transformers stored and no model needs, and the head where it is tied.
 _NOT_NEEDED = ("lm_head.weight", "rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 _AGAIN, _WHOLE = "write it again; it may be cut short", "give a folder with config.json and *.safetensors"
-# Tensors of a layer by its letters: h hidden, i inner, q heads, k key-value heads, d one head.
+_EXPAND = "expand its vocabulary again"
+# Tensors of a layer with the axes of their shapes: h hidden, i inner, q heads, k key-value heads, d one head.
 _LAYER = {
-    "input_layernorm.weight": "h", "post_attention_layernorm.weight": "h", "mlp.gate_proj.weight": "ih", "mlp.up_proj.weight": "ih",
-    "mlp.down_proj.weight": "hi", "self_attn.q_proj.weight": "qh", "self_attn.k_proj.weight": "kh", "self_attn.v_proj.weight": "kh",
+    "input_layernorm.weight": "h",
+    "post_attention_layernorm.weight": "h",
+    "mlp.gate_proj.weight": "ih",
+    "mlp.up_proj.weight": "ih",
+    "mlp.down_proj.weight": "hi",
+    "self_attn.q_proj.weight": "qh",
+    "self_attn.k_proj.weight": "kh",
+    "self_attn.v_proj.weight": "kh",
     "self_attn.o_proj.weight": "hq",
-}  # fmt: skip
+}
 
 # What a family has besides, by its model_type, and the width of a head where a configuration of it does not say.
 _OWN_TENSORS = {"qwen3": {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"}}
@@ -81,7 +88,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A whole language model's folder: its SIDs with their ids or None, rows of its embedding, tokens of its longest sequence."""
+    """A whole language model's folder: SIDs with ids or None, rows of the embedding, tokens of the longest sequence."""
 
     path: Path
     config: dict[str, Any]
@@ -96,33 +103,34 @@ class ModelFolder:
 
 
 def open_model_folder(path: str | Path) -> ModelFolder:
-    """A language model's folder, whole: every tensor that its ``config.json`` implies stands there with its shape, the tokenizer
-    fits the embedding, and the itemic tokens have the ids of ``sid_spec.json``.
+    """A language model's folder, whole, by its headers alone.
 
-    Headers alone are read. Raises `InputError` for anything else.
+    Every tensor that its ``config.json`` implies has its shape, the tokenizer fits the embedding, and the itemic tokens
+    have the ids of ``sid_spec.json``. Raises `InputError` for anything else.
     """
     path = Path(path)
     config = read_config(path)
     _check_weights(path, config)
     tokenizer, rows = read_tokenizer(path), config["vocab_size"]
     if (last := max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)) >= rows:
-        raise InputError(path, f"its tokenizer has the id {last}, its embedding {rows} rows", "the tokenizer of this model")  # fmt: skip
+        what = f"its tokenizer has the id {last}, its embedding {rows} rows"
+        raise InputError(path, what, "the tokenizer of this model")
     spec = SidSpec.load(path) if (path / SID_SPEC).is_file() else None
     if spec is not None:
         if spec.first_id is None or not 0 <= spec.first_id <= spec.end_id < rows:
-            raise InputError(path, f"its {SID_SPEC} has no ids inside its {rows} embedding rows", "expand its vocabulary again")  # fmt: skip
+            raise InputError(path, f"its {SID_SPEC} has no ids inside its {rows} embedding rows", _EXPAND)
         check_itemic_tokens(path, spec, tokenizer)
     return ModelFolder(path, config, spec, rows, config.get("max_position_embeddings") or 1 << 30)
 
 
 def open_encoder(path: str | Path) -> None:
-    """As `open_model_folder` for a text encoder, of any architecture that transformers knows: its loader compares the shapes."""
+    """As `open_model_folder` for a text encoder of any architecture: transformers' loader compares the shapes."""
     _open_config(Path(path))
     _weights(Path(path))
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """``config.json`` of a language model's folder; raises `InputError` where it is none, or its numbers cannot be a model's."""
+    """``config.json`` of a language model's folder; raises `InputError` where no model can have it."""
     file = Path(path) / "config.json"
     config = _open_config(Path(path))
     renderer_of(path, config)
@@ -135,7 +143,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
     null = config["model_type"] in _HEAD_DIM and config.get("head_dim", 0) is None
     if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
-        raise InputError(file, f"head_dim is {config.get('head_dim')}", f"an even number; without it {heads} heads divide hidden_size {width}")  # fmt: skip
+        right = f"an even number; without it {heads} heads divide hidden_size {width}"
+        raise InputError(file, f"head_dim is {config.get('head_dim')}", right)
     generation = Path(path) / "generation_config.json"
     if generation.is_file() and not _are_ids(ends := read_object(generation).get("eos_token_id")):
         raise InputError(generation, f"eos_token_id is {ends!r}"[:200], "an id, a list of ids, or null")
@@ -175,15 +184,17 @@ def check_itemic_tokens(path: str | Path, spec: SidSpec, tokenizer: Tokenizer) -
     first, last = spec.id_range
     if tokenizer.encode("".join(spec.tokens), add_special_tokens=False).ids == list(range(first, last + 1)):
         return
-    wrong = ((id, token, tokenizer.token_to_id(token)) for id, token in enumerate(spec.tokens, first))
-    id, token, found = next((one for one in wrong if one[0] != one[2]), (first, spec.tokens[0], "several ids"))  # fmt: skip
-    raise InputError(path, f"its tokenizer has {token} at {found}, its {SID_SPEC} at {id}", "expand its vocabulary again")  # fmt: skip
+    ids = ((id, token, tokenizer.token_to_id(token)) for id, token in enumerate(spec.tokens, first))
+    wrong = ((id, token, found) for id, token, found in ids if id != found)
+    id, token, found = next(wrong, (first, spec.tokens[0], "several ids"))
+    raise InputError(path, f"its tokenizer has {token} at {found}, its {SID_SPEC} at {id}", _EXPAND)
 
 
 def tensor_headers(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, from its header: eight bytes with the header's length, JSON, then the values.
+    """The tensors of a safetensors file by name, from its header.
 
-    Raises `InputError` for a file that is none, or does not hold what its header says.
+    The file: eight bytes with the header's length, the header as JSON, the values. Raises `InputError` for a file that
+    is none, or does not hold what its header says.
     """
     size = path.stat().st_size
     _refuse_pointer(path)
@@ -195,10 +206,10 @@ def tensor_headers(path: Path) -> dict[str, Tensor]:
     try:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
-        tensors = {
-            name: Tensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), *(start + int(at) for at in entry["data_offsets"]))
-            for name, entry in entries.items()
-        }  # fmt: skip
+        tensors = {}
+        for name, entry in entries.items():
+            begin, end = (start + int(at) for at in entry["data_offsets"])
+            tensors[name] = Tensor(path, str(entry["dtype"]), tuple(map(int, entry["shape"])), begin, end)
     except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError):
         raise InputError(path, "is not a whole safetensors file", _AGAIN) from None
     if any(not start <= tensor.begin <= tensor.end <= size for tensor in tensors.values()):
@@ -214,7 +225,8 @@ def check_finite(path: str | Path, weights: Iterable[tuple[str, Any]]) -> None:
     """Raise `InputError` where one of the named tensors (torch's) holds a value that is no number."""
     for name, tensor in weights:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(path, f"its weight {name} holds values that are no numbers", "the model before its training went wrong")  # fmt: skip
+            what = f"its weight {name} holds values that are no numbers"
+            raise InputError(path, what, "the model before its training went wrong")
 
 
 def loading(
@@ -227,9 +239,11 @@ def loading(
 def _open_config(path: Path) -> dict[str, Any]:
     """``config.json`` of any model's folder, whose other JSON files are objects as well."""
     if (path / "adapter_config.json").exists():
-        raise InputError(path, "is an adapter (adapter_config.json), not a whole model", "merge it into its base model first")  # fmt: skip
+        what = "is an adapter (adapter_config.json), not a whole model"
+        raise InputError(path, what, "merge it into its base model first")
     if not (path / "config.json").is_file():
-        raise InputError(path, f"is not a checkpoint folder (no {'config.json' if path.is_dir() else 'such folder'})", _WHOLE)  # fmt: skip
+        missing = "config.json" if path.is_dir() else "such folder"
+        raise InputError(path, f"is not a checkpoint folder (no {missing})", _WHOLE)
     for name in MODEL_FILES:
         if name.endswith(".json") and name != "tokenizer.json" and (path / name).is_file():
             read_object(path / name)
@@ -249,7 +263,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
     single, index = path / WEIGHTS, path / INDEX
     if not single.is_file() and not index.is_file():
         for file in (file for kind in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(kind)):
-            raise InputError(file, "holds weights as a pickle, which can run code", "*.safetensors: tensors alone")  # fmt: skip
+            what = "holds weights as a pickle, which can run code"
+            raise InputError(file, what, "*.safetensors: tensors alone")
         raise InputError(path, f"is not a checkpoint folder (no {WEIGHTS})", _WHOLE)
     if not index.is_file():
         return tensor_headers(single)
@@ -278,12 +293,15 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
         if tensor is None:
             raise InputError(path, f"its weights do not hold {name}", "the weights of its config.json")
         if tensor.shape != shape:
-            raise InputError(tensor.path, f"{name} is {list(tensor.shape)}", f"{list(shape)}, as config.json says")  # fmt: skip
+            right = f"{list(shape)}, as config.json says"
+            raise InputError(tensor.path, f"{name} is {list(tensor.shape)}", right)
         if tensor.dtype not in _FLOATS:
-            raise InputError(tensor.path, f"{name} is of type {tensor.dtype}", f"one of {', '.join(_FLOATS)}: weights that are not quantised")  # fmt: skip
+            right = f"one of {', '.join(_FLOATS)}: weights that are not quantised"
+            raise InputError(tensor.path, f"{name} is of type {tensor.dtype}", right)
         rest.remove(name)
     for name in sorted(name for name in rest if not name.endswith(_NOT_NEEDED)):
-        raise InputError(held[name].path, f"holds {name}, which config.json does not know", "the configuration of these weights")  # fmt: skip
+        what = f"holds {name}, which config.json does not know"
+        raise InputError(held[name].path, what, "the configuration of these weights")
 
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,8 +1,8 @@
-"""The one reader of Parquet files, ours and strangers', and their writer.
+"""The one reader and the one writer of Parquet files.
 
-A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats, categories, views,
-large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here, without loss, or refused by name.
-Null stays null, and no id passes through a float.
+A column is asked for as a `Kind`; how a file stores it (width and sign of integers, decimals, whole floats,
+categories, views, large or fixed-size lists, bytes that are UTF-8, structs where JSON is wanted) is converted here,
+without loss, or refused by name. Null stays null, and no id passes through a float.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import glob
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """(the items of all rows, offsets int64 [n + 1] of each row's, which rows are null); raises TypeError for what is no list."""
+    """(the items of all rows, offsets int64 [n + 1] of each row's, null rows); raises TypeError for what is no list."""
     null = values.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_null(values.type):
         return values.slice(0, 0), np.zeros(len(values) + 1, np.int64), null
@@ -83,37 +83,35 @@ def list_parts(values: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
 
 
 def integers(values: pa.Array, digits: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(int64 [n], where there is a value, where one is no whole number or past 64 bits; both are 0). Never through a float.
+    """(int64 [n], where there is a value, where one is no whole number of 64 bits; 0 there). Never through a float.
 
     A float counts below what its type tells from its neighbours. ``digits``: text counts too, as a number is written.
     Raises TypeError for other types.
     """
     values = plain(values)
-    valid = values.is_valid().to_numpy(zero_copy_only=False)
-    out, kind = np.zeros(len(values), np.int64), values.type
+    kind, valid = values.type, values.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_integer(kind):
         found = values.fill_null(0).to_numpy(zero_copy_only=False)
         good = valid & (found <= np.iinfo(np.int64).max)
-        out[good] = found[good]
     elif pa.types.is_floating(kind):
         found = values.to_numpy(zero_copy_only=False)
         exact = 2.0 ** (np.finfo(found.dtype).nmant + 1)
         good = valid & (np.abs(found) < exact) & (found == np.floor(found))
-        out[good] = found[good]
     elif pa.types.is_decimal(kind):
-        found = values.to_pylist()
+        found = np.array(values.to_pylist(), object)
         whole = (value is not None and value == value.to_integral_value() for value in found)
         good = np.array([fits and -(2**63) <= value < 2**63 for value, fits in zip(found, whole, strict=True)], bool)
-        out[good] = [int(value) for value, fits in zip(found, good.tolist(), strict=True) if fits]
     elif digits and _is_text(kind):
         text = pc.utf8_trim_whitespace(texts(values)[0])
         written = pc.match_substring_regex(text, _DIGITS).fill_null(False)
+        found = pc.if_else(written, text, "0").cast(pa.int64()).to_numpy()
         good = written.to_numpy(zero_copy_only=False)
-        out[good] = text.filter(written).cast(pa.int64())
     elif pa.types.is_null(kind):
-        good = valid
+        found, good = np.zeros(len(values), np.int64), valid
     else:
         raise TypeError
+    out = np.zeros(len(values), np.int64)
+    out[good] = found[good]
     return out, good, valid & ~good
 
 
@@ -138,7 +136,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array, np.ndarray]:
-    """(``values`` as ``kind``, bool [n]: rows whose value cannot be that, null now); raises TypeError where the type cannot."""
+    """(``values`` as ``kind``, rows whose value cannot be that, null now); raises TypeError where the type cannot."""
     values = plain(values)
     stored = values.type
     if kind is Kind.INT:
@@ -167,7 +165,7 @@ def converted(values: pa.Array | pa.ChunkedArray, kind: Kind) -> tuple[pa.Array,
     return texts(values)
 
 
-def _each(values: pa.Array, change: Any) -> tuple[pa.Array, np.ndarray]:
+def _each(values: pa.Array, change: Callable[[Any], str]) -> tuple[pa.Array, np.ndarray]:
     found, wrong = [], np.zeros(len(values), bool)
     for row, value in enumerate(values):
         try:
@@ -194,9 +192,11 @@ def _leaf(value: Any) -> Any:
         return value.decode()
     if not isinstance(value, decimal.Decimal):
         return str(value)
-    if value != value.to_integral_value() and float(value).is_integer():
+    if value == value.to_integral_value():
+        return int(value)
+    if float(value).is_integer():
         raise ValueError  # a float would make it whole
-    return int(value) if value == value.to_integral_value() else float(value)
+    return float(value)
 
 
 def _as_shown(value: Any) -> str:
@@ -211,9 +211,11 @@ def _short(value: object) -> str:
 
 
 def typed(data: Data, columns: Sequence[Columns], path: object, first_row: int = 0, strict: bool = True) -> Data:
-    """``data`` with its columns as ``columns`` ask for; a value that cannot be one is refused, or null unless ``strict``."""
-    kinds = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
-    for name, kind in ((name, kind) for name, kind in kinds if name in data.schema.names):
+    """``data`` with its columns as ``columns`` ask; a value that does not fit is refused, or null unless ``strict``."""
+    asked = [pair for some in columns if isinstance(some, Mapping) for pair in some.items()]
+    for name, kind in asked:
+        if name not in data.schema.names:
+            continue
         right = f"{kind.value} are wanted"
         with reading(path):
             try:
@@ -247,15 +249,13 @@ def open_parquet(path: str | os.PathLike[str], columns: Sequence[str] = (), stre
     ``stream``: read with a small buffer, so that memory does not grow with the row groups.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(path, "no such file", "give the path of a Parquet file")
-    if path.is_dir():
-        raise InputError(path, "is a folder", "give the path of a Parquet file")
+    if not path.exists() or path.is_dir():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(path, what, "give the path of a Parquet file")
     with reading(path, "is not a whole Parquet file", "write it again; it may be cut short"):
         file = pq.ParquetFile(path, **({"buffer_size": _STREAM_BYTES, "pre_buffer": False} if stream else {}))
         names = file.schema_arrow.names
-    missing = [column for column in columns if column not in names]
-    if missing:
+    if missing := [column for column in columns if column not in names]:
         raise InputError(path, f"has no column {', '.join(missing)}", f"it has {', '.join(names)}")
     if twice := [column for column in columns if names.count(column) > 1]:
         raise InputError(path, f"has the column {twice[0]} twice", "a name a column")
@@ -283,11 +283,7 @@ def read_table(
 
 
 def iter_batches(
-    path: str | os.PathLike[str],
-    columns: Columns,
-    optional: Columns = (),
-    batch_size: int = 4096,
-    strict: bool = True,
+    path: str | os.PathLike[str], columns: Columns, optional: Columns = (), batch_size: int = 4096, strict: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them."""
     file = open_parquet(path, columns, stream=True)
@@ -299,7 +295,7 @@ def iter_batches(
 
 
 def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
-    """The Parquet files that ``path`` names, sorted: a file, a folder (its ``*.parquet``, without hidden ones), or a glob pattern."""
+    """The Parquet files of a path, sorted: a file, a folder (its ``*.parquet``, no hidden ones), or a glob pattern."""
     found = Path(path).glob("*.parquet") if os.path.isdir(path) else matching(path)
     files = sorted(file for file in found if not (os.path.isdir(path) and file.name.startswith((".", "_"))))
     if not files:
@@ -308,7 +304,7 @@ def list_parquet(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def matching(pattern: str | os.PathLike[str]) -> list[Path]:
-    """What a path or a glob pattern names, sorted; what is there by its very name is no pattern."""
+    """What a path or a glob pattern names, sorted; a name that exists is taken as it is, brackets and all."""
     parts, known = list(Path(pattern).parts), Path()
     while parts and (known / parts[0]).exists():
         known /= parts.pop(0)
@@ -322,6 +318,12 @@ def count_rows(path: str | os.PathLike[str]) -> int:
     return open_parquet(path).metadata.num_rows
 
 
+def embedding_table(pids: Sequence[int] | np.ndarray, vectors: np.ndarray) -> pa.Table:
+    """Columns ``pid`` int64 and ``embedding``, lists of the width of ``vectors`` [n, dim] and of their type."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    return pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists})
+
+
 def write_table(path: str | os.PathLike[str], table: pa.Table) -> None:
     """Write ``table`` atomically (zstd). The bytes depend on the table alone."""
     write_batches(path, table.schema, [table])
@@ -332,9 +334,6 @@ def write_batches(path: str | os.PathLike[str], schema: pa.Schema, tables: Itera
     rows = 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for table in tables:
-            if isinstance(table, pa.RecordBatch):
-                writer.write_batch(table)
-            else:
-                writer.write_table(table)
+            writer.write(table)
             rows += table.num_rows
     return rows

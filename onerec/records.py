@@ -8,6 +8,7 @@ One Parquet row each, in the published RecIF format: ``uuid``, ``source``, ``met
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import uuid as uuidlib
@@ -35,7 +36,7 @@ SCHEMA = pa.schema(
         pa.field("messages", pa.string()),
     ]
 )
-# How the columns of somebody's records are read; what cannot be read so is a bad row.
+# How the columns of records are read; a value that cannot be read this way makes a bad row.
 KINDS = {"uuid": Kind.UUID, "source": Kind.TEXT, "metadata": Kind.JSON}
 TEXT_KINDS = {"segments": Kind.JSON, "messages": Kind.JSON}
 TEST_KINDS = {"uuid": Kind.UUID, "messages": Kind.JSON, "metadata": Kind.JSON}
@@ -68,25 +69,14 @@ def dumps(value: Any) -> str:
 
 def chat_record(uuid: str, source: str, metadata: dict[str, Any], messages: Sequence[Message]) -> Record:
     """A conversation as a record."""
-    return {
-        "uuid": uuid,
-        "source": source,
-        "metadata": dumps(metadata),
-        "segments": None,
-        "messages": dumps(list(messages)),
-    }
+    turns = dumps(list(messages))
+    return {"uuid": uuid, "source": source, "metadata": dumps(metadata), "segments": None, "messages": turns}
 
 
 def text_record(uuid: str, source: str, metadata: dict[str, Any], texts: Sequence[str]) -> Record:
     """Plain text, one segment a string, as a record."""
     segments = dumps([{"type": "text", "text": text} for text in texts])
-    return {
-        "uuid": uuid,
-        "source": source,
-        "metadata": dumps(metadata),
-        "segments": segments,
-        "messages": None,
-    }
+    return {"uuid": uuid, "source": source, "metadata": dumps(metadata), "segments": segments, "messages": None}
 
 
 def user_id(value: Any) -> int | str | None:
@@ -101,7 +91,7 @@ def user_id(value: Any) -> int | str | None:
 
 
 def uid_of(metadata: str | None) -> int | str | None:
-    """The user that a record's metadata names; None where it names none. Raises ValueError as `user_id`, and for what is no object."""
+    """The user that a record's metadata names, None where none. Raises ValueError as `user_id`, and for no object."""
     if not isinstance(value := _loads(metadata), dict):
         raise ValueError("not a JSON object")
     return user_id(value.get("uid"))
@@ -146,11 +136,7 @@ def check_columns(batch: pa.RecordBatch) -> list[str | None]:
     """`check_record` of every row of a batch with the columns of `SCHEMA` (all of type string)."""
     uuids, sources, *texts = batch.columns
     # JSON is parsed from bytes: decoding hundreds of SIDs only to scan them would cost as much again.
-    columns = [
-        uuids.to_pylist(),
-        sources.to_pylist(),
-        *(text.view(pa.binary()).to_pylist() for text in texts),
-    ]
+    columns = [uuids.to_pylist(), sources.to_pylist(), *(text.view(pa.binary()).to_pylist() for text in texts)]
     return [_read(*values)[0] for values in zip(*columns, strict=True)]
 
 
@@ -169,11 +155,8 @@ def _read(uuid: Any, source: Any, metadata: Any, segments: Any, messages: Any) -
         return "metadata's uid is no id", None
     if (segments is None) == (messages is None):
         return "neither or both of segments and messages", None
-    if messages is None:
-        parsed = _loads(segments)
-        return _check_segments(parsed), parsed
-    parsed = _loads(messages)
-    return _check_messages(parsed), parsed
+    parsed = _loads(segments if messages is None else messages)
+    return _check_parts(parsed, "segments") if messages is None else _check_messages(parsed), parsed
 
 
 def _loads(value: Any) -> Any:
@@ -192,10 +175,6 @@ def _check_parts(parts: Any, what: str) -> str | None:
         if CHAT_MARK.search(part["text"]):
             return f"{what} holds a mark of chats"
     return None if any(part["text"] for part in parts) else f"{what} is empty"
-
-
-def _check_segments(segments: Any) -> str | None:
-    return _check_parts(segments, "segments")
 
 
 def _check_messages(messages: Any) -> str | None:
@@ -224,7 +203,7 @@ def _check_calls(item: dict[str, Any]) -> str | None:
 
 
 def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, where they cannot be used."""
+    """(metadata, turns without answers) of a benchmark's row; raises ValueError, with the reason, for a bad row."""
     if not isinstance(row["uuid"], str) or not row["uuid"].strip():
         raise ValueError("uuid is null")
     metadata = _loads(row["metadata"])
@@ -239,7 +218,7 @@ def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]
 
 
 def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """A file's rows in the columns of `SCHEMA`, all strings, in batches; an absent text column is null, a value of no use too."""
+    """A file's rows in the columns of `SCHEMA`, all strings, in batches; what is absent or cannot be read is null."""
     for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False):
         for name in TEXT_KINDS:
             if name not in batch.schema.names:
@@ -248,26 +227,19 @@ def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatc
 
 
 def rl_batches(path: str | Path, rows: int = 4096) -> Iterator[list[dict[str, Any]]]:
-    """RL data in verl's columns, in batches: ``prompt`` as turns (empty where it is none), the other two as objects (empty where none)."""
+    """RL data in verl's columns, in batches: ``prompt`` as turns, the others as objects, empty where unusable."""
     columns = dict.fromkeys(("prompt", "reward_model", "extra_info"), Kind.JSON)
     for batch in iter_batches(path, columns, batch_size=rows, strict=False):
-        found = []
-        for row in batch.to_pylist():
-            turns, *others = (_loads(row[name]) for name in columns)
-            reward, extra = (value if isinstance(value, dict) else {} for value in others)
-            turns = [] if _check_messages(turns) else _texts(turns)
-            found.append(
-                {
-                    "prompt": turns,
-                    "reward_model": reward,
-                    "extra_info": extra,
-                }
-            )
+        found = [{name: _loads(value) for name, value in row.items()} for row in batch.to_pylist()]
+        for row in found:
+            row["prompt"] = [] if _check_messages(row["prompt"]) else _texts(row["prompt"])
+            for name in ("reward_model", "extra_info"):
+                row[name] = row[name] if isinstance(row[name], dict) else {}
         yield found
 
 
 def check_prompts(path: str | Path) -> None:
-    """Raise `InputError` where a row's ``prompt`` is not what verl reads: turns of {role, content}, text both, in a list of at least one."""
+    """Raise `InputError` where a row's ``prompt`` is not what verl reads: a list of {role, content}, text both."""
     first = 0
     for batch in iter_batches(path, ["prompt"]):
         column = plain(batch.column("prompt"))
@@ -287,18 +259,9 @@ def check_prompts(path: str | Path) -> None:
 
 def write_records(path: str | Path, records: Iterable[Record], rows_per_batch: int = 4096) -> int:
     """Write records to one Parquet file atomically, streaming; returns the rows written."""
-    return write_batches(path, SCHEMA, _tables(records, rows_per_batch))
-
-
-def _tables(records: Iterable[Record], rows: int) -> Iterator[pa.Table]:
-    batch: list[Record] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == rows:
-            yield pa.Table.from_pylist(batch, schema=SCHEMA)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=SCHEMA)
+    rest = iter(records)
+    batches = iter(lambda: list(itertools.islice(rest, rows_per_batch)), [])
+    return write_batches(path, SCHEMA, (pa.Table.from_pylist(batch, schema=SCHEMA) for batch in batches))
 
 
 def read_file_list(path: str | Path) -> list[Path]:

@@ -30,7 +30,7 @@ def processes() -> tuple[int, int]:
 
 
 def own_code_first() -> None:
-    """What this process starts runs this clone's code as well; says so where the environment was installed from another clone.
+    """What this process starts runs this clone's code as well; says so where the environment is another clone's.
 
     ``scripts/entry.sh`` does the same for shell scripts, and says it for all that they start.
     """
@@ -44,7 +44,7 @@ def own_code_first() -> None:
 
 
 def _installed_from() -> Path | None:
-    """The clone that this environment's editable install points at; None where there is none."""
+    """The clone that this environment's editable install points at, if any."""
     for found in importlib.metadata.distributions(name="onerec-factory"):
         if text := found.read_text("direct_url.json"):
             return Path(unquote(urlparse(json.loads(text)["url"]).path))
@@ -107,9 +107,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike[str], right: str) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; raises `InputError`, with what would be ``right``, where it is missing or another.
+    """The objects of a file of JSON lines; raises `InputError` (with what would be ``right``) where it is not one.
 
-    A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as they are.
+    A line ends at a line feed alone: texts may hold the others that Unicode has (U+2028, U+0085), which JSON leaves as
+    they are.
     """
     lines = []
     try:
@@ -186,7 +187,8 @@ class Manifest:
     def write(self, folder: str | os.PathLike[str], name: str = MANIFEST, whole_folder: bool = False) -> Path:
         """Write the manifest into ``folder`` and return its path.
 
-        ``whole_folder``: all that is in the folder is the stage's, which may replace it another time (`onerec.folders.made_by`).
+        ``whole_folder``: all that is in the folder is the stage's, which may replace it another time
+        (`onerec.folders.made_by`).
         """
         path = Path(folder) / name
         if whole_folder:
@@ -196,12 +198,7 @@ class Manifest:
 
 
 def progress(
-    items: Iterable[T],
-    label: str,
-    total: int | None = None,
-    unit: str = "row",
-    size=lambda item: 1,
-    every: float = 5.0,
+    items: Iterable[T], label: str, total: int | None = None, unit: str = "row", size=lambda item: 1, every: float = 5.0
 ) -> Iterator[T]:
     """Pass ``items`` through and report rate and time left on standard error.
 

@@ -1,4 +1,4 @@
-"""Item by item matrices that are too large to be made whole: a block of rows at a time, of each row the best kept."""
+"""Item by item matrices, too large to be made whole: a block of rows at a time, the best of each kept; and vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,23 @@ if TYPE_CHECKING:
 BLOCK = 1 << 22
 
 
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows of length one, float32; rows of zeros stay zeros."""
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
+
+
+def svd_vectors(matrix: csr_matrix, dim: int, seed: int, n_iter: int = 5) -> np.ndarray:
+    """The rows of a sparse ``matrix`` [n, m] by truncated SVD: float32 [n, dim] of length one, zeros past its rank."""
+    from sklearn.decomposition import TruncatedSVD
+
+    rank = min(dim, min(matrix.shape) - 1)
+    vectors = TruncatedSVD(rank, n_iter=n_iter, random_state=seed).fit_transform(matrix)
+    return unit(np.pad(vectors, ((0, 0), (0, dim - rank))))
+
+
 def row_blocks(entries: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """(first row, row behind the last) of blocks of rows that have at most ``most`` ``entries`` [n] together, or of one row."""
+    """(first row, row behind the last) of blocks of rows with at most ``most`` ``entries`` [n], or of one row."""
     ends = np.cumsum(entries)
     first = 0
     while first < len(entries):

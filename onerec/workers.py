@@ -29,9 +29,9 @@ def map_in_order(
 ) -> Iterator[Result]:
     """``function`` of every item, in order, by ``workers`` processes that are started afresh (safe beside threads).
 
-    ``begin(*arguments)`` runs first in each. At most two items a worker are on their way. Raises `InputError` where a worker is
-    killed. An exception, here or where the results are used, ends the workers at once. Where the system has no room for their
-    semaphores (/dev/shm is full or not to be written), this process does the work.
+    ``begin(*arguments)`` runs first in each. At most two items a worker are on their way. Raises `InputError` where a
+    worker is killed. An exception, here or where the results are used, ends the workers at once. Where the system has
+    no room for their semaphores (/dev/shm is full or not to be written), this process does the work.
     """
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")

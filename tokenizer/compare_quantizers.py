@@ -2,8 +2,9 @@
 
     python compare_quantizers.py --emb_path item_embedding.parquet --output_dir compare --codebook_size 32 --dim 64
 
-Trains, encodes and evaluates each with its defaults (residual k-means also with k-means++, balanced, and by a beam of 8), prints the table and
-writes it as compare.md, beside a folder a quantiser. What it costs downstream: QUANTIZER=opq bash scripts/quickstart.sh --fresh.
+Trains, encodes and evaluates each with its defaults (residual k-means also with k-means++, balanced, and by a beam of
+8), prints the table and writes it as compare.md, beside a folder a quantiser. What it costs downstream: QUANTIZER=opq
+bash scripts/quickstart.sh --fresh.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ QUANTIZERS = {
     "OPQ": (train_baseline, ["--kind", "opq"], []),
     "PQ": (train_baseline, ["--kind", "pq"], []),
 }
-HEADINGS = ("quantiser", "relative error", "collision rate", "largest bucket", "prefixes of 1 / 2 codes", "perplexity a layer", "neighbours agree at 1 / 2 codes")  # fmt: skip
+HEADINGS = ("quantiser", "relative error", "collision rate", "largest bucket", "prefixes of 1 / 2 codes",
+            "perplexity a layer", "neighbours agree at 1 / 2 codes")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,20 +58,11 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     train, flags, encoding = QUANTIZERS[name]
     folder = args.output_dir / "".join(c if c.isalnum() else "_" for c in name.lower())
     sizes = [f"--{key}={getattr(args, key)}" for key in ("n_layers", "codebook_size", "dim", "seed")]
+    sids, items = ["--pid2sid", str(folder / PID2SID)], ["--emb_path", args.emb_path]
     with contextlib.redirect_stdout(io.StringIO()):
         train(["--data_path", args.emb_path, "--model_path", str(folder), *sizes, *flags])
-        infer(
-            [
-                "--model_path",
-                str(folder),
-                "--emb_path",
-                args.emb_path,
-                "--output_path",
-                str(folder),
-                *encoding,
-            ]
-        )
-        evaluate(["--pid2sid", str(folder / PID2SID), "--emb_path", args.emb_path, "--model_path", str(folder), "--output_dir", str(folder)])  # fmt: skip
+        infer(["--model_path", str(folder), *items, "--output_path", str(folder), *encoding])
+        evaluate([*sids, *items, "--model_path", str(folder), "--output_dir", str(folder)])
     report = read_json(folder / f"{REPORT}.json")
     layers, near = report["layers"], report["neighbours"]["agreement"]
     return [

@@ -1,25 +1,26 @@
 """Item text to embeddings, for a catalogue that comes without: a Hugging Face text encoder, or TF-IDF and SVD.
 
-    python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder /models/Qwen3-Embedding-0.6B --dim 1024
     python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder tfidf_svd --dim 64
-    torchrun --nproc_per_node 8 embed_items.py --input captions/ --output_path embeddings --encoder Qwen/Qwen3-Embedding-8B
+    python embed_items.py --input pid2caption.parquet --output_path item_embedding.parquet --encoder <model folder>
+    torchrun --nproc_per_node 8 embed_items.py --input captions/ --output_path out --encoder Qwen/Qwen3-Embedding-8B
 
-The text of an item is a column, or several put into --template ("{title}. {genre}"). The input is read as a stream, in shards of
---shard_rows rows; a shard is written when it is whole, and the same command goes on with those that are missing. Output: one file,
-or a folder of shards where --output_path has no .parquet ending. Qwen3-Embedding wants no instruction for items (documents);
-for queries it is "Instruct: <task>\\nQuery:". TF-IDF and SVD need all texts at once.
+The text of an item is a column, or several put into --template ("{title}. {genre}"). The input is read as a stream, in
+shards of --shard_rows rows, and the same command goes on with the shards that are missing. Output: one file, or a
+folder of shards where --output_path has no .parquet ending. Qwen3-Embedding wants no instruction for items
+(documents); for queries it is "Instruct: <task>\\nQuery:". TF-IDF and SVD need all texts at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import datetime
 import os
 import string
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ from onerec.folders import LOCK, locked, remove_folder
 from onerec.parquet import (
     Kind,
     count_rows,
+    embedding_table,
     iter_batches,
     list_parquet,
     open_parquet,
@@ -42,18 +44,22 @@ from onerec.parquet import (
     write_table,
 )
 from onerec.run import Manifest, processes, read_json, write_json
-from tokenizer.embeddings import ALL_ZERO, FirstOfPid, embedding_dim, iter_embeddings
-from tokenizer.quantizer import unit
+from onerec.sparse import svd_vectors, unit
+from tokenizer.embeddings import ALL_ZERO, embedding_dim, first_of_pids, iter_embeddings
+from tokenizer.quantizer import chosen_device
 
 if TYPE_CHECKING:
     from tokenizer.text_encoder import TextEncoder
 
+# Of a batch of the input: template, its columns, number of the first row, the rows.
+Piece = tuple[str, list[str], int, pa.RecordBatch]
 TFIDF_SVD = "tfidf_svd"
 NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
-_SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", "max_tokens", "dtype", "embedding_dtype", "shard_rows")  # fmt: skip
+_SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", "max_tokens", "dtype",
+         "embedding_dtype", "shard_rows")  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -115,35 +121,29 @@ class Texts:
         self._args = args
         self.files = list_parquet(args.input)
         self.rows = sum(count_rows(file) for file in self.files)
-        for file in self.files:
-            self._template(file)  # raises where a column is missing, before anything is encoded
-        self._first = FirstOfPid(args.input)
+        # Raises where a column is missing, before anything is encoded.
+        self._templates = [self._template(file) for file in self.files]
+        self._first = first_of_pids(args.input)
 
     def _template(self, file: Path) -> tuple[str, list[str]]:
         """(template, its columns) for a file."""
         names = open_parquet(file, ["pid"]).schema_arrow.names
         column = self._args.text_column or next((c for c in TEXT_COLUMNS if c in names), TEXT_COLUMNS[0])
-        template = self._args.template or "{" + column + "}"
+        template, right = self._args.template or "{" + column + "}", "as {title}. {genre}"
         try:
             fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
             template.format(**dict.fromkeys(fields, ""))
         except (ValueError, LookupError, AttributeError) as error:
-            raise InputError("--template", f"{template} cannot be filled ({error})", "as {title}. {genre}") from None
+            raise InputError("--template", f"{template} cannot be filled ({error})", right) from None
         if not fields:
-            raise InputError("--template", f"{template} names no column", "as {title}. {genre}")
+            raise InputError("--template", f"{template} names no column", right)
         open_parquet(file, fields)
         return template, list(dict.fromkeys(fields))
 
-    def note_inputs(self, manifest: Manifest) -> None:
-        """Note the input files."""
-        for file in self.files:
-            manifest.input(file, count_rows(file))
-
-    def shards(self, size: int) -> Iterator[tuple[int, list[tuple[str, list[str], int, pa.RecordBatch]]]]:
-        """(shard, its pieces of batches with their template, its columns and their first row), ``size`` rows each."""
+    def shards(self, size: int) -> Iterator[tuple[int, list[Piece]]]:
+        """(shard, its pieces), ``size`` rows each."""
         number, held, pieces, row = 0, 0, [], 0
-        for file in self.files:
-            template, fields = self._template(file)
+        for file, (template, fields) in zip(self.files, self._templates, strict=True):
             kinds = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}
             for whole in iter_batches(file, kinds, strict=False):
                 batch = whole
@@ -158,9 +158,7 @@ class Texts:
         if pieces:
             yield number, pieces
 
-    def texts(
-        self, pieces: list[tuple[str, list[str], int, pa.RecordBatch]], manifest: Manifest
-    ) -> tuple[list[int], list[str]]:
+    def texts(self, pieces: list[Piece], manifest: Manifest) -> tuple[list[int], list[str]]:
         """(pids, texts) of a shard; rows that are dropped are counted."""
         pids, texts = [], []
         for template, fields, row, batch in pieces:
@@ -168,17 +166,23 @@ class Texts:
                 parts = {field: "" if values[field] is None else str(values[field]) for field in fields}
                 if not any(value.strip() for value in parts.values()):
                     manifest.drop("text is empty")
-                elif values["pid"] is None or not self._first(values["pid"], place):
+                elif not self._first[place]:
                     manifest.drop("pid is null or stands twice")
                 else:
                     pids.append(values["pid"])
                     texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 
+    def check(self, manifest: Manifest, items: int) -> None:
+        """Raise `InputError` where too many rows were dropped, or nothing is left."""
+        args = self._args
+        manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), self.rows, args.max_bad_ratio)
+        if not items:
+            raise InputError(args.input, "holds no text", "at least one item with text")
+
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
-    """Embeddings float32 [n, dim], unit length: TF-IDF over words and Chinese character pairs, reduced by truncated SVD."""
-    from sklearn.decomposition import TruncatedSVD
+    """Embeddings float32 [n, dim], unit length: truncated SVD of TF-IDF over words and pairs of Chinese characters."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     # A word of Latin letters or digits, or two neighbouring Chinese characters (a lookahead lets them overlap).
@@ -188,11 +192,9 @@ def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
         matrix = grams.fit_transform(texts)
     except ValueError as error:
         raise InputError("--encoder", f"{TFIDF_SVD} finds no words ({error})", "texts with words") from None
-    rank = min(dim, min(matrix.shape) - 1)
-    if rank < 1:
+    if min(matrix.shape) < 2:
         raise InputError("--encoder", f"{TFIDF_SVD} needs at least two different texts", "more items")
-    vectors = TruncatedSVD(rank, random_state=seed).fit_transform(matrix)
-    return unit(np.pad(vectors, ((0, 0), (0, dim - rank))))
+    return svd_vectors(matrix, dim, seed)
 
 
 class Beside:
@@ -207,7 +209,8 @@ class Beside:
             except ValueError:
                 scale = -1.0
             if not 0 < scale < np.inf:
-                raise InputError("--concat", f"{other} has the weight {weight}", "FILE or FILE:WEIGHT, a number above 0")  # fmt: skip
+                right = "FILE or FILE:WEIGHT, a number above 0"
+                raise InputError("--concat", f"{other} has the weight {weight}", right)
             noted = Manifest("concat", {})
             pids, vectors = zip(*iter_embeddings(name, embedding_dim(name), noted), strict=True)
             if noted.dropped.keys() - {ALL_ZERO}:  # which is as if the item were not there
@@ -230,33 +233,20 @@ class Beside:
         return unit(joined)
 
 
-def as_table(pids: Sequence[int], vectors: np.ndarray, args: argparse.Namespace, dropped: Any = None) -> pa.Table:
-    """The output's rows; ``dropped`` goes into the schema's metadata."""
-    values = pa.array(vectors.astype(args.embedding_dtype).ravel())
-    lists = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
-    table = pa.table({"pid": pa.array(pids, pa.int64()), "embedding": lists})
-    return table if dropped is None else table.replace_schema_metadata({"dropped": repr(dropped)})
-
-
 def make_encoder(args: argparse.Namespace) -> TextEncoder:
     """The HF encoder on this process's device."""
     import torch
 
     from tokenizer.text_encoder import TextEncoder
 
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = chosen_device(args.device)
     name = ("bfloat16" if device.startswith("cuda") else "float32") if args.dtype == "auto" else args.dtype
-    return TextEncoder(
-        args.encoder, args.pooling, args.dim, args.max_tokens, args.batch_size, args.max_batch_tokens, device, getattr(torch, name)
-    )  # fmt: skip
+    sizes = (args.dim, args.max_tokens, args.batch_size, args.max_batch_tokens)
+    return TextEncoder(args.encoder, args.pooling, *sizes, device, getattr(torch, name))
 
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None:
-    """Make the folder of shards, or go on with it; raises `InputError` where it holds those of other settings or inputs."""
+    """Begin the folder of shards, or go on with it; raises `InputError` where they are of other settings or inputs."""
     settings = {name: getattr(args, name) for name in _SAME}
     settings["input"] = files_digest(files)
     parted = [other.partition(":") for other in args.concat]
@@ -287,54 +277,48 @@ def encode_shards(
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)
         label = f"embed {number + 1}/{len(names)}" if len(names) > 1 else "embed"
-        width = encoder.dim
-        vectors = encoder.encode(wanted, label) if wanted else np.zeros((0, width), np.float32)
+        vectors = encoder.encode(wanted, label) if wanted else np.zeros((0, encoder.dim), np.float32)
         good = np.isfinite(vectors).all(1)
         counts.drop("encoder gave no number", int((~good).sum()))
         pids = [pid for pid, fine in zip(pids, good.tolist(), strict=True) if fine]
-        write_table(names[number], as_table(pids, beside.join(pids, vectors[good]), args, dict(counts.dropped)))
+        joined = beside.join(pids, vectors[good]).astype(args.embedding_dtype)
+        # What was dropped goes with the shard: the process that ends the run reads it there.
+        dropped = {"dropped": repr(dict(counts.dropped))}
+        write_table(names[number], embedding_table(pids, joined).replace_schema_metadata(dropped))
 
 
 def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tuple[int, int]:
     """Encode shard by shard; returns (items, dimensions) on the first process, zeros on the others."""
-    single = args.output_path.suffix == ".parquet"
+    single, rank = args.output_path.suffix == ".parquet", processes()[0]
     folder = args.output_path.with_name(f".{args.output_path.stem}.shards") if single else args.output_path
-    with locked(folder, processes()[0] == 0):
-        return _by_encoder(args, texts, manifest, folder, single)
+    with locked(folder, rank == 0):
+        count = -(-texts.rows // args.shard_rows)
+        names = [folder / shard_name(i, count) for i in range(count)]
+        # What cannot be had is said before the folder takes the settings of this run.
+        beside, encoder = Beside(args.concat), None
+        if rank == 0:
+            if args.overwrite or not all(name.exists() for name in names):
+                encoder = make_encoder(args)
+            begin(args, folder, texts.files)
+        # Opened by all together, so after `begin`; left by all together, so when every shard is there.
+        with process_group("gloo", timeout=datetime.timedelta(days=7)):
+            encode_shards(args, texts, names, beside, encoder)
+        return (0, 0) if rank else join_shards(args, texts, manifest, names, folder if single else None)
 
 
-def _by_encoder(
-    args: argparse.Namespace, texts: Texts, manifest: Manifest, folder: Path, single: bool
+def join_shards(
+    args: argparse.Namespace, texts: Texts, manifest: Manifest, names: list[Path], folder: Path | None
 ) -> tuple[int, int]:
-    count = -(-texts.rows // args.shard_rows)
-    names = [folder / shard_name(i, count) for i in range(count)]
-    rank = processes()[0]
-    # What cannot be had is said before the folder takes the settings of this run.
-    beside, encoder = Beside(args.concat), None
-    if rank == 0:
-        if args.overwrite or not all(name.exists() for name in names):
-            encoder = make_encoder(args)
-        begin(args, folder, texts.files)
-    # Opened by all together, so after `begin`; left by all together, so when every shard is there.
-    with process_group("gloo", timeout=datetime.timedelta(days=7)):
-        encode_shards(args, texts, names, beside, encoder)
-    if rank:
-        return 0, 0
-    import ast
-
+    """Count what the shards hold and lack; one file of them, and no ``folder``, where one is wanted."""
     for name in names:
         for reason, number in ast.literal_eval(open_parquet(name).schema_arrow.metadata[b"dropped"].decode()).items():
             manifest.drop(reason, number)
-    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
     items = sum(count_rows(name) for name in names)
-    if not items:
-        raise InputError(args.input, "holds no text", "at least one item with text")
+    texts.check(manifest, items)
     schema = open_parquet(names[0]).schema_arrow.remove_metadata()
-    if single:
-        batches = (
-            batch.replace_schema_metadata() for name in names for batch in iter_batches(name, ["pid", "embedding"])
-        )
-        write_batches(args.output_path, schema, batches)
+    if folder:
+        batches = (batch for name in names for batch in iter_batches(name, ["pid", "embedding"]))
+        write_batches(args.output_path, schema, (batch.replace_schema_metadata() for batch in batches))
         remove_folder(folder)
     return items, schema.field("embedding").type.list_size
 
@@ -345,16 +329,14 @@ def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tupl
         raise InputError("--encoder", f"{args.encoder} needs all items in one process", "run it without torchrun")
     pieces = [piece for _, some in texts.shards(max(texts.rows, 1)) for piece in some]
     pids, wanted = texts.texts(pieces, manifest)
-    manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), texts.rows, args.max_bad_ratio)
-    if not wanted:
-        raise InputError(args.input, "holds no text", "at least one item with text")
+    texts.check(manifest, len(pids))
     if args.encoder == NO_TEXT:
         own = np.zeros((len(wanted), 0), np.float32)
     else:
         own = tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed)
     vectors = Beside(args.concat).join(pids, own)
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
-    write_table(output, as_table(pids, vectors, args))
+    write_table(output, embedding_table(pids, vectors.astype(args.embedding_dtype)))
     return len(pids), vectors.shape[1]
 
 
@@ -364,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--encoder", f"{NO_TEXT} leaves nothing to embed", "embeddings to take, by --concat")
     manifest = Manifest("embed_items", args)
     texts = Texts(args)
-    texts.note_inputs(manifest)
+    for file in texts.files:
+        manifest.input(file, count_rows(file))
     items, dim = (by_tfidf if args.encoder in (TFIDF_SVD, NO_TEXT) else by_encoder)(args, texts, manifest)
     if processes()[0]:
         return

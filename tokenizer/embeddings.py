@@ -1,4 +1,4 @@
-"""Reading item embeddings from Parquet: any float type, fixed-size or plain lists, streamed, bad rows counted and listed."""
+"""Reading item embeddings from Parquet: any floats, any lists, streamed, bad rows counted and listed."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from onerec.errors import InputError
 from onerec.parquet import Kind, count_rows, integers, iter_batches, list_parquet, list_parts
 from onerec.run import Manifest
 
-TWICE = "pid stands twice"
-NULL, RAGGED, NOT_FINITE, ALL_ZERO, NO_PID = (
+ALL_ZERO, TWICE = "embedding is all zero", "pid stands twice"
+# Why a row is left out: the first reason that applies, by its number; 0 for a good row.
+_REASONS = (
+    "",
+    "pid is null",
     "embedding is null",
     "embedding has another dimension",
     "embedding is not finite or too large",
-    "embedding is all zero",
-    "pid is null",
+    ALL_ZERO,
 )
 _LARGEST = 1e30  # squared length: float32 has room for the sum of a hundred million of them
 _LISTED = 1000  # bad rows that the manifest names; all are counted
 
 
 def iter_embeddings(
-    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192, first: FirstOfPid | None = None
+    path: str | Path, dim: int, manifest: Manifest, batch_size: int = 8192, first: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Stream (pids int64 [b], vectors float32 [b, dim]) of a file or folder with columns ``pid`` and ``embedding``.
 
-    A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null, of another
-    dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed in its
-    ``bad_rows``; with ``first`` also a row whose pid stood before. Raises `InputError` where a file's embeddings are shorter than ``dim`` or no lists of floats.
+    A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null,
+    of another dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed
+    in its ``bad_rows``; with ``first`` (`first_of_pids`) also a row whose pid stood before. Raises `InputError` where
+    a file's embeddings are shorter than ``dim`` or no lists of floats.
     """
     before = 0  # rows of the files before this one
     for file in list_parquet(path):
@@ -39,9 +43,8 @@ def iter_embeddings(
         kinds = {"pid": Kind.INT, "embedding": Kind.FLOATS}
         for batch in iter_batches(file, kinds, batch_size=batch_size):
             pids, vectors, places, width = _arrays(file, rows, batch, dim, width, manifest)
-            if first:
-                places = (places + before).tolist()
-                kept = np.fromiter(map(first, pids.tolist(), places), bool, len(pids))
+            if first is not None:
+                kept = first[places + before]
                 manifest.drop(TWICE, int((~kept).sum()))
                 pids, vectors = pids[kept], vectors[kept]
             rows += batch.num_rows
@@ -52,35 +55,17 @@ def iter_embeddings(
             raise InputError(file, "is an empty table", "give at least one item")
 
 
-class FirstOfPid:
-    """Which row of a file or folder is the first of its pid; reads the pid column alone (16 bytes a row while it does)."""
-
-    def __init__(self, path: str | Path) -> None:
-        pids, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        total = 0
-        for file in list_parquet(path):
-            for batch in iter_batches(file, {"pid": Kind.INT}, batch_size=1 << 20, strict=False):
-                found, known, _ = integers(batch.column("pid"))
-                pids.append(found[known])
-                places.append(np.flatnonzero(known) + total)
-                total += len(known)
-        every = np.concatenate(pids)
-        ordered = np.sort(every)
-        doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        double = np.isin(every, doubled)
-        rows = np.concatenate(places)[double]
-        # Only doubled pids are kept: usually none.
-        self._first: dict[int, int] = {}
-        for row, pid in zip(rows.tolist(), every[double].tolist(), strict=True):
-            self._first.setdefault(pid, row)
-
-    def __bool__(self) -> bool:
-        """Whether any pid stands twice."""
-        return bool(self._first)
-
-    def __call__(self, pid: int, row: int) -> bool:
-        """Whether ``row`` is the first that has ``pid``."""
-        return self._first.get(pid, row) == row
+def first_of_pids(path: str | Path) -> np.ndarray:
+    """bool [rows of a file or folder]: False where a row before has the same pid. Reads the pids alone."""
+    pids, known = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for file in list_parquet(path):
+        for batch in iter_batches(file, {"pid": Kind.INT}, batch_size=1 << 20, strict=False):
+            found, valid, _ = integers(batch.column("pid"))
+            pids.append(found)
+            known.append(valid)
+    first = np.concatenate(known)
+    first[first] = ~pd.Series(np.concatenate(pids)[first]).duplicated().to_numpy()
+    return first
 
 
 def sample_vectors(
@@ -92,17 +77,16 @@ def sample_vectors(
     max_bad_ratio: float,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, int]:
-    """(a uniform sample of at most ``limit`` rows, float32 [n, dim]; rows in all), with one batch of the rest in memory at a time.
+    """(a uniform sample of at most ``limit`` rows, float32 [n, dim]; rows in all); of the rest one batch is in memory.
 
-    ``share`` (rank, processes): only every ``processes``-th row of the sample, from the ``rank``-th. Raises `InputError` where more than ``max_bad_ratio`` of
-    the rows are bad.
+    ``share`` (rank, processes): only every ``processes``-th row of the sample, from the ``rank``-th. Raises
+    `InputError` where more than ``max_bad_ratio`` of the rows are bad.
     """
     total = sum(count_rows(file) for path in paths for file in list_parquet(path))
-    rank, processes = share
+    chosen = np.arange(total)
     if total > limit:
-        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))[rank::processes]
-    else:
-        chosen = np.arange(rank, total, processes)
+        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
+    chosen = chosen[share[0] :: share[1]]
     sample = np.empty((len(chosen), dim), np.float32)
     taken = position = 0
     for path in paths:
@@ -127,38 +111,35 @@ def embedding_dim(path: str | Path) -> int:
 def _arrays(
     file: Path, first_row: int, batch: pa.RecordBatch, dim: int, width: int | None, manifest: Manifest
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:
-    """(pids, vectors, their rows in the file, dimension of its embeddings) of a batch that begins at ``first_row``; ``width`` is None at first."""
-    column, pid_column = batch.column("embedding"), batch.column("pid")
-    pids, has_pid, _ = integers(pid_column)
-    # Every row gets the first reason that applies to it; 0 is none.
-    reasons = [NO_PID, NULL, RAGGED, NOT_FINITE, ALL_ZERO]
-    wrong = np.where(has_pid, 0, 1)
+    """(pids, vectors, their rows in the file, width of its embeddings) of a batch that begins at ``first_row``.
+
+    ``width`` is None until a row had an embedding.
+    """
+    column = batch.column("embedding")
+    pids, has_pid, _ = integers(batch.column("pid"))
     _, offsets, null = list_parts(column)
-    wrong[null & (wrong == 0)] = 2
     lengths = np.diff(offsets)
     if width is None and not null.all():
         width = int(lengths[~null][0])
         if width < dim:
             raise InputError(file, f"has embeddings of {width} dimensions", f"at least --dim {dim}")
-    wrong[(lengths != (width or 0)) & (wrong == 0)] = 3
+    wrong = np.select([~has_pid, null, lengths != (width or 0)], [1, 2, 3])
     usable = np.flatnonzero(wrong == 0)
     if len(usable) < len(column):
         column = column.take(pa.array(usable))
     values = list_parts(column)[0].to_numpy(zero_copy_only=False)
-    vectors = (
-        values.reshape(len(usable), -1)[:, :dim].astype(np.float32) if len(usable) else np.zeros((0, dim), np.float32)
-    )
+    vectors = values.reshape(len(usable), -1)[:, :dim] if len(usable) else np.zeros((0, dim))
+    vectors = vectors.astype(np.float32)
     with np.errstate(all="ignore"):
         finite, zero = np.einsum("ij,ij->i", vectors, vectors) < _LARGEST, ~vectors.any(1)
-    wrong[usable[~finite]] = 4
-    wrong[usable[zero]] = 5
+    wrong[usable] = np.select([zero, ~finite], [5, 4])
     if wrong.any():
         listed = manifest.extra.setdefault("bad_rows", [])
         for row in np.flatnonzero(wrong).tolist():
-            reason = reasons[wrong[row] - 1]
+            reason = _REASONS[wrong[row]]
             manifest.drop(reason)
             if len(listed) < _LISTED:
-                pid = None if reason == NO_PID else int(pids[row])
+                pid = int(pids[row]) if has_pid[row] else None
                 listed.append({"file": str(file), "row": first_row + row, "pid": pid, "reason": reason})
         good = finite & ~zero
         vectors, usable = vectors[good], usable[good]

@@ -1,10 +1,11 @@
 """How good SIDs are: collisions, use of the codes, reconstruction, and whether near items have near SIDs.
 
-    python evaluate_codes.py --pid2sid pid2sid.parquet --emb_path item_embedding.parquet --model_path out --output_dir report
-    python evaluate_codes.py --pid2sid pid2sid.parquet --output_dir report --caption pid2caption.parquet     # codes alone
+    python evaluate_codes.py --pid2sid pid2sid.parquet --emb_path embeddings/ --model_path out --output_dir report
+    python evaluate_codes.py --pid2sid pid2sid.parquet --output_dir report --caption pid2caption.parquet   # codes alone
 
 Prints a table and writes codes_report.json and codes_report.html. Collision rate: 1 - distinct SIDs / items. Neighbour
-agreement at depth d: how often one of an item's k nearest (cosine) has the same first d codes, beside two items at random.
+agreement at depth d: how often one of an item's k nearest (cosine) has the same first d codes, beside two items at
+random.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
@@ -27,8 +29,9 @@ from onerec.flags import COUNT, SEED, SHARE, ArgumentParser
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
+from onerec.sparse import unit
 from tokenizer.embeddings import embedding_dim, iter_embeddings
-from tokenizer.quantizer import Quantizer, code_usage, load_quantizer, unit
+from tokenizer.quantizer import Quantizer, code_usage, load_quantizer
 
 REPORT = "codes_report"
 _CAPTIONS = ("dense_caption", "caption", "title", "text")
@@ -65,11 +68,7 @@ def collisions(pids: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
     bucket = bucket.reshape(-1)
     order = np.lexsort((*sids.T[::-1], -sizes))[:_LARGEST]
     largest = [
-        {
-            "codes": sids[i].tolist(),
-            "items": int(sizes[i]),
-            "pids": np.sort(pids[bucket == i])[:_PIDS].tolist(),
-        }
+        {"codes": sids[i].tolist(), "items": int(sizes[i]), "pids": np.sort(pids[bucket == i])[:_PIDS].tolist()}
         for i in order
         if sizes[i] > 1
     ]
@@ -89,6 +88,7 @@ def layers(codes: np.ndarray, spec: SidSpec) -> list[dict[str, Any]]:
     for layer, size in enumerate(spec.codebook_sizes):
         counts = np.bincount(codes[:, layer], minlength=size)
         used, entropy, perplexity = code_usage(counts)
+        quantiles = np.quantile(counts, (0, 0.5, 1)).tolist()
         found.append(
             {
                 "layer": layer + 1,
@@ -97,10 +97,7 @@ def layers(codes: np.ndarray, spec: SidSpec) -> list[dict[str, Any]]:
                 "utilisation": used / size,
                 "entropy": entropy,
                 "perplexity": perplexity,
-                "items_a_code": {
-                    name: float(value)
-                    for name, value in zip(("least", "median", "most"), np.quantile(counts, (0, 0.5, 1)), strict=True)
-                },
+                "items_a_code": dict(zip(("least", "median", "most"), quantiles, strict=True)),
                 "distinct_prefixes": int(prefix_ids(codes, layer + 1).max()) + 1,
             }
         )
@@ -112,43 +109,37 @@ class Embedded:
 
     def __init__(self, args: argparse.Namespace, pids: np.ndarray, codes: np.ndarray, model: Quantizer | None) -> None:
         self._args, self._model, self._codes = args, model, codes
-        self._order = np.argsort(pids)
-        self._sorted = pids[self._order]
+        self._rows = pd.Index(pids)
         self._depths = min(codes.shape[1], model.n_layers) if model else 0
         self._errors, self._total = np.zeros(self._depths), 0.0
         self.without_code = self.with_both = 0
-        rng = np.random.default_rng(args.seed)
-        sample = np.sort(rng.permutation(len(pids))[: args.max_items])
+        self._rng = np.random.default_rng(args.seed)
         self._sampled = np.zeros(len(pids), bool)
-        self._sampled[sample] = True
-        self._rng = rng
+        self._sampled[self._rng.permutation(len(pids))[: args.max_items]] = True
 
     def read(self, manifest: Manifest) -> None:
         """Stream the embeddings."""
-        dim = self._model.dim if self._model else embedding_dim(self._args.emb_path)
+        args = self._args
+        dim = self._model.dim if self._model else embedding_dim(args.emb_path)
         vectors, rows = [], []
-        for pids, batch in iter_embeddings(self._args.emb_path, dim, manifest):
-            place = np.searchsorted(self._sorted, pids).clip(max=len(self._sorted) - 1)
-            known = self._sorted[place] == pids
+        for pids, batch in iter_embeddings(args.emb_path, dim, manifest):
+            row = self._rows.get_indexer(pids)
+            known = row >= 0
             self.without_code += int((~known).sum())
-            row, batch = self._order[place[known]], batch[known]
+            row, batch = row[known], batch[known]
             self.with_both += len(row)
             self._add_errors(batch, self._codes[row])
             chosen = self._sampled[row]
             vectors.append(unit(batch[chosen]))
             rows.append(row[chosen])
-        manifest.check_bad_ratio(
-            self._args.emb_path,
-            sum(manifest.dropped.values()),
-            sum(rows or 0 for rows in manifest.inputs.values()),
-            self._args.max_bad_ratio,
-        )
+        total = sum(rows or 0 for rows in manifest.inputs.values())
+        manifest.check_bad_ratio(args.emb_path, sum(manifest.dropped.values()), total, args.max_bad_ratio)
         if not self.with_both:
-            raise InputError(self._args.emb_path, "has no item of --pid2sid", "embeddings of the same catalogue")
+            raise InputError(args.emb_path, "has no item of --pid2sid", "embeddings of the same catalogue")
         self.vectors, self.rows = np.concatenate(vectors), np.concatenate(rows)
 
     def _add_errors(self, vectors: np.ndarray, codes: np.ndarray) -> None:
-        if not self._depths or not len(vectors):
+        if not self._depths:
             return
         vectors = self._model.prepare(vectors)
         self._total += float((vectors**2).sum(dtype=np.float64))
@@ -196,13 +187,18 @@ def add_captions(path: Path, buckets: list[dict[str, Any]]) -> None:
         raise InputError(path, f"has no column {' or '.join(_CAPTIONS)}", f"it has {', '.join(names)}")
     wanted = {pid for bucket in buckets for pid in bucket["pids"]}
     table = read_table(path, {"pid": Kind.INT, column: Kind.SHOWN})
-    texts = {pid: text for pid, text in zip(table["pid"].to_pylist(), table[column].to_pylist(), strict=True) if pid in wanted}  # fmt: skip
+    pairs = zip(table["pid"].to_pylist(), table[column].to_pylist(), strict=True)
+    texts = {pid: text for pid, text in pairs if pid in wanted}
     for bucket in buckets:
         bucket["captions"] = [texts.get(pid) for pid in bucket["pids"]]
 
 
+HEADINGS = ("layer", "codes used", "bits", "perplexity", "items a code", "prefixes",
+            "error", "relative", "neighbours agree", "by chance")  # fmt: skip
+
+
 def depth_rows(report: dict[str, Any]) -> list[list[str]]:
-    """The table by depth: layer, use, prefixes, error, agreement."""
+    """The table by depth: layer, use, prefixes, error, agreement; a dash for what was not measured."""
     errors = {row["depth"]: row for row in report.get("reconstruction", [])}
     near = report.get("neighbours")
     rows = []
@@ -216,16 +212,11 @@ def depth_rows(report: dict[str, Any]) -> list[list[str]]:
                 f"{layer['perplexity']:,.1f}",
                 "{least:,.0f} / {median:,.0f} / {most:,.0f}".format(**layer["items_a_code"]),
                 f"{layer['distinct_prefixes']:,}",
-                f"{error['mse']:.6f}" if error else "–",
-                f"{error['relative']:.4f}" if error else "–",
-                f"{near['agreement'][i]:.4f}" if near else "–",
-                f"{near['by_chance'][i]:.4f}" if near else "–",
+                *([f"{error['mse']:.6f}", f"{error['relative']:.4f}"] if error else "––"),
+                *([f"{near['agreement'][i]:.4f}", f"{near['by_chance'][i]:.4f}"] if near else "––"),
             ]
         )
     return rows
-
-
-HEADINGS = ("layer", "codes used", "bits", "perplexity", "items a code", "prefixes", "error", "relative", "neighbours agree", "by chance")  # fmt: skip
 
 
 def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: str) -> None:
@@ -264,19 +255,25 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
     write_text(path, html_page("SIDs", headline, tables, groups))
 
 
+def checked_model(args: argparse.Namespace, spec: SidSpec) -> Quantizer | None:
+    """The quantiser of --model_path, None without; raises `InputError` where it is not that of the SIDs."""
+    if not args.model_path:
+        return None
+    if not args.emb_path:
+        raise InputError("--model_path", "says nothing without embeddings", "add --emb_path")
+    model = load_quantizer(args.model_path)
+    both = min(model.n_layers, spec.n_layers)
+    if model.codebook_sizes[:both] != spec.codebook_sizes[:both]:
+        right = f"those of {args.pid2sid}: {spec.codebook_sizes}"
+        raise InputError(args.model_path, f"has codebooks {model.codebook_sizes}", right)
+    return model
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.model_path and not args.emb_path:
-        raise InputError("--model_path", "says nothing without embeddings", "add --emb_path")
     spec = SidSpec.load(args.pid2sid.parent / SID_SPEC)
     pids, codes = read_pid2sid(args.pid2sid, spec)
-    model = load_quantizer(args.model_path) if args.model_path else None
-    if model:
-        both = min(model.n_layers, spec.n_layers)
-        if model.codebook_sizes[:both] != spec.codebook_sizes[:both]:
-            raise InputError(
-                args.model_path, f"has codebooks {model.codebook_sizes}", f"those of {args.pid2sid}: {spec.codebook_sizes}"
-            )  # fmt: skip
+    model = checked_model(args, spec)
     manifest = Manifest("evaluate_codes", args)
     manifest.input(args.pid2sid, len(pids))
     report: dict[str, Any] = {"codebook_sizes": list(spec.codebook_sizes), "collision_policy": spec.collision}
@@ -293,23 +290,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.caption:
         add_captions(args.caption, report["largest_buckets"])
     headline = (
-        f"{report['items']:,} items, {report['distinct_sids']:,} distinct SIDs, collision rate {report['collision_rate']:.2%} "
-        f"(policy {spec.collision}), {report['items_in_collision']:.2%} of the items share theirs, largest bucket {max(report['bucket_sizes'])}"
+        f"{report['items']:,} items, {report['distinct_sids']:,} distinct SIDs, "
+        f"collision rate {report['collision_rate']:.2%} (policy {spec.collision}), "
+        f"{report['items_in_collision']:.2%} of the items share theirs, largest bucket {max(report['bucket_sizes'])}"
     )
     print(headline)
     rows = [list(HEADINGS), *depth_rows(report)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    write_json(args.output_dir / f"{REPORT}.json", report)
-    write_page(args.output_dir / f"{REPORT}.html", report, codes, headline)
-    for suffix in ("json", "html"):
-        manifest.output(args.output_dir / f"{REPORT}.{suffix}")
+    data, page = (args.output_dir / f"{REPORT}.{suffix}" for suffix in ("json", "html"))
+    write_json(data, report)
+    write_page(page, report, codes, headline)
+    manifest.output(data)
+    manifest.output(page)
     manifest.write(args.output_dir, f"{REPORT}.manifest.json")
     missing = report.get("items_without_embedding", 0)
-    print(
-        f"report: {args.output_dir / REPORT}.html; {f'{missing:,} items have no embedding; ' if missing else ''}{manifest.dropped_text()}"
-    )
+    print(f"report: {page}; {f'{missing:,} items have no embedding; ' if missing else ''}{manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""SIDs that somebody else made, into the tables that the other stages read.
+"""Import published SIDs into the tables that the other stages read.
 
     python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256
     python import_codes.py --codes index.json --output_path sids/pid2sid.parquet --codebook_size 256 --n_layers 3
 
-Reads a JSON object of item id to codes, as published beside several papers: ``{"7": [220, 123, 2, 149]}``. Codes may also be
-token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first layers (the last one of
-such files often only numbers the items of a SID; resolve_collisions.py has other ways). Writes pid (int64) and codes
-(list<int32>), and sid_spec.json and a manifest beside them. ``--embedding_path`` also writes embeddings that say what the codes
-say, for SIDs of the project's own from them and other sources (embed_items.py --concat).
+Reads a JSON object of item id to codes, as published beside several papers: ``{"7": [220, 123, 2, 149]}``. Codes may
+also be token texts whose number is the code, ``["<a_220>", "<b_123>", "<c_2>"]``. ``--n_layers`` keeps the first
+layers: the last one of such files often only numbers the items of a SID. ``--embedding_path`` also writes embeddings
+that say what the codes say, for SIDs of one's own from them and other sources (embed_items.py --concat).
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.flags import CODES, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
-from onerec.parquet import whole_number, write_table
+from onerec.parquet import embedding_table, whole_number, write_batches, write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
-from tokenizer.infer_res_kmeans import SCHEMA, sid_keys
-from tokenizer.quantizer import unit
+from onerec.sparse import unit
+from tokenizer.infer_res_kmeans import note_codes
+from tokenizer.quantizer import SCHEMA, codes_batch, sid_keys
 
 _TOKEN = re.compile(r"<[^<>]*?_(\d+)>")
 
@@ -39,10 +38,8 @@ def to_code(value: Any) -> int:
     """A code given as a number or as a token; raises ValueError where it is neither."""
     if isinstance(value, str):
         match = _TOKEN.fullmatch(value)
-        if match is None:
-            raise ValueError(f"{value!r} is not a code")
-        return int(match[1])
-    if isinstance(value, bool) or not isinstance(value, int):
+        value = int(match[1]) if match else value
+    if type(value) is not int:
         raise ValueError(f"{value!r} is not a code")
     return value
 
@@ -75,8 +72,8 @@ def read_codes(path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: flo
 def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> np.ndarray:
     """Embeddings float32 [n, dim], unit length, of ``codes`` [n, layers]: items are near where they share codes.
 
-    A code is a random direction (seeded), half as long as those of the layer before: what a layer of residual codes adds is
-    smaller, and an agreement in it alone says little.
+    A code is a random direction (seeded), half as long as those of the layer before: what a layer of residual codes
+    adds is smaller, and an agreement in it alone says little.
     """
     rng, vectors = np.random.default_rng(seed), np.zeros((len(codes), dim))
     for layer in range(codes.shape[1]):
@@ -110,24 +107,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(pids):
         raise InputError(args.codes, f"has no usable item ({manifest.dropped_text()})", "at least one")
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
-    lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(len(codes) + 1, dtype=np.int32) * spec.n_layers), pa.array(codes.ravel())
-    )
-    write_table(output, pa.Table.from_arrays([pa.array(pids), lists], schema=SCHEMA))
-    spec.save(output.parent)
-    distinct = len(np.unique(sid_keys(codes, spec)))
-    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / len(pids), 6)}
-    manifest.output(output, len(pids))
+    write_batches(output, SCHEMA, [codes_batch(pids, codes)])
     if args.embedding_path:
         vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
-        fixed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), args.embedding_dim)
-        write_table(args.embedding_path, pa.table({"pid": pa.array(pids), "embedding": fixed}))
+        write_table(args.embedding_path, embedding_table(pids, vectors))
         manifest.output(args.embedding_path, len(pids))
-    manifest.write(output.parent, f"{output.stem}.manifest.json")
-    print(
-        f"took {len(pids):,} items into {output}: {distinct:,} distinct SIDs, collision rate "
-        f"{1 - distinct / len(pids):.2%}; {manifest.dropped_text()}"
-    )
+    said = note_codes(manifest, output, spec, sid_keys(codes, spec))
+    print(f"took {len(pids):,} items into {output}: {said}")
 
 
 if __name__ == "__main__":

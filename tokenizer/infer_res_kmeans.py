@@ -1,7 +1,7 @@
 """Encode item embeddings to SIDs with trained codebooks, as a stream.
 
-    python infer_res_kmeans.py --model_path out/model.pt --emb_path item_embedding.parquet --output_path pid2sid.parquet
-    python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8   # the best of 8 residual paths
+    python infer_res_kmeans.py --model_path out --emb_path item_embedding.parquet --output_path pid2sid.parquet
+    python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8
 
 Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.json and a manifest beside it.
 """
@@ -27,11 +27,10 @@ from onerec.flags import COUNT, COUNT_OR_ALL, SHARE, ArgumentParser
 from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
-from tokenizer.embeddings import FirstOfPid, iter_embeddings
-from tokenizer.quantizer import Quantizer, load_quantizer
+from tokenizer.embeddings import first_of_pids, iter_embeddings
+from tokenizer.quantizer import SCHEMA, Quantizer, chosen_device, codes_batch, load_quantizer, sid_keys
 
 T = TypeVar("T")
-SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,10 +46,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
     parser.add_argument("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
     parser.add_argument(
-        "--beam",
-        type=COUNT,
-        default=1,
-        help="residual paths searched; the best reconstruction is kept (1: greedy)",
+        "--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)"
     )
     parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
@@ -70,19 +66,12 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-def sid_keys(codes: np.ndarray, spec: SidSpec) -> np.ndarray:
-    """One value a SID, [n], equal where the SIDs are: int64 while the codebooks allow that many, otherwise bytes."""
-    if np.prod([float(size) for size in spec.codebook_sizes]) < 2**63:
-        return np.ravel_multi_index(tuple(codes.T), spec.codebook_sizes).astype(np.int64)
-    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").ravel()
-
-
 def encode_stream(
     args: argparse.Namespace, model: Quantizer, spec: SidSpec, manifest: Manifest, keys: list[np.ndarray]
 ) -> Iterator[pa.RecordBatch]:
     """Encoded batches; a pid that comes again is dropped and counted. Collects the SIDs in ``keys``."""
     manifest.extra["encode_seconds"] = 0.0
-    first = FirstOfPid(args.emb_path)
+    first = first_of_pids(args.emb_path)
     total = sum(count_rows(file) for file in list_parquet(args.emb_path))
     stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size, first))
     for pids, vectors in progress(stream, "encode", total, size=lambda batch: len(batch[0])):
@@ -92,9 +81,7 @@ def encode_stream(
         codes = model.encode(vectors, spec.n_layers, args.beam)
         manifest.extra["encode_seconds"] += time.perf_counter() - began
         keys.append(sid_keys(codes, spec))
-        offsets = np.arange(len(codes) + 1, dtype=np.int32) * spec.n_layers
-        lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes.ravel()))
-        yield pa.RecordBatch.from_arrays([pa.array(pids), lists], schema=SCHEMA)
+        yield codes_batch(pids, codes)
     bad = sum(manifest.dropped.values())
     manifest.check_bad_ratio(args.emb_path, bad, total, args.max_bad_ratio)
     if bad == total:
@@ -102,35 +89,32 @@ def encode_stream(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    import torch
-
     args = parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
-    model = load_quantizer(args.model_path)
+    device, model = chosen_device(args.device), load_quantizer(args.model_path)
     n_layers = model.n_layers if args.n_layers == -1 else args.n_layers
     if not 1 <= n_layers <= model.n_layers:
-        raise InputError(
-            args.model_path,
-            f"has {model.n_layers} layers, not {n_layers}",
-            f"--n_layers 1 to {model.n_layers}",
-        )
+        what = f"has {model.n_layers} layers, not {n_layers}"
+        raise InputError(args.model_path, what, f"--n_layers 1 to {model.n_layers}")
     if args.beam > 1 and not model.residual:
         raise InputError("--beam", f"a quantiser of kind {model.kind} has no residual paths to search", "--beam 1")
-    model.to("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    model.to(device)
     spec = SidSpec(model.spec.codebook_sizes[:n_layers])
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
     manifest, keys = Manifest("infer_res_kmeans", args), []
     rows = write_batches(output, SCHEMA, encode_stream(args, model, spec, manifest, keys))
+    said = note_codes(manifest, output, spec, np.concatenate(keys))
+    print(f"encoded {rows:,} items to {output}: {said}")
+
+
+def note_codes(manifest: Manifest, output: Path, spec: SidSpec, keys: np.ndarray) -> str:
+    """Write what goes beside a pid2sid.parquet, sid_spec.json and a manifest; says how its SIDs (`sid_keys`) meet."""
     spec.save(output.parent)
-    distinct = len(np.unique(np.concatenate(keys)))
-    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(1 - distinct / rows, 6)}
+    rows, distinct = len(keys), len(np.unique(keys))
+    rate = 1 - distinct / rows
+    manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(rate, 6)}
     manifest.output(output, rows)
     manifest.write(output.parent, f"{output.stem}.manifest.json")
-    print(
-        f"encoded {rows:,} items to {output}: {distinct:,} distinct SIDs, collision rate "
-        f"{manifest.extra['collision_rate']:.2%}; {manifest.dropped_text()}"
-    )
+    return f"{distinct:,} distinct SIDs, collision rate {rate:.2%}; {manifest.dropped_text()}"
 
 
 if __name__ == "__main__":

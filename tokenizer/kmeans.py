@@ -1,10 +1,10 @@
 """k-means in torch: on a CPU, one GPU, or several under torchrun, each with its share of the points.
 
-Lloyd's iterations (IEEE Trans. Inf. Theory 28, 1982) from random points or from k-means|| (Bahmani et al., VLDB 2012: rounds
-that each draw many seeds with probability proportional to the squared distance from those already there). A cluster that
-runs empty is re-seeded beside a large one, as faiss does. Balanced: after the plain iterations as many more in which every
-centroid has a price, added to its squared distance, that makes the shares even: the dual variables of an optimal transport
-with entropy (Cuturi, NeurIPS 2013), which cools from iteration to iteration.
+Lloyd's iterations (IEEE Trans. Inf. Theory 28, 1982) from random points or from k-means|| (Bahmani et al., VLDB 2012:
+rounds that each draw many seeds with probability proportional to the squared distance from those already there). A
+cluster that runs empty is re-seeded beside a large one, as faiss does. Balanced: after the plain iterations as many
+more in which every centroid has a price, added to its squared distance, that makes the shares even: the dual variables
+of an optimal transport with entropy (Cuturi, NeurIPS 2013), which cools from iteration to iteration.
 """
 
 from __future__ import annotations
@@ -61,12 +61,11 @@ def all_reduce(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def squared_norms(points: torch.Tensor) -> torch.Tensor:
-    """|x|^2 float32 [n]."""
     return torch.linalg.vecdot(points, points)
 
 
 def cluster_sums(points: torch.Tensor, codes: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums float32 [k, d], counts float32 [k]) over all processes; the same bytes for the same points, on a GPU too."""
+    """(sums float32 [k, d], counts float32 [k]) over all processes; the same bytes every time, on a GPU too."""
     sums = torch.zeros((k, points.shape[1]), dtype=torch.float32, device=points.device)
     if points.is_cuda:
         # Atomic additions come in any order; sorted segments do not.
@@ -88,8 +87,11 @@ class Kmeans:
         self.k, self.config = k, config
 
     def fit(self, points: torch.Tensor) -> Clusters:
-        """Cluster ``points`` float32 [n, d] (this process's share). Raises ValueError with fewer points than clusters."""
-        counts = self._shares(len(points), points.device)
+        """Cluster this process's ``points`` float32 [n, d]. Raises ValueError with fewer points than clusters."""
+        rank, processes = world()
+        shares = torch.zeros(processes, dtype=torch.int64, device=points.device)
+        shares[rank] = len(points)
+        counts = all_reduce(shares).tolist()
         if sum(counts) < self.k:
             raise ValueError(f"{sum(counts)} vectors cannot fill {self.k} codes")
         norms = squared_norms(points)
@@ -98,12 +100,6 @@ class Kmeans:
             for redo in range(self.config.nredo)
         )
         return min(runs, key=lambda run: run.objective[-1])
-
-    def _shares(self, n: int, device: torch.device) -> list[int]:
-        rank, processes = world()
-        shares = torch.zeros(processes, dtype=torch.int64, device=device)
-        shares[rank] = n
-        return all_reduce(shares).tolist()
 
     def _run(self, points: torch.Tensor, norms: torch.Tensor, counts: list[int], rng: np.random.Generator) -> Clusters:
         centroids, price, total = self._seeds(points, counts, rng), None, sum(counts)
@@ -114,6 +110,8 @@ class Kmeans:
             if len(objective) > 1 and objective[-2] - objective[-1] <= _CONVERGED * objective[-1]:
                 break
         if self.config.balanced:
+            # Prices are found before the step that uses them, at a temperature that falls: hot, every price moves a
+            # little and none runs away; cold, the soft shares are near the hard ones that encoding will see.
             some = points[: -(-_PRICE_POINTS * self.k // len(counts))]
             price = torch.zeros(self.k, device=points.device)
             for softness in np.maximum(_COOLING ** np.arange(self.config.niter), _SOFTNESS).tolist():
@@ -124,12 +122,7 @@ class Kmeans:
         return Clusters(centroids, price, objective)
 
     def _step(
-        self,
-        points: torch.Tensor,
-        norms: torch.Tensor,
-        codebook: Codebook,
-        total: int,
-        rng: np.random.Generator,
+        self, points: torch.Tensor, norms: torch.Tensor, codebook: Codebook, total: int, rng: np.random.Generator
     ) -> tuple[torch.Tensor, float]:
         """(centroids after one iteration, mean squared distance before it over all processes, prices left out)."""
         codes, scores = assign(points, codebook)
@@ -177,9 +170,11 @@ class Kmeans:
 def even_price(
     points: torch.Tensor, centroids: torch.Tensor, price: torch.Tensor, softness: float, rounds: int = 3
 ) -> torch.Tensor:
-    """Prices float32 [k] that make the centroids' shares of ``points`` (over all processes) more even, from ``price`` on.
+    """Prices float32 [k] that make the centroids' shares of all processes' ``points`` more even, from ``price`` on.
 
-    ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's iteration.
+    ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's
+    iteration: a centroid with more than its share becomes dearer by the logarithm of the excess. That settles because
+    the assignment is soft: with a hard one a small change of price would move whole groups of points at once.
     """
     k, rows = len(centroids), max(1, _SOFT_BYTES // (4 * len(centroids)))
     for _ in range(rounds):

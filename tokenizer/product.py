@@ -1,22 +1,23 @@
-"""Product quantisation (Jégou, Douze and Schmid, PAMI 2011) and its optimised rotation (Ge et al., CVPR 2013), by faiss.
+"""Product quantisation (Jégou et al., PAMI 2011) and its optimised rotation (Ge et al., CVPR 2013), by faiss.
 
-A layer is a sub-space of its own, not a refinement of the layer before: a SID's prefix says nothing about the rest. For comparison
-with residual k-means.
+To compare residual k-means with: a layer is a sub-space of its own, so a SID's prefix says nothing about the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from onerec.errors import InputError
 from tokenizer.quantizer import Quantizer
 from tokenizer.tiles import Codebook, assign
 
 
 class ProductQuantizer(Quantizer):
-    """``centroids`` float32 [n_layers, codebook_size, dim / n_layers], ``rotation`` [d, d] (None for plain PQ), ``mean`` [d].
+    """``centroids`` float32 [n_layers, codebook_size, d / n_layers], ``rotation`` [d, d] (None for PQ), ``mean`` [d].
 
     ``d`` is ``dim`` rounded up to a multiple of the layers; vectors are padded with zeros.
     """
@@ -37,20 +38,26 @@ class ProductQuantizer(Quantizer):
         self.to("cpu")
 
     def to(self, device: str | torch.device) -> ProductQuantizer:
-        """Encode on ``device`` from now on."""
         self._device = torch.device(device)
         self._codebooks = [Codebook(torch.from_numpy(layer).to(self._device)) for layer in self.centroids]
         return self
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors."""
         return self._dim
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of every sub-space."""
         return (self.centroids.shape[1],) * self.centroids.shape[0]
+
+    @classmethod
+    def train(cls, vectors: np.ndarray, args: argparse.Namespace) -> tuple[ProductQuantizer, list[float]]:
+        rotate = args.kind == "opq"
+        try:
+            fitted = cls.fit(vectors, args.n_layers, args.codebook_size, rotate, args.niter, args.seed, args.normalize)
+        except ValueError as error:
+            raise InputError("--codebook_size", f"{error}, which faiss's {args.kind} needs", "a power of two") from None
+        return fitted, []
 
     @classmethod
     def fit(
@@ -63,7 +70,7 @@ class ProductQuantizer(Quantizer):
         seed: int = 0,
         normalize: bool = False,
     ) -> ProductQuantizer:
-        """Train on ``vectors`` float32 [n, dim]; raises ValueError where ``codebook_size`` is no power of two (faiss counts bits)."""
+        """Train on ``vectors`` float32 [n, dim]; raises ValueError where ``codebook_size`` is no power of two."""
         import faiss
 
         bits = codebook_size.bit_length() - 1
@@ -71,10 +78,8 @@ class ProductQuantizer(Quantizer):
             raise ValueError(f"{codebook_size} is not a power of two")
         dim = vectors.shape[1]
         padded = -(-dim // n_layers) * n_layers
-        model = cls(
-            dim, np.zeros((n_layers, 1, padded // n_layers), np.float32), np.zeros(padded, np.float32), None, normalize
-        )  # fmt: skip
-        points, rotation = model._padded(vectors), None
+        empty = np.zeros((n_layers, 1, padded // n_layers), np.float32)
+        points, rotation = cls(dim, empty, np.zeros(padded, np.float32), None, normalize)._padded(vectors), None
         if rotate:
             opq = faiss.OPQMatrix(padded, n_layers, padded)
             opq.niter = niter
@@ -93,7 +98,7 @@ class ProductQuantizer(Quantizer):
         return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, len(self.mean) - vectors.shape[1]))))
 
     def encode(self, vectors: np.ndarray, n_layers: int | None = None, beam: int = 1) -> np.ndarray:
-        """Codes int32 [n, n_layers]; sub-spaces are independent, so there is nothing for a beam to search (ValueError)."""
+        """Codes int32 [n, n_layers]; sub-spaces do not depend on another, so a beam is refused (ValueError)."""
         if beam > 1:
             raise ValueError("product quantisation has no residual paths")
         points = self._padded(vectors)
@@ -117,7 +122,6 @@ class ProductQuantizer(Quantizer):
         return points[:, : self.dim]
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Centroids, mean and rotation."""
         tensors = {"centroids": torch.from_numpy(self.centroids), "mean": torch.from_numpy(self.mean)}
         if self.rotation is not None:
             tensors["rotation"] = torch.from_numpy(self.rotation)
@@ -125,7 +129,6 @@ class ProductQuantizer(Quantizer):
 
     @classmethod
     def from_state(cls, tensors: dict[str, Any], config: dict[str, Any]) -> ProductQuantizer:
-        """From `state`."""
         rotation = tensors.get("rotation")
         return cls(
             int(config["dim"]),

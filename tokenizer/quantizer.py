@@ -1,25 +1,31 @@
-"""What every quantiser of item embeddings is to the rest of the house: encode, decode, one file, one quality report.
+"""The interface of every quantiser of item embeddings: train, encode, decode, one file, one report.
 
-``model.pt`` holds ``kind``, ``state_dict`` (tensors), ``config`` (plain values) and ``sid_spec``, and loads with
-``weights_only=True``. A plain ``centroids.N`` state dict, as the original saves, loads as residual k-means.
+A new one is a class of its own file, named in `KINDS`. ``model.pt`` holds ``kind``, ``state_dict`` (tensors),
+``config`` (plain values) and ``sid_spec``, and loads with ``weights_only=True``. A plain ``centroids.N`` state dict,
+as the original saves, loads as residual k-means.
 """
 
 from __future__ import annotations
 
 import abc
+import argparse
 import dataclasses
 import importlib
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
 from onerec.errors import InputError
 from onerec.folders import atomic_path
 from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
+from onerec.sparse import unit
 
 MODEL_FILE = "model.pt"
+SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])  # of pid2sid.parquet
 # kind in model.pt: the class that reads it. Imported when it is needed, as some need torch and some faiss.
 KINDS = {
     "res_kmeans": "tokenizer.res_kmeans:ResKmeans",
@@ -29,23 +35,28 @@ KINDS = {
 }
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length one, float32; rows of zeros stay zeros."""
-    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(norm == 0, 1, norm)).astype(np.float32)
+def quantizer_class(kind: str) -> type[Quantizer]:
+    """The class of a quantiser in `KINDS`."""
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 class Quantizer(abc.ABC):
     """Vectors float32 [n, dim] to codes int32 [n, n_layers] and back.
 
-    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding. ``residual``: a layer
-    refines what the layers before it left, so that there are paths for a beam to search.
+    ``normalize``: vectors are scaled to length one before anything else, in training and in encoding. ``residual``: a
+    layer refines what the layers before it left, so that there are paths for a beam to search.
     """
 
     kind: ClassVar[str] | str
     residual: ClassVar[bool] = True
     dim: int
     normalize: bool = False
+
+    @classmethod
+    def train(cls, vectors: np.ndarray, args: argparse.Namespace) -> tuple[Quantizer, list[float]]:
+        """(trained on ``vectors``, loss by iteration) by train_baselines.py's flags; raises `InputError`."""
+        raise NotImplementedError
 
     @property
     @abc.abstractmethod
@@ -54,14 +65,11 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, vectors: np.ndarray, n_layers: int | None = None, beam: int = 1) -> np.ndarray:
-        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]; ``beam`` paths are searched where layers depend on another."""
+        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]; ``beam`` paths are searched where it is `residual`."""
 
     @abc.abstractmethod
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Reconstructions float32 [n, dim] of ``codes`` [n, layers]; fewer layers than trained give the prefix's.
-
-        With ``normalize`` they are of the vectors scaled to length one.
-        """
+        """Reconstructions float32 [n, dim] of ``codes`` [n, layers], fewer than trained too; as `prepare` scales."""
 
     @abc.abstractmethod
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,7 +82,6 @@ class Quantizer(abc.ABC):
 
     @property
     def n_layers(self) -> int:
-        """Number of layers."""
         return len(self.codebook_sizes)
 
     @property
@@ -83,7 +90,7 @@ class Quantizer(abc.ABC):
         return SidSpec(self.codebook_sizes)
 
     def to(self, device: Any) -> Quantizer:
-        """Encode on ``device`` (a torch device or its name) from now on, where the kind can; returns itself."""
+        """Encode on ``device`` (a torch device or its name) from now on, where it can; returns itself."""
         return self
 
     def prepare(self, vectors: np.ndarray) -> np.ndarray:
@@ -101,24 +108,20 @@ class Quantizer(abc.ABC):
 
 
 def load_quantizer(path: str | Path) -> Quantizer:
-    """Read ``model.pt`` (the file, or the folder that holds it), whatever kind it is of; weights only.
-
-    Raises `InputError` where it is not one.
-    """
+    """Read ``model.pt`` (the file, or its folder), of any kind; raises `InputError` where it is not one."""
     import torch
 
-    path = Path(path)
+    path, right = Path(path), f"give the {MODEL_FILE} of train_res_kmeans.py"
     path = path / MODEL_FILE if path.is_dir() else path
     if not path.is_file():
-        raise InputError(path, "no such file", f"give the {MODEL_FILE} of train_res_kmeans.py")
-    with loading(path, f"give the {MODEL_FILE} of train_res_kmeans.py"):
+        raise InputError(path, "no such file", right)
+    with loading(path, right):
         value = torch.load(path, map_location="cpu", weights_only=True)
         kind = value.get("kind", "res_kmeans")
         if kind not in KINDS:
             raise InputError(path, f"holds a quantiser of kind {kind}", f"one of {', '.join(KINDS)}")
-        module, _, name = KINDS[kind].partition(":")
         tensors = value.get("state_dict", value)
-        model = getattr(importlib.import_module(module), name).from_state(tensors, value.get("config", {}))
+        model = quantizer_class(kind).from_state(tensors, value.get("config", {}))
         sizes = (value.get("sid_spec") or {}).get("codebook_sizes", model.codebook_sizes)
     check_finite(path, [(key, tensor) for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor)])
     if tuple(sizes) != model.codebook_sizes:
@@ -126,12 +129,40 @@ def load_quantizer(path: str | Path) -> Quantizer:
     return model
 
 
+def chosen_device(wanted: str) -> str:
+    """Torch's device for --device ``wanted`` (auto: this process's GPU, or the CPU); raises `InputError`."""
+    import torch
+
+    if wanted not in ("auto", "cuda"):
+        return wanted
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if wanted == "cuda":
+        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
+    return "cpu"
+
+
+def codes_batch(pids: np.ndarray, codes: np.ndarray) -> pa.RecordBatch:
+    """Rows of a pid2sid.parquet: ``pids`` int64 [n] and ``codes`` [n, layers] as lists of int32."""
+    offsets = np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes.astype(np.int32).ravel()))
+    return pa.RecordBatch.from_arrays([pa.array(pids), lists], schema=SCHEMA)
+
+
+def sid_keys(codes: np.ndarray, spec: SidSpec) -> np.ndarray:
+    """One value a SID, [n], equal where the SIDs are: int64 while the codebooks allow that many, otherwise bytes."""
+    if np.prod([float(size) for size in spec.codebook_sizes]) < 2**63:
+        return np.ravel_multi_index(tuple(codes.T), spec.codebook_sizes).astype(np.int64)
+    return np.ascontiguousarray(codes).view(f"V{codes.shape[1] * codes.itemsize}").ravel()
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
     """How the first ``layer`` layers fit, and how evenly the codes of the last of them are used.
 
     ``mse``: mean squared length of the residual per vector; ``relative``: the same over the mean squared length of the
-    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: training loss by iteration.
+    vectors; ``codes_used``; ``entropy`` in bits; ``perplexity`` = 2 ** entropy; ``objective``: training loss by
+    iteration.
     """
 
     layer: int
@@ -151,9 +182,8 @@ class LayerReport:
 
 
 def layer_report(layer: int, error: float, total: float, counts: np.ndarray, objective: list[float]) -> LayerReport:
-    """The report of a layer with the mean squared residual ``error``, vectors of mean square ``total`` and code ``counts`` [k]."""
-    relative = error / total if total else 0.0
-    return LayerReport(layer, error, relative, *code_usage(counts), objective)
+    """The report of a layer: mean squared residual ``error``, mean square ``total`` of the vectors, ``counts`` [k]."""
+    return LayerReport(layer, error, error / total if total else 0.0, *code_usage(counts), objective)
 
 
 def code_usage(counts: np.ndarray) -> tuple[int, float, float]:

@@ -1,7 +1,8 @@
 """Residual k-means: every layer clusters what the layers before it left over (OpenOneRec, arXiv 2512.24762).
 
 Codes of a vector x: c_1 is the nearest centroid of layer 1, c_2 the nearest of layer 2 to x minus the first centroid,
-and so on; the reconstruction is the sum of the chosen centroids. Balanced layers add a price to a centroid's squared distance.
+and so on; the reconstruction is the sum of the chosen centroids. Balanced layers add a price to a centroid's squared
+distance.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tokenizer.tiles import Codebook, beam_codes, residual_codes
 
 
 class ResKmeans(Quantizer):
-    """Centroids of every layer, float32 [codebook_size, dim] each; prices [codebook_size] where a layer is balanced, else None."""
+    """``centroids`` of a layer: float32 [codebook_size, dim]; ``prices``: [codebook_size] where it is balanced."""
 
     kind = "res_kmeans"
 
@@ -35,21 +36,19 @@ class ResKmeans(Quantizer):
         self.to("cpu")
 
     def to(self, device: str | torch.device) -> ResKmeans:
-        """Encode on ``device`` from now on."""
         self._device = torch.device(device)
-        self._codebooks = [
-            _codebook(layer, price, self._device) for layer, price in zip(self.centroids, self.prices, strict=True)
-        ]
+        self._codebooks = []
+        for centroids, price in zip(self.centroids, self.prices, strict=True):
+            price = None if price is None else torch.from_numpy(price).to(device)
+            self._codebooks.append(Codebook(torch.from_numpy(centroids).to(device), price))
         return self
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors."""
         return self.centroids[0].shape[1]
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of every layer."""
         return tuple(len(layer) for layer in self.centroids)
 
     @classmethod
@@ -68,9 +67,10 @@ class ResKmeans(Quantizer):
     ) -> ResKmeans:
         """Train on ``vectors`` float32 [n, dim], layer by layer; layer l draws from ``config.seed`` + l.
 
-        ``backend`` faiss (on a GPU where faiss-gpu is installed) or torch (on ``device``; under torchrun every process brings
-        its share of the vectors and gets the same model). ``overwrite``: ``vectors`` are working memory, instead of a copy.
-        Empty clusters are re-seeded beside large ones. Raises ValueError with fewer vectors than codes.
+        ``backend`` faiss (on a GPU where faiss-gpu is installed) or torch (on ``device``; under torchrun every process
+        brings its share of the vectors and gets the same model). ``overwrite``: ``vectors`` are working memory,
+        instead of a copy. Empty clusters are re-seeded beside large ones. Raises ValueError with fewer vectors than
+        codes.
         """
         config = config or KmeansConfig()
         model = cls([np.zeros((1, vectors.shape[1]))], normalize=normalize)
@@ -81,9 +81,10 @@ class ResKmeans(Quantizer):
         count = float(all_reduce(torch.tensor(float(len(points)), dtype=torch.float64, device=points.device)))
         total = _mean(squared_norms(points), count)
         centroids, prices = [], []
-        cluster = _cluster_faiss if backend == "faiss" else _cluster_torch
         for layer in range(n_layers):
-            clusters = cluster(points, codebook_size, dataclasses.replace(config, seed=config.seed + layer + 1))
+            own = dataclasses.replace(config, seed=config.seed + layer + 1)
+            faiss = backend == "faiss"
+            clusters = _faiss_clusters(points, codebook_size, own) if faiss else Kmeans(codebook_size, own).fit(points)
             codebook = Codebook(clusters.centroids, clusters.price)
             codes = residual_codes(points, [codebook], residuals=True)
             used = all_reduce(torch.bincount(codes[:, 0].long(), minlength=codebook_size).float())
@@ -95,7 +96,7 @@ class ResKmeans(Quantizer):
         return cls(centroids, prices, normalize)
 
     def encode(self, vectors: np.ndarray, n_layers: int | None = None, beam: int = 1) -> np.ndarray:
-        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]: greedy, or the best of ``beam`` paths (`tokenizer.tiles`)."""
+        """Codes int32 [n, n_layers] of ``vectors`` [n, dim]: greedy, or the best of ``beam`` paths."""
         points = torch.from_numpy(self.prepare(vectors)).to(self._device)
         codebooks = self._codebooks[: n_layers or self.n_layers]
         codes = residual_codes(points, codebooks) if beam == 1 else beam_codes(points, codebooks, beam)
@@ -131,21 +132,12 @@ class ResKmeans(Quantizer):
         )
 
 
-def _codebook(centroids: np.ndarray, price: np.ndarray | None, device: torch.device) -> Codebook:
-    tensor = torch.from_numpy(centroids).to(device)
-    return Codebook(tensor, None if price is None else torch.from_numpy(price).to(device))
-
-
 def _mean(values: torch.Tensor, count: float) -> float:
     """Mean over all processes' ``values`` [n], of which there are ``count``."""
     return float(all_reduce(values.double().sum())) / count
 
 
-def _cluster_torch(points: torch.Tensor, size: int, config: KmeansConfig) -> Clusters:
-    return Kmeans(size, config).fit(points)
-
-
-def _cluster_faiss(points: torch.Tensor, size: int, config: KmeansConfig) -> Clusters:
+def _faiss_clusters(points: torch.Tensor, size: int, config: KmeansConfig) -> Clusters:
     """k-means by faiss, which re-seeds an empty cluster by splitting a large one."""
     import faiss
 

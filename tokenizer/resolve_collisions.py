@@ -1,15 +1,17 @@
 """What happens where several items have one SID: nothing, another last code, or one more code.
 
-    python resolve_collisions.py --method reassign --pid2sid in.parquet --emb_path item_embedding.parquet --model_path out --output_path sids/pid2sid.parquet
-    python resolve_collisions.py --method extra_layer --pid2sid video.parquet product.parquet --output_path a.parquet b.parquet
+    python resolve_collisions.py --method reassign --pid2sid in.parquet --output_path sids/pid2sid.parquet \
+        --emb_path item_embedding.parquet --model_path out
+    python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
-none         as in OpenOneRec: a SID may name several items; whoever resolves it orders them by popularity
-reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every other moves to the
-             nearest last code that is free behind the same codes. What finds no free one stays and is counted
-extra_layer  every item gets one more code, which numbers the items of a bucket (as the fourth code of TIGER, arXiv 2305.05065)
+none         as in OpenOneRec: a SID may name several items, which are then ordered by popularity
+reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every
+             other moves to the nearest last code that is free behind the same codes, or stays and is counted
+extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
+2305.05065)
 
-Several tables (video and product) are resolved each for itself, their items being of different pid spaces, and get one
-specification. The choice is in sid_spec.json beside every output; the vocabulary is to be expanded by that file.
+Several tables (video and product) are of different pid spaces: each is resolved for itself, and all get one
+specification, sid_spec.json beside every output, by which the vocabulary is to be expanded.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.catalog import read_pid2sid
@@ -29,11 +31,11 @@ from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import SHARE, ArgumentParser, integer
 from onerec.folders import clear, together
-from onerec.parquet import Kind, read_table, write_table
+from onerec.parquet import Kind, read_table, write_batches
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
-from tokenizer.quantizer import Quantizer, load_quantizer
+from tokenizer.quantizer import SCHEMA, Quantizer, codes_batch, load_quantizer
 
 METHODS = ("none", "reassign", "extra_layer")
 _CELLS = 1 << 24  # of a table of distances at a time
@@ -43,11 +45,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--method", choices=METHODS, required=True)
     parser.add_argument(
-        "--pid2sid",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="tables of pid and codes, sid_spec.json beside them",
+        "--pid2sid", type=Path, nargs="+", required=True, help="tables of pid and codes, sid_spec.json beside them"
     )
     parser.add_argument(
         "--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same"
@@ -55,9 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")
     parser.add_argument("--model_path", type=Path, help="reassign: model.pt or its folder")
     parser.add_argument(
-        "--popularity",
-        type=Path,
-        help="Parquet file with pid and count: who comes first in a bucket (for one table)",
+        "--popularity", type=Path, help="Parquet file with pid and count: who comes first in a bucket (for one table)"
     )
     parser.add_argument(
         "--extra_codes",
@@ -94,41 +90,26 @@ def read_popularity(path: Path, pids: np.ndarray) -> np.ndarray:
     return np.array([-(counts.get(pid) or 0) for pid in pids.tolist()], dtype=np.float64)
 
 
-def add_layer(codes: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """``codes`` [n, L] with the place in the bucket as one more code."""
-    order, place = buckets(codes, rank)
-    extra = np.empty(len(codes), codes.dtype)
-    extra[order] = place
-    return np.column_stack([codes, extra])
-
-
 def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest) -> np.ndarray:
-    """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them; only they stay in memory."""
-    order = np.argsort(pids[wanted])
-    ordered = pids[wanted][order]
+    """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them."""
+    rows = pd.Index(pids[wanted])
     vectors, found = np.zeros((len(wanted), model.dim), np.float32), np.zeros(len(wanted), bool)
     for some, batch in iter_embeddings(path, model.dim, manifest):
-        place = np.searchsorted(ordered, some).clip(max=len(ordered) - 1)
-        known = ordered[place] == some
-        vectors[order[place[known]]] = model.prepare(batch[known])
-        found[order[place[known]]] = True
+        place = rows.get_indexer(some)
+        known = place >= 0
+        vectors[place[known]] = model.prepare(batch[known])
+        found[place[known]] = True
     if not found.all():
         missing = pids[wanted][~found]
-        raise InputError(
-            path, f"has no embedding of {len(missing)} items, pid {missing[0]} the first", "embeddings of every item of --pid2sid"
-        )  # fmt: skip
+        what = f"has no embedding of {len(missing)} items, pid {missing[0]} the first"
+        raise InputError(path, what, "embeddings of every item of --pid2sid")
     return vectors
 
 
 def reassign(
-    pids: np.ndarray,
-    codes: np.ndarray,
-    path: str,
-    model: Quantizer,
-    popular: np.ndarray | None,
-    manifest: Manifest,
+    pids: np.ndarray, codes: np.ndarray, path: str, model: Quantizer, popular: np.ndarray | None, manifest: Manifest
 ) -> tuple[np.ndarray, int, int]:
-    """(codes with a free last code for whoever could have one, items moved, items that share a SID still)."""
+    """(codes after moving items to free last codes, number of items moved, number that still share a SID)."""
     order, place = buckets(codes, pids)
     sizes = np.diff(np.append(np.flatnonzero(place == 0), len(place)))
     shared = order[np.repeat(sizes, sizes) > 1]  # rows of items that share their SID
@@ -189,24 +170,26 @@ def nearest_pairs(vectors: np.ndarray, points: np.ndarray, pids: np.ndarray) -> 
 def check(args: argparse.Namespace) -> SidSpec:
     """The specification of the inputs; raises `InputError` where arguments do not go together."""
     if len(args.output_path) != len(args.pid2sid):
-        raise InputError(
-            "--output_path", f"names {len(args.output_path)} files for {len(args.pid2sid)} tables", "one for every --pid2sid"
-        )  # fmt: skip
+        what = f"names {len(args.output_path)} files for {len(args.pid2sid)} tables"
+        raise InputError("--output_path", what, "one for every --pid2sid")
     if args.popularity and len(args.pid2sid) > 1:
         raise InputError("--popularity", "is of one pid space", "one --pid2sid at a time, or none")
     specs = [SidSpec.load(path.parent / SID_SPEC) for path in args.pid2sid]
     for path, spec in zip(args.pid2sid, specs, strict=True):
         if not spec.same_codebooks(specs[0]):
-            raise InputError(path, f"has codebooks {spec.codebook_sizes}", f"those of {args.pid2sid[0]}: {specs[0].codebook_sizes}")  # fmt: skip
+            right = f"those of {args.pid2sid[0]}: {specs[0].codebook_sizes}"
+            raise InputError(path, f"has codebooks {spec.codebook_sizes}", right)
         if spec.collision != "none":
             raise InputError(path, f"was resolved before ({spec.collision})", "the table of infer_res_kmeans.py")
     if args.method == "reassign":
         if not args.model_path or len(args.emb_path) != len(args.pid2sid):
-            raise InputError("--method", "reassign measures distances", "--model_path, and an --emb_path for every --pid2sid")  # fmt: skip
+            right = "--model_path, and an --emb_path for every --pid2sid"
+            raise InputError("--method", "reassign measures distances", right)
     elif args.model_path or args.emb_path:
         raise InputError("--emb_path, --model_path", f"are not used by {args.method}", "leave them out")
     if args.method == "extra_layer" and specs[0].n_layers == len(LAYER_LETTERS):
-        raise InputError(args.pid2sid[0], f"has {specs[0].n_layers} layers", f"fewer than {len(LAYER_LETTERS)}, to add one")  # fmt: skip
+        right = f"fewer than {len(LAYER_LETTERS)}, to add one"
+        raise InputError(args.pid2sid[0], f"has {specs[0].n_layers} layers", right)
     return specs[0]
 
 
@@ -220,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = [read_pid2sid(path, spec) for path in args.pid2sid]
     model = load_quantizer(args.model_path) if args.method == "reassign" else None
     if model and model.codebook_sizes != spec.codebook_sizes:
-        raise InputError(args.model_path, f"has codebooks {model.codebook_sizes}", f"those of {args.pid2sid[0]}: {spec.codebook_sizes}")  # fmt: skip
+        right = f"those of {args.pid2sid[0]}: {spec.codebook_sizes}"
+        raise InputError(args.model_path, f"has codebooks {model.codebook_sizes}", right)
     results, lines = [], []
     for number, (path, (pids, codes)) in enumerate(zip(args.pid2sid, tables, strict=True)):
         manifest.input(path, len(pids))
@@ -232,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             manifest.extra.setdefault("left_in_collision", []).append(left)
             note = f", {moved:,} moved, {left:,} found no free code"
         elif args.method == "extra_layer":
-            new = add_layer(codes, rank_items(pids, popular))
+            order, place = buckets(codes, rank_items(pids, popular))
+            new = np.column_stack([codes, place[np.argsort(order)]])
         else:
             new = codes
         distinct = [len(np.unique(some, axis=0)) for some in (codes, new)]
@@ -246,14 +231,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.method == "extra_layer":
         largest = max(int(codes[:, -1].max()) + 1 for _, codes in results)
         if 0 < args.extra_codes < largest:
-            raise InputError("--extra_codes", f"{args.extra_codes} are fewer than the largest bucket has items", f"at least {largest}")  # fmt: skip
+            what = f"{args.extra_codes} are fewer than the largest bucket has items"
+            raise InputError("--extra_codes", what, f"at least {largest}")
         sizes = (*sizes, args.extra_codes if args.extra_codes > 0 else largest)
     with together():  # in place of the inputs too: all of them or none
         for output, (pids, codes) in zip(args.output_path, results, strict=True):
-            lists = pa.array(codes.tolist(), pa.list_(pa.int32())) if not len(codes) else pa.ListArray.from_arrays(
-                pa.array(np.arange(len(codes) + 1, dtype=np.int32) * codes.shape[1]), pa.array(codes.astype(np.int32).ravel())
-            )  # fmt: skip
-            write_table(output, pa.table({"pid": pa.array(pids), "codes": lists}))
+            write_batches(output, SCHEMA, [codes_batch(pids, codes)])
             SidSpec(sizes, collision=args.method).save(output.parent)
             manifest.output(output, len(pids))
         for output in args.output_path:

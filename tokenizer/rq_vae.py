@@ -1,13 +1,14 @@
-"""RQ-VAE: an autoencoder whose code is quantised residual by residual (Lee et al., CVPR 2022), as TIGER uses it (arXiv 2305.05065).
+"""RQ-VAE: an autoencoder whose code is quantised residual by residual (Lee et al., CVPR 2022; TIGER, arXiv 2305.05065).
 
-Loss of a vector: squared error of the decoder, plus for every layer the squared distance of its residual to the chosen code,
-once for the code and ``beta`` times for the residual; the gradient passes the quantisation unchanged. Codebooks begin as k-means of
-the first latents, and a code that an epoch did not use is put onto a latent residual drawn from it. For comparison with
-residual k-means.
+Loss of a vector: squared error of the decoder, plus for every layer the squared distance of its residual to the chosen
+code, once for the code and ``beta`` times for the residual; the gradient passes the quantisation unchanged. Codebooks
+begin as k-means of the first latents, and a code that an epoch did not use is put onto a latent residual drawn from it.
+To compare residual k-means with.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from onerec.errors import InputError
+from onerec.run import get_logger
 from tokenizer.kmeans import Kmeans, KmeansConfig
-from tokenizer.quantizer import Quantizer
+from tokenizer.quantizer import Quantizer, chosen_device
 from tokenizer.tiles import Codebook, beam_codes, residual_codes
 
 _BATCH = 8192  # rows encoded at a time
@@ -47,7 +50,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class _Network(nn.Module):
-    """Encoder, codebooks [layers][k, latent_dim], decoder; ``mean`` [dim] and ``scale`` bring vectors to unit variance."""
+    """Encoder, codebooks [layers][k, latent_dim], decoder; ``mean`` [dim] and ``scale`` give vectors unit variance."""
 
     def __init__(self, dim: int, layers: int, codes: int, hidden: Sequence[int], latent_dim: int) -> None:
         super().__init__()
@@ -58,11 +61,9 @@ class _Network(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def latent(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Latents [n, latent_dim] of vectors [n, dim]."""
         return self.encoder((vectors - self.mean) / self.scale)
 
     def books(self) -> list[Codebook]:
-        """The codebooks as they are now."""
         return [Codebook(book.detach()) for book in self.codebooks]
 
     def loss(self, vectors: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,20 +92,35 @@ class RqVae(Quantizer):
         self._device = torch.device("cpu")
 
     def to(self, device: str | torch.device) -> RqVae:
-        """Encode on ``device`` from now on."""
         self._device = torch.device(device)
         self._network.to(self._device)
         return self
 
     @property
     def dim(self) -> int:
-        """Dimension of the vectors."""
         return len(self._network.mean)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes of every layer."""
         return tuple(len(book) for book in self._network.codebooks)
+
+    @classmethod
+    def train(cls, vectors: np.ndarray, args: argparse.Namespace) -> tuple[RqVae, list[float]]:
+        hidden = tuple(args.hidden)
+        config = RqVaeConfig(hidden, args.latent_dim, args.beta, args.epochs, args.batch_size, args.lr, args.seed)
+        losses: list[float] = []
+
+        def on_epoch(loss: float) -> None:
+            losses.append(loss)
+            if len(losses) % max(1, args.epochs // 10) == 0:
+                get_logger("tokenizer").info(f"epoch {len(losses)}/{args.epochs}: loss {loss:.6f}")
+
+        sizes, device = (args.n_layers, args.codebook_size), chosen_device(args.device)
+        try:
+            model = cls.fit(vectors, *sizes, config, args.normalize, device, on_epoch)
+        except ValueError as error:
+            raise InputError(args.data_path[0], str(error), "another --lr") from None
+        return model.to("cpu"), losses
 
     @classmethod
     def fit(
@@ -176,13 +192,11 @@ class RqVae(Quantizer):
         return (network.decoder(latents) * network.scale + network.mean).cpu().numpy()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The network's state and its sizes."""
         tensors = {name: value.detach().cpu() for name, value in self._network.state_dict().items()}
         return tensors, self._config
 
     @classmethod
     def from_state(cls, tensors: dict[str, Any], config: dict[str, Any]) -> RqVae:
-        """From `state`."""
         layers = sum(name.startswith("codebooks.") for name in tensors)
         network = _Network(
             len(tensors["mean"]), layers, len(tensors["codebooks.0"]), config["hidden"], config["latent_dim"]

@@ -19,21 +19,21 @@ from onerec.model_folder import check_finite, loading, open_encoder
 from onerec.run import progress, read_json
 
 POOLINGS = ("last", "mean", "cls", "max")
-_ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "GELU": torch.nn.GELU}  # fmt: skip
+_ACTIVATIONS = {name: getattr(torch.nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU")}
+_POOLING_KEYS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 
 
 def model_file(name: str, path: str) -> Path | None:
     """A file of a model by local folder or hub name; None where the model has no such file."""
     from transformers.utils import cached_file
 
-    found = cached_file(
-        name, path, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-    )
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(name, path, **quiet)
     return Path(found) if found else None
 
 
 def model_json(name: str, path: str) -> Any:
-    """A JSON file of a model; None where there is none."""
+    """The content of a model's JSON file; None where the model has no such file."""
     file = model_file(name, path)
     return read_json(file) if file else None
 
@@ -47,7 +47,8 @@ class TextEncoder:
         batch_size, max_batch_tokens: texts and padded tokens of a batch, at most.
         device, dtype: as torch names them.
 
-    Raises `InputError` where the model cannot be had, has a module that is not known here, or gives fewer than ``dim`` values.
+    Raises `InputError` where the model cannot be had, has a module that is not known here, or gives fewer than ``dim``
+    values.
     """
 
     def __init__(
@@ -99,49 +100,41 @@ class TextEncoder:
         self.dim = dim if dim > 0 else width
 
     def _read_modules(self) -> None:
-        """Pooling and dense layers of a sentence-transformers folder; nothing where the model is none."""
+        """Pooling and dense layers of a sentence-transformers folder; other models have no modules.json."""
         for module in model_json(self._name, "modules.json") or []:
-            kind = str(module.get("type", "")).rpartition(".")[2]
+            kind, path = str(module.get("type", "")).rpartition(".")[2], module.get("path")
             if kind == "Pooling":
                 self.pooling = self._pooling_of(model_json(self._name, f"{module['path']}/config.json") or {})
             elif kind == "Dense":
                 self._dense.append(self._dense_of(module["path"]))
-            elif kind == "Transformer" and module.get("path"):
-                raise InputError(
-                    "--encoder", f"{self._name} keeps its model in {module['path']}", f"the folder {module['path']} of it, with --pooling"
-                )  # fmt: skip
+            elif kind == "Transformer" and path:
+                what = f"{self._name} keeps its model in {path}"
+                raise InputError("--encoder", what, f"the folder {path} of it, with --pooling")
             elif kind not in ("Transformer", "Normalize"):
-                raise InputError(
-                    "--encoder", f"{self._name} has a module {kind}, which is not known here", "a model of Transformer, Pooling, Dense and Normalize"
-                )  # fmt: skip
+                what = f"{self._name} has a module {kind}, which is not known here"
+                raise InputError("--encoder", what, "a model of Transformer, Pooling, Dense and Normalize")
 
     def _pooling_of(self, config: dict[str, Any]) -> str:
-        named = {
-            "pooling_mode_cls_token": "cls",
-            "pooling_mode_mean_tokens": "mean",
-            "pooling_mode_max_tokens": "max",
-            "pooling_mode_lasttoken": "last",
-        }
-        on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-        names = {"lasttoken": "last"}
-        found = [named.get(key, key) for key in on] or [
-            names.get(config.get("pooling_mode"), config.get("pooling_mode"))
-        ]
+        # Older versions say pooling_mode_mean_tokens: true, newer ones pooling_mode: mean.
+        on = [key.removeprefix("pooling_mode_") for key, value in config.items() if value is True]
+        found = [_POOLING_KEYS.get(key, key) for key in on if f"pooling_mode_{key}" in config]
+        if not found:
+            named = config.get("pooling_mode")
+            found = ["last" if named == "lasttoken" else named]
         if len(found) != 1 or found[0] not in POOLINGS:
-            raise InputError(
-                "--encoder", f"{self._name} pools by {found}", f"one of {', '.join(POOLINGS)} by --pooling"
-            )
+            right = f"one of {', '.join(POOLINGS)} by --pooling"
+            raise InputError("--encoder", f"{self._name} pools by {found}", right)
         return found[0]
 
     def _dense_of(self, path: str) -> torch.nn.Module:
         from safetensors.torch import load_file
 
-        config, weights = model_json(self._name, f"{path}/config.json"), model_file(self._name, f"{path}/model.safetensors")  # fmt: skip
+        config = model_json(self._name, f"{path}/config.json")
+        weights = model_file(self._name, f"{path}/model.safetensors")
         activation = str((config or {}).get("activation_function", "")).rpartition(".")[2]
         if not config or not weights or activation not in _ACTIVATIONS:
-            raise InputError(
-                "--encoder", f"the dense layer {path} of {self._name} cannot be read", f"config.json with an activation of {', '.join(_ACTIVATIONS)}, and model.safetensors"
-            )  # fmt: skip
+            right = f"config.json with an activation of {', '.join(_ACTIVATIONS)}, and model.safetensors"
+            raise InputError("--encoder", f"the dense layer {path} of {self._name} cannot be read", right)
         with loading(weights):
             linear = torch.nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
             linear.load_state_dict({key.removeprefix("linear."): value for key, value in load_file(weights).items()})
@@ -152,9 +145,8 @@ class TextEncoder:
         """Indices of texts in batches of near lengths, longest first; the same for the same lengths."""
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if batch and (
-                len(batch) == self._batch_size or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens
-            ):
+            full = len(batch) == self._batch_size
+            if batch and (full or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens):
                 yield batch
                 batch = []
             batch.append(index)
@@ -163,7 +155,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], label: str = "embed") -> np.ndarray:
-        """Vectors float32 [n, dim] of length one, in the order of ``texts``; a row is NaN where the model gave no number."""
+        """Vectors float32 [n, dim] of length one, in the order of ``texts``; NaN where the model gave no number."""
         coded = self._tokenizer(list(texts), truncation=True, max_length=self._max_tokens)["input_ids"]
         out = np.zeros((len(texts), self.dim), np.float32)
         batches = list(self.batches([len(ids) for ids in coded]))

@@ -1,7 +1,7 @@
 """Nearest of many centroids at the speed of the matrix product: tiles of scores that stay in the cache.
 
-On a CPU every thread takes tiles of its own, with a single-threaded matrix product and NumPy's argmax (both let the other
-threads run), so the scores of a tile are read while they are still in that core's cache. On a GPU a tile is a share of its memory.
+On a CPU every thread takes tiles of its own, with a single-threaded matrix product and NumPy's argmax (both let other
+threads run), so a tile's scores are read while they are in that core's cache. On a GPU a tile is a share of its memory.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, int, torch.Tensor], None]) -> None:
-    """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``; ``scores`` is room for float32 [end - start, columns].
+    """Call ``work(start, end, scores)`` for tiles that cover 0 to ``n``.
 
-    On a CPU the calls come from several threads. The tiles' bounds depend on ``columns`` alone, not on the number of threads.
+    ``scores`` is room for float32 [end - start, columns]. On a CPU the calls come from several threads. The tiles'
+    bounds depend on ``columns`` alone, not on the number of threads.
     """
     rows = max(_TILE_BYTES[device.type] // (4 * columns), _MIN_ROWS)
     starts = range(0, n, rows)
@@ -53,7 +54,7 @@ def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, i
 
 
 class Codebook:
-    """Fixed centroids float32 [k, d] that vectors are assigned to; ``price`` [k] is added to a centroid's squared distances."""
+    """Centroids float32 [k, d] to assign vectors to; ``price`` [k] is added to a centroid's squared distances."""
 
     def __init__(self, centroids: torch.Tensor, price: torch.Tensor | None = None) -> None:
         self.centroids, self.price = centroids, price
@@ -120,8 +121,8 @@ def residual_codes(points: torch.Tensor, codebooks: list[Codebook], residuals: b
 def beam_codes(points: torch.Tensor, codebooks: list[Codebook], beam: int) -> torch.Tensor:
     """Codes int32 [n, layers] of the best reconstruction among ``beam`` residual paths; prices are left out.
 
-    Every layer keeps, for every point, the ``beam`` best of all its paths' continuations (Babenko and Lempitsky, CVPR 2014, for
-    additive codes). Without prices ``beam`` 1 is `residual_codes`.
+    Every layer keeps, for every point, the ``beam`` best of all its paths' continuations (Babenko and Lempitsky, CVPR
+    2014, for additive codes). Without prices ``beam`` 1 is `residual_codes`.
     """
     codebooks = [Codebook(codebook.centroids) if codebook.price is not None else codebook for codebook in codebooks]
     codes = torch.empty((len(points), len(codebooks)), dtype=torch.int32, device=points.device)

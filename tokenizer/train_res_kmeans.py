@@ -1,17 +1,16 @@
 """Train residual k-means over item embeddings: the codebooks that make an item a SID.
 
-    python train_res_kmeans.py --data_path item_embedding.parquet --model_path out --n_layers 3 --codebook_size 8192 --dim 4096
-    python train_res_kmeans.py --data_path a.parquet b.parquet --model_path out --codebook_size 32 --dim 64   # the toy world
-    torchrun --nproc_per_node 8 train_res_kmeans.py --data_path embeddings/ --model_path out                  # eight GPUs
+    python train_res_kmeans.py --data_path item_embedding.parquet --model_path out --n_layers 3 --codebook_size 8192
+    python train_res_kmeans.py --data_path a.parquet b.parquet --model_path out --codebook_size 32 --dim 64
+    torchrun --nproc_per_node 8 train_res_kmeans.py --data_path embeddings/ --model_path out   # eight GPUs
 
-Reads Parquet files or folders (columns pid, embedding), of which only a sample stays in memory; writes model.pt, sid_spec.json,
-manifest.json and a TensorBoard log into --model_path.
+Reads Parquet files or folders (columns pid, embedding), of which only a sample stays in memory; writes model.pt,
+sid_spec.json, manifest.json and a TensorBoard log into --model_path.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, SHARE, WIDTH,
 from onerec.run import Manifest, get_logger, processes
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
-from tokenizer.quantizer import MODEL_FILE, LayerReport, Quantizer
+from tokenizer.quantizer import MODEL_FILE, LayerReport, Quantizer, chosen_device
 from tokenizer.res_kmeans import ResKmeans
 
 POINTS_PER_CODE = 256  # what faiss takes too; more does not lower the error by much
@@ -76,7 +75,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
-    """The sample to train on, float32 [n, dim]: at most --max_points rows, this process's ``share`` of them; logged and checked."""
+    """The sample to train on, float32 [n, dim]: at most --max_points rows, of which this process has its ``share``."""
     limit = args.max_points if args.max_points > 0 else POINTS_PER_CODE * args.codebook_size
     vectors, total = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
     points = min(total - sum(manifest.dropped.values()), limit)
@@ -86,11 +85,8 @@ def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[i
         f"training on {points:,} of {total:,} points (--max_points {limit:,}){whose}, {args.dim} dimensions"
     )
     if points < args.codebook_size:
-        raise InputError(
-            args.data_path[0],
-            f"has {points} points for {args.codebook_size} codes",
-            "fewer codes or more items",
-        )
+        what = f"has {points} points for {args.codebook_size} codes"
+        raise InputError(args.data_path[0], what, "fewer codes or more items")
     return vectors
 
 
@@ -100,9 +96,10 @@ def write_model(model: Quantizer, args: argparse.Namespace, reports: Sequence[La
     model.save(file)
     model.spec.save(file.parent)
     log_layers(file.parent, reports)
-    manifest.extra["layers"] = [
-        {key: value for key, value in vars(report).items() if key != "objective"} for report in reports
-    ]
+    layers = [dict(vars(report)) for report in reports]
+    for layer in layers:
+        del layer["objective"]
+    manifest.extra["layers"] = layers
     manifest.output(file)
     manifest.write(file.parent)
     return file
@@ -122,28 +119,23 @@ def log_layers(folder: Path, reports: Sequence[LayerReport]) -> None:
 
 def choose_backend(args: argparse.Namespace) -> tuple[str, str]:
     """(backend, device) of the arguments and the machine; raises `InputError` where they do not go together."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    if args.device == "cuda" and not cuda:
-        raise InputError("--device", "cuda is not available on this machine", "cpu or auto")
-    device = "cuda" if cuda and args.device != "cpu" else "cpu"
-    backend = args.backend
+    device, backend, several = chosen_device(args.device), args.backend, processes()[1] > 1
     if backend == "auto":
-        backend = "torch" if device == "cuda" or processes()[1] > 1 or args.balanced else "faiss"
+        backend = "torch" if device != "cpu" or several or args.balanced else "faiss"
     if backend == "faiss" and args.balanced:
         raise InputError("--balanced", "faiss has no balanced k-means", "--backend torch")
-    if backend == "faiss" and processes()[1] > 1:
+    if backend == "faiss" and several:
         raise InputError("--backend", "faiss trains in one process", "--backend torch under torchrun")
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
     return backend, device if backend == "torch" else "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    import torch
+
     args = parse_args(argv)
     backend, device = choose_backend(args)
+    if device != "cpu":
+        torch.cuda.set_device(device)
     if processes()[0]:
         get_logger("tokenizer").setLevel("WARNING")
     with process_group("nccl" if device != "cpu" else "gloo"):
@@ -152,12 +144,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, backend: str, device: str) -> None:
     """Draw the sample, fit the codebooks on it with all processes, and write them on the first one."""
-    log = get_logger("tokenizer")
-    manifest = Manifest("train_res_kmeans", args)
+    log, manifest = get_logger("tokenizer"), Manifest("train_res_kmeans", args)
     vectors = training_points(args, manifest, processes())
     manifest.extra |= {"backend": backend, "device": device, "processes": processes()[1]}
     reports: list[LayerReport] = []
-
     seconds, began = [], time.perf_counter()
 
     def on_layer(report: LayerReport) -> None:
@@ -165,17 +155,9 @@ def train(args: argparse.Namespace, backend: str, device: str) -> None:
         seconds.append(time.perf_counter() - began - sum(seconds))
         log.info(f"{report.line(args.codebook_size)}, {seconds[-1]:.1f} s")
 
-    model = ResKmeans.fit(
-        vectors,
-        args.n_layers,
-        args.codebook_size,
-        KmeansConfig(args.niter, args.nredo, args.init, args.balanced, args.seed),
-        backend=backend,
-        normalize=args.normalize,
-        device=device,
-        overwrite=True,
-        on_layer=on_layer,
-    )
+    config = KmeansConfig(args.niter, args.nredo, args.init, args.balanced, args.seed)
+    how = {"backend": backend, "normalize": args.normalize, "device": device, "on_layer": on_layer}
+    model = ResKmeans.fit(vectors, args.n_layers, args.codebook_size, config, overwrite=True, **how)
     if processes()[0] == 0:
         manifest.extra["layer_seconds"] = [round(value, 3) for value in seconds]
         file = write_model(model, args, reports, manifest)

@@ -1,17 +1,16 @@
 """Amazon reviews 2014 in the RecIF release layout, leave-one-out with a validation item.
 
-    python data/adapters/amazon2014.py --reviews reviews_Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir data/raw_data
-    python data/adapters/amazon2014.py --sequences Beauty.txt --attributes Beauty_item2attributes.json --output_dir data/raw_data
+    python data/adapters/amazon2014.py --reviews Beauty_5.json.gz --metadata meta_Beauty.json.gz --output_dir out
+    python data/adapters/amazon2014.py --sequences Beauty.txt --attributes Beauty_item2attributes.json --output_dir out
     python data/adapters/amazon2014.py --sequences inter.json --output_dir data/raw_data
 
-Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata (asin,
-title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a user a line:
-user id, then item ids in time order; item to attribute ids), or the same as JSON (user to item list). From raw reviews, items and users are numbered by their
-sorted names (item_ids.parquet, user_ids.parquet), masks come from stars (longview 3 or more, like 4 or more, follow 5,
-not_interested 2 or less; forward has no counterpart), an item that a user reviewed twice counts once, at its first
-review, and ties of time go by item number. Sequence files carry no stars, so there are no masks. The last item of a user is the test target, the
-one before it the validation target, and training rows see neither. McAuley et al., SIGIR 2015; the split is that of
-SASRec (Kang and McAuley, ICDM 2018).
+Either the raw 5-core reviews (JSON lines, gz or not: reviewerID, asin, overall, unixReviewTime) and the metadata
+(asin, title, brand, categories; JSON or Python literals, as published), or the sequence files of CIKM2020-S3Rec (a
+user a line: user id, then item ids in time order; item to attribute ids), or the same as JSON (user to item list).
+From raw reviews, items and users are numbered by their sorted names (item_ids.parquet, user_ids.parquet), masks come
+from stars, an item that a user reviewed twice counts once, at its first review, and ties of time go by item number.
+Sequence files carry no stars, so there are no masks. McAuley et al., SIGIR 2015; the split is that of SASRec (Kang and
+McAuley, ICDM 2018).
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import gzip
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,22 +29,22 @@ import orjson
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, least_items, split_rows
+from data.adapters.release import (
+    add_arguments,
+    caption_table,
+    least_items,
+    release_table,
+    split_rows,
+    video_columns,
+    write_release,
+)
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import SHARE, ArgumentParser
-from onerec.parquet import whole_number, write_table
+from onerec.parquet import whole_number
 from onerec.run import Manifest, progress, read_json
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-MASKS = {
-    "longview": lambda stars: stars >= 3,
-    "like": lambda stars: stars >= 4,
-    "follow": lambda stars: stars >= 5,
-    "forward": lambda stars: False,
-    "not_interested": lambda stars: stars <= 2,
-}
-PIDS = pa.list_(pa.int64())
 Event = tuple[int, float]  # item, stars (NaN where the file has none)
 
 
@@ -64,6 +62,10 @@ class Catalogue:
         parts += [TEXTS["tags"].format(tags="、".join(tags))] if tags else []
         self.captions[pid] = "，".join(parts) + "。" if parts else TEXTS["unknown"].format(pid=pid)
         self.tags[pid] = tags
+
+
+# User to events, the catalogue, and names of users and items in the order of their numbers.
+Read = tuple[dict[int, list[Event]], Catalogue, dict[str, list[str]]]
 
 
 def json_lines(path: Path, manifest: Manifest, max_bad_ratio: float) -> Iterator[dict[str, Any]]:
@@ -101,31 +103,28 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 def read_reviews(path: Path, manifest: Manifest, max_bad_ratio: float) -> dict[str, list[tuple[int, str, float]]]:
     """User to (time, item, stars) of each item's first review."""
     users: dict[str, dict[str, tuple[int, str, float]]] = {}
-    total, bad = 0, Counter[str]()
+    total = bad = 0
     for row in progress(json_lines(path, manifest, max_bad_ratio), "reviews", unit="review"):
         total += 1
         try:
             user, item, time = str(row["reviewerID"]), str(row["asin"]), int(row["unixReviewTime"])
             stars = float(row.get("overall", math.nan))
         except (KeyError, TypeError, ValueError, OverflowError):
-            bad["review without user, item or time"] += 1
+            bad += 1
             continue
         seen = users.setdefault(user, {})
         if item in seen:
             manifest.drop("item reviewed twice by a user: the later review")
         seen[item] = min((time, item, stars), seen.get(item, (time, item, stars)))
-    for reason, count in bad.items():
-        manifest.drop(reason, count)
-    manifest.check_bad_ratio(path, bad.total(), total, max_bad_ratio)
+    manifest.drop("review without user, item or time", bad)
+    manifest.check_bad_ratio(path, bad, total, max_bad_ratio)
     if not users:
         raise InputError(path, "holds no review", "reviewerID, asin, overall, unixReviewTime")
     return {user: sorted(seen.values()) for user, seen in sorted(users.items())}
 
 
-def from_reviews(
-    args: argparse.Namespace, manifest: Manifest
-) -> tuple[dict[int, list[Event]], Catalogue, dict[str, list[str]]]:
-    """(user to events, catalogue, names of users and items in the order of their numbers) of the raw files."""
+def from_reviews(args: argparse.Namespace, manifest: Manifest) -> Read:
+    """What the raw files hold."""
     reviews = read_reviews(args.reviews, manifest, args.max_bad_ratio)
     asins = sorted({item for events in reviews.values() for _, item, _ in events})
     number = {asin: i for i, asin in enumerate(asins, 1)}
@@ -143,10 +142,8 @@ def from_reviews(
     return users, catalogue, {"user": list(reviews), "item": asins}
 
 
-def from_sequences(
-    args: argparse.Namespace, manifest: Manifest
-) -> tuple[dict[int, list[Event]], Catalogue, dict[str, list[str]]]:
-    """The same of the sequence files; numbers are the files' own."""
+def from_sequences(args: argparse.Namespace, manifest: Manifest) -> Read:
+    """What the sequence files hold; numbers are the files' own."""
     users: dict[int, list[Event]] = {}
     bad = total = 0
     for user, items in read_sequences(args.sequences):
@@ -154,12 +151,11 @@ def from_sequences(
         try:
             uid, *pids = (whole_number(int(i) if isinstance(i, str) else i) for i in (user, *items))
         except (TypeError, ValueError):
+            uid = None
+        if uid is None or uid in users:
             bad += 1
-            continue
-        if uid in users:
-            bad += 1
-            continue
-        users[uid] = [(pid, math.nan) for pid in pids]
+        else:
+            users[uid] = [(pid, math.nan) for pid in pids]
     manifest.input(args.sequences, total)
     manifest.drop("line is not a user of its own and items", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
@@ -188,17 +184,6 @@ def read_sequences(path: Path) -> Iterator[tuple[Any, Sequence[Any]]]:
             yield user, items
 
 
-def release_row(uid: int, split: int, window: int, history: Sequence[Event], target: Sequence[Event]) -> dict[str, Any]:
-    """One row of the release; masks where there are stars."""
-    row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
-    for side, events in (("hist", history), ("target", target)):
-        row[f"{side}_video_pid"] = [item for item, _ in events]
-        if not any(math.isnan(stars) for _, stars in [*history, *target]):
-            for name, rule in MASKS.items():
-                row[f"{side}_video_{name}"] = [int(rule(stars)) for _, stars in events]
-    return row
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--reviews", type=Path, help="raw 5-core reviews, JSON lines, gz or not")
@@ -215,55 +200,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if (args.reviews is None) == (args.sequences is None):
         raise InputError("--reviews, --sequences", "are both given or both missing", "one of the two")
-    manifest = Manifest("amazon2014", args)
+    manifest, validation = Manifest("amazon2014", args), bool(args.validation)
     users, catalogue, names = (from_sequences if args.reviews is None else from_reviews)(args, manifest)
     rows: list[dict[str, Any]] = []
-    least, kept = least_items(bool(args.validation)), 0
+    least, kept = least_items(validation), 0
     for uid, events in users.items():
         if len(events) < least:
             manifest.drop(f"user with fewer than {least} items")
             continue
         kept += 1
-        rows += [
-            release_row(uid, *part) for part in split_rows(events, args.n_targets, args.windows, bool(args.validation))
-        ]
+        for split, window, history, target in split_rows(events, args.n_targets, args.windows, validation):
+            rows.append({"uid": uid, "split": split, "window": window} | video_columns(history, target))
     if not rows:
         raise InputError(args.reviews or args.sequences, "leaves no user", f"users with at least {least} items")
-    write(args.output_dir, rows, catalogue, names, manifest)
+    tags = [catalogue.tags[pid] for pid in catalogue.captions]
+    captions = caption_table(list(catalogue.captions), list(catalogue.captions.values()), tags)
+    ids = {f"{kind}_ids": pa.table({"id": range(1, len(known) + 1), "name": known}) for kind, known in names.items()}
+    tables = {"onerec_bench_release": release_table(rows), "pid2caption": captions}
+    out = write_release(args.output_dir, tables | ids, manifest)
     total = sum(len(events) for events in users.values())
-    print(
-        f"Amazon: {kept:,} users, {len(catalogue.captions):,} items, {total:,} interactions in {args.output_dir / 'onerec_data'}; {manifest.dropped_text()}"
-    )
-
-
-def write(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    catalogue: Catalogue,
-    names: dict[str, list[str]],
-    manifest: Manifest,
-) -> None:
-    """The release, the captions with tags, and the names behind the numbers."""
-    out = folder / "onerec_data"
-    fields = [(name, PIDS if isinstance(value, list) else pa.int64()) for name, value in rows[0].items()]
-    captions = {
-        "pid": list(catalogue.captions),
-        "dense_caption": list(catalogue.captions.values()),
-        "tags": [catalogue.tags[pid] for pid in catalogue.captions],
-    }
-    tables = {
-        "onerec_bench_release": pa.Table.from_pylist(rows, schema=pa.schema(fields)),
-        "pid2caption": pa.table(
-            captions,
-            schema=pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))]),
-        ),
-    }
-    for kind, values in names.items():
-        tables[f"{kind}_ids"] = pa.table({"id": list(range(1, len(values) + 1)), "name": values})
-    for name, table in tables.items():
-        write_table(out / f"{name}.parquet", table)
-        manifest.output(out / f"{name}.parquet", table.num_rows)
-    manifest.write(folder)
+    counts = f"{kept:,} users, {len(catalogue.captions):,} items, {total:,} interactions"
+    print(f"Amazon: {counts} in {out}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,10 @@
     python data/adapters/movielens.py --input ml-100k --output_dir data/raw_data
 
 Reads RecBole's tab-separated files (ml-100k.inter, .item, .user) or the original u.data, u.item, u.user. Ratings are
-ordered by time, ties (a page of films rated within one second) as they stand in the file, which is RecBole's order;
-by item id the last item would be the tie's highest id, an unpopular film. Every user gives a test row (split 1), with
-the last item as its target and everything before it as history, and training rows (split 0) that see nothing of the
-last item: the first has the latest ten items before it as targets and what came before those as history (--windows adds
-rows with earlier targets; leave_one_out.py). Masks come from ratings: longview is a rating of
-3 or more, like 4 or more, follow 5, not_interested 2 or less; forward has no counterpart and is 0. Ads and products
-have none either and are empty. A film that a user rated twice counts once, by the later rating, so that a test item is
-never in its own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
+ordered by time, ties (a page of films rated within one second) as they stand in the file, which is RecBole's order; by
+item id the last item would be the tie's highest id, an unpopular film. Rows and masks are those of release.py; ads and
+products are empty. A film that a user rated twice counts once, by the later rating, so that a test item is never in its
+own history. MovieLens: Harper and Konstan, ACM TiiS 5(4), 2015.
 """
 
 from __future__ import annotations
@@ -20,32 +16,35 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.leave_one_out import add_arguments, split_rows
+from data.adapters.release import add_arguments, caption_table, release_table, split_rows, video_columns, write_release
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import SHARE, ArgumentParser
-from onerec.parquet import whole_number, write_table
+from onerec.parquet import whole_number
 from onerec.run import Manifest
 
 TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-CAPTION_SCHEMA = pa.schema([("pid", pa.int64()), ("dense_caption", pa.string()), ("tags", pa.list_(pa.string()))])
 N_TARGETS = 10
 MIN_ITEMS = 4  # a user with fewer has next to nothing before the test item
-_MASKS = {
-    "longview": lambda rating: rating >= 3,
-    "like": lambda rating: rating >= 4,
-    "follow": lambda rating: rating >= 5,
-    "forward": lambda rating: False,
-    "not_interested": lambda rating: rating <= 2,
-}
 RATINGS = (0.5, 5.0)  # the scale's ends
+# RecBole's columns of ml-100k.<name>; the original file, its separator and encoding, and the places of the same fields.
+# In u.item the genres are flags, which `read_films` reads.
+FILES = {
+    "inter": (("user_id", "item_id", "rating", "timestamp"), "u.data", "\t", "utf-8-sig", (0, 1, 2, 3)),
+    "item": (
+        ("item_id", "movie_title", "release_year", "class"),
+        "u.item",
+        "|",
+        "latin-1",
+        range(5 + len(TEXTS["genres"])),
+    ),
+    "user": (("user_id", "age", "occupation"), "u.user", "|", "utf-8-sig", (0, 1, 3)),
+}
 Film = tuple[str, str, list[str]]  # title, year or empty, genres
 
 
@@ -61,32 +60,41 @@ class Event(NamedTuple):
 _YEAR = re.compile(r"\s*\((\d{4})\)")
 
 
-def find(folder: Path, *names: str) -> Path | None:
-    """The first of ``names`` that is in ``folder``."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 def text_lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
     """The lines of a text file that are not blank; a byte that is not ``encoding`` becomes U+FFFD."""
     text = path.read_text(encoding=encoding, errors="replace")
     return [line for line in text.split("\n") if line.strip()]
 
 
-def tab_rows(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """Fields of a RecBole file in the order of ``columns``; raises `InputError` where a column is missing."""
-    lines = text_lines(path)
-    header = [name.partition(":")[0] for name in lines[0].split("\t")] if lines else []
-    if missing := [name for name in columns if name not in header]:
-        raise InputError(path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}")
-    places = [header.index(name) for name in columns]
-    rows = (line.split("\t") for line in lines[1:])
-    return ([fields[place] if place < len(fields) else "" for place in places] for fields in rows)
+def read_fields(folder: Path, name: str, required: bool = True) -> tuple[Path, list[list[str]]] | None:
+    """(path, the fields of every row) of RecBole's file or of the original one, in the order of `FILES`.
+
+    A field that a row lacks is empty; in a row of the original that is too short all are. Raises `InputError` where a
+    column is missing, or there is no such file and it is ``required``.
+    """
+    columns, original, separator, encoding, places = FILES[name]
+    path = folder / f"ml-100k.{name}"
+    if path.is_file():
+        lines = [line.split("\t") for line in text_lines(path)]
+        header = [title.partition(":")[0] for title in lines[0]] if lines else []
+        if missing := [title for title in columns if title not in header]:
+            raise InputError(path, f"has no column {missing[0]}", f"RecBole's atomic file with {', '.join(columns)}")
+        places = [header.index(title) for title in columns]
+        return path, [[row[place] if place < len(row) else "" for place in places] for row in lines[1:]]
+    path = folder / original
+    if path.is_file():
+        rows = [line.split(separator) for line in text_lines(path, encoding)]
+        return path, [
+            [row[place] for place in places] if max(places) < len(row) else [""] * len(places) for row in rows
+        ]
+    if required:
+        right = "give the MovieLens 100k folder"
+        raise InputError(folder, f"holds neither ml-100k.{name} nor {original}", right)
+    return None
 
 
 def parse_event(fields: Sequence[str], row: int) -> tuple[int, Event]:
     """(user, event) of a rating's fields: user, item, rating, timestamp; raises ValueError where they are not that."""
-    if len(fields) < 4:
-        raise ValueError("fields are missing")
     user, item = whole_number(int(fields[0])), whole_number(int(fields[1]))
     rating, time = float(fields[2]), float(fields[3])
     if not (RATINGS[0] <= rating <= RATINGS[1] and math.isfinite(time)):
@@ -101,19 +109,12 @@ def read_events(
 
     Raises `InputError` where the file is missing, holds no rating, or more than ``max_bad_ratio`` of it is bad.
     """
-    path = find(folder, "ml-100k.inter", "u.data")
-    if path is None:
-        raise InputError(folder, "holds neither ml-100k.inter nor u.data", "give the MovieLens 100k folder")
-    if path.name == "u.data":
-        raw: Iterator[list[str]] = (line.split("\t") for line in text_lines(path))
-    else:
-        raw = tab_rows(path, ("user_id", "item_id", "rating", "timestamp"))
+    path, raw = read_fields(folder, "inter")
     events: dict[int, dict[int, Event]] = {}
-    bad, total = Counter[str](), 0
-    for fields in raw:
-        total += 1
+    bad, total = Counter[str](), len(raw)
+    for number, fields in enumerate(raw, 1):
         try:
-            user, event = parse_event(fields, total)
+            user, event = parse_event(fields, number)
         except ValueError:
             bad["rating row does not parse"] += 1
             continue
@@ -127,19 +128,14 @@ def read_events(
     manifest.input(path, total)
     if total == bad["rating row does not parse"]:
         raise InputError(path, "holds no rating", "user, item, rating and timestamp separated by tabs")
-    note_bad(manifest, path, bad, total, max_bad_ratio)
-    return {user: sorted(seen.values()) for user, seen in sorted(events.items())}
-
-
-def note_bad(manifest: Manifest, path: Path, bad: Counter[str], total: int, max_bad_ratio: float) -> None:
-    """Count the bad rows of one file in the manifest; raises `InputError` where they are too many for it."""
     for reason, count in bad.items():
         manifest.drop(reason, count)
     manifest.check_bad_ratio(path, sum(bad.values()), total, max_bad_ratio)
+    return {user: sorted(seen.values()) for user, seen in sorted(events.items())}
 
 
 def title_and_year(title: str, year: str = "") -> tuple[str, str]:
-    """Title and year, the year taken out of the title where it stands there (``Name (1995) (V)`` too)."""
+    """Title and year; a year in the title is moved out of it (``Name (1995) (V)`` too)."""
     found = _YEAR.search(title)
     if found and not re.fullmatch(r"\d{4}", year):
         return title[: found.start()], found[1]
@@ -148,14 +144,13 @@ def title_and_year(title: str, year: str = "") -> tuple[str, str]:
 
 def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, Film]:
     """item to (title, year or empty, genres); raises `InputError` as `read_events`."""
-    path = find(folder, "ml-100k.item", "u.item")
-    if path is None:
-        raise InputError(folder, "holds neither ml-100k.item nor u.item", "give the MovieLens 100k folder")
+    path, rows = read_fields(folder, "item")
     if path.name == "u.item":
-        rows = [original_film(line.split("|")) for line in text_lines(path, "latin-1")]
+        known = TEXTS["genres"]
+        flags = ((row, [name for name, flag in zip(known, row[5:], strict=True) if flag == "1"]) for row in rows)
+        rows = [(row[0], row[1], "", genres) for row, genres in flags]
     else:
-        columns = ("item_id", "movie_title", "release_year", "class")
-        rows = [(item, title, year, genres.split()) for item, title, year, genres in tab_rows(path, columns)]
+        rows = [(item, title, year, genres.split()) for item, title, year, genres in rows]
     films = {
         int(item): (*title_and_year(title, year), genres)
         for item, title, year, genres in rows
@@ -164,33 +159,20 @@ def read_films(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[i
     manifest.input(path, len(rows))
     if not films:
         raise InputError(path, "holds no film", "item id, title and genres, as MovieLens 100k has them")
-    bad = Counter({"film row does not parse": len(rows) - len(films)})
-    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
+    manifest.drop("film row does not parse", len(rows) - len(films))
+    manifest.check_bad_ratio(path, len(rows) - len(films), len(rows), max_bad_ratio)
     return films
-
-
-def original_film(fields: Sequence[str]) -> tuple[str, str, str, list[str]]:
-    """(item, title, year, genres) of a u.item row; the item is empty where the row is not one."""
-    if len(fields) < 5 + len(TEXTS["genres"]):
-        return "", "", "", []
-    genres = [name for name, flag in zip(TEXTS["genres"], fields[5:], strict=False) if flag == "1"]
-    return fields[0], fields[1], "", genres
 
 
 def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[int, tuple[str, str]]:
     """user to (age, occupation), where the file is there; raises `InputError` as `read_events`."""
-    path = find(folder, "ml-100k.user", "u.user")
-    if path is None:
+    if (found := read_fields(folder, "user", required=False)) is None:
         return {}
-    if path.name == "u.user":
-        lines = (line.split("|") for line in text_lines(path))
-        rows = [(f[0], f[1], f[3]) if len(f) > 3 else ("", "", "") for f in lines]
-    else:
-        rows = [tuple(row) for row in tab_rows(path, ("user_id", "age", "occupation"))]
+    path, rows = found
     people = {int(user): (age, job) for user, age, job in rows if user.isdecimal() and len(user) < 19}
     manifest.input(path, len(rows))
-    bad = Counter({"user row does not parse": len(rows) - len(people)})
-    note_bad(manifest, path, bad, len(rows), max_bad_ratio)
+    manifest.drop("user row does not parse", len(rows) - len(people))
+    manifest.check_bad_ratio(path, len(rows) - len(people), len(rows), max_bad_ratio)
     return people
 
 
@@ -205,11 +187,8 @@ def user_row(
     uid: int, split: int, window: int, history: list[Event], target: list[Event], films: dict, people: dict
 ) -> dict[str, Any]:
     """One row of the release: ``target`` follows ``history``."""
-    row: dict[str, Any] = {"uid": uid, "split": split, "window": window}
-    for side, events in (("hist", history), ("target", target)):
-        row[f"{side}_video_pid"] = [event.item for event in events]
-        for name, rule in _MASKS.items():
-            row[f"{side}_video_{name}"] = [int(rule(event.rating)) for event in events]
+    pairs = ([(event.item, event.rating) for event in events] for events in (history, target))
+    row: dict[str, Any] = {"uid": uid, "split": split, "window": window} | video_columns(*pairs)
     row["hist_longview_video_list"] = [event.item for event in history if event.rating >= 3]
     for name in ("hist_ad_pid", "target_ad_pid", "hist_goods_pid", "target_goods_pid"):
         row[name] = []
@@ -264,21 +243,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     users = len({row["uid"] for row in rows})
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
-    total, out, lists = sum(map(len, events.values())), args.output_dir / "onerec_data", pa.list_(pa.int64())
-    fields = [
-        (name, lists if isinstance(value, list) else pa.string() if isinstance(value, str) else pa.int64())
-        for name, value in rows[0].items()
-    ]
-    write_table(out / "onerec_bench_release.parquet", pa.Table.from_pylist(rows, schema=pa.schema(fields)))
-    captions = {"pid": list(films), "dense_caption": [caption(film) for film in films.values()]}
-    captions["tags"] = [genres for _, _, genres in films.values()]
-    write_table(
-        out / "pid2caption.parquet",
-        pa.table(captions, schema=CAPTION_SCHEMA),
-    )
-    manifest.output(out / "onerec_bench_release.parquet", len(rows))
-    manifest.output(out / "pid2caption.parquet", len(films))
-    manifest.write(args.output_dir)
+    genres = [names for _, _, names in films.values()]
+    captions = caption_table(list(films), [caption(film) for film in films.values()], genres)
+    tables = {"onerec_bench_release": release_table(rows), "pid2caption": captions}
+    out, total = write_release(args.output_dir, tables, manifest), sum(map(len, events.values()))
     print(f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}")
 
 

@@ -22,7 +22,7 @@ LABELS = ("longview", "like", "follow", "forward", "not_interested")
 _SIDES = ("hist", "target")
 
 # Part to its kind: pids (a list of item ids, or one), mask (0 or 1 a list item), int, text. ``window`` numbers the rows of
-# a user where a log gives several (data/adapters/leave_one_out.py).
+# a user where a log gives several (data/adapters/release.py).
 PARTS: dict[str, str] = {
     "uid": "int",
     "split": "int",

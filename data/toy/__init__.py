@@ -1,1 +1,1 @@
-"""The toy world: a seeded catalogue, its users and its general text, small enough for a laptop and with real structure."""
+"""The toy world: a seeded catalogue, its users and its general text, small but with real structure."""

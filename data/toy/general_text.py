@@ -1,7 +1,8 @@
 """Toy general text: an invented little geography and sums, in Chinese and English, with answers that can be checked.
 
-Training text and chats teach every fact; the held-out questions ask for every fact in a wording in which that fact was not
-asked, and, in every wording, for sums that were never shown. So exact match on them is a number for general ability.
+Training text and chats teach every fact; the held-out questions ask for every fact in a wording in which that fact was
+not asked, and, in every wording, for sums that were never shown. So exact match on them is a number for general
+ability.
 """
 
 from __future__ import annotations

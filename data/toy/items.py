@@ -12,15 +12,7 @@ VOCABULARY = json.loads((Path(__file__).parent / "vocabulary.json").read_text(en
 EMBEDDING_DIM = 64
 # Lengths of the parts of an item's latent vector. They fall from the subtopic to the noise, so that the layers of a
 # residual k-means find subtopic, style and the rest in this order.
-_SCALE = {
-    "topic": 0.8,
-    "subtopic": 1.0,
-    "style": 0.55,
-    "creator": 0.35,
-    "form": 0.2,
-    "domain": 0.3,
-    "noise": 0.1,
-}
+_SCALE = {"topic": 0.8, "subtopic": 1.0, "style": 0.55, "creator": 0.35, "form": 0.2, "domain": 0.3, "noise": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +62,7 @@ def latent_space(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_items(rng: np.random.Generator, space: dict[str, np.ndarray], domain: str, n: int, first_pid: int) -> Items:
-    """Make ``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
+    """``n`` items of ``domain`` (video, ad or goods), spread evenly over subtopics and styles, pids in random order."""
     niches = len(SUBTOPICS) * len(STYLES)
     # Subtopics fill first, so that even a small domain has items for every interest.
     order = rng.permutation(np.arange(n) % niches)

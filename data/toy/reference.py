@@ -14,7 +14,7 @@ _RECENT = 20  # the heuristic looks at this many last items
 
 
 def recall_at(k: int, scores: np.ndarray, targets: np.ndarray) -> float:
-    """|top-k of ``scores`` ∩ targets| / |targets|; scores [n_items], targets unique item rows. Ties go to the lower row."""
+    """|top-k of ``scores`` ∩ targets| / |targets|; scores [n_items], targets unique rows. Ties go to the lower row."""
     top = np.argsort(-scores, kind="stable")[:k]
     return len(np.intersect1d(top, targets)) / len(targets)
 

@@ -98,12 +98,7 @@ def simulate_user(rng: np.random.Generator, uid: int, split: int, worlds: dict[s
     watch = worlds["video"].watch(rng, interests, style, n_history, N_TARGETS)
     pids = videos.pid[watch.sequence]
     labels = _labels(rng, watch.fit)
-    row: dict = {
-        "uid": uid,
-        "split": split,
-        "hist_video_pid": pids[:n_history],
-        "target_video_pid": pids[n_history:],
-    }
+    row: dict = {"uid": uid, "split": split, "hist_video_pid": pids[:n_history], "target_video_pid": pids[n_history:]}
     for name, values in labels.items():
         row[f"hist_video_{name}"], row[f"target_video_{name}"] = values[:n_history], values[n_history:]
     longview = pids[:n_history][labels["longview"][:n_history] == 1]

@@ -1,11 +1,10 @@
-"""The processes of a distributed run (torchrun): who this one is, and the process group that they open and leave together.
+"""The processes of a distributed run (torchrun): the process group that they open and leave together.
 
-Why leaving needs care: a thread of gloo, PyTorch's backend for CPUs, lets go of a collective's tensors only after it has told
-the caller that the collective is done, and for a tensor that Python has seen it needs the interpreter's lock. Where that comes after
-the interpreter has begun to end, Python ends the thread and C++ aborts the process: "terminate called without an active
-exception" (stack: ``ProcessGroupGloo::runLoop``, ``~AsyncBarrierWork``, ``TensorImpl::decref_pyobject``, ``take_gil``,
-``PyThread_exit_thread``, ``std::terminate``; https://github.com/pytorch/pytorch/issues/190489). `destroy_process_group` joins these
-threads only where nothing else holds the group, and DeepSpeed (default arguments, engines), FSDP2 (its device mesh) and others do.
+Why leaving needs care: a thread of gloo, PyTorch's backend for CPUs, frees a collective's tensors only after it has
+told the caller that the collective is done, and needs the interpreter's lock for it. Where that comes after the
+interpreter has begun to end, C++ aborts the process: "terminate called without an active exception"
+(https://github.com/pytorch/pytorch/issues/190489). `destroy_process_group` joins these threads only where nothing else
+holds the group, and DeepSpeed, FSDP2 and others do.
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ _LOOK_SECONDS = 0.02  # longer than the 5 ms after which a thread that waits for
 def process_group(backend: str | None = None, timeout: timedelta | None = None) -> Iterator[None]:
     """Hold the default process group open inside, and leave it together with every other process.
 
-    ``backend`` ("gloo", "nccl") opens it where there are several processes and it is not open yet, which waits for all of them;
-    None leaves that to a library called inside (accelerate, DeepSpeed). ``timeout`` is that of its collectives, the last
-    barrier included. At the end all wait for each other, since one that leaves early takes its connections from the others; then the
-    group is closed, but not by an inner one of nested contexts. An error waits for no one and closes nothing: the others may stand
-    in a collective that never ends.
+    ``backend`` ("gloo", "nccl") opens it where there are several processes; None leaves that to a library called inside
+    (accelerate, DeepSpeed). ``timeout`` is that of its collectives. At the end all wait for each other, since one that
+    leaves early takes its connections from the others; then the outermost context closes the group. An error waits for
+    no one and closes nothing: the others may stand in a collective that never ends.
     """
     import torch
     import torch.distributed as dist
@@ -50,10 +48,10 @@ def process_group(backend: str | None = None, timeout: timedelta | None = None) 
 
 
 def wait_for_idle_gloo(seconds: float = 60.0) -> None:
-    """Return when no thread of gloo has anything in hand, so that none can need the interpreter later; after ``seconds`` at the latest.
+    """Return when no thread of gloo has anything in hand that needs the interpreter, or after ``seconds``.
 
-    Linux alone tells the threads' states. A thread is idle that slept all the while the interpreter's lock was free: one
-    that waits for the lock is woken by that. One that sleeps in a collective whose peer has died counts as idle too.
+    Linux alone tells the threads' states. A thread is idle that slept all the while the interpreter's lock was free:
+    one that waits for the lock is woken by that.
     """
     end = time.monotonic() + seconds
     before = None
@@ -65,7 +63,7 @@ def wait_for_idle_gloo(seconds: float = 60.0) -> None:
 
 
 def _gloo_threads() -> dict[str, tuple[str, int]]:
-    """State letter of each of gloo's threads that runs collectives, and how often it was switched to or from, by thread id."""
+    """(state letter, how often it was switched to or from) of each of gloo's threads of collectives, by thread id."""
     found = {}
     for task in Path("/proc/self/task").glob("*/status"):
         with contextlib.suppress(OSError):  # ended meanwhile

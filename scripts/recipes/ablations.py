@@ -2,11 +2,11 @@
 
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
-Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model, the
-unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are not repeated; --jobs
-makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written
-anew after every variant, so that what is there is always what has been measured; a variant that failed is named with its log and
-the others go on.
+Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's
+model, the unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are
+not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and
+ablations.json in --output_dir, are written anew after every variant, so that they always show what has been
+measured; a variant that failed is named with its log and the others go on.
 """
 
 from __future__ import annotations
@@ -74,20 +74,15 @@ class Variant:
 def read_tables(path: Path) -> dict[str, list[Variant]]:
     """Table to its variants; raises `InputError` where the file is not of that shape."""
     wanted = '{"tables": [{"name", "variants": [{"name", "set": {…}, "after"} or {"name", "evaluate": […], "of"}]}]}'
+    tables: dict[str, list[Variant]] = {}
     try:
-        tables = {
-            table["name"]: [
+        for table in read_json(path)["tables"]:
+            tables[table["name"]] = [
                 Variant(
-                    v["name"],
-                    dict(v.get("set", {})),
-                    tuple(v.get("evaluate", ())),
-                    v.get("after"),
-                    v.get("of", BASE),
+                    v["name"], dict(v.get("set", {})), tuple(v.get("evaluate", ())), v.get("after"), v.get("of", BASE)
                 )
                 for v in table["variants"]
             ]
-            for table in read_json(path)["tables"]
-        }
     except (KeyError, TypeError) as error:
         raise InputError(path, f"is no list of ablations ({error!r})", wanted) from None
     slugs = [BASE, *(variant.slug for variants in tables.values() for variant in variants)]
@@ -100,7 +95,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
 
 
 def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> list[Variant]:
-    """``variants``, each once, an evaluation behind the run that it asks for, which is put there where it is missing."""
+    """``variants``, each once, an evaluation behind the run that it asks for, which is added where it is missing."""
     chains = {variant.name: variant for group in tables.values() for variant in group}
     ordered: dict[str, Variant] = {}
     for variant in variants:
@@ -175,7 +170,8 @@ class Runner:
             return
         done = sorted(path.name for path in (base / ".done").glob("*") if path.name != "settings")
         if variant.after not in done:
-            raise InputError(self.args.list, f"{variant.name} goes on after {variant.after}", f"a stage of {base}: {', '.join(done)}")  # fmt: skip
+            what = f"{variant.name} goes on after {variant.after}"
+            raise InputError(self.args.list, what, f"a stage of {base}: {', '.join(done)}")
         models = [f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]]
         for name in [*DATA, *models]:
             if (base / name).exists():
@@ -197,9 +193,8 @@ class Runner:
             if variant.after:
                 self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info(
-            f"{variant.name}: {' '.join(f'{k}={v}' for k, v in variant.settings.items())}{' '.join(variant.flags)} (log: {path})"
-        )
+        changed = " ".join([*(f"{k}={v}" for k, v in variant.settings.items()), *variant.flags])
+        log.info(f"{variant.name}: {changed} (log: {path})")
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode in (75, 129, 130, 143) or done.returncode < 0:
@@ -230,10 +225,8 @@ def write_tables(runner: Runner, tables: dict[str, list[Variant]]) -> str:
             texts.append(markdown(name, rows))
     text = "\n".join(texts)
     write_text(runner.args.output_dir / "ablations.md", text)
-    write_json(
-        runner.args.output_dir / "ablations.json",
-        {"recipe": runner.args.recipe, "seed": runner.args.seed, "tables": values},
-    )
+    result = {"recipe": runner.args.recipe, "seed": runner.args.seed, "tables": values}
+    write_json(runner.args.output_dir / "ablations.json", result)
     return text
 
 
@@ -267,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo, runs = in_order(wanted, tables), {}
 
     def measured(variant: Variant) -> bool:
-        if variant.of in runs:  # begun before, so that nobody waits for one behind
+        if variant.of in runs:  # begun before, so no run waits for one that is queued behind it
             runs[variant.of].result()
         return runner.result(variant) is not None or runner.make(variant)
 
@@ -288,7 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     print(write_tables(runner, tables))
     for variant in failed:
-        print(f"error: {args.output_dir / (variant.slug + '.log')}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)  # fmt: skip
+        file = args.output_dir / f"{variant.slug}.log"
+        print(f"error: {file}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)
     return 2 if failed else 0
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.adapters.amazon2014 import main as amazon
-from data.adapters.leave_one_out import split_rows
+from data.adapters.release import split_rows
 from data.cooccurrence import SMOOTHING, Pairs, ppmi
 from data.cooccurrence import main as cooccurrence
 from onerec.errors import InputError

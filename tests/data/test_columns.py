@@ -25,7 +25,7 @@ from onerec.errors import InputError
 from onerec.records import chat_record, check_prompts, message, write_records
 from onerec.run import Manifest, write_json
 from tests.columns import PROPERTY, integer_columns
-from tokenizer.embeddings import FirstOfPid, iter_embeddings
+from tokenizer.embeddings import first_of_pids, iter_embeddings
 
 LAYOUT = load_layout("release")
 
@@ -76,7 +76,9 @@ def test_captions_and_embeddings_have_their_exact_pid_or_none(tmp_path_factory, 
     readers = (
         lambda: [pid for pids, _ in Captions(path, LAYOUT) for pid in pids],
         lambda: [
-            pid for pids, _ in iter_embeddings(path, 2, Manifest("x"), first=FirstOfPid(path)) for pid in pids.tolist()
+            pid
+            for pids, _ in iter_embeddings(path, 2, Manifest("x"), first=first_of_pids(path))
+            for pid in pids.tolist()
         ],
     )
     distinct = list(dict.fromkeys(value for value in wanted if value is not None))
