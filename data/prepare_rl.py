@@ -29,14 +29,8 @@ from onerec.flags import COUNT, SEED, SHARE, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows
 from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
+from onerec.tasks import RL_TASKS, made
 
-RL_TASKS = {
-    "video": "sft_video_rec",
-    "ad": "sft_ad_rec",
-    "product": "sft_product_rec",
-    "label_cond": "sft_label_cond_rec",
-    "interactive": "sft_interactive_rec",
-}
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCHEMA = pa.schema(
     [
@@ -95,6 +89,16 @@ def split_users(
     return test, set(users) - test
 
 
+def task_files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
+    """Records by task: of ``names``, or of every RL task that ``folder`` has; raises `InputError` where it has none."""
+    found = {task.test.name for task in made(folder, RL_TASKS.values())}
+    chosen = [name for name in RL_TASKS if name in found] if names is None else names
+    if not chosen:
+        right = f"one of {', '.join(task.file for task in RL_TASKS.values())}"
+        raise InputError(folder, "holds the records of no task that RL trains on", right)
+    return {name: folder / RL_TASKS[name].file for name in chosen}
+
+
 def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter[str]]:
     """First pass, over the metadata alone: user to rows by task."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
@@ -147,7 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet")
-    parser.add_argument("--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(RL_TASKS), help="tasks to take; default: all that have a file"
+    )
     parser.add_argument("--test_size", type=COUNT, default=1000, help="test rows a task")
     parser.add_argument(
         "--user_share",
@@ -159,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
-    files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
+    files = task_files(args.input_dir, args.tasks)
     counts = count_users(files, manifest)
     test_users, train_users = split_users(counts, args.test_size, args.seed, args.user_share)
     writer = Writer(args.output_dir, test_users, train_users, args.test_size, manifest)

@@ -30,7 +30,7 @@ from onerec.flags import COUNT_OR_0, ArgumentParser
 from onerec.parquet import list_parquet, open_parquet
 from onerec.records import check_columns, rl_batches, user_id
 from onerec.run import progress, write_json
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.sid import ANY_SID, ITEM_TOKEN, MARK_START, SidSpec
 
 RL_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
 
@@ -39,25 +39,16 @@ class SidRule:
     """SIDs in text: every itemic token stands in a whole SID, and every code is inside its codebook."""
 
     def __init__(self, spec: SidSpec | None) -> None:
-        layers = (
-            r"(?:<s_[a-h]_\d+>)+"
-            if spec is None
-            else "".join(rf"<s_{letter}_\d+>" for letter in "abcdefgh"[: spec.n_layers])
-        )
-        self._whole = re.compile((re.escape(BEGIN) + layers + re.escape(END)).encode())
-        self._token = re.compile(rb"<s_[a-h]_\d+>")
-        self._tokens = None if spec is None else {token.encode() for token in spec.tokens}
+        self._whole = re.compile((spec.pattern.pattern if spec else ANY_SID).encode())
+        self._token = re.compile(ITEM_TOKEN.encode())
+        self._tokens = {token.encode() for token in spec.tokens} if spec else None
 
     def __call__(self, text: bytes) -> str | None:
         """None where ``text`` keeps the rule, otherwise the reason."""
-        if b"<s_" not in text and b"<|sid_" not in text:
-            return None
-        if self._tokens is not None:
-            outside = set(self._token.findall(text)) - self._tokens
-            if outside:
-                return "a code outside its codebook"
+        if self._tokens is not None and set(self._token.findall(text)) - self._tokens:
+            return "a code outside its codebook"
         rest = self._whole.sub(b"", text)
-        return "a SID that is not whole" if self._token.search(rest) or b"<|sid_" in rest else None
+        return "a SID that is not whole" if self._token.search(rest) or MARK_START.encode() in rest else None
 
 
 class Findings:

@@ -3,8 +3,8 @@
 PID2SID = "pid2sid.parquet"
 SID_SPEC = "sid_spec.json"
 FILE_LIST = "file_list.json"
-# Files of a Hugging Face checkpoint beside its weights that say what the model is; those of the tokenizer are carried from stage to
-# stage as they are.
+# Files of a Hugging Face checkpoint beside its weights that say what the model is; those of the tokenizer are carried from
+# stage to stage as they are.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -20,16 +20,7 @@ MODEL_FILES = ("config.json", *TOKENIZER_FILES)
 DISTILLATION = "onpolicy_distillation.parquet"
 RL_TRAIN, RL_TEST = "train.parquet", "test.parquet"
 
-# RecIF-Bench tasks, in the order of the report. Test files: <data_dir>/<task>/<task>_test.parquet.
-REC_TASKS = ("video", "ad", "product", "label_cond", "interactive")
-BENCH_TASKS = (*REC_TASKS, "label_pred", "item_understand", "rec_reason")
-
 
 def shard_name(index: int, count: int) -> str:
     """``part-00000-of-000NN.parquet``."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
-
-
-def test_file(task: str) -> str:
-    """A benchmark task's test file, relative to the benchmark's data folder."""
-    return f"{task}/{task}_test.parquet"

@@ -68,10 +68,8 @@ def parser_of(file: str) -> argparse.ArgumentParser:
         patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         try:
-            if hasattr(module, "TASK"):
-                from data.onerec_data.run import run_task
-
-                run_task(module.TASK)
+            if not hasattr(module, "main"):  # the script of one task
+                module.run_task("sft_video_rec")
             elif inspect.signature(module.main).parameters:
                 module.main([])
             else:

@@ -1,4 +1,4 @@
-"""What every task builder is given beside its users: SID tables, tags, the seed and the layout."""
+"""What every builder is given beside its users: SID tables, tags, the seed and the layout."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 import re
 from pathlib import Path
 
-from data.onerec_data.batch import Batch
 from data.onerec_data.layout import Layout
 from data.onerec_data.tables import SidTable, TagTable, read_tags
-from data.onerec_data.text import Draws, escaped
+from data.onerec_data.text import Draws
 from onerec.errors import InputError
+from onerec.tasks import Task
 
-PID_MARK = re.compile(r"<pid:(\d{1,18})>")
+_PID_MARK = re.compile(r"<pid:(\d{1,18})>")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,33 +25,15 @@ class Context:
     seed: int
     layout: Layout
 
-    def draws(self, task: str, *what: object) -> Draws:
-        """Draws of wording for one row of a task."""
-        return Draws(self.seed, task, *what)
+    def draws(self, task: Task, *what: object) -> Draws:
+        """The draws of wording for one thing of a task."""
+        return Draws(self.seed, task.name, *what)
 
-    def profiles(self, batch: Batch, task: str) -> list[bytes | None]:
-        """Profiles with SIDs, escaped: the released text as it is, or the text with its pid marks turned into SIDs."""
-        released = batch.texts("inter_user_profile_with_sid")
-        marked = batch.texts("inter_user_profile")
-        found: list[bytes | None] = []
-        for row, (text, raw) in enumerate(zip(released, marked, strict=True)):
-            if text is None and raw is not None:
-                text = self._fill_marks(batch, row, task, raw)
-            found.append(None if text is None else escaped(text))
-        return found
-
-    def _fill_marks(self, batch: Batch, row: int, task: str, text: str) -> str:
-        missing = 0
-
-        def replace(mark: re.Match[str]) -> str:
-            nonlocal missing
-            sid = self.video.text(int(mark[1]))
-            missing += sid is None
-            return (sid or b"").decode()
-
-        filled = PID_MARK.sub(replace, text)
-        batch.skip(row, task, "pid without SID skipped", missing)
-        return filled
+    def fill_marks(self, text: str) -> tuple[str, int]:
+        """(``text`` with its pid marks turned into SIDs, how many had none)."""
+        sids = {pid: self.video.text(int(pid)) for pid in _PID_MARK.findall(text)}
+        missing = sum(sids[pid] is None for pid in _PID_MARK.findall(text))
+        return _PID_MARK.sub(lambda mark: (sids[mark[1]] or b"").decode(), text), missing
 
 
 def load_context(
@@ -61,9 +43,6 @@ def load_context(
     video = SidTable(pid2sid, layout)
     product = SidTable(product_pid2sid, layout) if product_pid2sid else None
     if product and not product.spec.same_codebooks(video.spec):
-        raise InputError(
-            product.path,
-            f"has codebooks {product.spec.codebook_sizes}",
-            f"those of {pid2sid}: {video.spec.codebook_sizes}",
-        )
+        right = f"those of {pid2sid}: {video.spec.codebook_sizes}"
+        raise InputError(product.path, f"has codebooks {product.spec.codebook_sizes}", right)
     return Context(video, product, read_tags(caption, layout) if caption else None, seed, layout)

@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 import orjson
 
-from onerec.records import CHAT_MARK
+from onerec.chat import THINK_CLOSE, THINK_OPEN
+from onerec.records import CHAT_MARK, ROLES
 from onerec.run import read_json
+from onerec.sid import ITEM_OR_MARK
 
 # What no text of a log may hold: turns, thoughts and items are marked so, and a model would learn them as such.
-MARK = re.compile(rf"{CHAT_MARK.pattern}|</?think>|<s_[a-h]_\d+>|<\|sid_(?:begin|end)\|>")
+MARK = re.compile("|".join((CHAT_MARK.pattern, THINK_OPEN, THINK_CLOSE, ITEM_OR_MARK)))
 PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 Turn = tuple[str, bytes]
@@ -79,9 +81,7 @@ class Draws:
         return options[place]
 
 
-_TURN = {
-    role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode() for role in ("system", "user", "assistant")
-}
+_TURN = {role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode() for role in ROLES}
 
 
 def messages_json(turns: Iterable[Turn]) -> bytes:
