@@ -145,13 +145,13 @@ def sft_label_pred(job: Job) -> Iterator[Sample]:
 def _longview(job: Job, row: int) -> list[int] | None:
     """0 or 1 a target; None where there is no label or the mask has another length (counted)."""
     batch, target = job.batch, job.batch.lists(TARGET)
-    length, mask = int(target.lengths[row]), batch.lists("target_video_longview")
+    length, mask = len(target.row(row)), batch.lists("target_video_longview")
     if mask is None:
         kind = batch.texts("interaction_type")[row]
         return None if kind is None else [int(kind == "longview")] * length
     if mask.null[row]:
         return None
-    flags = mask.values[mask.offsets[row] : mask.offsets[row + 1]].tolist()
+    flags = mask.row(row).tolist()
     if len(flags) != length:
         job.bad(row, "target_video_longview has another length than its targets")
         return None

@@ -140,8 +140,7 @@ def _keywords(job: Job) -> Iterator[tuple[int, str, list[int]]]:
         if tables[row] is None and queries[row] is None:
             job.skip(row, "no keyword")
         elif tables[row] is None:
-            pids = targets.values[targets.offsets[row] : targets.offsets[row + 1]]
-            yield row, queries[row], pids[:MAX_TARGETS].tolist()
+            yield row, queries[row], targets.row(row)[:MAX_TARGETS].tolist()
         else:
             try:
                 pairs = orjson.loads(tables[row]).items()
