@@ -80,9 +80,9 @@ class RecordCheck:
         self._files.append((file.path, file.rows))
         for records in sized_batches(file):
             uuids = records.column("uuid")
-            for at, reason in enumerate(self._reasons(records), row):
+            for at, reason in enumerate(self._reasons(records)):
                 if reason:
-                    self._findings.add(file.path, at, uuids[at - row].as_py(), reason)
+                    self._findings.add(file.path, row + at, uuids[at].as_py(), reason)
             halves, valid = uuid_halves(uuids)
             places = np.arange(len(halves), dtype=np.uint64) + np.uint64(start + row)
             self._keys.append(np.column_stack([halves, places])[valid])  # what is not valid is bad already
@@ -103,9 +103,8 @@ class RecordCheck:
         again = np.sort(keys[1:, 2][(keys[1:, :2] == keys[:-1, :2]).all(1)])
         ends = np.cumsum([rows for _, rows in self._files])
         for place in again.tolist():
-            at = int(np.searchsorted(ends, place, side="right"))
-            start = int(ends[at]) - self._files[at][1]
-            self._findings.add(self._files[at][0], place - start, None, "uuid stands twice")
+            path, rows = self._files[at := int(np.searchsorted(ends, place, side="right"))]
+            self._findings.add(path, place - int(ends[at]) + rows, None, "uuid stands twice")
 
 
 class RlCheck:
@@ -117,19 +116,14 @@ class RlCheck:
 
     def file(self, path: Path) -> None:
         """Check one file; its other half, where both were given, must hold other users."""
-        users: set[int | str] = set()
-        row = 0
-        for batch in rl_batches(path, 512):
-            for at, value in enumerate(batch, row):
-                if reason := self._reason(value):
-                    self._findings.add(path, at, value["extra_info"].get("uuid"), reason)
-                else:
-                    users.add(user_id(value["extra_info"]["uid"]))
-            row += len(batch)
-        self._users[path] = users
-        if path.name in (RL_TRAIN, RL_TEST):
-            other = path.with_name(RL_TEST if path.name == RL_TRAIN else RL_TRAIN)
-            for uid in sorted(users & self._users.get(other, set()), key=str):
+        users = self._users.setdefault(path, set())
+        for row, value in enumerate(value for batch in rl_batches(path, 512) for value in batch):
+            if reason := self._reason(value):
+                self._findings.add(path, row, value["extra_info"].get("uuid"), reason)
+            else:
+                users.add(user_id(value["extra_info"]["uid"]))
+        for name in {RL_TRAIN, RL_TEST} - {path.name} if path.name in (RL_TRAIN, RL_TEST) else ():
+            for uid in sorted(users & self._users.get(path.with_name(name), set()), key=str):
                 self._findings.add(path, -1, f"user {uid}", "a user in train and test")
 
     def _reason(self, row: dict[str, Any]) -> str | None:
@@ -153,15 +147,16 @@ def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int
     records, rl, rows = RecordCheck(spec, findings), RlCheck(spec, findings), 0
     files = list(dict.fromkeys(file for path in paths for file in list_parquet(path)))
     for path in progress(files, "validate", unit="file"):
-        names = open_parquet(path).schema_arrow.names
-        if all(name in names for name in RL_COLUMNS):
+        parquet = open_parquet(path)
+        names = parquet.schema_arrow.names
+        if set(RL_COLUMNS).issubset(names):
             rl.file(path)
-        elif all(name in names for name in KEY_COLUMNS):
+        elif set(KEY_COLUMNS).issubset(names):
             records.file(file_of(path))
         else:
             wanted = f"records ({', '.join(KEY_COLUMNS)}) or RL data ({', '.join(RL_COLUMNS)})"
             raise InputError(path, f"has the columns {', '.join(names)}", wanted)
-        rows += open_parquet(path).metadata.num_rows
+        rows += parquet.metadata.num_rows
     records.doubles()
     return rows, findings
 
@@ -176,17 +171,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None
     rows, findings = validate(args.paths, spec, args.show)
     if args.report:
-        reasons = dict(sorted(findings.reasons.items()))
-        write_json(args.report, {"rows": rows, "bad": reasons, "first": findings.first})
+        bad = dict(sorted(findings.reasons.items()))
+        write_json(args.report, {"rows": rows, "bad": bad, "first": findings.first})
     for bad in findings.first:
         print(f"{bad['file']}: row {bad['row']} (uuid {bad['uuid']}): {bad['reason']}")
     if findings.reasons:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in findings.reasons.most_common())
-        raise InputError(
-            args.paths[0],
-            f"{findings.reasons.total():,} of {rows:,} rows break the format: {reasons}",
-            "see the rows above",
-        )
+        what = f"{findings.reasons.total():,} of {rows:,} rows break the format: {reasons}"
+        raise InputError(args.paths[0], what, "see the rows above")
     print(f"valid: {rows:,} rows")
 
 

@@ -48,9 +48,8 @@ class SidSpec:
     def __post_init__(self) -> None:
         sizes = [size for size in self.codebook_sizes if type(size) is int and 1 <= size <= MAX_CODES]
         if not 1 <= len(self.codebook_sizes) == len(sizes) <= len(LAYER_LETTERS):
-            raise ValueError(
-                f"codebook sizes {self.codebook_sizes} are not 1 to {len(LAYER_LETTERS)} numbers from 1 to {MAX_CODES:,}"
-            )
+            right = f"1 to {len(LAYER_LETTERS)} numbers from 1 to {MAX_CODES:,}"
+            raise ValueError(f"codebook sizes {self.codebook_sizes} are not {right}")
         if self.first_id is not None and (type(self.first_id) is not int or not 0 <= self.first_id < 1 << 31):
             raise ValueError(f"first id {self.first_id!r} is not an id of a vocabulary")
 
