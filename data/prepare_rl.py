@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not outputs.rows[train]:
             what = f"leaves no training user at --test_size {args.test_size} and --user_share {args.user_share}"
             raise InputError(args.input_dir, what, "a smaller test size or a larger share")
-    manifest.outputs = {str(path): rows for path, rows in outputs.rows.items()}
+    manifest.outputs = outputs.made()
     manifest.write(args.output_dir)
     counts = f"{outputs.rows[train]:,} training and {outputs.rows[test]:,} test prompts"
     print(f"{counts} in {args.output_dir}; {manifest.dropped_text()}")

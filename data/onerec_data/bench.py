@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, TEST_SCHEMA
+from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, TEST_SCHEMA, bench_file
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.context import Context
 from onerec.parquet import iter_batches, list_parquet, open_parquet, write_batches
 from onerec.run import Manifest
-from onerec.tasks import BENCH_TASKS, GENERAL, PRODUCT, TESTED, Task
+from onerec.tasks import GENERAL, PRODUCT, TESTED, Task
 
 # Items are not split by user: this many captions, evenly over the catalogue, make the tests of the tasks over items.
 N_ITEM_TESTS = 200
@@ -30,15 +30,9 @@ def user_tasks(parts: Collection[str], product: bool) -> tuple[Task, ...]:
     return tuple(task for task in tasks if not BUILDERS[task.name].lacking(parts))
 
 
-def schemas(folder: Path, tasks: Sequence[Task]) -> dict[Path, pa.Schema]:
+def schemas(tasks: Sequence[Task]) -> dict[str, pa.Schema]:
     """The files that are written row by row, with their schemas."""
-    files = {folder / task.test.test_file: TEST_SCHEMA for task in [*tasks, *ITEM_TESTS]}
-    return files | {output_path(folder, SEQUENCES): SEQUENCE_SCHEMA}
-
-
-def output_path(folder: Path, name: str) -> Path:
-    """Where the table that `build_users` calls ``bench/<name>`` goes."""
-    return folder / (f"{SEQUENCES}.parquet" if name == SEQUENCES else BENCH_TASKS[name].test_file)
+    return {bench_file(task): TEST_SCHEMA for task in [*tasks, *ITEM_TESTS]} | {SEQUENCES: SEQUENCE_SCHEMA}
 
 
 def write_catalogues(

@@ -23,7 +23,8 @@ from onerec.workers import map_in_order
 TEST_SCHEMA = pa.schema([(name, pa.string()) for name in ("uuid", "source", "messages", "metadata")])
 _PIDS = pa.list_(pa.int64())
 SEQUENCE_SCHEMA = pa.schema([("uid", pa.int64()), ("task", pa.string()), ("history_pid", _PIDS), ("target_pid", _PIDS)])
-SEQUENCES = "train_sequences"
+BENCH_FOLDER = "benchmark_data"
+SEQUENCES = f"{BENCH_FOLDER}/train_sequences.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Plan:
 
 @dataclasses.dataclass
 class Built:
-    """Tables by output name (benchmark tasks under ``bench/<task>``), and what was left out."""
+    """Tables by the file that they go to, relative to the output folder, and what was left out."""
 
     tables: dict[str, pa.Table] = dataclasses.field(default_factory=dict)
     counts: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -73,14 +74,14 @@ def build_users(data: pa.RecordBatch, plan: Plan, context: Context) -> Built:
         rows = range(batch.n) if task in plan.bench else sorted(records)
         samples = list(BUILDERS[task.name].build(Job(task, batch, rows, context)))
         if task in plan.tasks:
-            built.tables[task.name] = records_table(task, [s for s in samples if s.row in records])
+            built.tables[task.file] = records_table(task, [s for s in samples if s.row in records])
         if task in plan.bench:
             tests = [s for s in samples if batch.split[s.row] == plan.test_split]
-            built.tables[f"bench/{task.test.name}"] = bench_table(task, tests)
+            built.tables[bench_file(task)] = bench_table(task, tests)
             if task.test.kind == RANK:
                 sequences += [(task.test.name, s) for s in samples if s.row in train]
     if plan.bench:
-        built.tables[f"bench/{SEQUENCES}"] = sequence_table(batch.uid, sequences)
+        built.tables[SEQUENCES] = sequence_table(batch.uid, sequences)
     built.count(batch)
     return built
 
@@ -110,19 +111,29 @@ def _build(data: pa.RecordBatch) -> Built:
     return build_users(data, **_state)
 
 
-def build_items(pids: Sequence[int], captions: Sequence[str], tasks: Iterable[Task], context: Context) -> Built:
-    """Outputs of one batch of captions."""
+def build_items(
+    pids: Sequence[int],
+    captions: Sequence[str],
+    tasks: Iterable[Task],
+    tests: Iterable[Task],
+    every: slice,
+    context: Context,
+) -> Built:
+    """Outputs of one batch of captions: training records of ``tasks``, benchmark rows of ``tests`` from the items ``every``."""
     built = Built()
     for task in tasks:
-        samples = item_samples(task, pids, captions, context)
-        built.tables[task.name] = records_table(task, samples)
+        samples = list(BUILDERS[task.name].build(task, pids, captions, context))
+        built.tables[task.file] = records_table(task, samples)
         built.counts[f"{task.name}: pid without SID skipped"] += len(pids) - len(samples)
+    for task in tests:
+        samples = list(BUILDERS[task.name].build(task, pids[every], captions[every], context))
+        built.tables[bench_file(task)] = bench_table(task, samples)
     return built
 
 
-def item_samples(task: Task, pids: Sequence[int], captions: Sequence[str], context: Context) -> list[Sample]:
-    """The samples of a task over items."""
-    return list(BUILDERS[task.name].build(task, pids, captions, context))
+def bench_file(task: Task) -> str:
+    """Where a task's benchmark rows go."""
+    return f"{BENCH_FOLDER}/{task.test.test_file}"
 
 
 def records_table(task: Task, samples: Sequence[Sample]) -> pa.Table:

@@ -50,7 +50,7 @@ def sft_rec_reason(job: Job) -> Iterator[Sample]:
 
 @builder(required=VIDEO_COLUMNS, tags=True)
 def sft_reco_reason(job: Job) -> Iterator[Sample]:
-    """Watch history to a thought about its tags, in a think block, and the next videos: for logs without a chain of thought."""
+    """Watch history to a thought about its tags, and the next videos: for logs without a chain of thought."""
     watched, tags, templates = Watched(job), job.context.tags, prompts("understand")["thought"]
     for row in watched.usable(job.rows):
         liked = favourites(tags.of(watched.history.pids(row)[-RECENT:]))
@@ -62,8 +62,9 @@ def sft_reco_reason(job: Job) -> Iterator[Sample]:
         fields = {"liked": escaped("和".join(liked)), "wanted": escaped("、".join(wanted))}
         thought = draws.pick(templates).fill(**fields)
         prompt = ask(draws, "video_rec", line(draws, "video", watched.history.text[row]))
-        answer = escaped(f"{THINK_OPEN}\n") + thought + escaped(f"\n{THINK_CLOSE}\n\n") + watched.target.text[row]
-        yield job.sample(row, prompt=prompt, answer=answer, **watched.pids(row))
+        sample = job.recommend(row, prompt, watched.target, watched.history)
+        sample.answer = escaped(f"{THINK_OPEN}\n") + thought + escaped(f"\n{THINK_CLOSE}\n\n") + sample.answer
+        yield sample
 
 
 def favourites(tags: list[str]) -> list[str]:

@@ -15,7 +15,6 @@ from data.onerec_data.samples import (
     SKIPPED,
     TARGET,
     VIDEO_COLUMNS,
-    VIDEO_HISTORY,
     Job,
     Sample,
     ask,
@@ -37,9 +36,8 @@ class Interactions:
     """
 
     def __init__(self, job: Job) -> None:
-        self._job, table = job, job.context.video
+        self._job, self.history = job, job.history
         self._kinds = _by_label(job, HISTORY, "hist", last=MAX_INTERACTIONS)
-        self.history = job.batch.sids(HISTORY, table, last=VIDEO_HISTORY)
         self._lengths = job.batch.lists(HISTORY).lengths.tolist()
 
     def body(self, row: int, draws: Draws) -> bytes | None:
@@ -70,8 +68,7 @@ class Targets:
     """Targets of a batch by interaction kind, from the masks or from one kind a row."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._all: SidLists = job.batch.sids(TARGET, job.context.video, first=MAX_TARGETS)
+        self._job, self._all = job, job.targets
         self._masks = _by_label(job, TARGET, "target", first=MAX_TARGETS)
         self._kind = None if self._masks else job.batch.texts("interaction_type")
 
@@ -109,8 +106,7 @@ def sft_label_cond_rec(job: Job) -> Iterator[Sample]:
         target = by_label[label]
         job.skip(row, SKIPPED, target.missing[row])
         prompt = ask(draws, job.task.topic, body, questions[label])
-        pids = {"answer_pid": target.pids(row), "history_pid": past.history.pids(row)}
-        yield job.sample(row, facts={"target_interaction": label}, prompt=prompt, answer=target.text[row], **pids)
+        yield job.recommend(row, prompt, target, past.history, facts={"target_interaction": label})
 
 
 @builder(

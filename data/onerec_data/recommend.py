@@ -1,13 +1,13 @@
 """Builders of the tasks that recommend: a batch of users to samples; training and benchmark use the same ones.
 
-Semantics are those of the OpenOneRec reference scripts (github.com/Kuaishou-OneRec/OpenOneRec, data/onerec_data): histories cut
-to the latest 512 videos (across domains 100 long-viewed videos, 200 ads, 100 products), targets to the first 10, the latest 10
-items of an interaction kind, pids without SID skipped, one label-prediction sample a candidate, one interactive sample a keyword.
-The kind that label_cond asks for is drawn among those with an item that has a SID. One departure: the reference's pretraining
-sequences keep the first 512 videos of a longer history, these the latest.
+Semantics are those of the OpenOneRec reference scripts (github.com/Kuaishou-OneRec/OpenOneRec, data/onerec_data):
+histories cut to the latest 512 videos (across domains 100 long-viewed videos, 200 ads, 100 products), targets to the
+first 10, the latest 10 items of an interaction kind, pids without SID skipped, one label-prediction sample a candidate,
+one interactive sample a keyword. The kind that label_cond asks for is drawn among those with an item that has a SID.
+One departure: the reference's pretraining sequences keep the first 512 videos of a longer history, these the latest.
 
-Where the input has one interaction kind a row (`interaction_type`) or a search (`query`) instead of the release's masks and
-keyword table, the same tasks read those: see ``layouts/simple.json``.
+Where the input has one interaction kind a row (`interaction_type`) or a search (`query`) instead of the release's masks
+and keyword table, the same tasks read those: see ``layouts/simple.json``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from data.onerec_data.batch import SidLists, to_sids
 from data.onerec_data.samples import (
     HISTORY,
     MAX_TARGETS,
-    NO_PIDS,
     NO_SID,
     PROFILE_COLUMNS,
     SKIPPED,
     TARGET,
     VIDEO_COLUMNS,
-    VIDEO_HISTORY,
     Job,
     Sample,
     Watched,
@@ -52,7 +50,7 @@ def sft_video_rec(job: Job) -> Iterator[Sample]:
     for row in watched.usable(job.rows):
         draws = job.draws(row)
         prompt = ask(draws, job.task.topic, line(draws, "video", watched.history.text[row]))
-        yield job.sample(row, prompt=prompt, answer=watched.target.text[row], **watched.pids(row))
+        yield job.recommend(row, prompt, watched.target, watched.history)
 
 
 @builder(required=VIDEO_COLUMNS)
@@ -91,9 +89,7 @@ def _cross_domain(job: Job, domain: str, table: SidTable) -> Iterator[Sample]:
         if not lines:
             job.skip(row, "empty history")
             continue
-        prompt = ask(draws, job.task.topic, rb"\n".join(lines))
-        pids = {"answer_pid": targets.pids(row), "history_pid": clicks.pids(row) if clicks else NO_PIDS}
-        yield job.sample(row, prompt=prompt, answer=targets.text[row], **pids)
+        yield job.recommend(row, ask(draws, job.task.topic, rb"\n".join(lines)), targets, clicks)
 
 
 def _long_viewed(job: Job) -> SidLists | None:
@@ -110,12 +106,10 @@ def _long_viewed(job: Job) -> SidLists | None:
 )
 def sft_interactive_rec(job: Job) -> Iterator[Sample]:
     """Profile and keyword to items; one sample a keyword."""
-    batch, table, profiles = job.batch, job.context.video, job.profiles()
-    history = batch.sids(HISTORY, table, last=VIDEO_HISTORY)
-    wanted = list(_keywords(job))
+    history, profiles, wanted = job.history, job.profiles(), list(_keywords(job))
     pids = np.array([pid for _, _, found in wanted for pid in found], np.int64)
-    items = to_sids(table, pids, np.cumsum([0, *(len(found) for _, _, found in wanted)]))
-    without_profiles = not any(map(batch.has, PROFILE_COLUMNS))
+    items = to_sids(job.context.video, pids, np.cumsum([0, *(len(found) for _, _, found in wanted)]))
+    without_profiles = not any(map(job.batch.has, PROFILE_COLUMNS))
     for at, (row, keyword, _) in enumerate(wanted):
         draws, profile = job.draws(row, keyword), profiles[row]
         if profile is None and without_profiles and history.text[row]:
@@ -128,8 +122,7 @@ def sft_interactive_rec(job: Job) -> Iterator[Sample]:
             job.skip(row, NO_SID)
             continue
         prompt = ask(draws, job.task.topic, b"", profile=profile, keyword=escaped(keyword))
-        pids = {"answer_pid": items.pids(at), "history_pid": history.pids(row)}
-        yield job.sample(row, (keyword,), {"keyword": keyword}, prompt=prompt, answer=items.text[at], **pids)
+        yield job.recommend(row, prompt, items, history, at, key=(keyword,), facts={"keyword": keyword})
 
 
 def _keywords(job: Job) -> Iterator[tuple[int, str, list[int]]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.onerec_data import bench
 from data.onerec_data.batch import TEST_SPLIT
-from data.onerec_data.build import Built, Plan, bench_table, build_all, build_items, item_samples
+from data.onerec_data.build import BENCH_FOLDER, Built, Plan, build_all, build_items
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.context import load_context
 from data.onerec_data.layout import load_layout
@@ -59,7 +59,6 @@ class Run:
     ) -> None:
         self.args, self.tasks, self.benchmark = args, list(tasks), benchmark
         self.manifest, self.layout = Manifest("onerec_data", args), load_layout(args.layout)
-        self.bench_folder = args.output_dir / "benchmark_data"
         self.item_tasks = [task for task in tasks if BUILDERS[task.name].over == "items"]
         user_tasks = tuple(task for task in tasks if task not in self.item_tasks)
         if (benchmark or user_tasks) and args.input is None:
@@ -76,32 +75,29 @@ class Run:
         if self.context.tags is None and any(BUILDERS[task.name].tags for task in tasks):
             raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")
 
-    def path_of(self, name: str) -> Path:
-        """Where the table of a task goes, or that of a benchmark task (``bench/<name>``)."""
-        if name.startswith("bench/"):
-            return bench.output_path(self.bench_folder, name.removeprefix("bench/"))
-        return self.args.output_dir / TASKS[name].file
-
     @together()
     def __call__(self) -> Manifest:
         """Make every file, all or none, in one pass over the users and one over the items."""
-        args, manifest = self.args, self.manifest
-        records = {self.path_of(task.name): SCHEMA for task in self.tasks}
-        tests = bench.schemas(self.bench_folder, self.plan.bench) if self.benchmark else {}
-        threads = min(4, args.workers)
+        args, manifest, folder = self.args, self.manifest, self.args.output_dir
+        tests = bench.schemas(self.plan.bench) if self.benchmark else {}
+        schemas = {**{task.file: SCHEMA for task in self.tasks}, **tests}
         self._note_tables()
-        with Outputs(records, threads=threads) as files, Outputs(tests, empty=False, threads=threads) as bench_files:
+        files = {folder / name: schema for name, schema in schemas.items()}
+        with Outputs(files, [folder / name for name in tests], min(4, args.workers)) as outputs:
             if self.plan.every:
-                self._users(files, bench_files)
+                self._users(outputs)
             if args.caption and (self.benchmark or self.item_tasks):
-                self._items(files, bench_files)
-        for path, rows in [*files.rows.items(), *((path, rows) for path, rows in bench_files.rows.items() if rows)]:
-            manifest.output(path, rows)
+                self._items(outputs)
+        manifest.outputs = outputs.made()
         if self.benchmark:
             tables = {VIDEO_AD: args.pid2sid, PRODUCT: args.product_pid2sid}
-            bench.write_catalogues(self.bench_folder, self.context, tables, args.general_heldout, manifest)
-        manifest.write(args.output_dir)
+            bench.write_catalogues(folder / BENCH_FOLDER, self.context, tables, args.general_heldout, manifest)
+        manifest.write(folder)
         return manifest
+
+    def _add(self, built: Built, outputs: Outputs) -> None:
+        for name, table in built.tables.items():
+            outputs.add(self.args.output_dir / name, table)
 
     def _note_tables(self) -> None:
         for table in filter(None, (self.context.video, self.context.product)):
@@ -110,7 +106,7 @@ class Run:
             self.manifest.dropped += table.dropped
             self.manifest.check_bad_ratio(table.path, bad, table.n_items + bad, self.args.max_bad_ratio)
 
-    def _users(self, files: Outputs, bench_files: Outputs) -> None:
+    def _users(self, outputs: Outputs) -> None:
         builders = [BUILDERS[task.name] for task in self.plan.every]
         required = [part for each in builders for part in each.required]
         optional = [part for each in builders for part in each.optional]
@@ -118,24 +114,19 @@ class Run:
         total = Built()
         batches = progress(users, "users", users.rows, "user", size=lambda data: data.num_rows)
         for built in build_all(batches, self.plan, self.context, self._tables, self.args.workers):
-            for name, table in built.tables.items():
-                (bench_files if name.startswith("bench/") else files).add(self.path_of(name), table)
+            self._add(built, outputs)
             total.count(built)
         users.note(self.manifest, total, self.args.max_bad_ratio)
 
-    def _items(self, files: Outputs, bench_files: Outputs) -> None:
-        captions = Captions(self.args.caption, self.layout)
-        every, seen = max(1, captions.rows // bench.N_ITEM_TESTS), 0
+    def _items(self, outputs: Outputs) -> None:
+        captions, seen = Captions(self.args.caption, self.layout), 0
+        step, tests = max(1, captions.rows // bench.N_ITEM_TESTS), bench.ITEM_TESTS if self.benchmark else ()
         batches = progress(captions, "captions", captions.rows, "item", size=lambda pair: len(pair[0]))
         for pids, texts in batches:
-            built = build_items(pids, texts, self.item_tasks, self.context)
-            for name, table in built.tables.items():
-                files.add(self.path_of(name), table)
+            every = slice(-seen % step, None, step)
+            built = build_items(pids, texts, self.item_tasks, tests, every, self.context)
+            self._add(built, outputs)
             self.manifest.dropped += built.counts
-            chosen = slice(-seen % every, None, every)
-            for task in bench.ITEM_TESTS if self.benchmark else ():
-                samples = item_samples(task, pids[chosen], texts[chosen], self.context)
-                bench_files.add(self.bench_folder / task.test.test_file, bench_table(task, samples))
             seen += len(pids)
         self.manifest.dropped += captions.counts
         self.manifest.input(self.args.caption, captions.rows)

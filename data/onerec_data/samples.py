@@ -71,6 +71,30 @@ class Job:
         """A sample of a row; ``key`` tells apart several of one row, ``facts`` go into the metadata beside the uid."""
         return Sample(row, (*self.batch.keys[row], *key), {"uid": self.batch.uid[row], **(facts or {})}, **parts)
 
+    def recommend(
+        self,
+        row: int,
+        prompt: Sequence[Turn],
+        answer: SidLists,
+        history: SidLists | None,
+        at: int | None = None,
+        **more: Any,
+    ) -> Sample:
+        """A sample whose answer are items: those of ``answer`` in ``row``, or at another place ``at``."""
+        at = row if at is None else at
+        pids = {"answer_pid": answer.pids(at), "history_pid": history.pids(row) if history else NO_PIDS}
+        return self.sample(row, prompt=prompt, answer=answer.text[at], **pids, **more)
+
+    @property
+    def history(self) -> SidLists:
+        """The watched videos of all rows, the latest."""
+        return self.batch.sids(HISTORY, self.context.video, last=VIDEO_HISTORY)
+
+    @property
+    def targets(self) -> SidLists:
+        """The next videos of all rows, the first."""
+        return self.batch.sids(TARGET, self.context.video, first=MAX_TARGETS)
+
     def profiles(self) -> list[bytes | None]:
         """The profiles of all rows, escaped, with SIDs: the released text, or the text with its pid marks turned into SIDs."""
         released, marked = (self.batch.texts(part) for part in reversed(PROFILE_COLUMNS))
@@ -129,10 +153,8 @@ class Watched:
     """Watched videos and targets of a batch, for the tasks that need both."""
 
     def __init__(self, job: Job) -> None:
-        self._job, batch, table = job, job.batch, job.context.video
-        self.history: SidLists = batch.sids(HISTORY, table, last=VIDEO_HISTORY)
-        self.target: SidLists = batch.sids(TARGET, table, first=MAX_TARGETS)
-        self._lengths = [batch.lists(part).lengths.tolist() for part in VIDEO_COLUMNS]
+        self._job, self.history, self.target = job, job.history, job.targets
+        self._lengths = [job.batch.lists(part).lengths.tolist() for part in VIDEO_COLUMNS]
 
     def usable(self, rows: Sequence[int]) -> Iterator[int]:
         """Rows whose history and targets both hold an item with a SID; what is left out is counted."""
@@ -146,7 +168,3 @@ class Watched:
                 yield row
             else:
                 self._job.skip(row, NO_SID)
-
-    def pids(self, row: int) -> dict[str, np.ndarray]:
-        """The items of a row's sample."""
-        return {"answer_pid": self.target.pids(row), "history_pid": self.history.pids(row)}
