@@ -26,12 +26,13 @@ from data.sampling import uuid_halves
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT_OR_0, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import list_parquet, open_parquet
 from onerec.records import check_columns, rl_batches, user_id
-from onerec.run import progress, write_json
+from onerec.run import progress
 from onerec.sid import ANY_SID, ITEM_TOKEN, MARK_START, SidSpec
 
+SHOWN = 10  # bad rows that are named
 RL_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
 
 
@@ -54,16 +55,15 @@ class SidRule:
 class Findings:
     """Bad rows: counted by reason, the first ones named."""
 
-    def __init__(self, show: int) -> None:
+    def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
-        self.first: list[dict[str, Any]] = []
-        self._show = show
+        self.first: list[str] = []
 
     def add(self, file: Path, row: int, uuid: object, reason: str) -> None:
         """Note a bad row."""
         self.reasons[reason] += 1
-        if len(self.first) < self._show:
-            self.first.append({"file": str(file), "row": row, "uuid": uuid, "reason": reason})
+        if len(self.first) < SHOWN:
+            self.first.append(f"{file}: row {row} (uuid {uuid}): {reason}")
 
 
 class RecordCheck:
@@ -141,9 +141,9 @@ class RlCheck:
         return next(filter(None, (self._sid(text.encode()) for text in texts)), None)
 
 
-def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int, Findings]:
+def validate(paths: Sequence[str], spec: SidSpec | None) -> tuple[int, Findings]:
     """(rows, findings) of every file that ``paths`` name."""
-    findings = Findings(show)
+    findings = Findings()
     records, rl, rows = RecordCheck(spec, findings), RlCheck(spec, findings), 0
     files = list(dict.fromkeys(file for path in paths for file in list_parquet(path)))
     for path in progress(files, "validate", unit="file"):
@@ -165,16 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
     parser.add_argument("--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right")
-    parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
-    parser.add_argument("--report", type=Path, help="JSON file for the verdict")
     args = parser.parse_args(argv)
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None
-    rows, findings = validate(args.paths, spec, args.show)
-    if args.report:
-        bad = dict(sorted(findings.reasons.items()))
-        write_json(args.report, {"rows": rows, "bad": bad, "first": findings.first})
-    for bad in findings.first:
-        print(f"{bad['file']}: row {bad['row']} (uuid {bad['uuid']}): {bad['reason']}")
+    rows, findings = validate(args.paths, spec)
+    for line in findings.first:
+        print(line)
     if findings.reasons:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in findings.reasons.most_common())
         what = f"{findings.reasons.total():,} of {rows:,} rows break the format: {reasons}"

@@ -123,9 +123,10 @@ class Batch:
         known = {"uid": self.uid, "split": self.split, "window": self.windows}
         if part in known:
             return known[part]
-        if PARTS[part] == "pids" and (lists := self.lists(part)) is not None:
-            return [tuple(lists.row(row).tolist()) for row in range(self.n)]
-        return self.texts(part) if PARTS[part] == "text" else self.ints(part)
+        values = self.read(part)
+        if isinstance(values, Lists):
+            return [tuple(values.row(row).tolist()) for row in range(self.n)]
+        return [None] * self.n if values is None else values
 
     # Columns.
 
@@ -142,6 +143,10 @@ class Batch:
             return column
         shown = converted(column, Kind.SHOWN)[0].to_pylist()
         return pa.array([None if value is None else str(replace.get(value, value)) for value in shown], pa.string())
+
+    def read(self, part: str) -> list[int | None] | list[str | None] | Lists | None:
+        """A column as its part is; raises TypeError where its type cannot be that."""
+        return {"int": self.ints, "text": self.texts}.get(PARTS[part], self.lists)(part)
 
     def ints(self, part: str) -> list[int | None]:
         """An integer column; None where a value is null or no whole number, or the column does not exist."""
@@ -183,22 +188,22 @@ class Batch:
     def _lists(self, part: str) -> Lists | None:
         if not self.has(part):
             return None
-        column = plain(self._column(part))
-        if is_list(column.type) or pa.types.is_null(column.type):
+        column, mask = plain(self._column(part)), PARTS[part] == "mask"
+        if mask or is_list(column.type) or pa.types.is_null(column.type):
             items, offsets, null = list_parts(column)
         else:
             null = column.is_null().to_numpy(zero_copy_only=False)
             items, offsets = column.drop_null(), np.concatenate([[0], np.cumsum(~null)])  # one item a row
-        return Lists(self._numbers(part, items), offsets, null)
+        return Lists((self._flags if mask else self._pids)(self._layout.column(part), items), offsets, null)
 
-    def _numbers(self, part: str, items: pa.Array) -> np.ndarray:
-        column, mask = self._layout.column(part), PARTS[part] == "mask"
-        items = items.cast(pa.int8()) if pa.types.is_boolean(items.type) else items
-        values, good, wrong = integers(items, digits=not mask)
-        if mask:
-            if odd := int((wrong | (good & (values != 0) & (values != 1))).sum()):
-                self.counts[f"users: {column} holds what is not 0 or 1"] += odd
-            return (values == 1).astype(np.int64)
+    def _flags(self, column: str, items: pa.Array) -> np.ndarray:
+        values, good, wrong = integers(items.cast(pa.int8()) if pa.types.is_boolean(items.type) else items)
+        if odd := int((wrong | (good & (values != 0) & (values != 1))).sum()):
+            self.counts[f"users: {column} holds what is not 0 or 1"] += odd
+        return (values == 1).astype(np.int64)
+
+    def _pids(self, column: str, items: pa.Array) -> np.ndarray:
+        values, good, wrong = integers(items, digits=True)
         self.values_read[column] += len(items) - items.null_count
         if items.null_count:
             self.counts[f"users: null in {column}"] += items.null_count

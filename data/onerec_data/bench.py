@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, TEST_SCHEMA, bench_file
 from data.onerec_data.builders import BUILDERS
-from data.onerec_data.context import Context
+from data.onerec_data.tables import Context
 from onerec.parquet import iter_batches, list_parquet, open_parquet, write_batches
 from onerec.run import Manifest
 from onerec.tasks import GENERAL, PRODUCT, TESTED, Task

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from data.onerec_data.batch import TEST_SPLIT, TRAIN_SPLIT, Batch
 from data.onerec_data.builders import BUILDERS
-from data.onerec_data.context import Context, load_context
 from data.onerec_data.samples import Job, Sample
+from data.onerec_data.tables import Context, load_context
 from data.onerec_data.text import messages_json, segments_json
 from onerec.records import SCHEMA, record_uuid
 from onerec.tasks import RANK, Task

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data.onerec_data.batch import to_sids
-from data.onerec_data.context import Context
 from data.onerec_data.samples import PROFILE_COLUMNS, VIDEO_COLUMNS, Job, Sample, Watched, ask, builder, line
+from data.onerec_data.tables import Context
 from data.onerec_data.text import Template, escaped, prompts
 from onerec.chat import THINK_CLOSE, THINK_OPEN
 from onerec.tasks import Task

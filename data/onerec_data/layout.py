@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from onerec.errors import InputError
-from onerec.parquet import Kind, column_types, converted, integers, is_list, list_parts, plain
+from onerec.parquet import column_types
 from onerec.run import read_json
 
 FOLDER = Path(__file__).parent / "layouts"
@@ -38,7 +36,8 @@ PARTS: dict[str, str] = {
     "query": "text",
 }
 DEFAULT_KEY = ["uid", "split", "window"]
-_WANTED = {"int": "integers are", "text": "text is", "mask": "a list of 0 and 1 is", "pids": "a list of integers is"}
+# What an error says of a column that cannot play a part.
+WANTED = {"int": "integers are", "text": "text is", "mask": "a list of 0 and 1 is", "pids": "a list of integers is"}
 _KEYS = {"comment", "key", "columns", "values", "sids", "captions"}
 _ITEM_KEYS = {"sids": {"pid", "codes"}, "captions": {"pid", "caption", "tags"}}
 
@@ -107,20 +106,3 @@ def _known(path: Path, value: Any, known: set[str], what: str) -> None:
         raise InputError(path, f"{value!r} is not a JSON object", f"an object of {what}s")
     if unknown := [name for name in value if name not in known]:
         raise InputError(path, f"has an unknown {what} {unknown[0]}", f"one of {', '.join(sorted(known))}")
-
-
-def check_type(path: Path, column: str, part: str, kind: pa.DataType, mapped: bool) -> None:
-    """Raise `InputError` where a column's Arrow type cannot play ``part``; ``mapped``: the layout replaces its values."""
-    wanted, values = PARTS[part], plain(pa.nulls(0, kind))
-    mapped = mapped and wanted in ("int", "text")
-    try:
-        if wanted == "text" or mapped:
-            converted(values, Kind.SHOWN if mapped else Kind.TEXT)
-        elif wanted == "mask" or (is_list(values.type) and wanted == "pids"):
-            items = list_parts(values)[0]
-            if not (wanted == "mask" and pa.types.is_boolean(items.type)):
-                integers(items, digits=wanted == "pids")
-        else:
-            integers(values, digits=wanted == "pids")
-    except TypeError:
-        raise InputError(path, f"column {column} is {kind}", f"{_WANTED[wanted]} wanted") from None

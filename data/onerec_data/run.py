@@ -22,9 +22,9 @@ from data.onerec_data import bench
 from data.onerec_data.batch import TEST_SPLIT
 from data.onerec_data.build import BENCH_FOLDER, Built, Plan, build_all, build_items
 from data.onerec_data.builders import BUILDERS
-from data.onerec_data.context import load_context
 from data.onerec_data.layout import load_layout
 from data.onerec_data.samples import VIDEO_COLUMNS
+from data.onerec_data.tables import load_context
 from data.onerec_data.users import Captions, Users, available_parts
 from data.outputs import Outputs
 from onerec.cli import cli

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data.onerec_data.batch import Batch, SidLists
-from data.onerec_data.context import Context
+from data.onerec_data.tables import Context
 from data.onerec_data.text import Draws, Template, Turn, escaped, prompts
 from onerec.tasks import Task
 

@@ -1,9 +1,13 @@
-"""Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items."""
+"""Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items.
+
+A `Context` holds them, with the seed and the layout, for every builder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,12 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.onerec_data.layout import Layout
-from data.onerec_data.text import MARK
+from data.onerec_data.text import MARK, Draws
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.parquet import Kind, column_types, integers, is_list, list_parts, plain, read_table, texts
 from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
+from onerec.tasks import Task
 
 # A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
 _DIRECT_ENTRIES_PER_ITEM = 16
@@ -139,3 +144,39 @@ def read_tags(path: Path, layout: Layout) -> TagTable | None:
     lengths = np.bincount(row[good], minlength=len(keep))[keep]
     ids, offsets = flat.indices.to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)])
     return TagTable(PidIndex(pids[keep]), offsets, ids, flat.dictionary.to_pylist())
+
+
+_PID_MARK = re.compile(r"<pid:(\d{1,18})>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Shared, read-only state of a run over the tasks; every worker has one."""
+
+    video: SidTable
+    product: SidTable | None
+    tags: TagTable | None
+    seed: int
+    layout: Layout
+
+    def draws(self, task: Task, *what: object) -> Draws:
+        """The draws of wording for one thing of a task."""
+        return Draws(self.seed, task.name, *what)
+
+    def fill_marks(self, text: str) -> tuple[str, int]:
+        """(``text`` with its pid marks turned into SIDs, how many had none)."""
+        sids = {pid: self.video.text(int(pid)) for pid in _PID_MARK.findall(text)}
+        missing = sum(sids[pid] is None for pid in _PID_MARK.findall(text))
+        return _PID_MARK.sub(lambda mark: (sids[mark[1]] or b"").decode(), text), missing
+
+
+def load_context(
+    pid2sid: Path, product_pid2sid: Path | None, caption: Path | None, seed: int, layout: Layout
+) -> Context:
+    """Read the tables that the tasks need; both SID tables must have the same codebooks."""
+    video = SidTable(pid2sid, layout)
+    product = SidTable(product_pid2sid, layout) if product_pid2sid else None
+    if product and not product.spec.same_codebooks(video.spec):
+        right = f"those of {pid2sid}: {video.spec.codebook_sizes}"
+        raise InputError(product.path, f"has codebooks {product.spec.codebook_sizes}", right)
+    return Context(video, product, read_tags(caption, layout) if caption else None, seed, layout)

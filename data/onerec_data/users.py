@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from data.onerec_data.batch import Batch
 from data.onerec_data.build import Built
-from data.onerec_data.layout import PARTS, Layout, check_type
+from data.onerec_data.layout import PARTS, WANTED, Layout
 from data.onerec_data.text import MARK
 from onerec.errors import InputError
 from onerec.parquet import Kind, column_types, count_rows, integers, iter_batches, list_parquet, read_table
@@ -50,13 +50,19 @@ class Users:
         for (file, known), part in itertools.product(types.items(), parts):
             column = self._layout.column(part)
             if column in known:
-                check_type(file, column, part, known[column], part in self._layout.values)
+                self._check_type(file, column, part, known[column])
             elif folder := next((f for f in file.parent.parts if f.startswith(f"{column}=")), None):
                 raise InputError(file, f"says {folder} in its folder's name alone", f"a column {column} in the file")
             elif column in every:
                 raise InputError(file, f"has no column {column}, which others have", "the same columns in all files")
             elif column in self._required:
                 raise InputError(file, f"has no column {column}", f"it has {', '.join(known)}")
+
+    def _check_type(self, file: Path, column: str, part: str, kind: pa.DataType) -> None:
+        try:
+            Batch(pa.record_batch({column: pa.nulls(0, kind)}), self._layout).read(part)
+        except TypeError:
+            raise InputError(file, f"column {column} is {kind}", f"{WANTED[PARTS[part]]} wanted") from None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen: set[str] = set()
@@ -79,7 +85,7 @@ class Users:
         return True
 
     def note(self, manifest: Manifest, built: Built, max_bad_ratio: float) -> None:
-        """Count what was left out; raises `InputError` where more than a share of the rows, or of a column's pids, is bad."""
+        """Count what was left out; raises `InputError` where too many rows, or pids of a column, are bad."""
         for reason, count in sorted((self.counts + built.counts).items()):
             manifest.drop(reason, count)
         manifest.inputs |= {str(file): rows for file, rows in self.rows_by_file.items()}
