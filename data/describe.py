@@ -3,9 +3,10 @@
     python describe.py output/split_data_sft --tokenizer ../pretrain/models/Qwen3-1.7B_itemic \\
         --pid2sid output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/describe
 
-Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens, where
-a tokenizer is given, in a systematic sample of --sample rows a source or up to twice as many (every k-th row), from which
-totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json beside the files.
+Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens,
+where a tokenizer is given, in a systematic sample of --sample rows a source or up to twice as many (every k-th row),
+from which totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json
+beside the files.
 """
 
 from __future__ import annotations

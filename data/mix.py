@@ -133,7 +133,7 @@ def _of_tasks(path: Path, base: Path, item: object, folders: Mapping[str, str]) 
 
 
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:
-    """Name to folder, of a config's ``folders``: a folder, or the first of a list that is there; ``given`` goes before."""
+    """Name to folder, of a config's ``folders``: a folder, or the first that exists of a list; ``given`` first."""
     if not isinstance(value, dict) or not all(
         isinstance(item, str | list) and item and all(isinstance(name, str) for name in item) for item in value.values()
     ):

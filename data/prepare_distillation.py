@@ -2,8 +2,9 @@
 
     python prepare_distillation.py --input raw_data/general_text/sft --output output/onpolicy_distillation.parquet
 
-Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a record
-and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches: its size does not matter.
+Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a
+record and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches: its size does
+not matter.
 """
 
 from __future__ import annotations

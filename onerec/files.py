@@ -3,8 +3,8 @@
 PID2SID = "pid2sid.parquet"
 SID_SPEC = "sid_spec.json"
 FILE_LIST = "file_list.json"
-# Files of a Hugging Face checkpoint beside its weights that say what the model is; those of the tokenizer are carried from
-# stage to stage as they are.
+# Files of a Hugging Face checkpoint beside its weights that say what the model is; those of the tokenizer are carried
+# from stage to stage as they are.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

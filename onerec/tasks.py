@@ -1,6 +1,7 @@
 """The tasks, one row each: what the data stage makes, what RL trains on, what the benchmark asks and the reports show.
 
-A new task is a row here, a builder of the row's name in ``data/onerec_data/``, and its prompts in ``data/onerec_data/prompts/``.
+A new task is a row here, a builder of the row's name in ``data/onerec_data/``, and its prompts in
+``data/onerec_data/prompts/``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ YES_NO = ("是", "否")  # the answers of a label task, label 1 first
 class BenchTask:
     """How the benchmark asks about a task.
 
-    ``name`` is its folder, its test file and its heading. ``place`` orders the report. ``kind`` names its evaluator: ``rank``
-    items, ``label`` yes or no, ``understand`` an item, ``reason`` about a recommendation, ``general`` ability. ``headline`` is
-    the metric of the report's table, ``fallback`` the one that takes its place where no judge is set, ``log`` the metrics of the
-    log's line. ``catalogue`` is where its items live. ``new_tokens``: the most text that it generates (0: items, or the
-    probability of an answer). ``rl``: whether RL trains on it.
+    ``name`` is its folder, its test file and its heading. ``place`` orders the report. ``kind`` names its evaluator:
+    ``rank`` items, ``label`` yes or no, ``understand`` an item, ``reason`` about a recommendation, ``general``
+    ability. ``headline`` is the metric of the report's table, ``fallback`` the one that takes its place where no
+    judge is set, ``log`` the metrics of the log's line. ``catalogue`` is where its items live. ``new_tokens``: the
+    most text that it generates (0: items, or the probability of an answer). ``rl``: whether RL trains on it.
     """
 
     place: int
@@ -50,8 +51,9 @@ class BenchTask:
 class Task:
     """A task of the data stage.
 
-    ``name`` is ``<stage>_<topic>``: ``pretrain`` is plain text, ``sft`` a conversation. ``source`` marks its records. ``test``: how
-    the benchmark asks about it, None where it does not. ``default``: whether it is made, and mixed, where nobody names it.
+    ``name`` is ``<stage>_<topic>``: ``pretrain`` is plain text, ``sft`` a conversation. ``source`` marks its records.
+    ``test``: how the benchmark asks about it, None where it does not. ``default``: whether it is made, and mixed,
+    where nobody names it.
     """
 
     name: str

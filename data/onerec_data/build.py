@@ -119,7 +119,7 @@ def build_items(
     every: slice,
     context: Context,
 ) -> Built:
-    """Outputs of one batch of captions: training records of ``tasks``, benchmark rows of ``tests`` from the items ``every``."""
+    """Outputs of a batch of captions: records of ``tasks``, benchmark rows of ``tests`` from the items ``every``."""
     built = Built()
     for task in tasks:
         samples = list(BUILDERS[task.name].build(task, pids, captions, context))

@@ -96,7 +96,7 @@ class Job:
         return self.batch.sids(TARGET, self.context.video, first=MAX_TARGETS)
 
     def profiles(self) -> list[bytes | None]:
-        """The profiles of all rows, escaped, with SIDs: the released text, or the text with its pid marks turned into SIDs."""
+        """The profiles of all rows, escaped: the text with SIDs, or the one with pid marks, these turned into SIDs."""
         released, marked = (self.batch.texts(part) for part in reversed(PROFILE_COLUMNS))
         found: list[bytes | None] = []
         for row, (text, raw) in enumerate(zip(released, marked, strict=True)):
@@ -111,9 +111,9 @@ class Job:
 class Builder:
     """A builder of a task, found under the name of the task's row.
 
-    ``over``: ``users``, then ``build(job)``, or ``items``, then ``build(task, pids, captions, context)``. ``required`` parts must
-    have a column in the users' table, and so must one of ``any_of``; ``optional`` parts are read where they exist. ``tags``: it
-    needs the items' tags.
+    ``over``: ``users``, then ``build(job)``, or ``items``, then ``build(task, pids, captions, context)``.
+    ``required`` parts must have a column in the users' table, and so must one of ``any_of``; ``optional`` parts are
+    read where they exist. ``tags``: it needs the items' tags.
     """
 
     name: str
@@ -143,7 +143,7 @@ def line(draws: Draws, kind: str, sids: bytes) -> bytes:
 
 
 def ask(draws: Draws, topic: str, body: bytes, options: Sequence[Template] = (), **fields: bytes) -> list[Turn]:
-    """The usual prompt: a system turn drawn for the topic, then the body and a question (its own, or of ``options``)."""
+    """The usual prompt: a system turn drawn for the topic, then the body and a question, its own or of ``options``."""
     system = draws.pick(prompts("recommend")["system"][topic]).fill()
     question = draws.pick(options or prompts("recommend")["question"][topic]).fill(**fields)
     return [("system", system), ("user", body + rb"\n" + question if body else question)]

@@ -1,8 +1,8 @@
 """Text on its way into JSON: templates, draws and messages as bytes that are already escaped.
 
-A history of 512 SIDs is 28 kB of plain ASCII. Put into a Python string beside Chinese words it would be widened, encoded
-and scanned for escapes again for every record; as bytes it is copied once. Everything called *escaped* here is UTF-8
-that can stand between two quotation marks of a JSON document.
+A history of 512 SIDs is 28 kB of plain ASCII. Put into a Python string beside Chinese words it would be widened,
+encoded and scanned for escapes again for every record; as bytes it is copied once. Everything called *escaped* here
+is UTF-8 that can stand between two quotation marks of a JSON document.
 """
 
 from __future__ import annotations
