@@ -8,11 +8,10 @@ from typing import Any
 
 from onerec.content import files_digest
 from onerec.errors import InputError
-from onerec.files import SID_SPEC
 from onerec.parquet import read_table, whole_number
 from onerec.records import TEST_KINDS, read_test, user_id
 from onerec.run import Manifest
-from onerec.sid import RELEASE_SPEC, SidSpec
+from onerec.sid import SidSpec
 from onerec.tasks import BENCH_TASKS as TASKS
 from onerec.tasks import GENERAL, GENERAL_TASK, LABEL, RANK, RANK_TASKS, YES_NO, BenchTask
 
@@ -115,7 +114,7 @@ def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
 
 def load_spec(folder: Path) -> SidSpec:
     """The benchmark data's SID specification; the release's three layers of 8,192 where the folder has none."""
-    return SidSpec.load(folder / SID_SPEC) if (folder / SID_SPEC).exists() else RELEASE_SPEC
+    return SidSpec.of_folder(folder)
 
 
 def available_tasks(folder: Path) -> list[str]:

@@ -27,11 +27,10 @@ from onerec.catalog import read_pid2sid
 from onerec.chat import THINK_CLOSE, render
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.files import SID_SPEC
 from onerec.flags import COUNT, ArgumentParser
 from onerec.records import parse_messages, parse_segments
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
-from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
+from onerec.sid import BEGIN, END, SidSpec
 
 _SID = re.compile(re.escape(BEGIN.encode()) + rb"[^|]*" + re.escape(END.encode()))
 _ANSWER = b'{"role":"assistant"'
@@ -266,7 +265,7 @@ def read_catalogue(paths: Sequence[Path]) -> set[bytes] | None:
         return None
     found: set[bytes] = set()
     for path in paths:
-        spec = SidSpec.load(path.parent) if (path.parent / SID_SPEC).exists() else RELEASE_SPEC
+        spec = SidSpec.of_folder(path.parent)
         found.update(spec.format(row).encode() for row in read_pid2sid(path, spec)[1].tolist())
     return found
 

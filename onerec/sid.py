@@ -185,6 +185,11 @@ class SidSpec:
             raise InputError(path, "names other tokens or ids than its codebook sizes imply", "make it again")
         return spec
 
+    @staticmethod
+    def of_folder(folder: Path) -> SidSpec:
+        """The specification of the data in a folder: the release's, where the folder has none."""
+        return SidSpec.load(folder / SID_SPEC) if (folder / SID_SPEC).exists() else RELEASE_SPEC
+
     def same_codebooks(self, other: SidSpec) -> bool:
         """Whether two specs have the same codebook sizes (their ids may differ)."""
         return self.codebook_sizes == other.codebook_sizes

@@ -69,7 +69,9 @@ def parser_of(file: str) -> argparse.ArgumentParser:
         spec.loader.exec_module(module)
         try:
             if not hasattr(module, "main"):  # the script of one task
-                module.run_task("sft_video_rec")
+                from data.onerec_data.run import run_task
+
+                run_task(f"{Path(file).parent.name}_{Path(file).stem}")
             elif inspect.signature(module.main).parameters:
                 module.main([])
             else:

@@ -19,9 +19,8 @@ from data.onerec_data.layout import Layout
 from data.onerec_data.text import MARK, Draws
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
-from onerec.files import SID_SPEC
 from onerec.parquet import Kind, column_types, integers, is_list, list_parts, plain, read_table, texts
-from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
+from onerec.sid import BEGIN, END, SidSpec
 from onerec.tasks import Task
 
 # A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
@@ -61,8 +60,7 @@ class SidTable:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        beside = path.parent / SID_SPEC
-        self.spec = SidSpec.load(beside) if beside.exists() else RELEASE_SPEC
+        self.spec = SidSpec.of_folder(path.parent)
         pid, column = layout.item_columns("sids", ("pid", "codes"), path)
         self.dropped: Counter[str] = Counter()
         pids, codes = read_pid2sid(path, self.spec, pid, column, self.dropped)

@@ -1,10 +1,7 @@
 """The task sft_label_cond_rec alone, with the flags of run.py."""
 
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this clone before what is installed
-from data.onerec_data.run import run_task
+from runpy import run_path
 
 if __name__ == "__main__":
-    run_task("sft_label_cond_rec")
+    run_path(str(Path(__file__).parents[1] / "run.py"))["run_task"]("sft_label_cond_rec")
