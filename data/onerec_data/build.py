@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data.onerec_data.batch import TEST_SPLIT, TRAIN_SPLIT, Batch
 from data.onerec_data.builders import BUILDERS
-from data.onerec_data.samples import Job, Sample
+from data.onerec_data.samples import ItemJob, Job, Sample
 from data.onerec_data.tables import Context, load_context
 from data.onerec_data.text import messages_json, segments_json
 from onerec.records import SCHEMA, record_uuid
@@ -111,24 +111,19 @@ def _build(data: pa.RecordBatch) -> Built:
     return build_users(data, **_state)
 
 
-def build_items(
-    pids: Sequence[int],
-    captions: Sequence[str],
-    tasks: Iterable[Task],
-    tests: Iterable[Task],
-    every: slice,
-    context: Context,
-) -> Built:
-    """Outputs of a batch of captions: records of ``tasks``, benchmark rows of ``tests`` from the items ``every``."""
+def build_items(tasks: Iterable[Task], pids: Sequence[int], captions: Sequence[str], context: Context) -> Built:
+    """Training records of one batch of captions."""
     built = Built()
     for task in tasks:
-        samples = list(BUILDERS[task.name].build(task, pids, captions, context))
+        samples = item_samples(task, pids, captions, context)
         built.tables[task.file] = records_table(task, samples)
         built.counts[f"{task.name}: pid without SID skipped"] += len(pids) - len(samples)
-    for task in tests:
-        samples = list(BUILDERS[task.name].build(task, pids[every], captions[every], context))
-        built.tables[bench_file(task)] = bench_table(task, samples)
     return built
+
+
+def item_samples(task: Task, pids: Sequence[int], captions: Sequence[str], context: Context) -> list[Sample]:
+    """The samples of a task over items."""
+    return list(BUILDERS[task.name].build(ItemJob(task, pids, captions, context)))
 
 
 def bench_file(task: Task) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from data.onerec_data.batch import to_sids
-from data.onerec_data.samples import PROFILE_COLUMNS, VIDEO_COLUMNS, Job, Sample, Watched, ask, builder, line
-from data.onerec_data.tables import Context
+from data.onerec_data.samples import PROFILE_COLUMNS, VIDEO_COLUMNS, ItemJob, Job, Sample, Watched, ask, builder, line
 from data.onerec_data.text import Template, escaped, prompts
 from onerec.chat import THINK_CLOSE, THINK_OPEN
-from onerec.tasks import Task
 
 RECENT = 20  # watched videos whose tags speak
 TOP = 2  # tags that a thought names
@@ -73,29 +72,24 @@ def favourites(tags: list[str]) -> list[str]:
 
 
 @builder(over="items")
-def sft_item_understand(task: Task, pids: Sequence[int], captions: Sequence[str], context: Context) -> Iterator[Sample]:
+def sft_item_understand(job: ItemJob) -> Iterator[Sample]:
     """An item's SID to its caption, as a conversation."""
-    for row, facts, caption, template in _items(task, pids, captions, context, "item_question"):
-        asked = template.fill(sid=facts["sid"].encode())
-        yield Sample(row, (facts["pid"],), facts, [("user", asked)], caption)
+    for row, facts, fields, template in _items(job, "item_question"):
+        yield Sample(row, (facts["pid"],), facts, [("user", template.fill(**fields))], fields["caption"])
 
 
 @builder(over="items")
-def pretrain_item_understand(
-    task: Task, pids: Sequence[int], captions: Sequence[str], context: Context
-) -> Iterator[Sample]:
+def pretrain_item_understand(job: ItemJob) -> Iterator[Sample]:
     """An item's SID and caption as plain text."""
-    for row, facts, caption, template in _items(task, pids, captions, context, "item_text"):
-        text = template.fill(sid=facts["sid"].encode(), caption=caption)
-        yield Sample(row, (facts["pid"],), facts, text=text)
+    for row, facts, fields, template in _items(job, "item_text"):
+        yield Sample(row, (facts["pid"],), facts, text=template.fill(**fields))
 
 
-def _items(
-    task: Task, pids: Sequence[int], captions: Sequence[str], context: Context, options: str
-) -> Iterator[tuple[int, dict, bytes, Template]]:
-    """(row, facts, caption, wording) of the items that have a SID."""
+def _items(job: ItemJob, options: str) -> Iterator[tuple[int, dict[str, Any], dict[str, bytes], Template]]:
+    """(row, facts, SID and caption, wording) of the items that have a SID."""
     templates = prompts("understand")[options]
-    sids = to_sids(context.video, np.asarray(pids, np.int64), np.arange(len(pids) + 1)).text
-    for row, (pid, caption, sid) in enumerate(zip(pids, captions, sids, strict=True)):
+    sids = to_sids(job.context.video, np.asarray(job.pids, np.int64), np.arange(len(job.pids) + 1)).text
+    for row, (pid, caption, sid) in enumerate(zip(job.pids, job.captions, sids, strict=True)):
         if sid:
-            yield row, {"pid": pid, "sid": sid.decode()}, escaped(caption), context.draws(task, pid).pick(templates)
+            template = job.context.draws(job.task, pid).pick(templates)
+            yield row, {"pid": pid, "sid": sid.decode()}, {"sid": sid, "caption": escaped(caption)}, template

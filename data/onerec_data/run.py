@@ -20,7 +20,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data.onerec_data import bench
 from data.onerec_data.batch import TEST_SPLIT
-from data.onerec_data.build import BENCH_FOLDER, Built, Plan, build_all, build_items
+from data.onerec_data.build import (
+    BENCH_FOLDER,
+    Built,
+    Plan,
+    bench_file,
+    bench_table,
+    build_all,
+    build_items,
+    item_samples,
+)
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.layout import load_layout
 from data.onerec_data.samples import VIDEO_COLUMNS
@@ -123,8 +132,11 @@ class Run:
         step, tests = max(1, captions.rows // bench.N_ITEM_TESTS), bench.ITEM_TESTS if self.benchmark else ()
         batches = progress(captions, "captions", captions.rows, "item", size=lambda pair: len(pair[0]))
         for pids, texts in batches:
-            every = slice(-seen % step, None, step)
-            built = build_items(pids, texts, self.item_tasks, tests, every, self.context)
+            built = build_items(self.item_tasks, pids, texts, self.context)
+            chosen = slice(-seen % step, None, step)
+            for task in tests:
+                samples = item_samples(task, pids[chosen], texts[chosen], self.context)
+                built.tables[bench_file(task)] = bench_table(task, samples)
             self._add(built, outputs)
             self.manifest.dropped += built.counts
             seen += len(pids)

@@ -108,16 +108,26 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
+class ItemJob:
+    """A task to build for a batch of items."""
+
+    task: Task
+    pids: Sequence[int]
+    captions: Sequence[str]
+    context: Context
+
+
+@dataclasses.dataclass(frozen=True)
 class Builder:
     """A builder of a task, found under the name of the task's row.
 
-    ``over``: ``users``, then ``build(job)``, or ``items``, then ``build(task, pids, captions, context)``.
-    ``required`` parts must have a column in the users' table, and so must one of ``any_of``; ``optional`` parts are
-    read where they exist. ``tags``: it needs the items' tags.
+    ``over``: ``users`` (it is given a `Job`) or ``items`` (an `ItemJob`). ``required`` parts must have a column in the
+    users' table, and so must one of ``any_of``; ``optional`` parts are read where they exist. ``tags``: it needs the
+    items' tags.
     """
 
     name: str
-    build: Callable[..., Iterable[Sample]]
+    build: Callable[[Any], Iterable[Sample]]
     over: str = "users"
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -132,7 +142,7 @@ class Builder:
         return missing
 
 
-def builder(**needs: Any) -> Callable[[Callable[..., Iterable[Sample]]], Builder]:
+def builder(**needs: Any) -> Callable[[Callable[[Any], Iterable[Sample]]], Builder]:
     """Make a function the `Builder` of the task that has the function's name."""
     return lambda build: Builder(build.__name__, build, **needs)
 
