@@ -32,17 +32,12 @@ from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
 from onerec.tasks import RL_TASKS, made
 
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_REWARD = pa.struct([("style", pa.string()), ("ground_truth", pa.string())])
-_EXTRA = pa.struct([("uid", pa.int64()), ("task", pa.string()), ("index", pa.int64()), ("uuid", pa.string())])
+_TEXT = pa.string()
+_REWARD = pa.struct({"style": _TEXT, "ground_truth": _TEXT})
+_EXTRA = pa.struct({"uid": pa.int64(), "task": _TEXT, "index": pa.int64(), "uuid": _TEXT})
+_TURNS = pa.list_(pa.struct({"role": _TEXT, "content": _TEXT}))
 SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", _TURNS),
-        ("ability", pa.string()),
-        ("reward_model", _REWARD),
-        ("extra_info", _EXTRA),
-    ]
+    {"data_source": _TEXT, "prompt": _TURNS, "ability": _TEXT, "reward_model": _REWARD, "extra_info": _EXTRA}
 )
 
 

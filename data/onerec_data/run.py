@@ -18,18 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.onerec_data import bench
+from data.onerec_data import bench, build
 from data.onerec_data.batch import TEST_SPLIT
-from data.onerec_data.build import (
-    BENCH_FOLDER,
-    Built,
-    Plan,
-    bench_file,
-    bench_table,
-    build_all,
-    build_items,
-    item_samples,
-)
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.layout import load_layout
 from data.onerec_data.samples import VIDEO_COLUMNS
@@ -74,7 +64,7 @@ class Run:
             raise InputError("--input", "is missing", "give the users' table")
         products = args.product_pid2sid is not None
         tests = bench.user_tasks(available_parts(args.input, self.layout), products) if benchmark else ()
-        self.plan = Plan(user_tasks, tests, args.all_splits, test_split)
+        self.plan = build.Plan(user_tasks, tests, args.all_splits, test_split)
         if args.caption is None and self.item_tasks:
             raise InputError("--caption", "is missing", "give pid2caption.parquet")
         if not products and any(task.catalogue == PRODUCT for task in tasks):
@@ -100,11 +90,11 @@ class Run:
         manifest.outputs = outputs.made()
         if self.benchmark:
             tables = {VIDEO_AD: args.pid2sid, PRODUCT: args.product_pid2sid}
-            bench.write_catalogues(folder / BENCH_FOLDER, self.context, tables, args.general_heldout, manifest)
+            bench.write_catalogues(folder / build.BENCH_FOLDER, self.context, tables, args.general_heldout, manifest)
         manifest.write(folder)
         return manifest
 
-    def _add(self, built: Built, outputs: Outputs) -> None:
+    def _add(self, built: build.Built, outputs: Outputs) -> None:
         for name, table in built.tables.items():
             outputs.add(self.args.output_dir / name, table)
 
@@ -120,9 +110,9 @@ class Run:
         required = [part for each in builders for part in each.required]
         optional = [part for each in builders for part in each.optional]
         users = Users(self.args.input, required, optional, self.layout)
-        total = Built()
+        total = build.Built()
         batches = progress(users, "users", users.rows, "user", size=lambda data: data.num_rows)
-        for built in build_all(batches, self.plan, self.context, self._tables, self.args.workers):
+        for built in build.build_all(batches, self.plan, self.context, self._tables, self.args.workers):
             self._add(built, outputs)
             total.count(built)
         users.note(self.manifest, total, self.args.max_bad_ratio)
@@ -132,11 +122,11 @@ class Run:
         step, tests = max(1, captions.rows // bench.N_ITEM_TESTS), bench.ITEM_TESTS if self.benchmark else ()
         batches = progress(captions, "captions", captions.rows, "item", size=lambda pair: len(pair[0]))
         for pids, texts in batches:
-            built = build_items(self.item_tasks, pids, texts, self.context)
+            built = build.build_items(self.item_tasks, pids, texts, self.context)
             chosen = slice(-seen % step, None, step)
             for task in tests:
-                samples = item_samples(task, pids[chosen], texts[chosen], self.context)
-                built.tables[bench_file(task)] = bench_table(task, samples)
+                samples = build.item_samples(task, pids[chosen], texts[chosen], self.context)
+                built.tables[build.bench_file(task)] = build.bench_table(task, samples)
             self._add(built, outputs)
             self.manifest.dropped += built.counts
             seen += len(pids)
