@@ -1,4 +1,4 @@
-"""RecIF-Bench as data: one row a task, and how its test file is read."""
+"""How the test files of RecIF-Bench are read; the tasks themselves are rows of `onerec.tasks`."""
 
 from __future__ import annotations
 
@@ -8,58 +8,13 @@ from typing import Any
 
 from onerec.content import files_digest
 from onerec.errors import InputError
-from onerec.files import SID_SPEC, test_file
 from onerec.parquet import read_table, whole_number
 from onerec.records import TEST_KINDS, read_test, user_id
 from onerec.run import Manifest
-from onerec.sid import RELEASE_SPEC, SidSpec
+from onerec.sid import SidSpec
+from onerec.tasks import BENCH_TASKS as TASKS
+from onerec.tasks import GENERAL, GENERAL_TASK, LABEL, RANK, RANK_TASKS, YES_NO, BenchTask
 
-GENERAL = "general"
-YES_NO = ("是", "否")
-ANSWER_IDS = {"video_ad": "answer_pid", "product": "answer_iid"}
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchTask:
-    """A task of the benchmark.
-
-    ``kind`` names its evaluator: ``rank`` items, ``label`` yes or no, ``understand`` an item, ``reason`` about a
-    recommendation, ``general`` ability. ``catalogue`` is where its items live. ``new_tokens`` is how much text it
-    generates at most (0: items or an answer's probability). ``headline`` stands in the report's table, ``log`` in the
-    line of the log; ``fallback`` is the headline where no judge is set.
-    """
-
-    name: str
-    kind: str
-    catalogue: str
-    headline: str
-    log: tuple[str, ...]
-    new_tokens: int = 0
-    fallback: str = ""
-
-    @property
-    def test_file(self) -> str:
-        """Its test file, relative to the benchmark's data folder."""
-        return test_file(self.name)
-
-
-_RANK_LOG = ("pass@1", "pass@10", "pass@32", "position1_pass@10", "recall@10", "recall@32", "ndcg@10")
-_F1 = "macro_wip_double_weighted_f1"
-
-TASKS = {
-    task.name: task
-    for task in (
-        BenchTask("video", "rank", "video_ad", "recall@10", _RANK_LOG),
-        BenchTask("ad", "rank", "video_ad", "recall@10", _RANK_LOG),
-        BenchTask("product", "rank", "product", "recall@10", _RANK_LOG),
-        BenchTask("label_cond", "rank", "video_ad", "recall@10", _RANK_LOG),
-        BenchTask("interactive", "rank", "video_ad", "recall@10", _RANK_LOG),
-        BenchTask("label_pred", "label", "video_ad", "auc", ("auc", "user_auc")),
-        BenchTask("item_understand", "understand", "video_ad", _F1, (_F1, "embedding_similarity"), 512, "embedding_similarity"),
-        BenchTask("rec_reason", "reason", "video_ad", "llm_score", ("llm_score", "char_rouge_l"), 1024, "char_rouge_l"),
-    )
-}  # fmt: skip
-GENERAL_TASK = BenchTask(GENERAL, GENERAL, "", "exact_match", ("exact_match", "bits_per_byte"), 24)
 LESS_IS_BETTER = {"bits_per_byte"}
 
 
@@ -134,7 +89,7 @@ def load_examples(
 
 
 def _answer_key(task: BenchTask) -> str:
-    return {"rank": ANSWER_IDS.get(task.catalogue, ""), "label": "label, or answer 是 or 否"}.get(task.kind, "answer")
+    return {RANK: task.answer_ids, LABEL: f"label, or answer {' or '.join(YES_NO)}"}.get(task.kind, "answer")
 
 
 def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
@@ -143,11 +98,11 @@ def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
         raise ValueError(f"the itemic token {token} is outside the codebooks {list(spec.codebook_sizes)}")
     answer = metadata.get("answer", "")
     ids: list[int] = []
-    if task.kind == "rank":
-        ids = [whole_number(pid) for pid in metadata[ANSWER_IDS[task.catalogue]]]
+    if task.kind == RANK:
+        ids = [whole_number(pid) for pid in metadata[task.answer_ids]]
         if not ids:
             raise ValueError("an empty list")
-    elif task.kind == "label":
+    elif task.kind == LABEL:
         ids = [whole_number(metadata["label"]) if "label" in metadata else 1 - YES_NO.index(answer)]
         if ids[0] not in (0, 1):
             raise ValueError(f"label {ids[0]}")
@@ -159,7 +114,7 @@ def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
 
 def load_spec(folder: Path) -> SidSpec:
     """The benchmark data's SID specification; the release's three layers of 8,192 where the folder has none."""
-    return SidSpec.load(folder / SID_SPEC) if (folder / SID_SPEC).exists() else RELEASE_SPEC
+    return SidSpec.of_folder(folder)
 
 
 def available_tasks(folder: Path) -> list[str]:
@@ -169,16 +124,23 @@ def available_tasks(folder: Path) -> list[str]:
 
 
 def choose_tasks(folder: Path, wanted: list[str] | None) -> list[str]:
-    """The tasks to run: ``wanted``, checked, or all there are; raises `InputError` where there is none."""
-    found = available_tasks(folder)
-    for name in wanted or []:
-        if name not in TASKS and name != GENERAL:
-            raise InputError("--tasks", f"{name} is not a task", f"of {', '.join(TASKS)}, {GENERAL}")
-        if name not in found:
+    """The tasks to run: ``wanted``, checked, or all there are; raises `InputError` where there is none.
+
+    ``rank`` among the wanted ones stands for every ranking task there is.
+    """
+    found, chosen = available_tasks(folder), []
+    for name in wanted or found:
+        if name == RANK:
+            chosen += [task for task in found if task in RANK_TASKS]
+        elif name not in TASKS and name != GENERAL:
+            raise InputError("--tasks", f"{name} is not a task", f"of {', '.join(TASKS)}, {GENERAL}, or {RANK}")
+        elif name not in found:
             raise InputError(folder, f"has no test file of {name}", f"it has {', '.join(found) or 'none'}")
-    if not (wanted or found):
+        else:
+            chosen.append(name)
+    if not chosen:
         raise InputError(folder, "holds no <task>/<task>_test.parquet", "give the benchmark_data folder")
-    return list(dict.fromkeys(wanted or found))
+    return list(dict.fromkeys(chosen))
 
 
 def fingerprint(folder: Path, name: str) -> str:

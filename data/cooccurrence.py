@@ -42,8 +42,7 @@ def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Ite
         for row in range(batch.n):
             if batch.split[row] != TRAIN_SPLIT or batch.windows[row]:
                 continue  # the later windows of a user repeat parts of the first
-            parts = [lists.values[lists.offsets[row] : lists.offsets[row + 1]] for lists in (history, target)]
-            items = np.concatenate(parts)
+            items = np.concatenate([history.row(row), target.row(row)])
             yield items[items != NO_PID]
         left_out.count(batch)
 

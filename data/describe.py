@@ -1,10 +1,12 @@
 """What is in files of records: rows, tokens, history lengths and SID coverage by source, before a GPU is rented.
 
-    python describe.py output/split_data_sft --tokenizer ../pretrain/models/Qwen3-1.7B_itemic --pid2sid output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/describe
+    python describe.py output/split_data_sft --tokenizer ../pretrain/models/Qwen3-1.7B_itemic \\
+        --pid2sid output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/describe
 
-Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens, where
-a tokenizer is given, in a systematic sample of at most --sample rows a source (every k-th row), from which the
-totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json beside the files.
+Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens,
+where a tokenizer is given, in a systematic sample of --sample rows a source or up to twice as many (every k-th row),
+from which totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json
+beside the files.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,19 @@ from data.mix import checked, record_files, sized_batches
 from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.files import SID_SPEC
 from onerec.flags import COUNT, ArgumentParser
 from onerec.records import parse_messages, parse_segments
 from onerec.render import RENDERERS, THINK_CLOSE, Renderer, renderer_of
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
-from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
+from onerec.sid import BEGIN, END, SidSpec
 
 _SID = re.compile(re.escape(BEGIN.encode()) + rb"[^|]*" + re.escape(END.encode()))
 _ANSWER = b'{"role":"assistant"'
 _BINS = 24
-HEADINGS = ("source", "rows", "MB", "SIDs a row", "most", "distinct SIDs", "coverage", "with thought", "tokens", "tokens a row", "p95", "most")  # fmt: skip
+HEADINGS = (
+    *("source", "rows", "MB", "SIDs a row", "most", "distinct SIDs", "coverage", "with thought"),
+    *("tokens", "tokens a row", "p95", "most"),
+)
 
 
 class Histogram:
@@ -127,19 +131,12 @@ def read_facts(paths: Iterable[str], sample: int, manifest: Manifest) -> dict[st
     batches = (checked(batch, manifest) for file in files for batch in sized_batches(file))
     total = sum(file.rows for file in files)
     for batch in progress(batches, "describe", total, size=lambda b: b.num_rows):
-        for source, text, is_chat in _rows(batch):
+        texts = (batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages"))
+        for source, segments, turns in zip(batch.column("source").to_pylist(), *texts, strict=True):
             if source not in facts:
                 facts[source] = SourceFacts(EveryKth(sample))
-            facts[source].see(text, is_chat)
-    for file in files:
-        manifest.input(file.path, file.rows)
+            facts[source].see(segments if turns is None else turns, turns is not None)
     return dict(sorted(facts.items()))
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, bytes, bool]]:
-    segments, messages = (batch.column(name).view(pa.binary()).to_pylist() for name in ("segments", "messages"))
-    for source, segment, turns in zip(batch.column("source").to_pylist(), segments, messages, strict=True):
-        yield source, segment if turns is None else turns, turns is not None
 
 
 def count_tokens(facts: dict[str, SourceFacts], folder: Path) -> None:
@@ -186,9 +183,7 @@ def summary(name: str, fact: SourceFacts, catalogue: set[bytes] | None) -> dict[
 
 def cells(value: dict[str, Any]) -> list[str]:
     """A summary as the cells of the table."""
-    has = "tokens" in value
-    about = "~" if value.get("tokens_extrapolated") else ""
-    return [
+    found = [
         value["source"],
         f"{value['rows']:,}",
         f"{value['bytes'] / 1e6:,.1f}",
@@ -197,21 +192,23 @@ def cells(value: dict[str, Any]) -> list[str]:
         f"{value['distinct_sids']:,}",
         "–" if value["coverage"] is None else f"{value['coverage']:.1%}",
         f"{value['thought_share']:.1%}",
-        f"{about}{value['tokens']:,}" if has else "–",
-        f"{value['tokens_per_row']:,.0f}" if has else "–",
-        f"{value['tokens_p95']:,}" if has else "–",
-        f"{value['tokens_most']:,}" if has else "–",
+    ]
+    if "tokens" not in value:
+        return [*found, *"––––"]
+    about, mean = "~" if value["tokens_extrapolated"] else "", value["tokens_per_row"]
+    return [
+        *found,
+        f"{about}{value['tokens']:,}",
+        f"{mean:,.0f}",
+        *(f"{value[f'tokens_{n}']:,}" for n in ("p95", "most")),
     ]
 
 
 def dropped_rows(paths: Iterable[str]) -> dict[str, int]:
     """What the data stage left out, from the manifests beside the files."""
     folders = {Path(path) if Path(path).is_dir() else Path(path).parent for path in paths}
-    found: dict[str, int] = {}
-    for folder in sorted(folders):
-        if (folder / MANIFEST).is_file():
-            found |= read_json(folder / MANIFEST).get("dropped", {})
-    return found
+    files = [folder / MANIFEST for folder in sorted(folders) if (folder / MANIFEST).is_file()]
+    return {reason: n for file in files for reason, n in read_json(file).get("dropped", {}).items()}
 
 
 def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropped: dict[str, int]) -> str:
@@ -225,37 +222,28 @@ def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropp
             charts.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
         groups.append((name, charts))
     left_out = [f"{count}: {reason}" for reason, count in sorted(dropped.items(), key=lambda pair: -pair[1])]
-    return html_page(
-        title,
-        "SIDs a row are those before the answer. ~: extrapolated from a sample.",
-        tables=[("", HEADINGS, rows)],
-        groups=groups,
-        lists=[("Left out by the data stage", left_out)],
-    )
+    note = "SIDs a row are those before the answer. ~: extrapolated from a sample."
+    lists = [("Left out by the data stage", left_out)]
+    return html_page(title, note, tables=[("", HEADINGS, rows)], groups=groups, lists=lists)
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """The table, columns as wide as they need."""
-    widths = [max(len(row[i]) for row in [list(HEADINGS), *rows]) for i in range(len(HEADINGS))]
-    for row in [list(HEADINGS), *rows]:
-        print(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-        )
+    """The table, columns as wide as they need; the first one to the left."""
+    rows = [list(HEADINGS), *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        others = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *others]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("paths", nargs="+", help="record files, folders of them or patterns")
-    parser.add_argument(
-        "--tokenizer", type=Path, help="folder of a checkpoint (or a tokenizer.json) to count tokens with"
-    )
-    parser.add_argument(
-        "--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs"
-    )
-    parser.add_argument("--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least")
-    parser.add_argument("--output_dir", type=Path, help="folder for describe.json and describe.html")
+    add = parser.add_argument
+    add("paths", nargs="+", help="record files, folders of them or patterns")
+    add("--tokenizer", type=Path, help="folder of a checkpoint (or a tokenizer.json) to count tokens with")
+    add("--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs")
+    add("--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least")
+    add("--output_dir", type=Path, help="folder for describe.json and describe.html")
     args = parser.parse_args(argv)
     manifest = Manifest("describe", args)
     facts = read_facts(args.paths, args.sample, manifest)
@@ -269,11 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.output_dir / "describe.json", {"sources": values, "dropped": dropped})
         write_text(args.output_dir / "describe.html", page("Training data", rows, facts, dropped))
     tokens = sum(value.get("tokens", 0) for value in values)
-    print(
-        f"{sum(value['rows'] for value in values):,} rows"
-        + (f", about {tokens:,} tokens" if tokens else "")
-        + (f"; {manifest.dropped_text()}" if manifest.dropped else "")
-    )
+    about = f", about {tokens:,} tokens" if tokens else ""
+    dropped_text = f"; {manifest.dropped_text()}" if manifest.dropped else ""
+    print(f"{sum(value['rows'] for value in values):,} rows{about}{dropped_text}")
 
 
 def read_catalogue(paths: Sequence[Path]) -> set[bytes] | None:
@@ -282,7 +268,7 @@ def read_catalogue(paths: Sequence[Path]) -> set[bytes] | None:
         return None
     found: set[bytes] = set()
     for path in paths:
-        spec = SidSpec.load(path.parent) if (path.parent / SID_SPEC).exists() else RELEASE_SPEC
+        spec = SidSpec.of_folder(path.parent)
         found.update(spec.format(row).encode() for row in read_pid2sid(path, spec)[1].tolist())
     return found
 

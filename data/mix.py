@@ -18,9 +18,10 @@ from onerec.flags import COUNT, COUNT_OR_ALL, SHARE_ABOVE_0
 from onerec.parquet import Kind, column_types, iter_batches, list_parquet, open_parquet
 from onerec.records import check_columns, record_batches, uid_of
 from onerec.run import Manifest, read_json
+from onerec.tasks import TASKS, made
 
 CONFIG_KEYS = {"sources", "folders", "rows_per_file", "exclude_users", "comment"}
-SOURCE_KEYS = {"name", "path", "weight", "max_rows"}
+SOURCE_KEYS = {"name", "tasks", "path", "weight", "max_rows"}
 KEY_COLUMNS = ("uuid", "source", "metadata")
 _TEXT_COLUMNS = ("segments", "messages")
 
@@ -55,17 +56,14 @@ class Source:
         if not self.excluded:
             return rows
         kinds: set[type] = set()
-        for file in self.files:
-            for users in users_of(file.path):
-                kinds |= set(map(type, users)) - {type(None)}
-                rows -= sum(user in self.excluded for user in users)
+        for users in (users for file in self.files for users in users_of(file.path)):
+            kinds |= set(map(type, users)) - {type(None)}
+            rows -= sum(user in self.excluded for user in users)
         if kinds and kinds.isdisjoint(map(type, self.excluded)):
             words = {int: "numbers", str: "text"}
-            raise InputError(
-                self.files[0].path,
-                f"names its users as {words[kinds.pop()]}, exclude_users as {words[type(next(iter(self.excluded)))]}",
-                "the same ids in both",
-            )
+            others = words[type(next(iter(self.excluded)))]
+            what = f"names its users as {words[kinds.pop()]}, exclude_users as {others}"
+            raise InputError(self.files[0].path, what, "the same ids in both")
         return rows
 
     def keeps(self, batch: pa.RecordBatch) -> np.ndarray:
@@ -98,39 +96,51 @@ def read_config(
     excluded = read_excluded(path, base, value.get("exclude_users", []), manifest)
     known = read_folders(path, base, value.get("folders", {}), folders or {})
     sources = []
-    for item in value["sources"]:
-        if not isinstance(item, dict):
-            raise InputError(path, f"has the source {item!r}", '{"name": …, "path": …}')
-        _check_keys(path, item, SOURCE_KEYS)
-        for key in ("name", "path"):
-            if not isinstance(item.get(key), str):
-                raise InputError(path, f"a source has no {key}", "every source has a name and a path")
+    for item in (item for given in value["sources"] for item in _of_tasks(path, base, given, known)):
         weight = SHARE_ABOVE_0.of(item.get("weight", 1.0), path, f"source {item['name']}: weight")
         cap = COUNT_OR_ALL.of(item.get("max_rows", -1), path, f"source {item['name']}: max_rows")
         files = record_files(base / in_folder(path, item["path"], known), manifest)
         source = Source(item["name"], files, weight, cap, excluded)
         if excluded and not source.total and any(file.rows for file in files):
-            raise InputError(
-                path,
-                f"source {source.name} has no row but those of excluded users",
-                "fewer users in the files of exclude_users (a smaller --user_share of prepare_rl.py), or none of these files",
-            )
+            fewer = "fewer users in the files of exclude_users (a smaller --user_share of prepare_rl.py)"
+            what = f"source {source.name} has no row but those of excluded users"
+            raise InputError(path, what, f"{fewer}, or none of these files")
         sources.append(source)
     return sources, COUNT.of(value.get("rows_per_file", 1000), path, "rows_per_file")
 
 
+def _of_tasks(path: Path, base: Path, item: object, folders: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A source of the config, checked; one of ``tasks`` (``pretrain`` or ``sft``) as a source a task that is made."""
+    if not isinstance(item, dict):
+        raise InputError(path, f"has the source {item!r}", '{"name": …, "path": …}')
+    _check_keys(path, item, SOURCE_KEYS)
+    wanted = "tasks" if "tasks" in item else "name"
+    for key in (wanted, "path"):
+        if not isinstance(item.get(key), str):
+            raise InputError(path, f"a source has no {key}", f"every source has a {wanted} and a path")
+    if wanted == "name":
+        return [item]
+    tasks = [task for task in TASKS.values() if task.stage == item["tasks"] and task.default]
+    folder = in_folder(path, item["path"], folders)
+    if not (there := made(base / folder, tasks)):
+        right = f"one of {', '.join(task.file for task in tasks)}" if tasks else "tasks: pretrain or sft"
+        raise InputError(base / folder, f"has no records of the tasks {item['tasks']}", right)
+    for task in tasks:
+        if task not in there:
+            print(f"left out: {task.name} (no {base / folder / task.file})")
+    rest = {key: value for key, value in item.items() if key != "tasks"}
+    return [{**rest, "name": task.topic, "path": f"{folder}/{task.file}"} for task in there]
+
+
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:
-    """Name to folder, of a config's ``folders``: a folder, or a list whose first that is there counts; ``given`` goes before."""
+    """Name to folder, of a config's ``folders``: a folder, or the first that exists of a list; ``given`` first."""
     if not isinstance(value, dict) or not all(
         isinstance(item, str | list) and item and all(isinstance(name, str) for name in item) for item in value.values()
     ):
         raise InputError(path, f"folders is {value!r}", '{"NAME": folder, or a list of folders}')
     if unknown := sorted(set(given) - set(value)):
-        raise InputError(
-            path,
-            f"has no folder {unknown[0]}",
-            f"those of its key folders ({', '.join(value) or 'none'}); or change the sources' paths",
-        )
+        right = f"those of its key folders ({', '.join(value) or 'none'}); or change the sources' paths"
+        raise InputError(path, f"has no folder {unknown[0]}", right)
     chosen = {}
     for name, item in value.items():
         choices = [item] if isinstance(item, str) else item
@@ -140,17 +150,11 @@ def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]
 
 def in_folder(path: Path, text: str, folders: Mapping[str, str]) -> str:
     """A source's path with ``${NAME}`` replaced by the folder of that name."""
-
-    def folder(found: re.Match[str]) -> str:
-        if found[1] not in folders:
-            raise InputError(
-                path,
-                f"names the folder {found[0]}",
-                f"one of its key folders: {', '.join(folders) or 'none'}",
-            )
-        return folders[found[1]]
-
-    return re.sub(r"\$\{(\w+)\}", folder, text)
+    for name in re.findall(r"\$\{(\w+)\}", text):
+        if name not in folders:
+            right = f"one of its key folders: {', '.join(folders) or 'none'}"
+            raise InputError(path, f"names the folder ${{{name}}}", right)
+    return re.sub(r"\$\{(\w+)\}", lambda found: folders[found[1]], text)
 
 
 def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> frozenset[int | str]:
@@ -158,26 +162,25 @@ def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> 
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(path, f"exclude_users is {names!r}", "a list of files, as output/rl_data/test.parquet")
     users: set[int | str | None] = set()
-    for name in names:
-        for file in list_parquet(base / name):
-            column = "extra_info" if "extra_info" in column_types(file) else "metadata"
-            found, rows = set(), 0
-            for batch in iter_batches(file, {column: Kind.JSON}):
-                for row, value in enumerate(batch.column(column).to_pylist(), rows):
-                    try:
-                        found.add(uid_of(value))
-                    except ValueError as error:
-                        raise InputError(file, f"row {row} names no user ({error})", "a number or a name") from None
-                rows += batch.num_rows
-            if (column == "extra_info" and None in found) or not found - {None}:
-                raise InputError(file, "names no user to exclude", "RL data, or records with a uid in their metadata")
-            users |= found
-            manifest.input(file, rows)
+    for file in (file for name in names for file in list_parquet(base / name)):
+        column = "extra_info" if "extra_info" in column_types(file) else "metadata"
+        found, rows = set(), 0
+        for batch in iter_batches(file, {column: Kind.JSON}):
+            for row, value in enumerate(batch.column(column).to_pylist(), rows):
+                try:
+                    found.add(uid_of(value))
+                except ValueError as error:
+                    raise InputError(file, f"row {row} names no user ({error})", "a number or a name") from None
+            rows += batch.num_rows
+        if (column == "extra_info" and None in found) or not found - {None}:
+            raise InputError(file, "names no user to exclude", "RL data, or records with a uid in their metadata")
+        users |= found
+        manifest.input(file, rows)
     return frozenset(users - {None})
 
 
 def users_of(path: Path) -> Iterator[list[int | str | None]]:
-    """The users of a file's records, in batches, from the metadata alone; None where a row names none, or what is no id."""
+    """The users of a file's records, in batches, from the metadata alone; None where a row names none, or no id."""
     return map(_users, iter_batches(path, {"metadata": Kind.JSON}, batch_size=8192, strict=False))
 
 
@@ -192,9 +195,8 @@ def _users(batch: pa.RecordBatch) -> list[int | str | None]:
 
 
 def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
-    for key in value:
-        if key not in known:
-            raise InputError(path, f"has an unknown key {key}", f"one of {', '.join(sorted(known))}")
+    if unknown := [key for key in value if key not in known]:
+        raise InputError(path, f"has an unknown key {unknown[0]}", f"one of {', '.join(sorted(known))}")
 
 
 def record_files(path: str | Path, manifest: Manifest) -> list[RecordFile]:
@@ -250,9 +252,7 @@ def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:
     reasons = check_columns(batch)
     if not any(reasons):
         return batch
-    for reason in reasons:
-        if reason:
-            manifest.drop(reason)
+    manifest.dropped.update(filter(None, reasons))
     return batch.filter(pa.array([reason is None for reason in reasons]))
 
 

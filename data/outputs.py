@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ _MAX_WAITING = 8  # tables between the builders and the disk, a thread
 class Outputs:
     """Parquet files by path. ``add`` hands a table over; compression and writing happen beside the builders.
 
-    A row group ends with the table that fills it (4,096 rows, or 8 MB), so the bytes depend on the tables alone and not on
-    threads or workers. Where ``empty`` is false, a file that got no row is not made.
+    A row group ends with the table that fills it (4,096 rows, or 8 MB), so the bytes depend on the tables alone and not
+    on threads or workers. A file of ``optional`` that got no row is not made.
     """
 
-    def __init__(self, schemas: Mapping[Path, pa.Schema], empty: bool = True, threads: int = 1) -> None:
+    def __init__(self, schemas: Mapping[Path, pa.Schema], optional: Collection[Path] = (), threads: int = 1) -> None:
         self.rows = dict.fromkeys(schemas, 0)
-        self._schemas, self._empty = dict(schemas), empty
+        self._schemas, self._optional = dict(schemas), optional
         self._stack = contextlib.ExitStack()
         # A file belongs to one thread, so its rows keep their order.
         self._pools = [ThreadPoolExecutor(1, "parquet") for _ in range(threads)]
@@ -60,16 +60,22 @@ class Outputs:
         if table.num_rows:
             self.rows[path] += table.num_rows
             self._waiting.append(self._pool_of[path].submit(self._write, path, table))
-        while len(self._waiting) > _MAX_WAITING * len(self._pools):
+        self._wait(_MAX_WAITING * len(self._pools))
+
+    def _wait(self, at_most: int) -> None:
+        while len(self._waiting) > at_most:
             self._waiting.popleft().result()
 
+    def made(self) -> dict[str, int]:
+        """Rows by file, of the files that are made."""
+        return {str(path): rows for path, rows in self.rows.items() if rows or path not in self._optional}
+
     def _finish(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().result()
+        self._wait(0)
         for path in self._schemas:
             if self._buffers[path]:
                 self._flush(path)
-            elif self._empty and path not in self._writers:
+            elif path not in self._writers and path not in self._optional:
                 self._writer(path)
 
     def _write(self, path: Path, table: pa.Table) -> None:
@@ -86,13 +92,7 @@ class Outputs:
     def _writer(self, path: Path) -> pq.ParquetWriter:
         if path not in self._writers:
             temporary = self._stack.enter_context(atomic_path(path))
-            self._writers[path] = self._stack.enter_context(
-                pq.ParquetWriter(
-                    temporary,
-                    self._schemas[path],
-                    compression="zstd",
-                    use_dictionary=["source", "task"],
-                    write_statistics=False,
-                )
-            )
+            options = {"compression": "zstd", "use_dictionary": ["source", "task"], "write_statistics": False}
+            writer = pq.ParquetWriter(temporary, self._schemas[path], **options)
+            self._writers[path] = self._stack.enter_context(writer)
         return self._writers[path]

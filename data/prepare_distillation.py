@@ -1,9 +1,10 @@
 """Prompts for on-policy distillation: a uniform sample of the general text, without the answers.
 
-    python prepare_distillation.py --input raw_data/general_text/sft/*.parquet --output output/onpolicy_distillation.parquet
+    python prepare_distillation.py --input raw_data/general_text/sft --output output/onpolicy_distillation.parquet
 
-Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a record
-and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches, so its size does not matter.
+Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a
+record and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches: its size does
+not matter.
 """
 
 from __future__ import annotations
@@ -18,22 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import record_files, sized_batches
+from data.mix import checked, record_files, sized_batches
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, SHARE, ArgumentParser
 from onerec.parquet import write_batches
-from onerec.records import (
-    CHAT_MARK,
-    SCHEMA,
-    check_columns,
-    check_record,
-    dumps,
-    message,
-    parse_messages,
-    parse_segments,
-)
+from onerec.records import CHAT_MARK, SCHEMA, check_record, dumps, message, parse_messages, parse_segments
 from onerec.run import Manifest
 
 PROMPT_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -63,24 +55,20 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float) -> dict[str, np.ndarray]:
-    """First pass: the sampling keys (uint64, by seed and uuid) of every row that gives a prompt, once each, by ``source``."""
+    """First pass: the sampling keys (uint64, by seed and uuid) of the rows that give a prompt, once each, by source."""
     found: dict[str, list[np.ndarray]] = {}
     bad = total = 0
-    for path in paths:
-        for file in record_files(path, manifest):
-            manifest.input(file.path, file.rows)
-            for batch in sized_batches(file):
-                reasons = check_columns(batch)
-                for reason in filter(None, reasons):
-                    manifest.drop(reason)
-                good = batch.filter(pa.array([reason is None for reason in reasons]))
-                total, bad = total + batch.num_rows, bad + batch.num_rows - good.num_rows
-                has = np.array([bool(to_prompt(row)) for row in good.to_pylist()], bool)
-                manifest.drop("no prompt", len(has) - int(has.sum()))
-                keys = uuid_keys(good.column("uuid"), seed)[0]
-                sources = np.array(good.column("source").to_pylist(), object)
-                for source in sorted(set(sources[has])):
-                    found.setdefault(source, []).append(keys[has & (sources == source)])
+    for file in (file for path in paths for file in record_files(path, manifest)):
+        manifest.input(file.path, file.rows)
+        for batch in sized_batches(file):
+            good = checked(batch, manifest)
+            total, bad = total + batch.num_rows, bad + batch.num_rows - good.num_rows
+            has = np.array([bool(to_prompt(row)) for row in good.to_pylist()], bool)
+            manifest.drop("no prompt", len(has) - int(has.sum()))
+            keys = uuid_keys(good.column("uuid"), seed)[0]
+            sources = np.array(good.column("source").to_pylist(), object)
+            for source in set(sources[has]):
+                found.setdefault(source, []).append(keys[has & (sources == source)])
     manifest.check_bad_ratio(paths[0], bad, total, max_bad_ratio)
     by_source = {source: np.unique(np.concatenate(parts)) for source, parts in sorted(found.items())}
     if not by_source:
@@ -91,7 +79,7 @@ def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad
 
 
 def limits(by_source: dict[str, np.ndarray], num_samples: int, max_per_source: int) -> dict[str, np.uint64]:
-    """The largest key of each source that is taken: at most ``max_per_source`` (-1: all) a source, then ``num_samples`` in all.
+    """The largest key of each source that is taken: ``max_per_source`` (-1: all) a source, then ``num_samples`` in all.
 
     ``by_source``: sorted keys. The smallest keys of a hash of seed and uuid are a uniform sample that neither order nor
     batches can change. A source of which nothing is taken is left out.
@@ -106,38 +94,32 @@ def limits(by_source: dict[str, np.ndarray], num_samples: int, max_per_source: i
 def chosen_rows(
     paths: Sequence[str], seed: int, last: dict[str, np.uint64], manifest: Manifest
 ) -> Iterator[pa.RecordBatch]:
-    """Second pass: the prompts whose key is at most ``last`` of their source, in the order of the input; the first of doubles."""
+    """Second pass: the prompts whose key is at most ``last`` of their source, in the input's order; doubles once."""
     seen: set[str] = set()  # uuids, for those of two rows may have one key
-    for path in paths:
-        for file in record_files(path, manifest):
-            for batch in sized_batches(file):
-                keys, valid = uuid_keys(batch.column("uuid"), seed)
-                most = np.array([last.get(source, -1) for source in batch.column("source").to_pylist()], object)
-                places = np.flatnonzero(valid & (keys.astype(object) <= most))
-                rows = []
-                for row in batch.take(pa.array(places)).to_pylist():
-                    if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
-                        continue
-                    seen.add(row["uuid"].lower())
-                    turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
-                    rows.append({**row, "segments": None, "messages": turns, "prompt": prompt})
-                if rows:
-                    yield pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
+    for batch in (b for path in paths for file in record_files(path, manifest) for b in sized_batches(file)):
+        keys, valid = uuid_keys(batch.column("uuid"), seed)
+        most = np.array([last.get(source, -1) for source in batch.column("source").to_pylist()], object)
+        rows = []
+        for row in batch.filter(pa.array(valid & (keys.astype(object) <= most), pa.bool_())).to_pylist():
+            if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
+                continue
+            seen.add(row["uuid"].lower())
+            turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
+            rows.append({**row, "segments": None, "messages": turns, "prompt": prompt})
+        if rows:
+            yield pa.RecordBatch.from_pylist(rows, schema=OUTPUT_SCHEMA)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--input", nargs="+", required=True, help="record files, folders or patterns of general text")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer")
-    parser.add_argument(
-        "--max_per_source",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)",
-    )
-    parser.add_argument("--seed", type=SEED, default=42, help="seed of the sample")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, help="record files, folders or patterns of general text")
+    add("--output", type=Path, required=True, help="Parquet file to write")
+    add("--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer")
+    cap = "prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)"
+    add("--max_per_source", type=COUNT_OR_ALL, default=-1, help=cap)
+    add("--seed", type=SEED, default=42, help="seed of the sample")
+    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_distillation", args)
     by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)

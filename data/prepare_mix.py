@@ -3,9 +3,10 @@
     python prepare_mix.py --config configs/sft.json --base_dir . --output_dir output/split_data_sft --seed 42
 
 The config names the sources: {"sources": [{"name", "path" (file, folder or pattern, relative to --base_dir), "weight"
-(share of the rows) and "max_rows"}], "folders" ({"NAME": folder}, for ``${NAME}`` in a path), "rows_per_file", "exclude_users"
-(files of RL data or records whose users stay out of every source)}. Writes part-00000-of-000NN.parquet and file_list.json; memory is
-bounded by --buffer_mb whatever the input's size, and the result does not depend on it.
+(share of the rows) and "max_rows"}], "folders" ({"NAME": folder}, for ``${NAME}`` in a path), "rows_per_file",
+"exclude_users" (files of RL data or records whose users stay out of every source)}. {"tasks": "pretrain" or "sft",
+"path": folder} is a source a task that has records there. Writes part-00000-of-000NN.parquet and file_list.json; memory
+is bounded by --buffer_mb whatever the input's size, and the result does not depend on it.
 """
 
 from __future__ import annotations
@@ -38,29 +39,18 @@ def read_sources(sources: Sequence[Source], seed: int, manifest: Manifest) -> It
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="JSON config with the sources")
-    parser.add_argument("--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from")
-    parser.add_argument(
-        "--folders",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=PATH",
-        help="replaces a folder of the config's",
-    )
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the shards")
-    parser.add_argument(
-        "--rows_per_file",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="replaces the config's rows_per_file (-1: 1,000 where it says none)",
-    )
-    parser.add_argument("--seed", type=SEED, default=42, help="seed of the samples and of the shuffle")
-    parser.add_argument("--buffer_mb", type=COUNT, default=1024, help="record text in memory at a time")
-    parser.add_argument(
-        "--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards"
-    )
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    add = parser.add_argument
+    add("--config", type=Path, required=True, help="JSON config with the sources")
+    add("--base_dir", type=Path, default=Path(), help="folder that the sources' paths start from")
+    instead = "replaces a folder of the config's"
+    add("--folders", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=instead)
+    add("--output_dir", type=Path, required=True, help="folder for the shards")
+    instead = "replaces the config's rows_per_file (-1: 1,000 where it says none)"
+    add("--rows_per_file", type=COUNT_OR_ALL, default=-1, help=instead)
+    add("--seed", type=SEED, default=42, help="seed of the samples and of the shuffle")
+    add("--buffer_mb", type=COUNT, default=1024, help="record text in memory at a time")
+    add("--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards")
+    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     if bad := [item for item in args.folders if "=" not in item]:
         raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")
@@ -69,21 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, rows_per_file = read_config(args.config, args.base_dir, manifest, folders)
     rows_per_file = rows_per_file if args.rows_per_file == -1 else args.rows_per_file
     wanted = sum(source.wanted for source in sources)
-    batches = progress(
-        read_sources(sources, args.seed, manifest), "records", wanted, size=lambda pair: pair[1].num_rows
-    )
+    batches = read_sources(sources, args.seed, manifest)
+    batches = progress(batches, "records", wanted, size=lambda pair: pair[1].num_rows)
     with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
         folder.mkdir(parents=True)
-        rows = shuffle_to_shards(
-            batches,
-            folder,
-            rows_per_file,
-            args.seed,
-            sum(source.bytes for source in sources),
-            args.buffer_mb << 20,
-            manifest,
-            args.threads,
-        )
+        size, buffer = sum(source.bytes for source in sources), args.buffer_mb << 20
+        rows = shuffle_to_shards(batches, folder, rows_per_file, args.seed, size, buffer, manifest, args.threads)
         doubles = manifest.dropped.get("uuid stands twice", 0)
         bad = sum(manifest.dropped.values()) - doubles
         manifest.check_bad_ratio(args.config, bad, sum(rows) + bad + doubles, args.max_bad_ratio)

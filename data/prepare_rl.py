@@ -1,4 +1,4 @@
-"""RL data: the five recommendation tasks in verl's format, train and test without a user in common.
+"""RL data: the recommendation tasks in verl's format, train and test without a user in common.
 
     python prepare_rl.py --input_dir output --output_dir output/rl_data --test_size 1000 --user_share 0.3
 
@@ -9,6 +9,7 @@ of the test file is in no task's training rows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import sys
@@ -29,26 +30,14 @@ from onerec.flags import COUNT, SEED, SHARE, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows
 from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
+from onerec.tasks import RL_TASKS, made
 
-RL_TASKS = {
-    "video": "sft_video_rec",
-    "ad": "sft_ad_rec",
-    "product": "sft_product_rec",
-    "label_cond": "sft_label_cond_rec",
-    "interactive": "sft_interactive_rec",
-}
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_TEXT = pa.string()
+_REWARD = pa.struct({"style": _TEXT, "ground_truth": _TEXT})
+_EXTRA = pa.struct({"uid": pa.int64(), "task": _TEXT, "index": pa.int64(), "uuid": _TEXT})
+_TURNS = pa.list_(pa.struct({"role": _TEXT, "content": _TEXT}))
 SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", _TURNS),
-        ("ability", pa.string()),
-        ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
-        (
-            "extra_info",
-            pa.struct([("uid", pa.int64()), ("task", pa.string()), ("index", pa.int64()), ("uuid", pa.string())]),
-        ),
-    ]
+    {"data_source": _TEXT, "prompt": _TURNS, "ability": _TEXT, "reward_model": _REWARD, "extra_info": _EXTRA}
 )
 
 
@@ -86,13 +75,22 @@ def split_users(
     """
     taken: Counter[str] = Counter()
     test: set[int] = set()
-    users = sorted(counts, key=lambda uid: (rank_of(seed, uid), uid))
-    users = users[: round(len(users) * share)]
+    users = sorted(counts, key=lambda uid: (rank_of(seed, uid), uid))[: round(len(counts) * share)]
     for uid in users:
         if any(taken[task] < test_size for task in counts[uid]):
             test.add(uid)
             taken += counts[uid]
     return test, set(users) - test
+
+
+def task_files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
+    """Records by task: of ``names``, or of every RL task that ``folder`` has; raises `InputError` where it has none."""
+    found = {task.test.name for task in made(folder, RL_TASKS.values())}
+    chosen = [name for name in RL_TASKS if name in found] if names is None else names
+    if not chosen:
+        right = f"one of {', '.join(task.file for task in RL_TASKS.values())}"
+        raise InputError(folder, "holds the records of no task that RL trains on", right)
+    return {name: folder / RL_TASKS[name].file for name in chosen}
 
 
 def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter[str]]:
@@ -106,82 +104,73 @@ def count_users(files: dict[str, Path], manifest: Manifest) -> dict[int, Counter
     return counts
 
 
-class Writer:
-    """Second pass: each task's rows to the training or the test file."""
+@dataclasses.dataclass
+class Split:
+    """Second pass: which file a row goes to; what goes to none is counted."""
 
-    def __init__(
-        self, folder: Path, test_users: set[int], train_users: set[int], test_size: int, manifest: Manifest
-    ) -> None:
-        self.train, self.test = folder / RL_TRAIN, folder / RL_TEST
-        self.outputs = Outputs({self.train: SCHEMA, self.test: SCHEMA})
-        self._test_users, self._train_users = test_users, train_users
-        self._test_size, self._manifest = test_size, manifest
-        self._taken: Counter[str] = Counter()
-        self.bad = 0
+    test_users: set[int]
+    train_users: set[int]
+    test_size: int
+    manifest: Manifest
+    bad: int = 0
+    taken: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def add(self, task: str, first: int, rows: list[dict[str, Any]]) -> None:
-        """Sort a batch's rows, the first of which is row ``first`` of its task."""
-        parts: dict[Path, list[dict[str, Any]]] = {self.train: [], self.test: []}
+    def rows(self, task: str, first: int, rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        """A batch's rows, the first of which is row ``first`` of its task, by file."""
+        parts: dict[str, list[dict[str, Any]]] = {RL_TRAIN: [], RL_TEST: []}
         for index, row in enumerate(rows, first):
             try:
                 made = to_rl_row(task, index, row)
             except ValueError as error:
-                self._manifest.drop(str(error))
+                self.manifest.drop(str(error))
                 self.bad += 1
                 continue
             uid = made["extra_info"]["uid"]
-            if uid in self._train_users:
-                parts[self.train].append(made)
-            elif uid not in self._test_users:
-                self._manifest.drop("its user is past --user_share")
-            elif self._taken[task] < self._test_size:
-                self._taken[task] += 1
-                parts[self.test].append(made)
+            if uid in self.train_users:
+                parts[RL_TRAIN].append(made)
+            elif uid not in self.test_users:
+                self.manifest.drop("its user is past --user_share")
+            elif self.taken[task] < self.test_size:
+                self.taken[task] += 1
+                parts[RL_TEST].append(made)
             else:
-                self._manifest.drop(f"{task}: past the test size, its user is in the test file")
-        for path, made_rows in parts.items():
-            self.outputs.add(path, pa.Table.from_pylist(made_rows, schema=SCHEMA))
+                self.manifest.drop(f"{task}: past the test size, its user is in the test file")
+        return parts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet")
-    parser.add_argument("--tasks", nargs="+", default=list(RL_TASKS), choices=list(RL_TASKS), help="tasks to take")
-    parser.add_argument("--test_size", type=COUNT, default=1000, help="test rows a task")
-    parser.add_argument(
-        "--user_share",
-        type=SHARE_ABOVE_0,
-        default=1.0,
-        help="share of the users whose rows are taken, test users included",
-    )
-    parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    add = parser.add_argument
+    add("--input_dir", type=Path, required=True, help="folder with the sft_<task>.parquet files")
+    add("--output_dir", type=Path, required=True, help="folder for train.parquet and test.parquet")
+    add("--tasks", nargs="+", choices=list(RL_TASKS), help="tasks to take; default: all that have a file")
+    add("--test_size", type=COUNT, default=1000, help="test rows a task")
+    share = "share of the users whose rows are taken, test users included"
+    add("--user_share", type=SHARE_ABOVE_0, default=1.0, help=share)
+    add("--seed", type=SEED, default=42, help="seed of the choice of users")
+    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
-    files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}
-    counts = count_users(files, manifest)
-    test_users, train_users = split_users(counts, args.test_size, args.seed, args.user_share)
-    writer = Writer(args.output_dir, test_users, train_users, args.test_size, manifest)
-    with writer.outputs as outputs:
+    files = task_files(args.input_dir, args.tasks)
+    users = split_users(count_users(files, manifest), args.test_size, args.seed, args.user_share)
+    split = Split(*users, args.test_size, manifest)
+    train, test = (args.output_dir / name for name in (RL_TRAIN, RL_TEST))
+    with Outputs({train: SCHEMA, test: SCHEMA}) as outputs:
         for task, path in files.items():
             first = 0
             for batch in record_batches(path, 512):
-                writer.add(task, first, batch.to_pylist())
+                for name, rows in split.rows(task, first, batch.to_pylist()).items():
+                    outputs.add(args.output_dir / name, pa.Table.from_pylist(rows, schema=SCHEMA))
                 first += batch.num_rows
         total = sum(rows or 0 for rows in manifest.inputs.values())
-        manifest.check_bad_ratio(args.input_dir, writer.bad, total, args.max_bad_ratio)
-        if not outputs.rows[writer.train]:
-            raise InputError(
-                args.input_dir,
-                f"leaves no training user at --test_size {args.test_size} and --user_share {args.user_share}",
-                "a smaller test size or a larger share",
-            )
-    for path, rows in outputs.rows.items():
-        manifest.output(path, rows)
+        manifest.check_bad_ratio(args.input_dir, split.bad, total, args.max_bad_ratio)
+        if not outputs.rows[train]:
+            what = f"leaves no training user at --test_size {args.test_size} and --user_share {args.user_share}"
+            raise InputError(args.input_dir, what, "a smaller test size or a larger share")
+    manifest.outputs = outputs.made()
     manifest.write(args.output_dir)
-    train, test = (outputs.rows[path] for path in (writer.train, writer.test))
-    print(f"{train:,} training and {test:,} test prompts in {args.output_dir}; {manifest.dropped_text()}")
+    counts = f"{outputs.rows[train]:,} training and {outputs.rows[test]:,} test prompts"
+    print(f"{counts} in {args.output_dir}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

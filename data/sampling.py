@@ -36,7 +36,7 @@ def uuid_keys(uuids: pa.Array, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def uuid_halves(uuids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(uuids as uint64 [n, 2], valid bool) of a string array, for which `uuid_keys` says what is valid; others are 0."""
+    """(uuids as uint64 [n, 2], valid bool) of a string array; `uuid_keys` says what is valid, others are 0."""
     uuids = uuids.cast(pa.string())
     pattern = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
     valid = pc.match_substring_regex(uuids, pattern).fill_null(False)

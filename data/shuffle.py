@@ -1,8 +1,8 @@
 """A global shuffle in bounded memory: rows go to buckets by a hash of seed and uuid, each bucket is sorted by it.
 
-The order is that of the hash, so it depends on the rows and the seed alone: not on the order of the sources, the size of
-the buffers or the number of threads. Equal uuids have equal hashes, so a row that comes twice meets its double in one
-bucket. Where everything fits into the buffer nothing is written to disk on the way.
+The order is that of the hash, so it depends on the rows and the seed alone: not on the order of the sources, the size
+of the buffers or the number of threads. Equal uuids have equal hashes, so a row that comes twice meets its double in
+one bucket. Where everything fits into the buffer nothing is written to disk on the way.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ class Buckets:
         self._writers: list[pa.RecordBatchStreamWriter] = []
         if self.count > 1:
             folder.mkdir(parents=True)
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers = [
-                pa.ipc.new_stream(self._path(i), _SPILL_SCHEMA, options=options) for i in range(self.count)
-            ]
+            lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._writers = [pa.ipc.new_stream(self._path(i), _SPILL_SCHEMA, options=lz4) for i in range(self.count)]
 
     def _path(self, bucket: int) -> str:
         return str(self._folder / f"{bucket:04d}.arrow")
@@ -63,8 +61,7 @@ class Buckets:
         order = np.argsort(bucket, kind="stable")
         bounds = np.searchsorted(bucket[order], np.arange(self.count + 1))
         for i, writer in enumerate(self._writers):
-            if bounds[i] < bounds[i + 1]:
-                rows = order[bounds[i] : bounds[i + 1]]
+            if len(rows := order[bounds[i] : bounds[i + 1]]):
                 writer.write_table(table.take(pa.array(rows)))
 
     def __iter__(self) -> Iterator[pa.Table]:
@@ -84,7 +81,7 @@ class Buckets:
 
 
 class Shards:
-    """``part-00000-of-000NN.parquet`` files of ``rows_per_file`` rows; compressed in the background, renamed at the end."""
+    """``part-00000-of-000NN.parquet`` files of ``rows_per_file`` rows, written in the background, named at the end."""
 
     def __init__(self, folder: Path, rows_per_file: int, threads: int) -> None:
         self.rows: list[int] = []
@@ -104,25 +101,27 @@ class Shards:
         self._rest = table.slice(whole).combine_chunks() if whole < table.num_rows else None
 
     def _submit(self, table: pa.Table) -> None:
-        self._running.append(self._pool.submit(_write_shard, self._name(len(self.rows)), table))
+        self._running.append(self._pool.submit(_write_shard, self._path(len(self.rows)), table))
         self.rows.append(table.num_rows)
-        while len(self._running) > self._limit:
+        self._wait(self._limit)
+
+    def _wait(self, at_most: int) -> None:
+        """Wait until no more than so many shards are still being written."""
+        while len(self._running) > at_most:
             self._running.popleft().result()
 
-    def _name(self, index: int) -> Path:
+    def _path(self, index: int) -> Path:
         return self._folder / f"shard-{index:05d}"
 
-    def finish(self) -> list[str]:
-        """Write what is left; the names of all shards."""
+    def finish(self) -> None:
+        """Write what is left, and the list of all shards."""
         if self._rest is not None:
             self._submit(self._rest)
-        while self._running:
-            self._running.popleft().result()
+        self._wait(0)
         names = [shard_name(i, len(self.rows)) for i in range(len(self.rows))]
         for i, name in enumerate(names):
-            os.rename(self._name(i), self._folder / name)
+            os.rename(self._path(i), self._folder / name)
         write_json(self._folder / FILE_LIST, names)
-        return names
 
     def close(self) -> None:
         """Stop the writers; what waits is not written."""
@@ -130,8 +129,7 @@ class Shards:
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:
-    strings = [column.cast(pa.string()) for column in table.columns]
-    table = pa.Table.from_arrays(strings, schema=SCHEMA)
+    table = pa.Table.from_arrays([column.cast(pa.string()) for column in table.columns], schema=SCHEMA)
     pq.write_table(table, path, compression="zstd", use_dictionary=["source"], write_statistics=False)
 
 
@@ -157,16 +155,15 @@ def shuffle_to_shards(
         by_source[name] = by_source.get(name, 0) + batch.num_rows
         if batch.num_rows:
             buckets.add(batch, keys)
-    shards = Shards(folder, rows_per_file, threads)
-    with contextlib.closing(shards):
+    with contextlib.closing(Shards(folder, rows_per_file, threads)) as shards:
         for table in buckets:
             _add_sorted(shards, table, rows_per_file, manifest)
             del table
-        names = shards.finish()
+        shards.finish()
     if (folder / ".spill").exists():
         os.rmdir(folder / ".spill")
     manifest.extra["buckets"] = buckets.count
-    return [rows for _, rows in zip(names, shards.rows, strict=True)]
+    return shards.rows
 
 
 def _add_sorted(shards: Shards, table: pa.Table, rows_per_file: int, manifest: Manifest) -> None:

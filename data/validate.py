@@ -26,12 +26,13 @@ from data.sampling import uuid_halves
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT_OR_0, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import list_parquet, open_parquet
 from onerec.records import check_columns, rl_batches, user_id
-from onerec.run import progress, write_json
-from onerec.sid import BEGIN, END, SidSpec
+from onerec.run import progress
+from onerec.sid import ANY_SID, ITEM_TOKEN, MARK_START, SidSpec
 
+SHOWN = 10  # bad rows that are named
 RL_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
 
 
@@ -39,40 +40,30 @@ class SidRule:
     """SIDs in text: every itemic token stands in a whole SID, and every code is inside its codebook."""
 
     def __init__(self, spec: SidSpec | None) -> None:
-        layers = (
-            r"(?:<s_[a-h]_\d+>)+"
-            if spec is None
-            else "".join(rf"<s_{letter}_\d+>" for letter in "abcdefgh"[: spec.n_layers])
-        )
-        self._whole = re.compile((re.escape(BEGIN) + layers + re.escape(END)).encode())
-        self._token = re.compile(rb"<s_[a-h]_\d+>")
-        self._tokens = None if spec is None else {token.encode() for token in spec.tokens}
+        self._whole = re.compile((spec.pattern.pattern if spec else ANY_SID).encode())
+        self._token = re.compile(ITEM_TOKEN.encode())
+        self._tokens = {token.encode() for token in spec.tokens} if spec else None
 
     def __call__(self, text: bytes) -> str | None:
         """None where ``text`` keeps the rule, otherwise the reason."""
-        if b"<s_" not in text and b"<|sid_" not in text:
-            return None
-        if self._tokens is not None:
-            outside = set(self._token.findall(text)) - self._tokens
-            if outside:
-                return "a code outside its codebook"
+        if self._tokens is not None and set(self._token.findall(text)) - self._tokens:
+            return "a code outside its codebook"
         rest = self._whole.sub(b"", text)
-        return "a SID that is not whole" if self._token.search(rest) or b"<|sid_" in rest else None
+        return "a SID that is not whole" if self._token.search(rest) or MARK_START.encode() in rest else None
 
 
 class Findings:
     """Bad rows: counted by reason, the first ones named."""
 
-    def __init__(self, show: int) -> None:
+    def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
-        self.first: list[dict[str, Any]] = []
-        self._show = show
+        self.first: list[str] = []
 
     def add(self, file: Path, row: int, uuid: object, reason: str) -> None:
         """Note a bad row."""
         self.reasons[reason] += 1
-        if len(self.first) < self._show:
-            self.first.append({"file": str(file), "row": row, "uuid": uuid, "reason": reason})
+        if len(self.first) < SHOWN:
+            self.first.append(f"{file}: row {row} (uuid {uuid}): {reason}")
 
 
 class RecordCheck:
@@ -89,9 +80,9 @@ class RecordCheck:
         self._files.append((file.path, file.rows))
         for records in sized_batches(file):
             uuids = records.column("uuid")
-            for at, reason in enumerate(self._reasons(records), row):
+            for at, reason in enumerate(self._reasons(records)):
                 if reason:
-                    self._findings.add(file.path, at, uuids[at - row].as_py(), reason)
+                    self._findings.add(file.path, row + at, uuids[at].as_py(), reason)
             halves, valid = uuid_halves(uuids)
             places = np.arange(len(halves), dtype=np.uint64) + np.uint64(start + row)
             self._keys.append(np.column_stack([halves, places])[valid])  # what is not valid is bad already
@@ -112,9 +103,8 @@ class RecordCheck:
         again = np.sort(keys[1:, 2][(keys[1:, :2] == keys[:-1, :2]).all(1)])
         ends = np.cumsum([rows for _, rows in self._files])
         for place in again.tolist():
-            at = int(np.searchsorted(ends, place, side="right"))
-            start = int(ends[at]) - self._files[at][1]
-            self._findings.add(self._files[at][0], place - start, None, "uuid stands twice")
+            path, rows = self._files[at := int(np.searchsorted(ends, place, side="right"))]
+            self._findings.add(path, place - int(ends[at]) + rows, None, "uuid stands twice")
 
 
 class RlCheck:
@@ -126,19 +116,14 @@ class RlCheck:
 
     def file(self, path: Path) -> None:
         """Check one file; its other half, where both were given, must hold other users."""
-        users: set[int | str] = set()
-        row = 0
-        for batch in rl_batches(path, 512):
-            for at, value in enumerate(batch, row):
-                if reason := self._reason(value):
-                    self._findings.add(path, at, value["extra_info"].get("uuid"), reason)
-                else:
-                    users.add(user_id(value["extra_info"]["uid"]))
-            row += len(batch)
-        self._users[path] = users
-        if path.name in (RL_TRAIN, RL_TEST):
-            other = path.with_name(RL_TEST if path.name == RL_TRAIN else RL_TRAIN)
-            for uid in sorted(users & self._users.get(other, set()), key=str):
+        users = self._users.setdefault(path, set())
+        for row, value in enumerate(value for batch in rl_batches(path, 512) for value in batch):
+            if reason := self._reason(value):
+                self._findings.add(path, row, value["extra_info"].get("uuid"), reason)
+            else:
+                users.add(user_id(value["extra_info"]["uid"]))
+        for name in {RL_TRAIN, RL_TEST} - {path.name} if path.name in (RL_TRAIN, RL_TEST) else ():
+            for uid in sorted(users & self._users.get(path.with_name(name), set()), key=str):
                 self._findings.add(path, -1, f"user {uid}", "a user in train and test")
 
     def _reason(self, row: dict[str, Any]) -> str | None:
@@ -156,21 +141,22 @@ class RlCheck:
         return next(filter(None, (self._sid(text.encode()) for text in texts)), None)
 
 
-def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int, Findings]:
+def validate(paths: Sequence[str], spec: SidSpec | None) -> tuple[int, Findings]:
     """(rows, findings) of every file that ``paths`` name."""
-    findings = Findings(show)
+    findings = Findings()
     records, rl, rows = RecordCheck(spec, findings), RlCheck(spec, findings), 0
     files = list(dict.fromkeys(file for path in paths for file in list_parquet(path)))
     for path in progress(files, "validate", unit="file"):
-        names = open_parquet(path).schema_arrow.names
-        if all(name in names for name in RL_COLUMNS):
+        parquet = open_parquet(path)
+        names = parquet.schema_arrow.names
+        if set(RL_COLUMNS).issubset(names):
             rl.file(path)
-        elif all(name in names for name in KEY_COLUMNS):
+        elif set(KEY_COLUMNS).issubset(names):
             records.file(file_of(path))
         else:
             wanted = f"records ({', '.join(KEY_COLUMNS)}) or RL data ({', '.join(RL_COLUMNS)})"
             raise InputError(path, f"has the columns {', '.join(names)}", wanted)
-        rows += open_parquet(path).metadata.num_rows
+        rows += parquet.metadata.num_rows
     records.doubles()
     return rows, findings
 
@@ -179,23 +165,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
     parser.add_argument("--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right")
-    parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
-    parser.add_argument("--report", type=Path, help="JSON file for the verdict")
     args = parser.parse_args(argv)
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None
-    rows, findings = validate(args.paths, spec, args.show)
-    if args.report:
-        reasons = dict(sorted(findings.reasons.items()))
-        write_json(args.report, {"rows": rows, "bad": reasons, "first": findings.first})
-    for bad in findings.first:
-        print(f"{bad['file']}: row {bad['row']} (uuid {bad['uuid']}): {bad['reason']}")
+    rows, findings = validate(args.paths, spec)
+    for line in findings.first:
+        print(line)
     if findings.reasons:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in findings.reasons.most_common())
-        raise InputError(
-            args.paths[0],
-            f"{findings.reasons.total():,} of {rows:,} rows break the format: {reasons}",
-            "see the rows above",
-        )
+        what = f"{findings.reasons.total():,} of {rows:,} rows break the format: {reasons}"
+        raise InputError(args.paths[0], what, "see the rows above")
     print(f"valid: {rows:,} rows")
 
 

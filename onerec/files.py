@@ -19,16 +19,7 @@ TOKENIZER_FILES = (
 MODEL_FILES = ("config.json", *TOKENIZER_FILES)
 RL_TRAIN, RL_TEST = "train.parquet", "test.parquet"
 
-# RecIF-Bench tasks, in the order of the report. Test files: <data_dir>/<task>/<task>_test.parquet.
-REC_TASKS = ("video", "ad", "product", "label_cond", "interactive")
-BENCH_TASKS = (*REC_TASKS, "label_pred", "item_understand", "rec_reason")
-
 
 def shard_name(index: int, count: int) -> str:
     """``part-00000-of-000NN.parquet``."""
     return f"part-{index:05d}-of-{count:05d}.parquet"
-
-
-def test_file(task: str) -> str:
-    """A benchmark task's test file, relative to the benchmark's data folder."""
-    return f"{task}/{task}_test.parquet"

@@ -22,10 +22,15 @@ from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.run import read_json, write_json
 
-BEGIN, END = "<|sid_begin|>", "<|sid_end|>"
+MARK_START = "<|sid_"
+BEGIN, END = f"{MARK_START}begin|>", f"{MARK_START}end|>"
 LAYER_LETTERS = "abcdefgh"
 MAX_CODES = 1 << 24  # of a layer: a vocabulary holds every one
 _TOKEN = re.compile(rf"<s_([{LAYER_LETTERS}])_(\d+)>")
+# Patterns, for `re` and for Arrow: an itemic token, a token or a mark, a whole SID of any number of layers.
+ITEM_TOKEN = rf"<s_[{LAYER_LETTERS}]_\d+>"
+ITEM_OR_MARK = "|".join((ITEM_TOKEN, re.escape(BEGIN), re.escape(END)))
+ANY_SID = f"{re.escape(BEGIN)}(?:{ITEM_TOKEN})+{re.escape(END)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,7 @@ class SidSpec:
 
     def parse(self, text: str) -> list[tuple[int, ...]]:
         """Every whole SID in ``text``, in order; those with a code outside its codebook are left out."""
-        found = [tuple(map(int, match.groups())) for match in self._pattern.finditer(text)]
+        found = [tuple(map(int, match.groups())) for match in self.pattern.finditer(text)]
         return [codes for codes in found if self.check(codes) is None]
 
     def foreign(self, text: str) -> str | None:
@@ -97,7 +102,8 @@ class SidSpec:
         return None
 
     @functools.cached_property
-    def _pattern(self) -> re.Pattern[str]:
+    def pattern(self) -> re.Pattern[str]:
+        """A whole SID of these layers, a group a code."""
         body = "".join(rf"<s_{letter}_(\d+)>" for letter in LAYER_LETTERS[: self.n_layers])
         return re.compile(re.escape(BEGIN) + body + re.escape(END))
 
@@ -174,6 +180,11 @@ class SidSpec:
         if spec.as_dict() | value != value | spec.as_dict() or value.get("begin_token", BEGIN) != BEGIN:
             raise InputError(path, "names other tokens or ids than its codebook sizes imply", "make it again")
         return spec
+
+    @staticmethod
+    def of_folder(folder: Path) -> SidSpec:
+        """The specification of the data in a folder: the release's, where the folder has none."""
+        return SidSpec.load(folder / SID_SPEC) if (folder / SID_SPEC).exists() else RELEASE_SPEC
 
     def same_codebooks(self, other: SidSpec) -> bool:
         """Whether two specs have the same codebook sizes (their ids may differ)."""

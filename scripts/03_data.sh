@@ -13,21 +13,15 @@ if ((VALIDATION_USERS)); then
   run python "$ROOT/data/onerec_data/run.py" --input "$items/onerec_bench_release.parquet" --pid2sid "$items/video_ad_pid2sid.parquet" \
     --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" --seed "$SEED" --tasks --benchmark_split 2
 fi
-# The tasks that these logs have.
-tasks=""
-for task in video ad product label_cond interactive; do
-  [[ -f "$DATA_OUTPUT/sft_${task}_rec.parquet" ]] && tasks+="${tasks:+ }$task"
-done
-TEST_SIZE="$RL_TEST_SIZE" USER_SHARE="$RL_USER_SHARE" TASKS="$tasks" run bash "$ROOT/data/prepare_rl.sh"
+TEST_SIZE="$RL_TEST_SIZE" USER_SHARE="$RL_USER_SHARE" run bash "$ROOT/data/prepare_rl.sh"
 CONFIG="$ROOT/$DATA_CONFIGS/pretrain.json" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$ROOT/$DATA_CONFIGS/sft.json" run bash "$ROOT/data/prepare_sft.sh"
 TEXT_INPUT="$RAW_DATA/general_text/pretrain" MAX_PER_SOURCE="$DISTILL_MAX_PER_SOURCE" run bash "$ROOT/data/prepare_distillation.sh"
 # Prompts of the tasks that explain, on which distillation keeps the student what it was; those of recommendation are RL's.
-explain=()
-for task in item_understand rec_reason; do
-  [[ -f "$DATA_OUTPUT/sft_$task.parquet" ]] && explain+=("$DATA_OUTPUT/sft_$task.parquet")
-done
-if ((${#explain[@]})); then
+explain="$(python -c 'import sys, pathlib, onerec.tasks
+print(*onerec.tasks.explained(pathlib.Path(sys.argv[1])), sep="\n")' "$DATA_OUTPUT")"
+if [[ -n "$explain" ]]; then
+  mapfile -t explain <<< "$explain"
   run python "$ROOT/data/prepare_distillation.py" --input "${explain[@]}" --max_per_source "$DISTILL_MAX_PER_SOURCE" \
     --output "$DATA_OUTPUT/distillation_anchors.parquet" --seed "$SEED"
 fi

@@ -6,8 +6,8 @@ anchors=""
 if [[ "$DISTILL_ANCHOR_SHARE" != 0 ]]; then
   anchors="$DATA_OUTPUT/rl_data/train.parquet"
   if ((DISTILL_EXPLAIN_ANCHORS)); then
-    # Stage 3 makes the file where the data have one of these tasks.
-    if [[ -f "$DATA_OUTPUT/sft_item_understand.parquet" || -f "$DATA_OUTPUT/sft_rec_reason.parquet" ]]; then
+    # Stage 3 makes the file where the data have a task in words.
+    if [[ -f "$DATA_OUTPUT/distillation_anchors.parquet" ]]; then
       anchors+=$'\n'"$DATA_OUTPUT/distillation_anchors.parquet"
     else
       echo "no task of these data describes items or gives reasons: all anchors are of recommendation"

@@ -25,12 +25,10 @@ flags=(--sample_size "$rows" --text_sample_size "$TEXT_SAMPLE_SIZE" --max_answer
 run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name" false "${flags[@]}" "${@:2}"
 # A name of one's own is for one evaluation.
 if [[ "$ALSO_EXCLUDE_SEEN" == 1 && "$name" != base && " ${*:2} " != *" --result_name"* ]]; then
-  ranked=()
-  for task in video ad product label_cond interactive; do
-    [[ -d "$BENCHMARK_DATA_DIR/$task" ]] || continue
-    [[ -z "$EVAL_TASKS" || " $EVAL_TASKS " == *" $task "* ]] && ranked+=("$task")
-  done
-  ((${#ranked[@]})) || exit 0
+  ranked=rank
+  [[ -n "$EVAL_TASKS" ]] && ranked="$(python -c 'import sys, onerec.tasks as t
+print(*(name for name in sys.argv[1:] if name in (t.RANK, *t.RANK_TASKS)))' $EVAL_TASKS)"
+  [[ -n "$ranked" ]] || exit 0
   run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "${name}_unseen" false --sample_size "$rows" --num_beams "$NUM_BEAMS" \
-    --free_sids 0 --exclude_seen --tasks "${ranked[@]}" "${@:2}"
+    --free_sids 0 --exclude_seen --tasks $ranked "${@:2}"
 fi

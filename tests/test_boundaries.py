@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from onerec.tasks import BENCH_TASKS, RANK_TASKS, TASKS, TESTED
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("data", "tokenizer", "pretrain", "verl_distillation", "verl_rl", "benchmarks")
@@ -118,6 +122,39 @@ def the_marks_of_a_family_are_spelled(root: Path) -> set[str]:
     return {name for name in found if not name.startswith("onerec.render.")}
 
 
+def _lists_ranking_tasks(words: Iterable[object]) -> bool:
+    """Whether ``words`` are names of tasks, or of their files, two of them of ranking tasks."""
+    words = [str(word).removesuffix(".parquet") for word in words]
+    ranking = {*RANK_TASKS, *(TESTED[name].name for name in RANK_TASKS), *(TESTED[name].topic for name in RANK_TASKS)}
+    names = {*ranking, *BENCH_TASKS, *TASKS, *(task.topic for task in TASKS.values())}
+    return len(ranking.intersection(words)) > 1 and names.issuperset(words)
+
+
+def _literal_lists(tree: ast.Module) -> Iterator[list[object]]:
+    for node in ast.walk(tree):
+        items = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else getattr(node, "keys", None)
+        for side in (items, getattr(node, "values", None)):
+            if isinstance(side, list) and side and all(isinstance(item, ast.Constant) for item in side):
+                yield [item.value for item in side]
+
+
+def ranking_tasks_are_listed(root: Path) -> set[str]:
+    """Rule 4: the names of ranking tasks stand in the rows of `onerec.tasks`, and nobody lists them again."""
+    found = {
+        module(root, path)
+        for path in files(root, *CODE)
+        if any(map(_lists_ranking_tasks, _literal_lists(parsed(path))))
+    }
+    for path in (path for folder in CODE for path in (root / folder).rglob("*.sh")):
+        # Runs of words, as in `for task in video ad; do` and in TASKS="video ad".
+        lines = (line.partition("#")[0] for line in path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines())
+        runs = (re.findall(r"[\w.]+", run) for line in lines for run in re.split(r"[^\w.\s]", line))
+        pairs = (pair for run in runs for pair in itertools.pairwise(run))
+        if any(map(_lists_ranking_tasks, pairs)):
+            found.add(str(path.relative_to(root)))
+    return found
+
+
 # A rule, files of a small house that break it, and the modules that are to be found.
 BREACHES: list[tuple[Callable[[Path], set[str]], dict[str, str], set[str]]] = [
     (a_stage_imports_another, {"data/a.py": "def f():\n    from pretrain.train import x"}, {"data.a"}),
@@ -155,6 +192,19 @@ BREACHES: list[tuple[Callable[[Path], set[str]], dict[str, str], set[str]]] = [
         the_sid_grammar_is_spelled,
         {"data/a.py": "x = [b'<s_a_1>']", "data/b.py": "f'<s_{1}_2>'", "data/c.py": "'<s_a_1>'"},
         {"data.a", "data.b"},
+    ),
+    (
+        ranking_tasks_are_listed,
+        {
+            "data/a.py": "TASKS = ('label_pred', 'video', 'ad')",
+            "data/b.py": "x = {'video': 'sft_video_rec', 'interactive': 1}",
+            "onerec/c.py": "def f(x=['sft_ad_rec.parquet', 'sft_product_rec.parquet']):\n    pass",
+            "data/d.py": "domains = ('video', 'ad', 'goods')\nalone = ['video', 'label_pred']",
+            "data/a.sh": "for task in a video label_cond; do echo; done",
+            "scripts/b.sh": ': "${TASKS:=video \\\n  ad}"',
+            "scripts/c.sh": "# --tasks video ad\nTASKS=video run x ad",
+        },
+        {"data.a", "data.b", "onerec.c", "data/a.sh", "scripts/b.sh"},
     ),
     (the_sid_grammar_is_spelled, {"verl_rl/a.py": "def f(x='<|sid_begin|>'):\n    '<s_a_1>'"}, {"verl_rl.a"}),
     (

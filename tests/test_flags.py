@@ -68,10 +68,10 @@ def parser_of(file: str) -> argparse.ArgumentParser:
         patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         try:
-            if hasattr(module, "TASK"):
+            if not hasattr(module, "main"):  # the script of one task
                 from data.onerec_data.run import run_task
 
-                run_task(module.TASK)
+                run_task(f"{Path(file).parent.name}_{Path(file).stem}")
             elif inspect.signature(module.main).parameters:
                 module.main([])
             else:

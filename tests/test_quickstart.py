@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from onerec.files import BENCH_TASKS
 from onerec.keeper import descendants
+from onerec.tasks import BENCH_TASKS
 from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,14 @@ class Lists:
         """Items by row."""
         return np.diff(self.offsets)
 
+    def row(self, row: int) -> np.ndarray:
+        """The items of one row."""
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
 
 @dataclasses.dataclass(frozen=True)
 class SidLists:
-    """Items with a SID, by row: the SID texts joined, the pids, and how many pids had no SID."""
+    """Items with a SID, by row: the SID texts joined, how many pids had no SID, and the pids."""
 
     text: list[bytes]
     missing: list[int]
@@ -57,6 +61,13 @@ def ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """(flat positions, offsets) of the half-open ranges ``starts[i]`` to ``ends[i]``."""
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])
     return np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1]), offsets
+
+
+def _cut(offsets: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `ranges`, of the first or the last so many places of every row (0: all)."""
+    starts, ends = offsets[:-1], offsets[1:]
+    starts = np.maximum(starts, ends - last) if last else starts
+    return ranges(starts, np.minimum(ends, starts + first) if first else ends)
 
 
 def to_sids(table: SidTable, pids: np.ndarray, offsets: np.ndarray, rows: np.ndarray | None = None) -> SidLists:
@@ -78,15 +89,17 @@ class Batch:
         self.bad_rows: set[int] = set()
         self.values_read: Counter[str] = Counter()
         self.values_bad: Counter[str] = Counter()
-        self._lists: dict[str, Lists | None] = {}
-        self._found: dict[tuple[str, int], np.ndarray] = {}
-        self._sids: dict[tuple[object, ...], SidLists] = {}
+        self._made: dict[tuple[object, ...], Any] = {}
         self.wrong: dict[str, np.ndarray] = {}
-        self._texts: dict[str, list[str | None]] = {}
         self.uid = self.ints("uid")
         # Rows are of the training split where no row says another.
         self.split = self.ints("split") if self.has("split") else [TRAIN_SPLIT] * self.n
         self.windows = [value or 0 for value in self.ints("window")]
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     # Counting what is left out.
 
@@ -104,15 +117,16 @@ class Batch:
     @functools.cached_property
     def keys(self) -> list[tuple[object, ...]]:
         """What each row is: the values of the layout's key parts."""
-        columns: list[list[Any]] = []
-        for part in self._layout.key:
-            if PARTS[part] == "pids" and (lists := self.lists(part)) is not None:
-                bounds = lists.offsets.tolist()
-                columns.append([tuple(lists.values[a:b].tolist()) for a, b in itertools.pairwise(bounds)])
-            else:
-                known = {"uid": self.uid, "split": self.split, "window": self.windows}
-                columns.append(known.get(part) or (self.texts(part) if PARTS[part] == "text" else self.ints(part)))
-        return list(zip(*columns, strict=True))
+        return list(zip(*map(self._key_column, self._layout.key), strict=True))
+
+    def _key_column(self, part: str) -> list[Any]:
+        known = {"uid": self.uid, "split": self.split, "window": self.windows}
+        if part in known:
+            return known[part]
+        values = self.read(part)
+        if isinstance(values, Lists):
+            return [tuple(values.row(row).tolist()) for row in range(self.n)]
+        return [None] * self.n if values is None else values
 
     # Columns.
 
@@ -121,38 +135,43 @@ class Batch:
         return self._layout.column(part) in self._data.schema.names
 
     def _column(self, part: str) -> pa.Array | None:
-        return self._data.column(self._layout.column(part)) if self.has(part) else None
+        """A part's column, as text with the layout's replacements where it has any."""
+        if not self.has(part):
+            return None
+        column = self._data.column(self._layout.column(part))
+        if (replace := self._layout.values.get(part)) is None or PARTS[part] not in ("int", "text"):
+            return column
+        shown = converted(column, Kind.SHOWN)[0].to_pylist()
+        return pa.array([None if value is None else str(replace.get(value, value)) for value in shown], pa.string())
+
+    def read(self, part: str) -> list[int | None] | list[str | None] | Lists | None:
+        """A column as its part is; raises TypeError where its type cannot be that."""
+        return {"int": self.ints, "text": self.texts}.get(PARTS[part], self.lists)(part)
 
     def ints(self, part: str) -> list[int | None]:
         """An integer column; None where a value is null or no whole number, or the column does not exist."""
         if (column := self._column(part)) is None:
             return [None] * self.n
-        found, good, self.wrong[part] = integers(self._replaced(part, column), digits=part in self._layout.values)
+        found, good, self.wrong[part] = integers(column, digits=part in self._layout.values)
         return [value if fine else None for value, fine in zip(found.tolist(), good.tolist(), strict=True)]
 
     def texts(self, part: str) -> list[str | None]:
-        """A text column, stripped of outer blanks; None where a value is null, blank, unreadable or the column does not exist."""
-        if part not in self._texts:
-            column = self._column(part)
-            found, wrong = (
-                texts(self._replaced(part, column)) if column is not None else (pa.nulls(self.n), np.zeros(self.n))
-            )
-            mark = CHAT_MARK if part in _WITH_SIDS else MARK
-            self._texts[part] = values = [(value or "").strip() or None for value in found.to_pylist()]
-            for row, value in enumerate(values):
-                if wrong[row] or (value and mark.search(value)):
-                    reason = "is not UTF-8" if wrong[row] else "holds a mark of chats or items"
-                    self.counts[f"users: {self._layout.column(part)} {reason}"] += 1
-                    self.bad_rows.add(row)
-                    values[row] = None
-        return self._texts[part]
+        """A text column, stripped; None where a value is null, blank, unreadable or the column does not exist."""
+        return self._once((part,), lambda: self._texts(part))
 
-    def _replaced(self, part: str, column: pa.Array) -> pa.Array:
-        """A column with the layout's replacements of single values, as text where there are any."""
-        if (replace := self._layout.values.get(part)) is None:
-            return column
-        shown = converted(column, Kind.SHOWN)[0].to_pylist()
-        return pa.array([None if value is None else str(replace.get(value, value)) for value in shown], pa.string())
+    def _texts(self, part: str) -> list[str | None]:
+        if (column := self._column(part)) is None:
+            return [None] * self.n
+        found, wrong = texts(column)
+        mark = CHAT_MARK if part in _WITH_SIDS else MARK
+        values = [(value or "").strip() or None for value in found.to_pylist()]
+        for row, value in enumerate(values):
+            if wrong[row] or (value and mark.search(value)):
+                reason = "is not UTF-8" if wrong[row] else "holds a mark of chats or items"
+                self.counts[f"users: {self._layout.column(part)} {reason}"] += 1
+                self.bad_rows.add(row)
+                values[row] = None
+        return values
 
     def unusable(self, row: int) -> str | None:
         """Why a row has no place in any output; None where it has one."""
@@ -164,28 +183,27 @@ class Batch:
 
     def lists(self, part: str) -> Lists | None:
         """A pid or mask column flat; None where the column does not exist."""
-        if part not in self._lists:
-            column = self._column(part)
-            self._lists[part] = None if column is None else self._flat(part, column)
-        return self._lists[part]
+        return self._once((part,), lambda: self._lists(part))
 
-    def _flat(self, part: str, column: pa.Array) -> Lists:
-        column = plain(column)
-        if is_list(column.type) or pa.types.is_null(column.type):
+    def _lists(self, part: str) -> Lists | None:
+        if not self.has(part):
+            return None
+        column, mask = plain(self._column(part)), PARTS[part] == "mask"
+        if mask or is_list(column.type) or pa.types.is_null(column.type):
             items, offsets, null = list_parts(column)
         else:
             null = column.is_null().to_numpy(zero_copy_only=False)
             items, offsets = column.drop_null(), np.concatenate([[0], np.cumsum(~null)])  # one item a row
-        return Lists(self._numbers(part, items), offsets, null)
+        return Lists((self._flags if mask else self._pids)(self._layout.column(part), items), offsets, null)
 
-    def _numbers(self, part: str, items: pa.Array) -> np.ndarray:
-        column, mask = self._layout.column(part), PARTS[part] == "mask"
-        items = items.cast(pa.int8()) if pa.types.is_boolean(items.type) else items
-        values, good, wrong = integers(items, digits=not mask)
-        if mask:
-            if odd := int((wrong | (good & (values != 0) & (values != 1))).sum()):
-                self.counts[f"users: {column} holds what is not 0 or 1"] += odd
-            return (values == 1).astype(np.int64)
+    def _flags(self, column: str, items: pa.Array) -> np.ndarray:
+        values, good, wrong = integers(items.cast(pa.int8()) if pa.types.is_boolean(items.type) else items)
+        if odd := int((wrong | (good & (values != 0) & (values != 1))).sum()):
+            self.counts[f"users: {column} holds what is not 0 or 1"] += odd
+        return (values == 1).astype(np.int64)
+
+    def _pids(self, column: str, items: pa.Array) -> np.ndarray:
+        values, good, wrong = integers(items, digits=True)
         self.values_read[column] += len(items) - items.null_count
         if items.null_count:
             self.counts[f"users: null in {column}"] += items.null_count
@@ -197,25 +215,18 @@ class Batch:
 
     # SIDs.
 
-    def _rows(self, part: str, table: SidTable) -> np.ndarray:
-        key = (part, id(table))
-        if key not in self._found:
-            self._found[key] = table.find(self.lists(part).values)
-        return self._found[key]
+    def _sids(self, part: str, table: SidTable, places: np.ndarray, offsets: np.ndarray) -> SidLists:
+        """SIDs of some places of a pid column's items, by row."""
+        values = self.lists(part).values
+        rows = self._once((part, id(table)), lambda: table.find(values))
+        return to_sids(table, values[places], offsets, rows[places])
 
     def sids(self, part: str, table: SidTable, first: int = 0, last: int = 0) -> SidLists | None:
         """SIDs of a pid column: the first or the last so many of each row; None where the column does not exist."""
-        lists = self.lists(part)
-        if lists is None:
+        if (lists := self.lists(part)) is None:
             return None
         key = (part, id(table), first, last)
-        if key not in self._sids:
-            starts, ends = lists.offsets[:-1], lists.offsets[1:]
-            starts = np.maximum(starts, ends - last) if last else starts
-            ends = np.minimum(ends, starts + first) if first else ends
-            places, offsets = ranges(starts, ends)
-            self._sids[key] = to_sids(table, lists.values[places], offsets, self._rows(part, table)[places])
-        return self._sids[key]
+        return self._once(key, lambda: self._sids(part, table, *_cut(lists.offsets, first, last)))
 
     def chosen(
         self, part: str, mask: str, table: SidTable, first: int = 0, last: int = 0, to_shorter: bool = False
@@ -229,29 +240,16 @@ class Batch:
         if lists is None or flags is None:
             return None
         key = (part, mask, id(table), first, last, to_shorter)
-        if key not in self._sids:
-            self._sids[key] = self._choose(part, lists, flags, table, first, last, to_shorter)
-        return self._sids[key]
+        return self._once(key, lambda: self._choose(part, lists, flags, table, first, last, to_shorter))
 
     def _choose(self, part, lists, flags, table, first, last, to_shorter):
         wrong = (lists.lengths != flags.lengths) & ~flags.null & ~lists.null
-        if wrong.any() or flags.null.any() or lists.null.any():
-            shared = np.minimum(lists.lengths, flags.lengths)
-            if not to_shorter:
-                shared[wrong] = 0
-            in_list, offsets = ranges(lists.offsets[:-1], lists.offsets[:-1] + shared)
-            in_flags, _ = ranges(flags.offsets[:-1], flags.offsets[:-1] + shared)
-            on = np.flatnonzero(flags.values[in_flags])
-            places = in_list[on]
-        else:
-            offsets = lists.offsets
-            places = on = np.flatnonzero(flags.values)
+        shared = np.minimum(lists.lengths, flags.lengths)
+        if not to_shorter:
+            shared[wrong] = 0
+        in_list, offsets = ranges(lists.offsets[:-1], lists.offsets[:-1] + shared)
+        in_flags, _ = ranges(flags.offsets[:-1], flags.offsets[:-1] + shared)
+        on = np.flatnonzero(flags.values[in_flags])
         bounds = np.searchsorted(on, offsets)
-        starts, ends = bounds[:-1], bounds[1:]
-        present = ends > starts
-        starts = np.maximum(starts, ends - last) if last else starts
-        ends = np.minimum(ends, starts + first) if first else ends
-        kept, group = ranges(starts, ends)
-        places = places[kept]
-        sids = to_sids(table, lists.values[places], group, self._rows(part, table)[places])
-        return sids, present, wrong
+        kept, group = _cut(bounds, first, last)
+        return self._sids(part, table, in_list[on[kept]], group), np.diff(bounds) > 0, wrong

@@ -7,55 +7,45 @@ split=0 rows), ``video_ad_pid2sid.parquet``, ``product_pid2sid.parquet``, ``sid_
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, SFT_TASK, TEST_SCHEMA
-from data.onerec_data.context import Context
-from data.onerec_data.registry import TASKS
-from onerec.files import test_file
+from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, TEST_SCHEMA, bench_file
+from data.onerec_data.builders import BUILDERS
+from data.onerec_data.tables import Context
 from onerec.parquet import iter_batches, list_parquet, open_parquet, write_batches
 from onerec.run import Manifest
+from onerec.tasks import GENERAL, PRODUCT, TESTED, Task
 
-# Items are not split by user: this many captions, evenly over the catalogue, make the item understanding test.
-N_ITEM_TEST = 200
+# Items are not split by user: this many captions, evenly over the catalogue, make the tests of the tasks over items.
+N_ITEM_TESTS = 200
+ITEM_TESTS = [task for task in TESTED.values() if BUILDERS[task.name].over == "items"]
 
 
-def user_tasks(parts: Collection[str], product: bool) -> list[str]:
+def user_tasks(parts: Collection[str], product: bool) -> tuple[Task, ...]:
     """Benchmark tasks over users whose required parts the input has."""
-    tasks = {name: TASKS[sft] for name, sft in SFT_TASK.items() if TASKS[sft].over == "users"}
-    return [name for name, task in tasks.items() if (product or not task.product) and not task.lacking(parts)]
+    tasks = [task for task in TESTED.values() if task not in ITEM_TESTS and (product or task.catalogue != PRODUCT)]
+    return tuple(task for task in tasks if not BUILDERS[task.name].lacking(parts))
 
 
-def schemas(folder: Path, names: list[str]) -> dict[Path, pa.Schema]:
+def schemas(tasks: Sequence[Task]) -> dict[str, pa.Schema]:
     """The files that are written row by row, with their schemas."""
-    files = {folder / test_file(name): TEST_SCHEMA for name in [*names, "item_understand"]}
-    return files | {folder / f"{SEQUENCES}.parquet": SEQUENCE_SCHEMA}
-
-
-def output_path(folder: Path, name: str) -> Path:
-    """Where the table that `build_users` calls ``bench/<name>`` goes."""
-    return folder / (f"{SEQUENCES}.parquet" if name == SEQUENCES else test_file(name))
+    return {bench_file(task): TEST_SCHEMA for task in [*tasks, *ITEM_TESTS]} | {SEQUENCES: SEQUENCE_SCHEMA}
 
 
 def write_catalogues(
-    folder: Path,
-    context: Context,
-    pid2sid: Path,
-    product: Path | None,
-    heldout: Path | None,
-    manifest: Manifest,
+    folder: Path, context: Context, tables: dict[str, Path | None], heldout: Path | None, manifest: Manifest
 ) -> None:
-    """Copy the item tables, the SID specification and the held-out general text beside the tests."""
-    for name, path in (("video_ad", pid2sid), ("product", product)):
+    """Copy the item tables by catalogue, the SID specification and the held-out general text beside the tests."""
+    for name, path in tables.items():
         if path is not None:
             pid = context.layout.item_column("sids", "pid", open_parquet(path).schema_arrow.names)
             _copy(manifest, path, folder / f"{name}_pid2sid.parquet", pid)
     context.video.spec.save(folder)
     for path in list_parquet(heldout) if heldout is not None else []:
-        _copy(manifest, path, folder / "general" / path.name)
+        _copy(manifest, path, folder / GENERAL / path.name)
 
 
 def _copy(manifest: Manifest, source: Path, target: Path, pid: str | None = None) -> None:
@@ -63,5 +53,4 @@ def _copy(manifest: Manifest, source: Path, target: Path, pid: str | None = None
     batches = iter_batches(source, schema.names)
     if pid is not None:  # what is no item is not handed on
         batches = (batch.filter(batch.column(pid).is_valid()) for batch in batches)
-    rows = write_batches(target, schema, batches)
-    manifest.output(target, rows)
+    manifest.output(target, write_batches(target, schema, batches))

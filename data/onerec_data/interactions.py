@@ -1,4 +1,4 @@
-"""Tasks about interaction kinds: what of one kind comes next, and will a candidate be watched for long."""
+"""Builders about interaction kinds: what of one kind comes next, and will a candidate be watched for long."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.onerec_data.batch import Batch, SidLists, to_sids
-from data.onerec_data.context import Context
+from data.onerec_data.batch import SidLists, ranges, to_sids
 from data.onerec_data.layout import LABELS
-from data.onerec_data.tasks import (
+from data.onerec_data.samples import (
     HISTORY,
     MAX_TARGETS,
     NO_SID,
+    SKIPPED,
     TARGET,
-    VIDEO_HISTORY,
-    Rows,
+    VIDEO_COLUMNS,
+    Job,
     Sample,
     ask,
+    builder,
     line,
-    questions,
 )
 from data.onerec_data.text import Draws, escaped, prompts
+from onerec.tasks import YES_NO
 
 MAX_INTERACTIONS = 10
-YES, NO = escaped("是"), escaped("否")
 MASK_COLUMNS = tuple(f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS)
 
 
@@ -35,137 +35,120 @@ class Interactions:
     all, the watched videos take the lines' place.
     """
 
-    def __init__(self, batch: Batch, context: Context, task: str) -> None:
-        self._batch, self._task = batch, task
-        self._kinds = {
-            label: batch.chosen(HISTORY, f"hist_video_{label}", context.video, last=MAX_INTERACTIONS)
-            for label in LABELS
-            if batch.has(f"hist_video_{label}")
-        }
-        self.history = batch.sids(HISTORY, context.video, last=VIDEO_HISTORY)
-        self._lengths = batch.lists(HISTORY).lengths.tolist()
+    def __init__(self, job: Job) -> None:
+        self._job, self.history = job, job.history
+        self._kinds = _by_label(job, HISTORY, "hist", last=MAX_INTERACTIONS)
+        self._lengths = job.batch.lists(HISTORY).lengths.tolist()
 
     def body(self, row: int, draws: Draws) -> bytes | None:
         """The lines of a row; None, counted, where there are none."""
-        batch, task = self._batch, self._task
-        lines = [] if self._kinds else self._watched(row, draws)
-        for label, (sids, _, wrong) in self._kinds.items():
-            if wrong[row]:
-                batch.bad(row, task, f"hist_video_{label} has another length than its history")
+        job, lines = self._job, []
+        kinds = self._kinds or {"video": (self.history, None, None)}
+        for label, (sids, _, wrong) in kinds.items():
+            if wrong is not None and wrong[row]:
+                job.bad(row, f"hist_video_{label} has another length than its history")
                 continue
-            batch.skip(row, task, "pid without SID skipped", sids.missing[row])
+            job.skip(row, SKIPPED, sids.missing[row])
             if sids.text[row]:
                 lines.append(line(draws, label, sids.text[row]))
         if not lines:
-            batch.skip(row, task, "no interaction" if self._lengths[row] else "empty history")
+            job.skip(row, "no interaction" if self._lengths[row] else "empty history")
             return None
         return rb"\n".join(lines)
 
-    def _watched(self, row: int, draws: Draws) -> list[bytes]:
-        self._batch.skip(row, self._task, "pid without SID skipped", self.history.missing[row])
-        text = self.history.text[row]
-        return [line(draws, "video", text)] if text else []
+
+def _by_label(job: Job, items: str, side: str, **cut: int) -> dict[str, tuple[SidLists, np.ndarray, np.ndarray]]:
+    """`Batch.chosen` by interaction kind, of the kinds that the input has a mask of."""
+    masks = {label: f"{side}_video_{label}" for label in LABELS}
+    chosen = {label: job.batch.chosen(items, mask, job.context.video, **cut) for label, mask in masks.items()}
+    return {label: found for label, found in chosen.items() if found}
 
 
 class Targets:
     """Targets of a batch by interaction kind, from the masks or from one kind a row."""
 
-    def __init__(self, batch: Batch, context: Context, task: str) -> None:
-        self._batch, self._task = batch, task
-        self.all: SidLists = batch.sids(TARGET, context.video, first=MAX_TARGETS)
-        self._masks = {
-            label: batch.chosen(TARGET, f"target_video_{label}", context.video, first=MAX_TARGETS)
-            for label in LABELS
-            if batch.has(f"target_video_{label}")
-        }
-        self._kind = None if self._masks else batch.texts("interaction_type")
+    def __init__(self, job: Job) -> None:
+        self._job, self._all = job, job.targets
+        self._masks = _by_label(job, TARGET, "target", first=MAX_TARGETS)
+        self._kind = None if self._masks else job.batch.texts("interaction_type")
 
     def by_label(self, row: int) -> dict[str, SidLists]:
         """The kinds that a row's targets have; a mask of another length than the targets is counted as bad."""
         if self._kind is not None:
-            return {self._kind[row]: self.all} if self._kind[row] in LABELS else {}
+            return {self._kind[row]: self._all} if self._kind[row] in LABELS else {}
         found = {}
         for label, (sids, present, wrong) in self._masks.items():
             if wrong[row]:
-                self._batch.bad(row, self._task, f"target_video_{label} has another length than its targets")
+                self._job.bad(row, f"target_video_{label} has another length than its targets")
             elif present[row]:
                 found[label] = sids
         return found
 
 
-def label_cond_rec(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
+@builder(
+    required=VIDEO_COLUMNS,
+    optional=(*MASK_COLUMNS, "interaction_type"),
+    any_of=(*(f"target_video_{label}" for label in LABELS), "interaction_type"),
+)
+def sft_label_cond_rec(job: Job) -> Iterator[Sample]:
     """Interactions to the items of one interaction kind, drawn among those whose targets hold an item with a SID."""
-    task = "sft_label_cond_rec"
-    past, targets = Interactions(batch, context, task), Targets(batch, context, task)
-    for row in rows:
-        draws = context.draws(task, *batch.keys[row])
+    past, targets, questions = Interactions(job), Targets(job), prompts("recommend")["label_question"]
+    for row in job.rows:
+        draws = job.draws(row)
         if (body := past.body(row, draws)) is None:
             continue
         by_label = targets.by_label(row)
-        if not by_label:
-            batch.skip(row, task, "no target")
-            continue
         usable = [label for label, sids in by_label.items() if sids.text[row]]
         if not usable:
-            batch.skip(row, task, NO_SID)
+            job.skip(row, NO_SID if by_label else "no target")
             continue
         label = draws.pick(usable)
         target = by_label[label]
-        batch.skip(row, task, "pid without SID skipped", target.missing[row])
-        yield Sample(
-            row,
-            batch.keys[row],
-            {"uid": batch.uid[row], "target_interaction": label},
-            ask(draws, "label_cond_rec", body, prompts("recommend")["label_question"][label]),
-            target.text[row],
-            answer_pid=target.pids(row),
-            history_pid=past.history.pids(row),
-        )
+        job.skip(row, SKIPPED, target.missing[row])
+        prompt = ask(draws, job.task.topic, body, questions[label])
+        yield job.recommend(row, prompt, target, past.history, facts={"target_interaction": label})
 
 
-def label_pred(batch: Batch, rows: Rows, context: Context) -> Iterator[Sample]:
+@builder(
+    required=VIDEO_COLUMNS,
+    optional=(*MASK_COLUMNS, "interaction_type"),
+    any_of=("target_video_longview", "interaction_type"),
+)
+def sft_label_pred(job: Job) -> Iterator[Sample]:
     """Interactions and a candidate to yes or no: will the user watch it for long? One sample a candidate."""
-    task, past, target = "sft_label_pred", Interactions(batch, context, "sft_label_pred"), batch.lists(TARGET)
-    mask, kinds = batch.lists("target_video_longview"), batch.texts("interaction_type")
-    places, bounds, kept = _first(target.offsets, MAX_TARGETS)
-    candidates = to_sids(context.video, target.values[places], np.arange(len(places) + 1))
-    for row in rows:
-        draws = context.draws(task, *batch.keys[row])
-        if (body := past.body(row, draws)) is None:
+    past, target = Interactions(job), job.batch.lists(TARGET)
+    kept = np.minimum(target.lengths, MAX_TARGETS)
+    places, bounds = ranges(target.offsets[:-1], target.offsets[:-1] + kept)
+    candidates = to_sids(job.context.video, target.values[places], np.arange(len(places) + 1))
+    for row in job.rows:
+        if (body := past.body(row, job.draws(row))) is None:
             continue
-        labels = _longview(batch, row, task, target, mask, kinds)
-        if labels is None or not kept[row]:
-            batch.skip(row, task, "no target")
+        labels = _longview(job, row)
+        if not labels or not kept[row]:
+            job.skip(row, "no target")
             continue
         for place in range(kept[row]):
-            at = bounds[row] + place
+            at = int(bounds[row]) + place
             if not candidates.text[at]:
-                batch.skip(row, task, "pid without SID skipped")
+                job.skip(row, SKIPPED)
                 continue
-            pid = int(candidates.pids(at)[0])
-            choice = context.draws(task, *batch.keys[row], place)
-            prompt = ask(choice, "label_pred", body, questions("label_pred"), candidate=candidates.text[at])
-            facts = {"uid": batch.uid[row], "label": labels[place], "candidate_pid": pid}
-            yield Sample(row, (*batch.keys[row], place, pid), facts, prompt, YES if labels[place] else NO)
+            label, pid = labels[place], int(candidates.pids(at)[0])
+            prompt = ask(job.draws(row, place), job.task.topic, body, candidate=candidates.text[at])
+            facts = {"label": label, "candidate_pid": pid}
+            yield job.sample(row, (place, pid), facts, prompt=prompt, answer=escaped(YES_NO[1 - label]))
 
 
-def _first(offsets: np.ndarray, n: int) -> tuple[np.ndarray, list[int], list[int]]:
-    """The first ``n`` places of every row: (flat places, where each row's begin, how many it has)."""
-    kept = np.minimum(np.diff(offsets), n)
-    bounds = np.concatenate([[0], np.cumsum(kept)])
-    places = np.repeat(offsets[:-1] - bounds[:-1], kept) + np.arange(bounds[-1])
-    return places, bounds.tolist(), kept.tolist()
-
-
-def _longview(batch, row, task, target, mask, kinds) -> list[int] | None:
+def _longview(job: Job, row: int) -> list[int] | None:
     """0 or 1 a target; None where there is no label or the mask has another length (counted)."""
-    length = int(target.offsets[row + 1] - target.offsets[row])
+    batch, target = job.batch, job.batch.lists(TARGET)
+    length, mask = len(target.row(row)), batch.lists("target_video_longview")
     if mask is None:
-        return None if kinds[row] is None else [int(kinds[row] == "longview")] * length
+        kind = batch.texts("interaction_type")[row]
+        return None if kind is None else [int(kind == "longview")] * length
     if mask.null[row]:
         return None
-    flags = mask.values[mask.offsets[row] : mask.offsets[row + 1]].tolist()
+    flags = mask.row(row).tolist()
     if len(flags) != length:
-        batch.bad(row, task, "target_video_longview has another length than its targets")
+        job.bad(row, "target_video_longview has another length than its targets")
         return None
     return flags

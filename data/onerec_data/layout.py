@@ -8,21 +8,20 @@ unique, ``sids`` and ``captions`` name the columns of the two item tables, the f
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from onerec.errors import InputError
-from onerec.parquet import Kind, converted, integers, is_list, list_parts, plain
+from onerec.parquet import column_types
 from onerec.run import read_json
 
 FOLDER = Path(__file__).parent / "layouts"
 LABELS = ("longview", "like", "follow", "forward", "not_interested")
 _SIDES = ("hist", "target")
 
-# Part to its kind: pids (a list of item ids, or one), mask (0 or 1 a list item), int, text. ``window`` numbers the rows of
-# a user where a log gives several (data/adapters/release.py).
+# Part to its kind: pids (a list of item ids, or one), mask (0 or 1 a list item), int, text. ``window`` numbers the rows
+# of a user where a log gives several (data/adapters/release.py).
 PARTS: dict[str, str] = {
     "uid": "int",
     "split": "int",
@@ -30,22 +29,15 @@ PARTS: dict[str, str] = {
     **{f"{side}_{domain}_pid": "pids" for side in _SIDES for domain in ("video", "ad", "goods")},
     **{f"{side}_video_{label}": "mask" for side in _SIDES for label in LABELS},
     "hist_longview_video_list": "pids",
-    "inter_user_profile": "text",
-    "inter_user_profile_with_sid": "text",
-    "inter_keyword_to_items": "text",
-    "reco_gsu_caption": "text",
-    "reco_target_caption": "text",
-    "reco_cot": "text",
+    **dict.fromkeys(("inter_user_profile", "inter_user_profile_with_sid", "inter_keyword_to_items"), "text"),
+    **dict.fromkeys(("reco_gsu_caption", "reco_target_caption", "reco_cot"), "text"),
     "target_pid": "int",
     "interaction_type": "text",
     "query": "text",
 }
-_WANTED = {
-    "int": "integers are",
-    "text": "text is",
-    "mask": "a list of 0 and 1 is",
-    "pids": "a list of integers is",
-}
+DEFAULT_KEY = ["uid", "split", "window"]
+# What an error says of a column that cannot play a part.
+WANTED = {"int": "integers are", "text": "text is", "mask": "a list of 0 and 1 is", "pids": "a list of integers is"}
 _KEYS = {"comment", "key", "columns", "values", "sids", "captions"}
 _ITEM_KEYS = {"sids": {"pid", "codes"}, "captions": {"pid", "caption", "tags"}}
 
@@ -64,10 +56,18 @@ class Layout:
         """The input column of a part."""
         return self.columns.get(part, part)
 
-    def item_column(self, table: str, part: str, names: list[str]) -> str | None:
+    def item_column(self, table: str, part: str, names: Sequence[str]) -> str | None:
         """The column of ``sids`` or ``captions`` that plays ``part`` among ``names``; None where there is none."""
-        wanted = getattr(self, table).get(part, (part,))
-        return next((name for name in wanted if name in names), None)
+        return next((name for name in getattr(self, table).get(part, (part,)) if name in names), None)
+
+    def item_columns(self, table: str, parts: Sequence[str], path: Path) -> list[str]:
+        """The columns of an item table's file that play ``parts``; raises `InputError` where there is none."""
+        names = list(column_types(path))
+        for part in parts:
+            if self.item_column(table, part, names) is None:
+                wanted = " or ".join(getattr(self, table).get(part, (part,)))
+                raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
+        return [self.item_column(table, part, names) for part in parts]
 
 
 def load_layout(name: str | Path) -> Layout:
@@ -77,48 +77,32 @@ def load_layout(name: str | Path) -> Layout:
     if not isinstance(value, dict):
         raise InputError(path, "is not a JSON object", f"an object with {', '.join(sorted(_KEYS))}")
     _known(path, value, _KEYS, "key")
-    columns, key = value.get("columns", {}), value.get("key", ["uid", "split", "window"])
-    _known(path, columns, set(PARTS), "part")
-    if not (isinstance(key, list) and all(isinstance(part, str) for part in key)):
+    columns, values, key = value.get("columns", {}), value.get("values", {}), value.get("key", DEFAULT_KEY)
+    if not _names(key):
         raise InputError(path, f"has the key {key!r}", '["uid", "split"], parts that make a row unique')
-    _known(path, dict.fromkeys(key), set(PARTS), "part")
-    values, tables = value.get("values", {}), {}
-    _known(path, values, set(PARTS), "part")
+    for parts in (columns, values, dict.fromkeys(key)):
+        _known(path, parts, set(PARTS), "part")
     for part, new in values.items():
         if not (isinstance(new, dict) and all(isinstance(value, str | int) for value in new.values())):
             raise InputError(path, f"replaces values of {part} by {new!r}", '{"split": {"train": 0}}')
+    tables = {}
     for table, parts in _ITEM_KEYS.items():
-        given = value.get(table, {})
-        _known(path, given, parts, "part")
-        lists = {p: [n] if isinstance(n, str) else n for p, n in given.items()}
-        if not all(isinstance(n, list) and all(isinstance(name, str) for name in n) for n in lists.values()):
+        _known(path, given := value.get(table, {}), parts, "part")
+        lists = {part: [names] if isinstance(names, str) else names for part, names in given.items()}
+        if not all(map(_names, lists.values())):
             raise InputError(path, f"{table} maps a part to what is no column's name", '{"pid": ["pid", "item"]}')
-        tables[table] = {p: tuple(n) for p, n in lists.items()}
-    if not all(isinstance(column, str) for column in columns.values()):
+        tables[table] = {part: tuple(names) for part, names in lists.items()}
+    if not _names(list(columns.values())):
         raise InputError(path, "maps a part to what is not a column's name", '{"columns": {"uid": "user_id"}}')
-    return Layout(tuple(key), dict(columns), values, tables["sids"], tables["captions"])
+    return Layout(tuple(key), dict(columns), values, **tables)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _known(path: Path, value: Any, known: set[str], what: str) -> None:
     if not isinstance(value, dict):
         raise InputError(path, f"{value!r} is not a JSON object", f"an object of {what}s")
-    for name in value:
-        if name not in known:
-            raise InputError(path, f"has an unknown {what} {name}", f"one of {', '.join(sorted(known))}")
-
-
-def check_type(path: Path, column: str, part: str, kind: pa.DataType, mapped: bool) -> None:
-    """Raise `InputError` where a column's Arrow type cannot play ``part`` at all; ``mapped``: the layout replaces its values."""
-    wanted, values = PARTS[part], plain(pa.nulls(0, kind))
-    mapped = mapped and wanted in ("int", "text")
-    try:
-        if wanted == "text" or mapped:
-            converted(values, Kind.SHOWN if mapped else Kind.TEXT)
-        elif wanted == "mask" or (is_list(values.type) and wanted == "pids"):
-            items = list_parts(values)[0]
-            if not (wanted == "mask" and pa.types.is_boolean(items.type)):
-                integers(items, digits=wanted == "pids")
-        else:
-            integers(values, digits=wanted == "pids")
-    except TypeError:
-        raise InputError(path, f"column {column} is {kind}", f"{_WANTED[wanted]} wanted") from None
+    if unknown := [name for name in value if name not in known]:
+        raise InputError(path, f"has an unknown {what} {unknown[0]}", f"one of {', '.join(sorted(known))}")

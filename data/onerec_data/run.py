@@ -1,7 +1,8 @@
 """Run the RecIF tasks over a release: every input is read once, for all the tasks that are switched on.
 
     python data/onerec_data/run.py --input raw_data/onerec_data/onerec_bench_release.parquet \\
-        --pid2sid raw_data/onerec_data/video_ad_pid2sid.parquet --product_pid2sid raw_data/onerec_data/product_pid2sid.parquet \\
+        --pid2sid raw_data/onerec_data/video_ad_pid2sid.parquet \\
+        --product_pid2sid raw_data/onerec_data/product_pid2sid.parquet \\
         --caption raw_data/onerec_data/pid2caption.parquet --output_dir output
 
 Writes <output_dir>/<task>.parquet for each task (pretrain_video_rec, sft_video_rec, …) in the record format, the
@@ -17,15 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.onerec_data import bench
+from data.onerec_data import bench, build
 from data.onerec_data.batch import TEST_SPLIT
-from data.onerec_data.build import SFT_TASK, Built, bench_table, build_items
-from data.onerec_data.context import load_context
-from data.onerec_data.layout import Layout, load_layout
-from data.onerec_data.registry import TASKS
-from data.onerec_data.tasks import VIDEO_COLUMNS, Task
+from data.onerec_data.builders import BUILDERS
+from data.onerec_data.layout import load_layout
+from data.onerec_data.samples import VIDEO_COLUMNS
+from data.onerec_data.tables import load_context
 from data.onerec_data.users import Captions, Users, available_parts
-from data.onerec_data.workers import build_all, make_plan
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -33,163 +32,123 @@ from onerec.flags import PROCESSES, SEED, SHARE, ArgumentParser, integer
 from onerec.folders import locked, together
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
+from onerec.tasks import PRODUCT, TASKS, VIDEO_AD, Task
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags that every task's script and the whole run share."""
-    parser.add_argument(
-        "--input", type=Path, help="users: a Parquet file, a folder of them or a pattern (one row a user)"
-    )
-    parser.add_argument("--pid2sid", type=Path, required=True, help="pid to SID of videos and ads")
-    parser.add_argument("--product_pid2sid", type=Path, help="pid to SID of products")
-    parser.add_argument("--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for <task>.parquet")
-    parser.add_argument(
-        "--layout", default="release", help="release, simple, or a JSON file: which column plays which part"
-    )
-    parser.add_argument("--seed", type=SEED, default=42, help="seed of every draw")
-    parser.add_argument("--workers", type=PROCESSES, default=1, help="processes that build records")
-    parser.add_argument("--all_splits", action="store_true", help="training records from the test users too")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    add = parser.add_argument
+    add("--input", type=Path, help="users: a Parquet file, a folder of them or a pattern (one row a user)")
+    add("--pid2sid", type=Path, required=True, help="pid to SID of videos and ads")
+    add("--product_pid2sid", type=Path, help="pid to SID of products")
+    add("--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)")
+    add("--output_dir", type=Path, required=True, help="folder for <task>.parquet")
+    add("--layout", default="release", help="release, simple, or a JSON file: which column plays which part")
+    add("--seed", type=SEED, default=42, help="seed of every draw")
+    add("--workers", type=PROCESSES, default=1, help="processes that build records")
+    add("--all_splits", action="store_true", help="training records from the test users too")
+    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
 
 
 class Run:
     """One run over the inputs: what is made, and the counters that end in the manifest."""
 
     def __init__(
-        self,
-        tasks: Sequence[Task],
-        args: argparse.Namespace,
-        benchmark: bool = False,
-        test_split: int = TEST_SPLIT,
+        self, tasks: Sequence[Task], args: argparse.Namespace, benchmark: bool = False, test_split: int = TEST_SPLIT
     ) -> None:
-        self.args, self.tasks = args, list(tasks)
-        self.manifest = Manifest("onerec_data", args)
-        self.layout: Layout = load_layout(args.layout)
-        self.bench_folder = args.output_dir / "benchmark_data"
-        user_tasks = [task.name for task in tasks if task.over == "users"]
+        self.args, self.tasks, self.benchmark = args, list(tasks), benchmark
+        self.manifest, self.layout = Manifest("onerec_data", args), load_layout(args.layout)
+        self.item_tasks = [task for task in tasks if BUILDERS[task.name].over == "items"]
+        user_tasks = tuple(task for task in tasks if task not in self.item_tasks)
         if (benchmark or user_tasks) and args.input is None:
             raise InputError("--input", "is missing", "give the users' table")
-        names = (
-            bench.user_tasks(available_parts(args.input, self.layout), bool(args.product_pid2sid)) if benchmark else []
-        )
-        self.plan = make_plan(user_tasks, names, args.all_splits, test_split)
-        self.benchmark = benchmark
-        self._check_arguments()
-        tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
-        self._tables, self.context = tables, load_context(*tables)
-        if self.context.tags is None and any(task.tags for task in tasks):
-            raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")
-
-    def _check_arguments(self) -> None:
-        args, tasks = self.args, [*self.tasks, *self.plan.bench.values()]
-        if args.caption is None and any(task.over == "items" for task in tasks):
+        products = args.product_pid2sid is not None
+        tests = bench.user_tasks(available_parts(args.input, self.layout), products) if benchmark else ()
+        self.plan = build.Plan(user_tasks, tests, args.all_splits, test_split)
+        if args.caption is None and self.item_tasks:
             raise InputError("--caption", "is missing", "give pid2caption.parquet")
-        if args.product_pid2sid is None and any(task.product for task in tasks):
+        if not products and any(task.catalogue == PRODUCT for task in tasks):
             raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
-
-    def record_path(self, name: str) -> Path:
-        """Where the table of a task goes, or that of a benchmark task (``bench/<name>``)."""
-        if name.startswith("bench/"):
-            return bench.output_path(self.bench_folder, name.removeprefix("bench/"))
-        return self.args.output_dir / f"{name}.parquet"
+        self._tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
+        self.context = load_context(*self._tables)
+        if self.context.tags is None and any(BUILDERS[task.name].tags for task in tasks):
+            raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")
 
     @together()
     def __call__(self) -> Manifest:
         """Make every file, all or none, in one pass over the users and one over the items."""
-        records = {self.record_path(task.name): SCHEMA for task in self.tasks}
-        tests = bench.schemas(self.bench_folder, list(self.plan.bench)) if self.benchmark else {}
-        threads = min(4, self.args.workers)
+        args, manifest, folder = self.args, self.manifest, self.args.output_dir
+        tests = bench.schemas(self.plan.bench) if self.benchmark else {}
+        schemas = {**{task.file: SCHEMA for task in self.tasks}, **tests}
         self._note_tables()
-        with (
-            Outputs(records, threads=threads) as files,
-            Outputs(tests, empty=False, threads=threads) as bench_files,
-        ):
-            if self.plan.builders:
-                self._users(files, bench_files)
-            if self.args.caption and (self.benchmark or any(task.over == "items" for task in self.tasks)):
-                self._items(files, bench_files)
-        for outputs in (files, bench_files):
-            for path, rows in outputs.rows.items():
-                if rows or outputs is files:
-                    self.manifest.output(path, rows)
+        files = {folder / name: schema for name, schema in schemas.items()}
+        with Outputs(files, [folder / name for name in tests], min(4, args.workers)) as outputs:
+            if self.plan.every:
+                self._users(outputs)
+            if args.caption and (self.benchmark or self.item_tasks):
+                self._items(outputs)
+        manifest.outputs = outputs.made()
         if self.benchmark:
-            args = self.args
-            bench.write_catalogues(
-                self.bench_folder,
-                self.context,
-                args.pid2sid,
-                args.product_pid2sid,
-                args.general_heldout,
-                self.manifest,
-            )
-        self.manifest.write(self.args.output_dir)
-        return self.manifest
+            tables = {VIDEO_AD: args.pid2sid, PRODUCT: args.product_pid2sid}
+            bench.write_catalogues(folder / build.BENCH_FOLDER, self.context, tables, args.general_heldout, manifest)
+        manifest.write(folder)
+        return manifest
+
+    def _add(self, built: build.Built, outputs: Outputs) -> None:
+        for name, table in built.tables.items():
+            outputs.add(self.args.output_dir / name, table)
 
     def _note_tables(self) -> None:
         for table in filter(None, (self.context.video, self.context.product)):
             bad = table.dropped.total()
             self.manifest.input(table.path, table.n_items)
-            for reason, count in table.dropped.items():
-                self.manifest.drop(reason, count)
+            self.manifest.dropped += table.dropped
             self.manifest.check_bad_ratio(table.path, bad, table.n_items + bad, self.args.max_bad_ratio)
 
-    def _users(self, files: Outputs, bench_files: Outputs) -> None:
-        builders = self.plan.builders
-        required = dict.fromkeys(part for task in builders for part in task.required)
-        optional = dict.fromkeys(part for task in builders for part in task.optional)
-        users = Users(self.args.input, [*required], [*optional], self.layout)
-        total = Built()
+    def _users(self, outputs: Outputs) -> None:
+        builders = [BUILDERS[task.name] for task in self.plan.every]
+        required = [part for each in builders for part in each.required]
+        optional = [part for each in builders for part in each.optional]
+        users = Users(self.args.input, required, optional, self.layout)
+        total = build.Built()
         batches = progress(users, "users", users.rows, "user", size=lambda data: data.num_rows)
-        for built in build_all(batches, self.plan, self.context, self._tables, self.args.workers):
-            for name, table in built.tables.items():
-                (bench_files if name.startswith("bench/") else files).add(self.record_path(name), table)
+        for built in build.build_all(batches, self.plan, self.context, self._tables, self.args.workers):
+            self._add(built, outputs)
             total.count(built)
         users.note(self.manifest, total, self.args.max_bad_ratio)
 
-    def _items(self, files: Outputs, bench_files: Outputs) -> None:
-        tasks = [task for task in self.tasks if task.over == "items"]
-        captions = Captions(self.args.caption, self.layout)
-        every, seen = max(1, captions.rows // bench.N_ITEM_TEST), 0
+    def _items(self, outputs: Outputs) -> None:
+        captions, seen = Captions(self.args.caption, self.layout), 0
+        step, tests = max(1, captions.rows // bench.N_ITEM_TESTS), bench.ITEM_TESTS if self.benchmark else ()
         batches = progress(captions, "captions", captions.rows, "item", size=lambda pair: len(pair[0]))
         for pids, texts in batches:
-            built = build_items(pids, texts, tasks, self.context)
-            for name, table in built.tables.items():
-                files.add(self.record_path(name), table)
-            for reason, count in built.counts.items():
-                self.manifest.drop(reason, count)
-            if self.benchmark:
-                chosen = slice(-seen % every, None, every)
-                bench_files.add(
-                    self.record_path("bench/item_understand"), self._item_tests(pids[chosen], texts[chosen])
-                )
+            built = build.build_items(self.item_tasks, pids, texts, self.context)
+            chosen = slice(-seen % step, None, step)
+            for task in tests:
+                samples = build.item_samples(task, pids[chosen], texts[chosen], self.context)
+                built.tables[build.bench_file(task)] = build.bench_table(task, samples)
+            self._add(built, outputs)
+            self.manifest.dropped += built.counts
             seen += len(pids)
-        for reason, count in captions.counts.items():
-            self.manifest.drop(reason, count)
+        self.manifest.dropped += captions.counts
         self.manifest.input(self.args.caption, captions.rows)
-
-    def _item_tests(self, pids: Sequence[int], texts: Sequence[str]):
-        task = TASKS[SFT_TASK["item_understand"]]
-        return bench_table("item_understand", task, list(task.build(pids, texts, self.context)))
 
 
 def report(manifest: Manifest) -> None:
     """Print rows by output and what was left out."""
     for path, rows in manifest.outputs.items():
         print(f"{rows:>9,} rows  {path}")
-    print(
-        f"{sum(rows or 0 for rows in manifest.outputs.values()):,} rows in {len(manifest.outputs)} files; {manifest.dropped_text()}"
-    )
+    total = sum(rows or 0 for rows in manifest.outputs.values())
+    print(f"{total:,} rows in {len(manifest.outputs)} files; {manifest.dropped_text()}")
 
 
-def run_task(task: Task, argv: Sequence[str] | None = None) -> None:
+def run_task(name: str) -> None:
     """The command line of one task's script."""
 
     def main() -> None:
-        parser = ArgumentParser(f"Make {task.name}.parquet ({task.source}).")
+        parser = ArgumentParser(f"Make {TASKS[name].file} ({TASKS[name].source}): {BUILDERS[name].build.__doc__}")
         add_arguments(parser)
-        args = parser.parse_args(argv)
-        report(Run([TASKS[task.name]], args)())
+        report(Run([TASKS[name]], parser.parse_args())())
 
     cli(main)()
 
@@ -198,12 +157,11 @@ def default_tasks(args: argparse.Namespace) -> list[Task]:
     """Every task that the input has what it takes for; says on the way which have to be left out."""
     if args.input is None:
         raise InputError("--input", "is missing", "give the users' table")
-    layout = load_layout(args.layout)
-    parts, chosen = available_parts(args.input, layout) | set(VIDEO_COLUMNS), []
+    parts, chosen = available_parts(args.input, load_layout(args.layout)) | set(VIDEO_COLUMNS), []
     for task in TASKS.values():
-        lacking = task.lacking(parts)
-        lacking += ["--product_pid2sid"] if task.product and args.product_pid2sid is None else []
-        lacking += ["--caption"] if task.over == "items" and args.caption is None else []
+        lacking = BUILDERS[task.name].lacking(parts)
+        lacking += ["--product_pid2sid"] if task.catalogue == PRODUCT and args.product_pid2sid is None else []
+        lacking += ["--caption"] if BUILDERS[task.name].over == "items" and args.caption is None else []
         if not task.default or task.name in args.skip:
             continue
         if lacking:
@@ -216,24 +174,15 @@ def default_tasks(args: argparse.Namespace) -> list[Task]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     add_arguments(parser)
-    parser.add_argument(
-        "--tasks",
-        nargs="*",
-        metavar="TASK",
-        help=f"exactly these, of {', '.join(TASKS)}; default: all that the input allows",
-    )
-    parser.add_argument("--also", nargs="*", default=[], metavar="TASK", help="these beside the default ones")
-    parser.add_argument("--skip", nargs="*", default=[], metavar="TASK", help="these not")
-    parser.add_argument(
-        "--benchmark", type=integer(0, 1), default=1, help="1: also the benchmark's files from the test rows"
-    )
-    parser.add_argument(
-        "--benchmark_split",
-        type=integer(1, 2),
-        default=TEST_SPLIT,
-        help="the split that the benchmark's files ask about: 1 test, 2 validation",
-    )
-    parser.add_argument("--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks")
+    add = parser.add_argument
+    every = f"exactly these, of {', '.join(TASKS)}; default: all that the input allows"
+    add("--tasks", nargs="*", metavar="TASK", help=every)
+    add("--also", nargs="*", default=[], metavar="TASK", help="these beside the default ones")
+    add("--skip", nargs="*", default=[], metavar="TASK", help="these not")
+    add("--benchmark", type=integer(0, 1), default=1, help="1: also the benchmark's files from the test rows")
+    split = "the split that the benchmark's files ask about: 1 test, 2 validation"
+    add("--benchmark_split", type=integer(1, 2), default=TEST_SPLIT, help=split)
+    add("--general_heldout", type=Path, help="folder of held-out general text to put beside the tasks")
     args = parser.parse_args(argv)
     for name in [*(args.tasks or []), *args.also, *args.skip]:
         if name not in TASKS:

@@ -23,12 +23,12 @@ cd "$(dirname "$0")"
 : "${BENCHMARK_SPLIT:=1}"
 
 skip=() also=()
-for task in pretrain_video_rec pretrain_user_profile pretrain_item_understand sft_video_rec sft_interactive_rec \
-  sft_label_cond_rec sft_label_pred sft_ad_rec sft_product_rec sft_item_understand sft_rec_reason sft_reco_reason; do
-  switch="RUN_${task^^}"
-  case "${!switch:-}" in
-    0) skip+=("$task") ;;
-    1) also+=("$task") ;;
+unset RUN_PRETRAIN_SID2CAPTION # OpenOneRec's older name, which entry.sh has taken
+for switch in "${!RUN_PRETRAIN_@}" "${!RUN_SFT_@}"; do
+  task="${switch#RUN_}"
+  case "${!switch}" in
+    0) skip+=("${task,,}") ;;
+    1) also+=("${task,,}") ;;
   esac
 done
 product=()

@@ -1,9 +1,13 @@
-"""Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items."""
+"""Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items.
+
+A `Context` holds them, with the seed and the layout, for every builder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,18 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.onerec_data.layout import Layout
-from data.onerec_data.text import MARK
+from data.onerec_data.text import MARK, Draws
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
-from onerec.files import SID_SPEC
 from onerec.parquet import Kind, column_types, integers, is_list, list_parts, plain, read_table, texts
-from onerec.sid import BEGIN, END, RELEASE_SPEC, SidSpec
+from onerec.sid import BEGIN, END, SidSpec
+from onerec.tasks import Task
 
 # A table addressed by pid is the fastest lookup; it is used where it costs at most this many entries an item.
 _DIRECT_ENTRIES_PER_ITEM = 16
-NO_PID = np.iinfo(
-    np.int64
-).min  # a null or unreadable pid keeps its place, for the masks beside the list; no item has it
+# A null or unreadable pid keeps its place, for the masks beside the list; no item has this one.
+NO_PID = np.iinfo(np.int64).min
 
 
 class PidIndex:
@@ -57,28 +60,17 @@ class SidTable:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        beside = path.parent / SID_SPEC
-        self.spec = SidSpec.load(beside) if beside.exists() else RELEASE_SPEC
-        names = list(column_types(path))
-        columns = {part: layout.item_column("sids", part, names) for part in ("pid", "codes")}
-        for part, column in columns.items():
-            if column is None:
-                wanted = " or ".join(layout.sids.get(part, (part,)))
-                raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
+        self.spec = SidSpec.of_folder(path.parent)
+        pid, column = layout.item_columns("sids", ("pid", "codes"), path)
         self.dropped: Counter[str] = Counter()
-        pids, codes = read_pid2sid(path, self.spec, columns["pid"], columns["codes"], self.dropped)
+        pids, codes = read_pid2sid(path, self.spec, pid, column, self.dropped)
         self._codes = codes.astype(np.int16 if max(self.spec.codebook_sizes) < 1 << 15 else np.int32)
         self._index = PidIndex(pids)
         self.n_items = len(pids)
-        self._tokens = self._layer_tokens()
-
-    def _layer_tokens(self) -> list[pa.Array]:
-        layers = []
-        for layer, size in enumerate(self.spec.codebook_sizes):
-            head = BEGIN if layer == 0 else ""
-            tail = END if layer == self.spec.n_layers - 1 else ""
-            layers.append(pa.array([head + self.spec.token(layer, code) + tail for code in range(size)]))
-        return layers
+        layers = [[self.spec.token(i, code) for code in range(size)] for i, size in enumerate(self.spec.codebook_sizes)]
+        layers[0] = [BEGIN + token for token in layers[0]]
+        layers[-1] = [token + END for token in layers[-1]]
+        self._tokens = [pa.array(tokens) for tokens in layers]
 
     def find(self, pids: np.ndarray) -> np.ndarray:
         """Rows of the table int64 of the shape of ``pids``; -1 where a pid has no SID."""
@@ -129,8 +121,7 @@ _SEPARATORS = r"[,，、;；|/]"
 def read_tags(path: Path, layout: Layout) -> TagTable | None:
     """The tags column of the captions' table; None where there is none."""
     names = list(column_types(path))
-    column = layout.item_column("captions", "tags", names)
-    pid = layout.item_column("captions", "pid", names)
+    column, pid = (layout.item_column("captions", part, names) for part in ("tags", "pid"))
     if column is None or pid is None:
         return None
     table = read_table(path, {pid: Kind.INT}, [column])
@@ -141,18 +132,49 @@ def read_tags(path: Path, layout: Layout) -> TagTable | None:
         items, offsets, _ = list_parts(values)
         flat = pc.utf8_trim_whitespace(texts(items)[0])
     except TypeError:
-        raise InputError(
-            path, f"column {column} is {table[column].type}", "a list of strings, or text, is wanted"
-        ) from None
+        wanted = "a list of strings, or text, is wanted"
+        raise InputError(path, f"column {column} is {table[column].type}", wanted) from None
     pids, keep, _ = integers(table[pid])
     row = np.repeat(np.arange(len(keep)), np.diff(offsets))
     good = pc.invert(pc.match_substring_regex(flat, MARK.pattern)).fill_null(False).to_numpy(zero_copy_only=False)
     good &= keep[row]
     flat = flat.filter(pa.array(good)).dictionary_encode()
     lengths = np.bincount(row[good], minlength=len(keep))[keep]
-    return TagTable(
-        PidIndex(pids[keep]),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        flat.indices.to_numpy(zero_copy_only=False),
-        flat.dictionary.to_pylist(),
-    )
+    ids, offsets = flat.indices.to_numpy(zero_copy_only=False), np.concatenate([[0], np.cumsum(lengths)])
+    return TagTable(PidIndex(pids[keep]), offsets, ids, flat.dictionary.to_pylist())
+
+
+_PID_MARK = re.compile(r"<pid:(\d{1,18})>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Shared, read-only state of a run over the tasks; every worker has one."""
+
+    video: SidTable
+    product: SidTable | None
+    tags: TagTable | None
+    seed: int
+    layout: Layout
+
+    def draws(self, task: Task, *what: object) -> Draws:
+        """The draws of wording for one thing of a task."""
+        return Draws(self.seed, task.name, *what)
+
+    def fill_marks(self, text: str) -> tuple[str, int]:
+        """(``text`` with its pid marks turned into SIDs, how many had none)."""
+        sids = {pid: self.video.text(int(pid)) for pid in _PID_MARK.findall(text)}
+        missing = sum(sids[pid] is None for pid in _PID_MARK.findall(text))
+        return _PID_MARK.sub(lambda mark: (sids[mark[1]] or b"").decode(), text), missing
+
+
+def load_context(
+    pid2sid: Path, product_pid2sid: Path | None, caption: Path | None, seed: int, layout: Layout
+) -> Context:
+    """Read the tables that the tasks need; both SID tables must have the same codebooks."""
+    video = SidTable(pid2sid, layout)
+    product = SidTable(product_pid2sid, layout) if product_pid2sid else None
+    if product and not product.spec.same_codebooks(video.spec):
+        right = f"those of {pid2sid}: {video.spec.codebook_sizes}"
+        raise InputError(product.path, f"has codebooks {product.spec.codebook_sizes}", right)
+    return Context(video, product, read_tags(caption, layout) if caption else None, seed, layout)

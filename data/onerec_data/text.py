@@ -1,8 +1,8 @@
 """Text on its way into JSON: templates, draws and messages as bytes that are already escaped.
 
-A history of 512 SIDs is 28 kB of plain ASCII. Put into a Python string beside Chinese words it would be widened, encoded
-and scanned for escapes again for every record; as bytes it is copied once. Everything called *escaped* here is UTF-8
-that can stand between two quotation marks of a JSON document.
+A history of 512 SIDs is 28 kB of plain ASCII. Put into a Python string beside Chinese words it would be widened,
+encoded and scanned for escapes again for every record; as bytes it is copied once. Everything called *escaped* here
+is UTF-8 that can stand between two quotation marks of a JSON document.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import orjson
 
-from onerec.records import CHAT_MARK
+from onerec.records import CHAT_MARK, ROLES
 from onerec.render import THINK_CLOSE, THINK_OPEN
 from onerec.run import read_json
+from onerec.sid import ITEM_OR_MARK
 
 # What no text of a log may hold: turns, thoughts and items are marked so, and a model would learn them as such.
-MARK = re.compile(rf"{CHAT_MARK.pattern}|{THINK_OPEN}|{THINK_CLOSE}|<s_[a-h]_\d+>|<\|sid_(?:begin|end)\|>")
+MARK = re.compile("|".join((CHAT_MARK.pattern, THINK_OPEN, THINK_CLOSE, ITEM_OR_MARK)))
 PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 Turn = tuple[str, bytes]
@@ -80,9 +81,7 @@ class Draws:
         return options[place]
 
 
-_TURN = {
-    role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode() for role in ("system", "user", "assistant")
-}
+_TURN = {role: b'{"role":"%b","content":[{"type":"text","text":"' % role.encode() for role in ROLES}
 
 
 def messages_json(turns: Iterable[Turn]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 
 from data.onerec_data.batch import Batch
 from data.onerec_data.build import Built
-from data.onerec_data.layout import PARTS, Layout, check_type
+from data.onerec_data.layout import PARTS, WANTED, Layout
 from data.onerec_data.text import MARK
 from onerec.errors import InputError
 from onerec.parquet import Kind, column_types, count_rows, integers, iter_batches, list_parquet, read_table
@@ -30,33 +31,38 @@ class Users:
     """The users' table (a file, a folder or a pattern) as batches; doubles and null uids are left out and counted."""
 
     def __init__(self, path: Path, required: Sequence[str], optional: Sequence[str], layout: Layout) -> None:
-        """``required`` and ``optional`` are parts; raises `InputError` where a required column is missing or of no use."""
+        """``required`` and ``optional`` are parts; raises `InputError` where a required column is missing or no use."""
         self.path, self._layout, self._files = path, layout, list_parquet(path)
         self.rows_by_file = {file: count_rows(file) for file in self._files}
         self.rows = sum(self.rows_by_file.values())
         if self.rows == 0:
             raise InputError(path, "is an empty table", "give at least one user")
-        parts = dict.fromkeys(["uid", *required, "split", "window", *layout.key, *optional])
-        self._required = [layout.column(part) for part in dict.fromkeys(["uid", *required])]
-        others = dict.fromkeys(layout.column(part) for part in parts)
-        self._optional = [column for column in others if column not in self._required]
+        required, optional = ["uid", *required], ["split", "window", *layout.key, *optional]
+        self._required = [*dict.fromkeys(map(layout.column, required))]
+        self._optional = [c for c in dict.fromkeys(map(layout.column, optional)) if c not in self._required]
+        self._check_columns(dict.fromkeys([*required, *optional]))
+        self.counts: Counter[str] = Counter()
+
+    def _check_columns(self, parts: Iterable[str]) -> None:
+        """Raise `InputError` where a file lacks a column that it must have, or has one of a type of no use."""
         types = {file: column_types(file) for file, rows in self.rows_by_file.items() if rows}
         every = set().union(*types.values())
-        for file, known in types.items():
-            for part, column in ((part, layout.column(part)) for part in parts):
-                if column in known:
-                    check_type(file, column, part, known[column], part in layout.values)
-                elif folder := next((f for f in file.parent.parts if f.startswith(f"{column}=")), None):
-                    raise InputError(
-                        file, f"says {folder} in its folder's name alone", f"a column {column} in the file"
-                    )
-                elif column in every:
-                    raise InputError(
-                        file, f"has no column {column}, which others have", "the same columns in all files"
-                    )
-                elif column in self._required:
-                    raise InputError(file, f"has no column {column}", f"it has {', '.join(known)}")
-        self.counts: Counter[str] = Counter()
+        for (file, known), part in itertools.product(types.items(), parts):
+            column = self._layout.column(part)
+            if column in known:
+                self._check_type(file, column, part, known[column])
+            elif folder := next((f for f in file.parent.parts if f.startswith(f"{column}=")), None):
+                raise InputError(file, f"says {folder} in its folder's name alone", f"a column {column} in the file")
+            elif column in every:
+                raise InputError(file, f"has no column {column}, which others have", "the same columns in all files")
+            elif column in self._required:
+                raise InputError(file, f"has no column {column}", f"it has {', '.join(known)}")
+
+    def _check_type(self, file: Path, column: str, part: str, kind: pa.DataType) -> None:
+        try:
+            Batch(pa.record_batch({column: pa.nulls(0, kind)}), self._layout).read(part)
+        except TypeError:
+            raise InputError(file, f"column {column} is {kind}", f"{WANTED[PARTS[part]]} wanted") from None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         seen: set[str] = set()
@@ -79,33 +85,24 @@ class Users:
         return True
 
     def note(self, manifest: Manifest, built: Built, max_bad_ratio: float) -> None:
-        """Count what was left out; raises `InputError` where more than ``max_bad_ratio`` of the rows, or of a column's pids, are bad."""
+        """Count what was left out; raises `InputError` where too many rows, or pids of a column, are bad."""
         for reason, count in sorted((self.counts + built.counts).items()):
             manifest.drop(reason, count)
-        for file, rows in self.rows_by_file.items():
-            manifest.input(file, rows)
+        manifest.inputs |= {str(file): rows for file, rows in self.rows_by_file.items()}
         manifest.check_bad_ratio(self.path, self.counts.total() + built.bad_rows, self.rows, max_bad_ratio)
         for column, count in built.values_bad.items():
             if count > max_bad_ratio * built.values_read[column]:
-                raise InputError(
-                    self.path,
-                    f"column {column}: {count:,} of {built.values_read[column]:,} values are not pids",
-                    "whole numbers; give the items numbers of their own (data/README.md)",
-                )
+                what = f"column {column}: {count:,} of {built.values_read[column]:,} values are not pids"
+                right = "whole numbers; give the items numbers of their own (data/README.md)"
+                raise InputError(self.path, what, right)
 
 
 class Captions:
-    """The captions' table as batches of (pids, captions); blank captions and pids that come again are left out, counted."""
+    """The captions' table as batches of (pids, captions); blank captions and pids that come again are counted."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
-        names = list(column_types(path))
-        columns = [layout.item_column("captions", part, names) for part in ("pid", "caption")]
-        for column, part in zip(columns, ("pid", "caption"), strict=True):
-            if column is None:
-                wanted = " or ".join(layout.captions.get(part, (part,)))
-                raise InputError(path, f"has no column {wanted}", f"it has {', '.join(names)}")
-        self._pid, self._caption = columns
+        self._pid, self._caption = layout.item_columns("captions", ("pid", "caption"), path)
         self.rows = count_rows(path)
         self.counts: Counter[str] = Counter()
 

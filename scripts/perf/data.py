@@ -31,12 +31,9 @@ from measure import ROOT, measured
 sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
 from onerec.flags import COUNT, POSITIVE, PROCESSES, SEED, ArgumentParser
+from onerec.tasks import TASKS
 
 LABELS = {"longview": 0.3, "like": 0.05, "follow": 0.01, "forward": 0.01, "not_interested": 0.01}
-TASKS = (
-    "pretrain_video_rec", "pretrain_user_profile", "pretrain_item_understand", "sft_video_rec", "sft_interactive_rec",
-    "sft_label_cond_rec", "sft_label_pred", "sft_ad_rec", "sft_product_rec", "sft_item_understand", "sft_rec_reason",
-)  # fmt: skip
 USERS_PER_GROUP = 2000
 CODEBOOK = 8192
 
@@ -157,7 +154,7 @@ def bench_tasks(args: argparse.Namespace, folder: Path) -> None:
     print(
         f"input: {args.users:,} users, {args.items:,} items, seed {args.seed} (made in {time.perf_counter() - start:.0f} s)"
     )
-    names = list(TASKS)
+    names = [task.name for task in TASKS.values() if task.default]
     print(f"{'task':<28}{'rows':>10}{'seconds':>10}{'rows/s':>10}{'GiB':>8}")
 
     def line(name: str, rows: int, seconds: float, gib: float) -> None:

@@ -11,7 +11,6 @@ from benchmarks.evaluators import rank
 from benchmarks.results import check_same_data
 from benchmarks.tasks import TASKS, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.errors import InputError
-from onerec.files import BENCH_TASKS
 from onerec.items.decode import Hypothesis
 from onerec.parquet import write_table
 from onerec.records import message
@@ -50,8 +49,14 @@ def write(folder, task, rows):
     write_table(folder / task / f"{task}_test.parquet", pa.Table.from_pylist(rows))
 
 
-def test_the_table_holds_the_eight_tasks():
-    assert tuple(TASKS) == BENCH_TASKS
+def test_rank_stands_for_every_ranking_task_that_has_a_test_file(tmp_path):
+    for task in ("label_pred", "interactive", "video"):
+        write(tmp_path, task, [row("a", {})])
+    assert choose_tasks(tmp_path, None) == ["video", "interactive", "label_pred"]
+    assert choose_tasks(tmp_path, ["rank"]) == ["video", "interactive"]
+    assert choose_tasks(tmp_path, ["label_pred", "rank", "video"]) == ["label_pred", "video", "interactive"]
+    with pytest.raises(InputError, match=r"ranks is not a task; of video, .*, or rank"):
+        choose_tasks(tmp_path, ["ranks"])
 
 
 def test_the_releases_catalogue_is_read_by_its_sid_numbers(release):

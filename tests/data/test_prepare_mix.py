@@ -232,6 +232,37 @@ def test_rl_data_has_no_user_in_both_files(tmp_path):
     assert train[0]["prompt"][-1]["role"] == "user" and train[0]["reward_model"]["ground_truth"].startswith("答")
 
 
+def test_rl_data_are_of_the_tasks_that_have_records(tmp_path):
+    argv = ["--input_dir", str(tmp_path), "--output_dir", str(tmp_path / "rl"), "--test_size", "5"]
+    with pytest.raises(
+        InputError, match=r"holds the records of no task that RL trains on; one of sft_video_rec.parquet"
+    ):
+        prepare_rl(argv)
+    rl_inputs(tmp_path)
+    for lacking in ("ad_rec", "product_rec"):
+        (tmp_path / f"sft_{lacking}.parquet").unlink()
+    prepare_rl(argv)
+    rows = pq.read_table(tmp_path / "rl" / "test.parquet").to_pylist()
+    assert {row["extra_info"]["task"] for row in rows} == {"video", "label_cond", "interactive"}
+
+
+def test_a_source_of_tasks_is_a_source_a_task_that_has_records(world, capsys):
+    folder, config = world
+    rl_inputs(folder, users=4)
+    config({"tasks": "sft", "path": "${HERE}", "max_rows": 2}, folders={"HERE": "."})
+    assert sorted(row["source"] for row in run(folder)) == sorted(
+        2 * ["video_rec", "ad_rec", "product_rec", "label_cond_rec", "interactive_rec"]
+    )
+    said = capsys.readouterr().out
+    assert "left out: sft_rec_reason (no " in said and "sft_reco_reason" not in said and " 2 rows  video_rec\n" in said
+    config({"tasks": "pretrain", "path": "."})
+    with pytest.raises(InputError, match=r"has no records of the tasks pretrain; one of pretrain_video_rec.parquet, "):
+        run(folder)
+    config({"tasks": "rl", "path": "."})
+    with pytest.raises(InputError, match="has no records of the tasks rl; tasks: pretrain or sft"):
+        run(folder)
+
+
 def test_rl_data_without_a_training_user_is_refused(tmp_path):
     rl_inputs(tmp_path, users=6)
     with pytest.raises(InputError, match="leaves no training user"):

@@ -1,24 +1,7 @@
-"""Ad recommendation: long-viewed videos and ad clicks to the next ads.
+"""The task sft_ad_rec alone, with the flags of run.py."""
 
-python data/onerec_data/sft/ad_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this clone before what is installed
-from data.onerec_data.tasks import CROSS_COLUMNS, Task, cross_domain
-
-TASK = Task(
-    name="sft_ad_rec",
-    source="RecIF_AdRec",
-    over="users",
-    build=cross_domain("ad", lambda context: context.video),
-    required=("hist_ad_pid", "target_ad_pid"),
-    optional=CROSS_COLUMNS,
-)
+from runpy import run_path
 
 if __name__ == "__main__":
-    from data.onerec_data.run import run_task
-
-    run_task(TASK)
+    run_path(str(Path(__file__).parents[1] / "run.py"))["run_task"]("sft_ad_rec")

@@ -1,23 +1,7 @@
-"""Video recommendation: watch history to the next videos.
+"""The task sft_video_rec alone, with the flags of run.py."""
 
-python data/onerec_data/sft/video_rec.py --input onerec_bench_release.parquet --pid2sid video_ad_pid2sid.parquet --output_dir output
-"""
-
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # this clone before what is installed
-from data.onerec_data.tasks import VIDEO_COLUMNS, Task, video_rec
-
-TASK = Task(
-    name="sft_video_rec",
-    source="RecIF_VideoRec",
-    over="users",
-    build=video_rec,
-    required=VIDEO_COLUMNS,
-)
+from runpy import run_path
 
 if __name__ == "__main__":
-    from data.onerec_data.run import run_task
-
-    run_task(TASK)
+    run_path(str(Path(__file__).parents[1] / "run.py"))["run_task"]("sft_video_rec")

@@ -1,1 +1,0 @@
-"""The pretrain tasks, a file each."""

@@ -1,1 +1,0 @@
-"""The sft tasks, a file each."""
