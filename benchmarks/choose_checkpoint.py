@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from benchmarks.backends import PRECISIONS
-from benchmarks.catalogues import load_catalogue
+from benchmarks.backends.base import PRECISIONS
+from benchmarks.catalogues import BenchData
 from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
-from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
+from benchmarks.tasks import TASKS, fingerprint
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
@@ -97,16 +97,15 @@ class Validation:
 
     def __init__(self, args: argparse.Namespace, model: BenchModel, manifest: Manifest) -> None:
         self.args, self.model, task = args, model, TASKS[args.task]
-        self.spec = model.check_spec(load_spec(args.data_dir), args.data_dir)
-        examples = load_examples(args.data_dir, task, -1, manifest)
+        data = BenchData(args.data_dir)
+        self.spec = model.check_spec(data.spec, args.data_dir)
+        examples = data.examples(task, -1, manifest)
         if 0 < args.sample_size < len(examples):
             lot = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
             examples = [examples[i] for i in np.sort(lot)]
-        self.examples = examples
-        self.index = load_catalogue(args.data_dir, task.catalogue, self.spec)
-        conversations = [example.messages for example in examples]
-        self.prompts = model.prompt_ids(conversations, False, self.spec.n_layers + 1)
-        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]  # fmt: skip
+        self.examples, self.index = examples, data.index(task)
+        self.prompts = model.prompt_ids([example.messages for example in examples], False, self.spec.n_layers + 1)
+        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]
 
     def __call__(self, label: str) -> dict[str, float]:
         """Mean of every metric over the sample."""
@@ -122,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     found = checkpoints(args.run_dir)
     manifest = Manifest("choose_checkpoint", args)
-    model = BenchModel(args.run_dir / "hf", args.device, args.token_budget, precision=args.precision)
+    options = {"device": args.device, "token_budget": args.token_budget}
+    model = BenchModel(args.run_dir / "hf", precision=args.precision, **options)
     validation = Validation(args, model, manifest)
     curve: list[dict[str, Any]] = []
     for step, path in found:

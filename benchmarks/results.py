@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Example
 from onerec.errors import InputError
 from onerec.parquet import read_table, write_table
 from onerec.run import Manifest, read_json, read_json_lines, write_json
@@ -64,6 +64,11 @@ class Scores:
             return Scores(table["uuid"].to_pylist(), table["user"].to_pylist(), columns)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(path, f"holds no scores ({error})", "evaluate the model again") from None
+
+
+def scores_of(examples: Sequence[Example], columns: dict[str, np.ndarray]) -> Scores:
+    """Columns of values [n], a row an example."""
+    return Scores([e.uuid for e in examples], [e.user for e in examples], columns)
 
 
 def save_metrics(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_of
+from benchmarks.backends.base import Excluded, Finished, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.items.beam_model import float32_logits
 from onerec.items.decode import Hypothesis, batches_by_length, decode_items
@@ -48,7 +48,6 @@ class HfBackend:
         self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
-        self.rows = self.model.get_input_embeddings().weight.shape[0]
 
     def generate(
         self,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
+from benchmarks.backends.base import Excluded, Finished, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.items.decode import Hypothesis, dead_nodes
@@ -152,7 +152,6 @@ class VllmBackend:
     def __init__(self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1, precision: str = "auto") -> None:
         config = read_json(path / "config.json")
         self.context = int(config.get("max_position_embeddings", 1 << 30))
-        self.rows = int(config["vocab_size"])
         self.engine: Engine | None = None
         self.actors: list[Any] = []
         if data_parallel == 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.backends import device_of
+from benchmarks.backends.base import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
