@@ -3,8 +3,9 @@
     python baselines.py --data_dir ../data/output/benchmark_data --output_dir results/v1.0
     python baselines.py --baselines sasrec gru4rec tiger --epochs 50 …
 
-popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn from
-train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as evaluate.py does.
+popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn
+from train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as
+evaluate.py does.
 """
 
 from __future__ import annotations

@@ -76,9 +76,8 @@ def every_sid(spec: SidSpec) -> ItemIndex:
     """
     count = math.prod(spec.codebook_sizes)
     if count > MOST_SIDS:
-        raise InputError(
-            "--unconstrained", f"has {count:,} SIDs to search", f"at most {MOST_SIDS:,}; --free_sids measures what is generated freely"
-        )  # fmt: skip
+        right = f"at most {MOST_SIDS:,}; --free_sids measures what is generated freely"
+        raise InputError("--unconstrained", f"has {count:,} SIDs to search", right)
     codes = np.indices(spec.codebook_sizes, dtype=np.int32).reshape(spec.n_layers, -1).T
     return ItemIndex(np.arange(count), codes, spec)
 
@@ -88,9 +87,8 @@ def target_counts(folder: Path) -> dict[str, dict[int, int]]:
     counts: dict[str, dict[int, int]] = {}
     if not (folder / SEQUENCES).exists():
         return counts
-    for row in read_table(
-        folder / SEQUENCES, {"task": Kind.TEXT, "target_pid": Kind.INTS}, allow_empty=True
-    ).to_pylist():
+    kinds = {"task": Kind.TEXT, "target_pid": Kind.INTS}
+    for row in read_table(folder / SEQUENCES, kinds, allow_empty=True).to_pylist():
         if row["task"] in TASKS:
             found = counts.setdefault(TASKS[row["task"]].catalogue, {})
             for pid in row["target_pid"] or []:
@@ -117,9 +115,8 @@ def read_release(
                 keys.append(whole_number(int(key)))
                 popularity[ids[-1]] = whole_number(item[count])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                path, f"SID {key} has no usable items ({error!r})", f"a list of {{{id_key}, {count}}}"
-            ) from None
+            what = f"SID {key} has no usable items ({error!r})"
+            raise InputError(path, what, f"a list of {{{id_key}, {count}}}") from None
     if len(popularity) != len(ids):
         raise InputError(path, f"names a {id_key} twice", "one SID an item")
     number = np.array(keys, dtype=np.int64)
@@ -128,11 +125,8 @@ def read_release(
     outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
     if outside.any():
         row, layer = (int(x) for x in np.argwhere(outside)[0])
-        raise InputError(
-            path,
-            f"SID {keys[row]} has code {codes[row, layer]} in layer {layer}",
-            f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}",
-        )
+        what = f"SID {keys[row]} has code {codes[row, layer]} in layer {layer}"
+        raise InputError(path, what, f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}")
     return np.array(ids, dtype=np.int64), codes.astype(np.int32), spec, popularity
 
 

@@ -1,11 +1,12 @@
-"""Which checkpoint of a training run ranks best on the validation targets: the one that goes on, chosen without the test.
+"""Which checkpoint of a training ranks best on the validation targets: the one that goes on, chosen without the test.
 
     python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --sample_size 2500
 
 ``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
-``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark files
-(data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by ``--seed``; the
-curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh makes a model of it.
+``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark
+files (data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by
+``--seed``; the curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh
+makes a model of it.
 """
 
 from __future__ import annotations
@@ -65,9 +66,8 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
         if match := _STEP.fullmatch(path.parent.name):
             found.append((int(match[1]), path))
     if not found:
-        raise InputError(
-            run_dir, f"holds no step<N>/global_step<N>/{WEIGHTS}", "the output of train.py, its checkpoints kept and not in shards"
-        )  # fmt: skip
+        right = "the output of train.py, its checkpoints kept and not in shards"
+        raise InputError(run_dir, f"holds no step<N>/global_step<N>/{WEIGHTS}", right)
     return sorted(found)
 
 
@@ -134,14 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info(f"step {step}  {shown}  ({time.monotonic() - start:.0f} s)")
         manifest.input(path)
     best = best_of(curve, args.metric)
-    choice = {
-        "best": best["step"], "metric": args.metric, "task": args.task, "users": len(validation.examples),
-        "data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict(),
-    }  # fmt: skip
+    users = len(validation.examples)
+    choice = {"best": best["step"], "metric": args.metric, "task": args.task, "users": users}
+    choice |= {"data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict()}
     write_json(args.run_dir / CHOICE, choice)
     print(
-        f"best of {len(curve)} checkpoints by {args.metric} on {len(validation.examples):,} validation users: step {best['step']} "
-        f"({best[args.metric]:.4f}); {manifest.dropped_text()}"
+        f"best of {len(curve)} checkpoints by {args.metric} on {users:,} validation users: "
+        f"step {best['step']} ({best[args.metric]:.4f}); {manifest.dropped_text()}"
     )
 
 

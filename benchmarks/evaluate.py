@@ -1,12 +1,13 @@
-"""Evaluate a checkpoint on RecIF-Bench: recommendation by constrained beam search, label prediction, text, general ability.
+"""Evaluate a checkpoint on RecIF-Bench: items by constrained beam search, label prediction, text, general ability.
 
-    python evaluate.py --model_path ../pretrain/output/sft/hf --result_name sft --data_dir ../data/output/benchmark_data \\
+    python evaluate.py --model_path ../pretrain/output/sft/hf --result_name sft --data_dir
+    ../data/output/benchmark_data \\
         --output_dir results/v1.0
     python evaluate.py --model_path models/base/hf --result_name base --tasks general …    # a model without SIDs
     python evaluate.py … --judge gemini    # item_understand and rec_reason by an LLM judge (judges/*.json)
 
-Writes results_<name>/metrics.json, predictions_<task>.jsonl, scores_<task>.parquet and manifest.json. eval_script.sh keeps
-the log.
+Writes results_<name>/metrics.json, predictions_<task>.jsonl, scores_<task>.parquet and manifest.json. eval_script.sh
+keeps the log.
 """
 
 from __future__ import annotations

@@ -21,15 +21,14 @@ class Prompts:
     def encode(self, conversations: Sequence[Sequence[dict[str, str]]], thinking: bool, room: int) -> list[list[int]]:
         """Token ids of the prompts, each leaving ``room`` tokens of the context free.
 
-        A prompt that is too long loses its oldest items (histories run from old to new), one without SIDs the beginning of
-        its first user turn; what the system and the question say stays. Raises `InputError` where ``room`` leaves nothing.
+        A prompt that is too long loses its oldest items (histories run from old to new), one without SIDs the
+        beginning of its first user turn; what the system and the question say stays. Raises `InputError` where
+        ``room`` leaves nothing.
         """
         limit = self.context - room
         if limit < 1:
-            raise InputError(
-                "the model", f"has a context of {self.context} tokens, and {room} are for its answer",
-                "fewer tokens of thinking or answer",
-            )  # fmt: skip
+            what = f"has a context of {self.context} tokens, and {room} are for its answer"
+            raise InputError("the model", what, "fewer tokens of thinking or answer")
         texts = [prompt_text(messages, thinking) for messages in conversations]
         coded = self._ids(texts) if texts else []
         for i, ids in enumerate(coded):

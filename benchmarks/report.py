@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "errors": [],
     }
     if args.data_dir:
-        bench = examples.Bench.open(args.data_dir, args.titles, args.product_titles)
+        bench = examples.Bench(args.data_dir, args.titles, args.product_titles)
         last = [row for row in rows if row.kind == "stage"][-1]
         found["readings"] = examples.readings(last, bench, args.examples)
         found["errors"] = examples.errors(last, bench)

@@ -41,8 +41,8 @@ class HfBackend:
             )
         check_finite(path, model.named_parameters())
         self.model = model.to(place).eval()
-        # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings (a penalty on
-        # repetition, say) is mixed in, for vLLM takes none of them either.
+        # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings
+        # (a penalty on repetition, say) is mixed in, for vLLM takes none of them either.
         self.model.generation_config = GenerationConfig()
         _answer_in_float32(self.model.get_output_embeddings())
         self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
@@ -71,10 +71,14 @@ class HfBackend:
             device = self.model.device
             with torch.inference_mode():
                 out = self.model.generate(
-                    ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_tokens, do_sample=False,
-                    eos_token_id=sorted(stop), pad_token_id=self.pad,
+                    ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(stop),
+                    pad_token_id=self.pad,
                     logits_processor=_draws(chosen, width, max_tokens, sampling),
-                )  # fmt: skip
+                )
             yield [(i, _until(new, stop)) for i, new in zip(batch, out[:, width:].cpu().tolist(), strict=True)]
 
     def rank(
@@ -150,7 +154,7 @@ class HfBackend:
 
 
 def _answer_in_float32(head: Any) -> None:
-    """Let an output layer give float32 logits whatever the model's type: of it all that is ranked, weighed or drawn is made."""
+    """Let an output layer give float32 logits whatever the model's type: all answers are chosen by them."""
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         logits = float32_logits(hidden, head.weight)

@@ -24,7 +24,7 @@ COVERAGE_AT = 10
 
 
 class RankEvaluator(Evaluator):
-    """Items by a beam search over the catalogue; SIDs without constraint, and narrower searches, as far as asked for."""
+    """Items by a beam search over the catalogue; on request also SIDs without constraint, and narrower searches."""
 
     def load(self, manifest: Manifest) -> None:
         """See `Evaluator.load`."""

@@ -1,7 +1,7 @@
 """Generated text: item understanding by information points, recommendation reasoning by a score from 1 to 5.
 
-Both ask a judge where there is one; what it could not judge is NaN and counted by reason, never zero. Beside it, or alone
-where no judge is set, stands a similarity to the reference that is named for what it is.
+Both ask a judge where there is one; what it could not judge is NaN and counted by reason, never zero. Beside it, or
+alone where no judge is set, stands a similarity to the reference that is named for what it is.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def parse_points(text: str) -> Points:
 
 
 def parse_matches(text: str, n_reference: int, n_answer: int) -> np.ndarray:
-    """Match quality [n_reference, n_answer], 0 where two points do not match; raises ValueError on what is no such list."""
+    """Match quality [n_reference, n_answer], 0 where two points do not match; raises ValueError on anything else."""
     value = parse_json(text)
     quality = np.zeros((n_reference, n_answer))
     for item in value["matches"] if isinstance(value, dict) else value:
@@ -124,8 +124,8 @@ def double_weighted(reference: Sequence[int], answer: Sequence[int], quality: np
     Args:
         reference: importance of the reference's points [n]; answer: of the answer's [m]; quality: [n, m], 0 to 1.
 
-    Points are matched one to one so that Σ quality is largest. recall = Σ_matched w_i q_ij / Σ_i w_i over the reference's
-    points, precision = Σ_matched w_j q_ij / Σ_j w_j over the answer's; 0 where a side has no points.
+    Points are matched one to one so that Σ quality is largest. recall = Σ_matched w_i q_ij / Σ_i w_i over the
+    reference's points, precision = Σ_matched w_j q_ij / Σ_j w_j over the answer's; 0 where a side has no points.
     """
     from scipy.optimize import linear_sum_assignment
 

@@ -123,7 +123,7 @@ def train_epochs(
     options: Options,
     label: str,
 ) -> None:
-    """Train until ``validate`` (more is better) has not risen for ``patience`` epochs; the best epoch's weights stay."""
+    """Train until ``validate`` (more is better) has not risen for ``patience`` epochs; the best weights stay."""
     import torch
 
     rng = np.random.default_rng(options.seed)

@@ -128,10 +128,10 @@ def fit(
 
 
 def _windows(ids: list[int], size: int) -> Iterator[tuple[list[int], int]]:
-    """(run of at most ``size`` + 1 ids, how many of its targets another run has) such that every item is predicted once.
+    """(run of at most ``size`` + 1 ids, how many of its targets another run has): every item is predicted once.
 
-    The first run predicts all its items; each later one begins a quarter of ``size`` on and predicts what is new, so that behind a
-    long history nothing is learnt from a short one, as nothing is ranked from a short one either.
+    The first run predicts all its items; each later one begins a quarter of ``size`` on and predicts what is new, so
+    that behind a long history nothing is learnt from a short one, as nothing is ranked from a short one either.
     """
     end = min(len(ids), size + 1)
     if end > 1:

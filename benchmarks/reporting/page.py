@@ -95,9 +95,14 @@ def _examples(readings: Sequence[Reading]) -> list[Block]:
     by_task: dict[str, list[dict[str, Any]]] = {}
     for r in readings:
         terms = [
-            ("history, latest last", r.history), ("prompt", r.prompt), ("thinking", r.thought), ("predicted", r.predicted),
-            ("what the user took", r.taken), ("reference", r.reference), ("written", r.text),
-        ]  # fmt: skip
+            ("history, latest last", r.history),
+            ("prompt", r.prompt),
+            ("thinking", r.thought),
+            ("predicted", r.predicted),
+            ("what the user took", r.taken),
+            ("reference", r.reference),
+            ("written", r.text),
+        ]
         card = {"heading": r.note, "aside": r.uuid[:8], "terms": [term for term in terms if term[1]]}
         by_task.setdefault(r.task, []).append(card)
     if not by_task:

@@ -131,9 +131,8 @@ def histogram(bounds: Sequence[float], counts: Sequence[int]) -> str:
         height = (_HEIGHT - 10 - _BOTTOM) * count / top
         x, y = _LEFT + i * width, _HEIGHT - _BOTTOM - height
         title = f"<title>{bounds[i]:,.0f} to {bounds[i + 1]:,.0f}: {count:,}</title>"
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{height:.1f}" class="stage">{title}</rect>'
-        )
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{height:.1f}"'
+        parts.append(f'<rect {box} class="stage">{title}</rect>')
     parts.append(f'<text x="{_LEFT - 6}" y="18" class="label end">{top:,}</text>')
     for place, bound in ((0, bounds[0]), (len(bounds) // 2, bounds[len(bounds) // 2]), (n, bounds[-1])):
         x = _LEFT + place * width
