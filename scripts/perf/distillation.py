@@ -1,4 +1,4 @@
-"""Two parts of a distillation step, each beside verl's own: what lies between a teacher's engine and the trainer, and an update.
+"""Two parts of a distillation step beside verl's own: from a teacher's engine to the trainer, and an update.
 
     python scripts/perf/distillation.py teacher            # 32 sequences of 1,024 tokens, k = 32 python
     scripts/perf/distillation.py update             # CPU: 3 layers x 128, 32 prompts of 40 to 160 tokens, answers of

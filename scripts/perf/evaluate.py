@@ -79,7 +79,7 @@ class Recorder:
 
 
 def enlarge(source: Path, target: Path, tasks: list[str], samples: int, users: int) -> None:
-    """The benchmark data of ``source`` with the tasks' first ``samples`` rows (-1: all) repeated for ``users`` users."""
+    """The data of ``source``, with the tasks' first ``samples`` rows (-1: all) repeated for ``users`` users."""
     target.mkdir()
     for file in source.iterdir():
         if file.name not in tasks:

@@ -1,4 +1,4 @@
-"""What the yardsticks of this folder share: flags, clocks, sides that take turns, processes that are measured, tables."""
+"""What the yardsticks of this folder share: flags, clocks, sides that take turns, measured processes, tables."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class Rollouts:
 
 
 def measure(rollouts: Rollouts, rounds: int, n: int, sides: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    """Median rollouts a second and share of valid beams of every side; the sides take turns, each with an empty cache."""
+    """Median rollouts a second and share of valid beams of every side; sides take turns, each with an empty cache."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     valid: dict[str, float] = {}
     for turn in range(rounds + 1):  # the first warms up
