@@ -33,12 +33,10 @@ from benchmarks.tasks import TASKS, BenchTask, choose_tasks
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything
 
-# Of the settings of what is trained; the others are counts.
-RANGES = {"lr": POSITIVE, "dim": WIDTH, "tiger_dim": WIDTH, "dropout": SHARE_BELOW_1, "seed": SEED, "device": str}
 QUICK = ("popularity", "cooccurrence", "itemknn")
 UNSEEN = "_unseen"  # behind the name of the second result, which leaves out the items of the history
 
@@ -79,16 +77,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baselines", nargs="+", choices=RECOMMENDERS, default=list(QUICK), help="which")
     add("--tasks", nargs="+", default=None, help="ranking tasks (default: all there are)")
     add("--exclude_seen", action="store_true", help="leave out the items of the history")
-    add(
-        "--also_exclude_seen",
-        action="store_true",
-        help=f"the second protocol as well, in results_<baseline>{UNSEEN}/",
-    )
+    add("--also_exclude_seen", action="store_true", help=f"the second protocol as well, in results_<baseline>{UNSEEN}/")
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
     for field in dataclasses.fields(Options):
-        taken = RANGES.get(field.name, COUNT)
+        taken = field.metadata.get("taken", COUNT)
         add(f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})")
     return parser.parse_args(argv)
 

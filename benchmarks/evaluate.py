@@ -28,7 +28,7 @@ from benchmarks.journal import open_journal
 from benchmarks.judge import Judge, JudgeConfig
 from benchmarks.model import add_model_arguments, open_model
 from benchmarks.output import Output
-from benchmarks.results import Metrics, result_folder
+from benchmarks.results import Metrics, aligned, result_folder
 from benchmarks.tasks import GENERAL, TASKS, choose_tasks, task_of
 from onerec.cli import cli
 from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
@@ -101,12 +101,7 @@ def result_table(metrics: Metrics, intervals: dict[str, dict[str, list[float]]])
             low, high = intervals.get(name, {}).get(key, (None, None))
             span = "–" if low is None else f"{low:.4f} to {high:.4f}"
             rows.append((name, key, f"{values[key]:.4f}", span, f"{values['samples']:.0f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(x.ljust(w) if i < 2 else x.rjust(w) for i, (x, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return aligned(rows, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,13 +15,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.backends.base import Backend, Excluded, Finished, Sampling
+from benchmarks.backends.base import NONE, Backend, Excluded, Finished, Known, Sampling
 from benchmarks.tasks import fingerprint
 from onerec.catalog import ItemIndex
 from onerec.content import model_digest
@@ -151,7 +150,7 @@ class JournaledBackend:
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """See `Backend.generate`."""
         settings = {"max": max_tokens, "stop": sorted(stop), "stream": 0, **dataclasses.asdict(sampling)}
@@ -166,7 +165,7 @@ class JournaledBackend:
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """See `Backend.rank`."""
         settings = {"beams": num_beams, "normalize": normalize, "sids": index.digest}
@@ -189,7 +188,7 @@ class JournaledBackend:
         )
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """See `Backend.next_logprobs`."""
         settings = {"tokens": list(tokens)}
@@ -197,9 +196,7 @@ class JournaledBackend:
             "next", settings, prompts, lambda known: self.inner.next_logprobs(prompts, tokens, known | done)
         )
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """See `Backend.tail_logprobs`."""
         asked = [[count, *ids] for count, ids in zip(last, texts, strict=True)]
         return self._answers("tail", {}, asked, lambda known: self.inner.tail_logprobs(texts, last, known | done))
@@ -209,13 +206,13 @@ class JournaledBackend:
         kind: str,
         settings: dict[str, Any],
         asked: Sequence[Sequence[int]],
-        ask: Callable[[AbstractSet[int]], Finished[Any]],
+        ask: Callable[[Known], Finished[Any]],
         pack: Callable[[Any], Any] = lambda value: value,
         unpack: Callable[[Any], Any] = lambda value: value,
     ) -> Finished[Any]:
         """What the phase knows of ``asked``, then the answers to ``ask``, given the indices of what is known."""
         if self.phase is None:
-            yield from progress(ask(frozenset()), self.label, len(asked), "sample", size=len)
+            yield from progress(ask(NONE), self.label, len(asked), "sample", size=len)
             return
         keys = work_keys({"kind": kind, **settings, "backend": self.name}, asked)
         try:

@@ -29,12 +29,7 @@ def ndcg_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) ->
 
 def ranking_metrics(ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: Sequence[int] = KS) -> dict[str, float]:
     """Every ranking metric of one sample, by name."""
-    functions = {
-        "pass": pass_at_k,
-        "position1_pass": position1_pass_at_k,
-        "recall": recall_at_k,
-        "ndcg": ndcg_at_k,
-    }
+    functions = {"pass": pass_at_k, "position1_pass": position1_pass_at_k, "recall": recall_at_k, "ndcg": ndcg_at_k}
     return {f"{name}@{k}": function(ranked, answer, k) for name, function in functions.items() for k in ks}
 
 

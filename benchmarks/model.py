@@ -79,12 +79,7 @@ class BenchModel:
         return self.prompts.encode(conversations, thinking, room)
 
     def rank_items(
-        self,
-        prompts: Sequence[list[int]],
-        index: ItemIndex,
-        num_beams: int,
-        label: str,
-        exclude: Excluded = None,
+        self, prompts: Sequence[list[int]], index: ItemIndex, num_beams: int, label: str, exclude: Excluded = None
     ) -> list[list[Hypothesis]]:
         """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
         assert self.spec is not None

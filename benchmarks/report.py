@@ -22,13 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
 from benchmarks.reporting.page import CURVES, report_page
-from benchmarks.reporting.rows import (
-    Row,
-    markdown_table,
-    plain_markdown,
-    read_rows,
-    terminal_table,
-)
+from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, COUNT_OR_0, NUMBER, ArgumentParser

@@ -134,3 +134,13 @@ def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
         if wrong := [name for name, kind in fields.items() if not isinstance({"uuid": "", **line}.get(name), kind)]:
             raise InputError(path, f"has a line without {wrong[0]}", right)
     return lines
+
+
+def aligned(grid: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of a table in columns, the first ``left`` of which are flush left; a rule below the first row."""
+    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+    lines = []
+    for row in grid:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in cells))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

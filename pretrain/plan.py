@@ -65,13 +65,7 @@ def held_bytes(config: Any, trained: int, shards: str, gpus: int) -> tuple[float
 
 
 def memory_gib(
-    config: Any,
-    length: int,
-    chunk: int,
-    frozen: bool,
-    checkpointing: bool,
-    shards: str = "none",
-    gpus: int = 1,
+    config: Any, length: int, chunk: int, frozen: bool, checkpointing: bool, shards: str = "none", gpus: int = 1
 ) -> dict[str, float]:
     """GiB a GPU by what holds them: ``weights, optimizer, activations, logits``."""
     count = weights(config)

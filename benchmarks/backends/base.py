@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Finished = Iterator[list[tuple[int, T]]]
 Excluded = Sequence[Collection[tuple[int, ...]]] | None
+Known = AbstractSet[int]
+NONE: Known = frozenset()
 PRECISIONS = ("auto", "bf16", "fp32")
 METHODS = ("generate", "rank", "next_logprobs", "tail_logprobs")  # of a `Backend`
 
@@ -60,7 +62,7 @@ class Backend(Protocol):
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """Continuations of at most ``max_tokens`` tokens, up to and with a ``stop`` token."""
 
@@ -72,18 +74,16 @@ class Backend(Protocol):
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """The best SIDs of the catalogue, as `onerec.items.decode.decode_items` has them."""
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """Log-probability of each of ``tokens`` right after every prompt."""
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """Sum of the log-probabilities of each text's ``last`` tokens (fewer than it has) given those before."""
 
 

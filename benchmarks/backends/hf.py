@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends.base import Excluded, Finished, Sampling, device_of, dtype_of
+from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.items.beam_model import float32_logits
 from onerec.items.decode import Hypothesis, batches_by_length, decode_items
@@ -24,12 +23,7 @@ class HfBackend:
     """A causal language model of transformers; precision ``auto`` is float32 on a CPU and bfloat16 on a GPU."""
 
     def __init__(
-        self,
-        path: Path,
-        tokenizer: Any,
-        device: str = "auto",
-        token_budget: int = 16384,
-        precision: str = "auto",
+        self, path: Path, tokenizer: Any, device: str = "auto", token_budget: int = 16384, precision: str = "auto"
     ) -> None:
         place = device_of(device)
         from transformers import AutoModelForCausalLM, GenerationConfig
@@ -55,7 +49,7 @@ class HfBackend:
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """See `Backend.generate`."""
         import torch
@@ -89,7 +83,7 @@ class HfBackend:
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """See `Backend.rank`."""
         lengths = [len(prompt) + 1 + num_beams * (spec.n_layers - 1) for prompt in prompts]
@@ -100,7 +94,7 @@ class HfBackend:
             yield list(zip(batch, decoded, strict=True))
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """See `Backend.next_logprobs`."""
         import torch
@@ -112,9 +106,7 @@ class HfBackend:
                 values = self._logprobs(last)[:, list(tokens)].tolist()
             yield list(zip(batch, values, strict=True))
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """See `Backend.tail_logprobs`."""
         import torch
 
@@ -131,7 +123,7 @@ class HfBackend:
                     finished.append((i, total))
             yield finished
 
-    def _batches(self, lengths: Sequence[int], done: AbstractSet[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int], done: Known) -> Iterator[list[int]]:
         for batch in batches_by_length(lengths, self.token_budget):
             if not done.issuperset(batch):
                 yield batch

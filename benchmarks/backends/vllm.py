@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.backends.base import Excluded, Finished, Sampling, dtype_of
+from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.items.decode import Hypothesis, dead_nodes
@@ -188,7 +187,7 @@ class VllmBackend:
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """See `Backend.generate`."""
         more = (max_tokens, sorted(stop), sampling)
@@ -202,7 +201,7 @@ class VllmBackend:
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """See `Backend.rank`."""
         catalogue: Any = index
@@ -222,15 +221,13 @@ class VllmBackend:
             yield [(i, [hypothesis(*found) for found in rows]) for i, rows in batch]
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """See `Backend.next_logprobs`."""
         wanted = list(tokens)
         return self._spread(len(prompts), done, lambda batch: ("next_logprobs", [prompts[i] for i in batch], wanted))
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """See `Backend.tail_logprobs`."""
 
         def call(batch: list[int]) -> tuple[Any, ...]:
@@ -239,7 +236,7 @@ class VllmBackend:
         return self._spread(len(texts), done, call)
 
     def _spread(
-        self, n: int, done: AbstractSet[int], call: Callable[[list[int]], tuple[Any, ...]]
+        self, n: int, done: Known, call: Callable[[list[int]], tuple[Any, ...]]
     ) -> Iterator[list[tuple[int, Any]]]:
         """Batches of prompts through the engines; each is yielded when it is finished."""
         batches = [list(range(at, min(at + _BATCH, n))) for at in range(0, n, _BATCH)]

@@ -76,12 +76,7 @@ class RankEvaluator(Evaluator):
 
 
 def line(
-    example: Example,
-    hypotheses: Sequence[Hypothesis],
-    index: ItemIndex,
-    policy: str,
-    seed: int,
-    skip: Collection[int],
+    example: Example, hypotheses: Sequence[Hypothesis], index: ItemIndex, policy: str, seed: int, skip: Collection[int]
 ) -> dict[str, Any]:
     """A sample's line of the predictions: decoded SIDs with log-probabilities, and the items that they resolve to."""
     sids = [h.codes for h in hypotheses]

@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.recommenders.base import (
-    Options,
-    Sequences,
-    Training,
-    first_unskipped,
-    mean_ndcg,
-    train_epochs,
-)
+from benchmarks.recommenders.base import Options, Sequences, Training, first_unskipped, mean_ndcg, train_epochs
 
 
 class SasRecNet(nn.Module):
@@ -94,10 +87,7 @@ class SequentialRecommender:
 
 
 def fit(
-    make: type[SasRecNet] | type[Gru4RecNet],
-    training: Training,
-    options: Options,
-    validation: Sequences | None = None,
+    make: type[SasRecNet] | type[Gru4RecNet], training: Training, options: Options, validation: Sequences | None = None
 ) -> SequentialRecommender:
     """Train a net; without ``validation`` sequences a tenth of the users is held out to stop by."""
     items = training.items()
