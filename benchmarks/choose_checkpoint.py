@@ -49,8 +49,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
     add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
-    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
-    add("--seed", type=SEED, default=0, help="seed of that lot")
+    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users drawn at random (-1: all)")
+    add("--seed", type=SEED, default=0, help="seed of that draw")
     add("--num_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch")
@@ -101,8 +101,8 @@ class Validation:
         self.spec = model.check_spec(data.spec, args.data_dir)
         examples = data.examples(task, -1, manifest)
         if 0 < args.sample_size < len(examples):
-            lot = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
-            examples = [examples[i] for i in np.sort(lot)]
+            drawn = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
+            examples = [examples[i] for i in np.sort(drawn)]
         self.examples, self.index = examples, data.index(task)
         self.prompts = model.prompt_ids([example.messages for example in examples], False, self.spec.n_layers + 1)
         self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]

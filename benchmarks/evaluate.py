@@ -55,7 +55,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sid_to_item", choices=POLICIES, default="all", help="items of a SID that names several")
     add("--item_count", choices=COUNTS, default=COUNTS[0], help="what popularity is in the release's catalogue")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
-    unconstrained = "search all combinations of codes, not the catalogue's alone; what is no item falls out afterwards"
+    unconstrained = "search all combinations of codes, not only the catalogue's; those that name no item are dropped"
     add("--unconstrained", action="store_true", help=unconstrained)
     free = "rows a task with one SID more without constraint, for valid_sid"
     add("--free_sids", type=COUNT_OR_0, default=100, help=free)

@@ -1,4 +1,4 @@
-"""A judge: a language model behind an OpenAI-compatible endpoint that reads answers and says what they are worth.
+"""A judge: a language model behind an OpenAI-compatible endpoint that reads answers and scores them.
 
 Requests run side by side up to a limit, are tried again with growing delays where the endpoint is busy or broken, and
 every answer is kept on disk by the content of its question, so that a second run costs nothing. An answer that does not
@@ -140,7 +140,7 @@ class Judge:
                 break
             try:
                 return Verdict(parse(text))
-            except Exception:  # whatever a stranger's answer does to it
+            except Exception:  # a free-form answer may break the parser in any way
                 problem = "answer does not parse"
                 self._count(unparsed=1)
         with self._lock:
@@ -243,7 +243,7 @@ def _failure(error: Exception) -> tuple[Failure, bool]:
         return failure, status in _RETRIED_STATUS or status >= 500
     if isinstance(error, openai.APIConnectionError):
         return Failure("no connection"), True
-    return Failure("not a chat completion"), True  # whatever the client made of what came, or of the address
+    return Failure("not a chat completion"), True  # the client could not read the answer, or use the address
 
 
 def parse_json(text: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.evaluators.base import Result
 from benchmarks.intervals import values_and_intervals
-from benchmarks.results import Metrics, result_folder, save_metrics
+from benchmarks.results import METRICS, Metrics, result_folder
 from benchmarks.tasks import fingerprint
-from onerec.run import Manifest, write_text
+from onerec.run import Manifest, write_json, write_text
 
 
 class Output:
@@ -45,6 +45,13 @@ class Output:
         return self.metrics[task]
 
     def save(self, config: dict[str, Any]) -> None:
-        """Write metrics.json and the manifest."""
-        values = {key: str(value) for key, value in config.items()}
-        save_metrics(self.folder, self.name, self.metrics, self.manifest, values, self.extra)
+        """Write metrics.json and the manifest.
+
+        ``{"name", "config", "tasks": {task: {metric: value}}, "data": {"version", "tests": {task: fingerprint}},
+        "intervals": {task: {metric: [low, high]}}}``, and the parts.
+        """
+        tasks = {task: {key: round(value, 6) for key, value in values.items()} for task, values in self.metrics.items()}
+        texts = {key: str(value) for key, value in config.items()}
+        write_json(self.folder / METRICS, {"name": self.name, "config": texts, "tasks": tasks, **self.extra})
+        self.manifest.output(self.folder / METRICS)
+        self.manifest.write(self.folder)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from benchmarks.tasks import TASKS, Example
 from onerec.errors import InputError
 from onerec.parquet import read_table, write_table
-from onerec.run import Manifest, read_json, read_json_lines, write_json
+from onerec.run import read_json, read_json_lines
 
 METRICS = "metrics.json"
 PREFIX = "results_"
@@ -69,26 +69,6 @@ class Scores:
 def scores_of(examples: Sequence[Example], columns: dict[str, np.ndarray]) -> Scores:
     """Columns of values [n], a row an example."""
     return Scores([e.uuid for e in examples], [e.user for e in examples], columns)
-
-
-def save_metrics(
-    folder: Path,
-    name: str,
-    metrics: Metrics,
-    manifest: Manifest,
-    config: dict[str, Any] | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Write ``metrics.json`` and the manifest.
-
-    ``{"name", "config", "tasks": {task: {metric: value}}}`` and what ``extra`` adds: ``intervals`` ({task: {metric:
-    [low, high]}}), ``data`` ({"version", "tests": {task: fingerprint}}), ``judge``, ``beams``.
-    """
-    rounded = {task: {key: round(value, 6) for key, value in values.items()} for task, values in metrics.items()}
-    value = {"name": name, "config": config or {}, "tasks": rounded, **(extra or {})}
-    write_json(folder / METRICS, value)
-    manifest.output(folder / METRICS)
-    manifest.write(folder)
 
 
 def load_metrics(folder: Path) -> dict[str, Any]:

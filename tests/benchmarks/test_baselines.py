@@ -215,3 +215,19 @@ def test_a_task_without_training_users_is_refused(data, tmp_path):
     write_table(data / "train_sequences.parquet", pa.table(table))
     with pytest.raises(InputError, match="has no row of video"):
         baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r")])
+
+
+class Backwards:
+    """The last items of the history, latest first."""
+
+    def __init__(self, training, options):
+        self.known = training.items()
+
+    def rank(self, histories, n, skip):
+        return [[pid for pid in reversed(h) if pid not in s][:n] for h, s in zip(histories, skip, strict=True)]
+
+
+def test_a_new_recommender_is_a_class_and_a_row(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECOMMENDERS, "backwards", Backwards)
+    baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "backwards"])
+    assert [line["items"] for line in load_predictions(tmp_path / "r/results_backwards", "video")] == [[2, 1], [5]]
