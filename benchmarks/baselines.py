@@ -3,46 +3,42 @@
     python baselines.py --data_dir ../data/output/benchmark_data --output_dir results/v1.0
     python baselines.py --baselines sasrec gru4rec tiger --epochs 50 …
 
-popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn from
-train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as evaluate.py does.
+popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn
+from train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as
+evaluate.py does.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from benchmarks.backends import device_of
-from benchmarks.catalogues import SEQUENCES, load_catalogue, sids_of
+from benchmarks.backends.base import device_of
+from benchmarks.catalogues import SEQUENCES, BenchData, sids_of
 from benchmarks.evaluators import rank
-from benchmarks.intervals import N_BOOT, values_and_intervals
+from benchmarks.intervals import N_BOOT
 from benchmarks.metrics import KS
+from benchmarks.output import Output
 from benchmarks.recommenders import RECOMMENDERS
 from benchmarks.recommenders.base import Options, Recommender, Training
-from benchmarks.results import Metrics, Scores, result_folder, save_metrics
-from benchmarks.tasks import TASKS, BenchTask, Example, choose_tasks, fingerprint, load_examples, load_spec
+from benchmarks.tasks import TASKS, BenchTask, choose_tasks
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import Kind, read_table
-from onerec.run import Manifest, seed_everything, write_text
-from onerec.sid import SidSpec
+from onerec.run import Manifest, seed_everything
 
-# Of the settings of what is trained; the others are counts.
-RANGES = {
-    "lr": POSITIVE, "dim": WIDTH, "tiger_dim": WIDTH, "dropout": SHARE_BELOW_1, "seed": SEED, "device": str,
-}  # fmt: skip
 QUICK = ("popularity", "cooccurrence", "itemknn")
-UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of the history, where one with them stands beside it
+UNSEEN = "_unseen"  # behind the name of the second result, which leaves out the items of the history
 
 
 def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Training:
@@ -57,28 +53,19 @@ def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Tr
     return Training(pairs, index, [row["uid"] for row in rows])
 
 
-def history_of(example: Example, index: ItemIndex, spec: SidSpec) -> list[int]:
-    """The row's history, oldest first; where the file does not say it, the first item of every SID in the prompt."""
-    if example.history:
-        return example.history
-    sids = spec.parse("".join(turn["content"] for turn in example.messages))
-    return [pids[0] for codes in sids if (pids := index.pids_of(codes))]
-
-
-def evaluate(
-    recommender: Recommender, examples: Sequence[Example], index: ItemIndex, spec: SidSpec, exclude_seen: bool
-) -> tuple[list[dict], Scores]:
-    """Prediction lines and scores of a recommender."""
-    skip = [rank.seen_items(e, index, spec) if exclude_seen else set() for e in examples]
-    histories = [history_of(e, index, spec) for e in examples]
-    ranked = recommender.rank(histories, max(KS), skip)
+def ask(evaluator: rank.RankEvaluator, recommender: Recommender) -> list[dict[str, Any]]:
+    """Lines of the predictions, as `RankEvaluator.ask` has them of a language model."""
+    index, examples = evaluator.index, evaluator.examples
+    histories = [rank.history_of(e, index, evaluator.data.spec) for e in examples]
+    ranked = recommender.rank(histories, max(KS), evaluator.seen)
     sid_of = sids_of(index)
-    lines = [
-        {"uuid": e.uuid, "uid": e.uid, "answer": e.answer_ids, "items": items,
-         "sids": list(dict.fromkeys(sid_of[pid] for pid in items if pid in sid_of))}
-        for e, items in zip(examples, ranked, strict=True)
-    ]  # fmt: skip
-    return lines, rank.score(examples, lines, spec)
+
+    def line(example: Any, items: list[int]) -> dict[str, Any]:
+        sids = list(dict.fromkeys(sid_of[pid] for pid in items if pid in sid_of))
+        return {"uuid": example.uuid, "uid": example.uid, "answer": example.answer_ids, "items": items, "sids": sids}
+
+    evaluator.lines = [line(*pair) for pair in zip(examples, ranked, strict=True)]
+    return evaluator.lines
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,50 +77,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baselines", nargs="+", choices=RECOMMENDERS, default=list(QUICK), help="which")
     add("--tasks", nargs="+", default=None, help="ranking tasks (default: all there are)")
     add("--exclude_seen", action="store_true", help="leave out the items of the history")
-    add(
-        "--also_exclude_seen",
-        action="store_true",
-        help=f"the second protocol as well, in results_<baseline>{UNSEEN}/",
-    )
+    add("--also_exclude_seen", action="store_true", help=f"the second protocol as well, in results_<baseline>{UNSEEN}/")
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of those that are trained.
     for field in dataclasses.fields(Options):
-        taken = RANGES.get(field.name, COUNT)
+        taken = field.metadata.get("taken", COUNT)
         add(f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})")
     return parser.parse_args(argv)
-
-
-class Output:
-    """A results folder on its way: what its tasks measured."""
-
-    def __init__(self, args: argparse.Namespace, name: str, exclude_seen: bool, manifest: Manifest) -> None:
-        self.args, self.name, self.folder = args, name, result_folder(args.output_dir, name)
-        self.exclude_seen, self.manifest = exclude_seen, manifest
-        self.metrics: Metrics = {}
-        self.extra = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
-
-    def add(self, task: str, lines: list[dict], scores: Scores, index: ItemIndex, start: float) -> None:
-        """A task's predictions and scores, written at once; ``start``: when its work began, for the line that is printed."""
-        values, self.extra["intervals"][task] = values_and_intervals(
-            list(scores.columns), scores, self.args.bootstrap, self.args.seed
-        )
-        self.metrics[task] = values | rank.coverage(lines, index.n_items) | {"samples": len(lines)}
-        self.extra["data"]["tests"][task] = fingerprint(self.args.data_dir, task)
-        self.manifest.output(scores.save(self.folder, task), len(lines))
-        path = self.folder / f"predictions_{task}.jsonl"
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        self.manifest.output(path, len(lines))
-        print(
-            f"{self.name:14s} {task:12s} recall@10 {values['recall@10']:.4f}  ndcg@10 {values['ndcg@10']:.4f}"
-            f"  ({len(lines)} samples, {time.monotonic() - start:.1f} s)",
-            flush=True,
-        )
-
-    def save(self) -> None:
-        """The folder's metrics.json, when all tasks are there."""
-        settings = {k: str(v) for k, v in {**vars(self.args), "exclude_seen": self.exclude_seen}.items()}
-        save_metrics(self.folder, self.name, self.metrics, self.manifest, settings, self.extra)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,22 +98,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained
-    spec = load_spec(args.data_dir)
-    indexes = {name: load_catalogue(args.data_dir, name, spec) for name in {task.catalogue for task in tasks}}
+    data = BenchData(args.data_dir)
+    for task in tasks:
+        data.index(task)
     protocols = {"": args.exclude_seen} | ({UNSEEN: True} if args.also_exclude_seen else {})
     for name in args.baselines:
         manifest = Manifest("baseline", args)
-        outputs = [Output(args, name + suffix, exclude, manifest) for suffix, exclude in protocols.items()]
+        outputs = [(exclude, Output(args, name + suffix, manifest)) for suffix, exclude in protocols.items()]
         for task in tasks:
-            start, index = time.monotonic(), indexes[task.catalogue]
+            start = time.monotonic()
             seed_everything(args.seed)
-            examples = load_examples(args.data_dir, task, args.sample_size, manifest)
-            recommender = RECOMMENDERS[name](load_training(args.data_dir, task.name, index), options)
-            for output in outputs:
-                lines, scores = evaluate(recommender, examples, index, spec, output.exclude_seen)
-                output.add(task.name, lines, scores, index, start)
-        for output in outputs:
-            output.save()
+            evaluator = rank.RankEvaluator(task, data, args)
+            evaluator.load(manifest)
+            training = load_training(args.data_dir, task.name, evaluator.index)
+            recommender = RECOMMENDERS[name](training, options)
+            for exclude, output in outputs:
+                evaluator.leave_out_seen(exclude)
+                output.predictions(task.name, ask(evaluator, recommender))
+                values = output.add(task.name, evaluator.score(None))
+                print(
+                    f"{output.name:14s} {task.name:12s} recall@10 {values['recall@10']:.4f}  "
+                    f"ndcg@10 {values['ndcg@10']:.4f}  "
+                    f"({values['samples']:.0f} samples, {time.monotonic() - start:.1f} s)",
+                    flush=True,
+                )
+        for exclude, output in outputs:
+            output.save({**vars(args), "exclude_seen": exclude})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From SIDs to items: the catalogue of a task, and what a SID that names several items resolves to.
+"""The benchmark data of a folder; from SIDs to items: the catalogue, and what a SID of several items resolves to.
 
 Two forms of a catalogue are read: the data stage's ``<catalogue>_pid2sid.parquet``, and the release's ``sid2pid.json``
 (videos and ads) and ``sid2iid.json`` (products): key c1·8192² + c2·8192 + c3, value a list of
@@ -7,6 +7,7 @@ Two forms of a catalogue are read: the data stage's ``<catalogue>_pid2sid.parque
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Collection, Sequence
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.parquet import Kind, read_table, whole_number
-from onerec.run import read_json
+from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 
 SEQUENCES = "train_sequences.parquet"
@@ -27,6 +28,30 @@ RELEASE_BASE = 8192
 COUNTS = ("count", "count_after_downsample")
 POLICIES = ("all", "popular", "random")
 MOST_SIDS = 1 << 21  # of a search without constraint
+
+
+class BenchData:
+    """A benchmark_data folder: its SIDs, and each catalogue once. ``count`` is the popularity of `load_catalogue`."""
+
+    def __init__(self, folder: Path, count: str = COUNTS[0]) -> None:
+        self.folder, self.count = folder, count
+        self._indexes: dict[str, ItemIndex] = {}
+
+    @functools.cached_property
+    def spec(self) -> SidSpec:
+        """See `load_spec`."""
+        return load_spec(self.folder)
+
+    def examples(self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None) -> list[Example]:
+        """See `load_examples`."""
+        return load_examples(self.folder, task, sample_size, manifest)
+
+    def index(self, task: BenchTask) -> ItemIndex:
+        """The catalogue that a task's items are from."""
+        name = task.catalogue
+        if name not in self._indexes:
+            self._indexes[name] = load_catalogue(self.folder, name, self.spec, self.count)
+        return self._indexes[name]
 
 
 def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0]) -> ItemIndex:
@@ -51,9 +76,8 @@ def every_sid(spec: SidSpec) -> ItemIndex:
     """
     count = math.prod(spec.codebook_sizes)
     if count > MOST_SIDS:
-        raise InputError(
-            "--unconstrained", f"has {count:,} SIDs to search", f"at most {MOST_SIDS:,}; --free_sids measures what is generated freely"
-        )  # fmt: skip
+        right = f"at most {MOST_SIDS:,}; --free_sids measures what is generated freely"
+        raise InputError("--unconstrained", f"has {count:,} SIDs to search", right)
     codes = np.indices(spec.codebook_sizes, dtype=np.int32).reshape(spec.n_layers, -1).T
     return ItemIndex(np.arange(count), codes, spec)
 
@@ -63,9 +87,8 @@ def target_counts(folder: Path) -> dict[str, dict[int, int]]:
     counts: dict[str, dict[int, int]] = {}
     if not (folder / SEQUENCES).exists():
         return counts
-    for row in read_table(
-        folder / SEQUENCES, {"task": Kind.TEXT, "target_pid": Kind.INTS}, allow_empty=True
-    ).to_pylist():
+    kinds = {"task": Kind.TEXT, "target_pid": Kind.INTS}
+    for row in read_table(folder / SEQUENCES, kinds, allow_empty=True).to_pylist():
         if row["task"] in TASKS:
             found = counts.setdefault(TASKS[row["task"]].catalogue, {})
             for pid in row["target_pid"] or []:
@@ -92,9 +115,8 @@ def read_release(
                 keys.append(whole_number(int(key)))
                 popularity[ids[-1]] = whole_number(item[count])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                path, f"SID {key} has no usable items ({error!r})", f"a list of {{{id_key}, {count}}}"
-            ) from None
+            what = f"SID {key} has no usable items ({error!r})"
+            raise InputError(path, what, f"a list of {{{id_key}, {count}}}") from None
     if len(popularity) != len(ids):
         raise InputError(path, f"names a {id_key} twice", "one SID an item")
     number = np.array(keys, dtype=np.int64)
@@ -103,11 +125,8 @@ def read_release(
     outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
     if outside.any():
         row, layer = (int(x) for x in np.argwhere(outside)[0])
-        raise InputError(
-            path,
-            f"SID {keys[row]} has code {codes[row, layer]} in layer {layer}",
-            f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}",
-        )
+        what = f"SID {keys[row]} has code {codes[row, layer]} in layer {layer}"
+        raise InputError(path, what, f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}")
     return np.array(ids, dtype=np.int64), codes.astype(np.int32), spec, popularity
 
 

@@ -1,11 +1,12 @@
-"""Which checkpoint of a training run ranks best on the validation targets: the one that goes on, chosen without the test.
+"""Which checkpoint of a training ranks best on the validation targets: the one that goes on, chosen without the test.
 
     python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --sample_size 2500
 
 ``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
-``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark files
-(data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by ``--seed``; the
-curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh makes a model of it.
+``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark
+files (data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by
+``--seed``; the curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh
+makes a model of it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from benchmarks.backends import PRECISIONS
-from benchmarks.catalogues import load_catalogue
+from benchmarks.backends.base import PRECISIONS
+from benchmarks.catalogues import BenchData
 from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
-from benchmarks.tasks import TASKS, fingerprint, load_examples, load_spec
+from benchmarks.tasks import TASKS, fingerprint
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
@@ -48,8 +49,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
     add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
-    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
-    add("--seed", type=SEED, default=0, help="seed of that lot")
+    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users drawn at random (-1: all)")
+    add("--seed", type=SEED, default=0, help="seed of that draw")
     add("--num_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch")
@@ -65,9 +66,8 @@ def checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
         if match := _STEP.fullmatch(path.parent.name):
             found.append((int(match[1]), path))
     if not found:
-        raise InputError(
-            run_dir, f"holds no step<N>/global_step<N>/{WEIGHTS}", "the output of train.py, its checkpoints kept and not in shards"
-        )  # fmt: skip
+        right = "the output of train.py, its checkpoints kept and not in shards"
+        raise InputError(run_dir, f"holds no step<N>/global_step<N>/{WEIGHTS}", right)
     return sorted(found)
 
 
@@ -97,16 +97,15 @@ class Validation:
 
     def __init__(self, args: argparse.Namespace, model: BenchModel, manifest: Manifest) -> None:
         self.args, self.model, task = args, model, TASKS[args.task]
-        self.spec = model.check_spec(load_spec(args.data_dir), args.data_dir)
-        examples = load_examples(args.data_dir, task, -1, manifest)
+        data = BenchData(args.data_dir)
+        self.spec = model.check_spec(data.spec, args.data_dir)
+        examples = data.examples(task, -1, manifest)
         if 0 < args.sample_size < len(examples):
-            lot = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
-            examples = [examples[i] for i in np.sort(lot)]
-        self.examples = examples
-        self.index = load_catalogue(args.data_dir, task.catalogue, self.spec)
-        conversations = [example.messages for example in examples]
-        self.prompts = model.prompt_ids(conversations, False, self.spec.n_layers + 1)
-        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]  # fmt: skip
+            drawn = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
+            examples = [examples[i] for i in np.sort(drawn)]
+        self.examples, self.index = examples, data.index(task)
+        self.prompts = model.prompt_ids([example.messages for example in examples], False, self.spec.n_layers + 1)
+        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]
 
     def __call__(self, label: str) -> dict[str, float]:
         """Mean of every metric over the sample."""
@@ -122,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     found = checkpoints(args.run_dir)
     manifest = Manifest("choose_checkpoint", args)
-    model = BenchModel(args.run_dir / "hf", args.device, args.token_budget, precision=args.precision)
+    options = {"device": args.device, "token_budget": args.token_budget}
+    model = BenchModel(args.run_dir / "hf", precision=args.precision, **options)
     validation = Validation(args, model, manifest)
     curve: list[dict[str, Any]] = []
     for step, path in found:
@@ -134,14 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info(f"step {step}  {shown}  ({time.monotonic() - start:.0f} s)")
         manifest.input(path)
     best = best_of(curve, args.metric)
-    choice = {
-        "best": best["step"], "metric": args.metric, "task": args.task, "users": len(validation.examples),
-        "data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict(),
-    }  # fmt: skip
+    users = len(validation.examples)
+    choice = {"best": best["step"], "metric": args.metric, "task": args.task, "users": users}
+    choice |= {"data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict()}
     write_json(args.run_dir / CHOICE, choice)
     print(
-        f"best of {len(curve)} checkpoints by {args.metric} on {len(validation.examples):,} validation users: step {best['step']} "
-        f"({best[args.metric]:.4f}); {manifest.dropped_text()}"
+        f"best of {len(curve)} checkpoints by {args.metric} on {users:,} validation users: "
+        f"step {best['step']} ({best[args.metric]:.4f}); {manifest.dropped_text()}"
     )
 
 

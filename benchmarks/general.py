@@ -1,7 +1,7 @@
 """General ability of several checkpoints, each against the one before it: what a stage cost, what another brought back.
 
-    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir general
-    python general.py … --lm_eval_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
+    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir
+    general python general.py … --lm_eval_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
     python general.py … --lm_eval_tasks gsm8k_local --lm_eval_data_dir data      # out of data/gsm8k/{train,test}.jsonl
 
 Writes <output_dir>/results_<name>/ as evaluate.py does (with the harness' numbers as the task lm_eval) and
@@ -43,12 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, required=True, help="benchmark_data folder with general/")
     add("--output_dir", type=Path, required=True, help="folder for results_<name>/ and the comparison")
     add("--lm_eval_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
-    add(
-        "--lm_eval_task_dir",
-        type=Path,
-        default=OWN_TASKS,
-        help="folder of harness task YAMLs over local files",
-    )
+    add("--lm_eval_task_dir", type=Path, default=OWN_TASKS, help="folder of harness task YAMLs over local files")
     add("--lm_eval_data_dir", type=Path, default=Path("."), help="what the YAMLs' data files are relative to")
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="rows a task, from the first (-1: all)")
     add("--device", default="auto", help="cpu, cuda or auto")
@@ -62,30 +57,14 @@ def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Value
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [
-            sys.executable,
-            "-m",
-            HARNESS,
-            "--model",
-            "hf",
-            "--model_args",
-            f"pretrained={model.resolve()}",
-        ]
-        command += [
-            "--tasks",
-            task,
-            "--output_path",
-            str(folder),
-            "--include_path",
-            str(args.lm_eval_task_dir.resolve()),
-        ]
+        command = [sys.executable, "-m", HARNESS, "--model", "hf", "--model_args", f"pretrained={model.resolve()}"]
+        command += ["--tasks", task, "--output_path", name, "--include_path", str(args.lm_eval_task_dir.resolve())]
         command += ["--device", "cuda" if args.device == "cuda" else "cpu"] if args.device != "auto" else []
         command += ["--limit", str(args.sample_size)] if args.sample_size > 0 else []
         lines, last = [], time.monotonic()
         # In text mode a bar's carriage returns end lines too.
-        with owned(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=args.lm_eval_data_dir
-        ) as run:
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with owned(command, **pipes, cwd=args.lm_eval_data_dir) as run:
             assert run.stderr is not None
             try:
                 for line in filter(None, map(str.strip, run.stderr)):
@@ -105,7 +84,8 @@ def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Value
 def harness_metrics(value: dict) -> tuple[Values, dict[str, list[float]]]:
     """``"<task> <metric>"`` to number, and to its 95 % interval, out of a result file of the harness.
 
-    That has ``results`` by task, keys ``metric,filter`` and ``metric_stderr,filter``; intervals are normal ones of the standard error.
+    That has ``results`` by task, keys ``metric,filter`` and ``metric_stderr,filter``; intervals are normal ones of the
+    standard error.
     """
     found: Values = {}
     intervals: dict[str, list[float]] = {}
@@ -137,10 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--models", f"{bad[0]} has no =", "NAME=FOLDER")
     folders = []
     for name, _, path in pairs:
-        evaluate.main(
-            ["--model_path", path, "--result_name", name, "--data_dir", str(args.data_dir), "--tasks", GENERAL,
-             "--output_dir", str(args.output_dir), "--sample_size", str(args.sample_size), "--device", args.device]
-        )  # fmt: skip
+        flags = {"model_path": path, "result_name": name, "tasks": GENERAL}
+        flags |= {key: getattr(args, key) for key in ("data_dir", "output_dir", "sample_size", "device")}
+        evaluate.main([part for key, value in flags.items() for part in (f"--{key}", str(value))])
         folder = result_folder(args.output_dir, name)
         folders.append(str(folder))
         measured: Values = {}
@@ -158,16 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             value["tasks"][HARNESS] = measured
             value["intervals"][HARNESS] = intervals
             write_json(folder / METRICS, value)
-    report.main(
-        [
-            "--results",
-            *folders,
-            "--output_dir",
-            str(args.output_dir),
-            "--title",
-            "General ability, stage by stage",
-        ]
-    )
+    title = "General ability, stage by stage"
+    report.main(["--results", *folders, "--output_dir", str(args.output_dir), "--title", title])
 
 
 if __name__ == "__main__":

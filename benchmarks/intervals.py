@@ -53,8 +53,8 @@ def weighted_auc(labels: np.ndarray, scores: np.ndarray, users: np.ndarray) -> S
 def statistic(metric: str, scores: Scores, users: np.ndarray, n_users: int) -> Statistic:
     """How ``metric`` follows from the columns of ``scores``.
 
-    ``auc`` and ``user_auc`` from ``label`` and ``score``, ``bits_per_byte`` from ``bits`` and ``bytes``; any other is the
-    mean of its column over the samples that have a value.
+    ``auc`` and ``user_auc`` from ``label`` and ``score``, ``bits_per_byte`` from ``bits`` and ``bytes``; any other is
+    the mean of its column over the samples that have a value.
     """
 
     def by_user(values: np.ndarray) -> np.ndarray:
@@ -166,10 +166,9 @@ def paired(metric: str, a: Scores, b: Scores, n_boot: int = N_BOOT, seed: int = 
         return None
     low, high = _percentiles(known)
     tail = min((known <= 0).sum(), (known >= 0).sum())
-    result = Paired(
-        len(rows), len(set(one.users)), float(before[0]), float(after[0]), float(change[0]), low, high,
-        min(1.0, 2 * (int(tail) + 1) / (len(known) + 1)),
-    )  # fmt: skip
+    p = min(1.0, 2 * (int(tail) + 1) / (len(known) + 1))
+    values = (float(before[0]), float(after[0]), float(change[0]))
+    result = Paired(len(rows), len(set(one.users)), *values, low, high, p)
     return dataclasses.replace(result, **_sign_test(metric, one, two)) if plain else result
 
 

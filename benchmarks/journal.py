@@ -1,4 +1,4 @@
-"""What makes a killed evaluation go on: results are written as they come and found again by their content.
+"""What makes a killed evaluation go on: answers are written as they come and found again by their content.
 
     results_<name>/run.json               which model and which data the folder is of
     results_<name>/progress/<phase>.jsonl  one line a prompt, {"key": …, "value": …}, gone when the metrics are written
@@ -8,22 +8,27 @@ A key is a hash of the prompt's tokens and of every setting that its result depe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.backends.base import NONE, Backend, Excluded, Finished, Known, Sampling
 from benchmarks.tasks import fingerprint
+from onerec.catalog import ItemIndex
 from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
-from onerec.run import read_json, write_json
+from onerec.items.decode import Hypothesis
+from onerec.run import progress, read_json, write_json
+from onerec.sid import SidSpec
 
 RUN, PROGRESS = "run.json", "progress"
 
@@ -31,9 +36,8 @@ RUN, PROGRESS = "run.json", "progress"
 def open_journal(args: Any, folder: Path, tasks: Sequence[str]) -> Journal:
     """The journal of evaluate.py's flags for ``tasks``, whose test files are those of the data."""
     if not (args.model_path / "config.json").exists():
-        raise InputError(
-            args.model_path, "is not a checkpoint folder", "give a folder with config.json and *.safetensors"
-        )
+        right = "give a folder with config.json and *.safetensors"
+        raise InputError(args.model_path, "is not a checkpoint folder", right)
     data = {name: fingerprint(args.data_dir, name) for name in tasks}
     return Journal(folder, model_digest(args.model_path), data, args.data_version, args.overwrite)
 
@@ -71,19 +75,14 @@ class Journal:
         if not isinstance(data, dict):
             raise InputError(self.folder / RUN, "is not what evaluate.py wrote", right)
         if old.get("model") != identity["model"]:
-            raise InputError(
-                self.folder, f"holds results of another model ({old.get('model')}, not {identity['model']})",
-                right,
-            )  # fmt: skip
+            what = f"holds results of another model ({old.get('model')}, not {identity['model']})"
+            raise InputError(self.folder, what, right)
         for name, digest in identity["data"].items():
             if data.get(name, digest) != digest:
                 raise InputError(self.folder, f"holds results of other data ({name} differs)", right)
         if old.get("data_version", "") != identity["data_version"]:
-            raise InputError(
-                self.folder,
-                f"holds results of data version {old.get('data_version')!r}, not {identity['data_version']!r}",
-                right,
-            )
+            what = f"holds results of data version {old.get('data_version')!r}, not {identity['data_version']!r}"
+            raise InputError(self.folder, what, right)
         return data
 
     def phase(self, label: str) -> Phase:
@@ -132,3 +131,96 @@ class Phase:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class JournaledBackend:
+    """The backend ``inner`` in one phase of a run: it is asked only for what the phase does not know yet.
+
+    The first batch holds the answers that were written before; those that ``inner`` finishes are written as they come.
+    Without a ``phase`` nothing is known or written. ``name`` tells backends apart whose answers may differ.
+    """
+
+    def __init__(self, inner: Backend, phase: Phase | None, label: str, name: str) -> None:
+        self.inner, self.phase, self.label, self.name = inner, phase, label, name
+        self.context = inner.context
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        stop: Collection[int],
+        sampling: Sampling,
+        done: Known = NONE,
+    ) -> Finished[list[int]]:
+        """See `Backend.generate`."""
+        settings = {"max": max_tokens, "stop": sorted(stop), "stream": 0, **dataclasses.asdict(sampling)}
+        arguments = (prompts, max_tokens, stop, sampling)
+        return self._answers("generate", settings, prompts, lambda known: self.inner.generate(*arguments, known | done))
+
+    def rank(
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        spec: SidSpec,
+        num_beams: int,
+        exclude: Excluded = None,
+        normalize: str = "vocabulary",
+        done: Known = NONE,
+    ) -> Finished[list[Hypothesis]]:
+        """See `Backend.rank`."""
+        settings = {"beams": num_beams, "normalize": normalize, "sids": index.digest}
+        banned = [()] * len(prompts) if exclude is None else [sorted(map(tuple, sids)) for sids in exclude]
+        asked = [
+            [*prompt, -1, *(code for sid in sids for code in sid)] for prompt, sids in zip(prompts, banned, strict=True)
+        ]
+        arguments = (prompts, index, spec, num_beams, exclude, normalize)
+
+        def unpack(value: list[Any]) -> list[Hypothesis]:
+            return [Hypothesis(tuple(codes), score, tuple(index.pids_of(tuple(codes)))) for codes, score in value]
+
+        return self._answers(
+            "rank",
+            settings,
+            asked,
+            lambda known: self.inner.rank(*arguments, known | done),
+            pack=lambda found: [[list(h.codes), h.logprob] for h in found],
+            unpack=unpack,
+        )
+
+    def next_logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
+    ) -> Finished[list[float]]:
+        """See `Backend.next_logprobs`."""
+        settings = {"tokens": list(tokens)}
+        return self._answers(
+            "next", settings, prompts, lambda known: self.inner.next_logprobs(prompts, tokens, known | done)
+        )
+
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
+        """See `Backend.tail_logprobs`."""
+        asked = [[count, *ids] for count, ids in zip(last, texts, strict=True)]
+        return self._answers("tail", {}, asked, lambda known: self.inner.tail_logprobs(texts, last, known | done))
+
+    def _answers(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        asked: Sequence[Sequence[int]],
+        ask: Callable[[Known], Finished[Any]],
+        pack: Callable[[Any], Any] = lambda value: value,
+        unpack: Callable[[Any], Any] = lambda value: value,
+    ) -> Finished[Any]:
+        """What the phase knows of ``asked``, then the answers to ``ask``, given the indices of what is known."""
+        if self.phase is None:
+            yield from progress(ask(NONE), self.label, len(asked), "sample", size=len)
+            return
+        keys = work_keys({"kind": kind, **settings, "backend": self.name}, asked)
+        try:
+            known = {i: unpack(self.phase.known[key]) for i, key in enumerate(keys) if key in self.phase.known}
+            yield list(known.items())
+            label = f"{self.label} (after {len(known):,} done before)" if known else self.label
+            for batch in progress(ask(known.keys()), label, len(asked) - len(known), "sample", size=len):
+                self.phase.write((keys[i], pack(value)) for i, value in batch)
+                yield batch
+        finally:
+            self.phase.close()

@@ -1,4 +1,4 @@
-"""A judge: a language model behind an OpenAI-compatible endpoint that reads answers and says what they are worth.
+"""A judge: a language model behind an OpenAI-compatible endpoint that reads answers and scores them.
 
 Requests run side by side up to a limit, are tried again with growing delays where the endpoint is busy or broken, and
 every answer is kept on disk by the content of its question, so that a second run costs nothing. An answer that does not
@@ -32,11 +32,10 @@ S = TypeVar("S")
 CONFIGS = Path(__file__).with_name("judges")
 # Characters of an answer that may hold a verdict; reading it takes their square.
 _LONGEST = 1 << 17
-_RANGES = {
-    "temperature": NOT_NEGATIVE, "max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": number(0, 10**6, open_low=True),
-    "max_attempts": integer(1, 1000), "backoff_s": NOT_NEGATIVE, "backoff_max_s": NOT_NEGATIVE,
-    "ask_again": integer(0, 1000), "price_prompt": NOT_NEGATIVE, "price_completion": NOT_NEGATIVE,
-}  # fmt: skip
+_RANGES = {"max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": number(0, 10**6, open_low=True)}
+_RANGES |= {"max_attempts": integer(1, 1000), "ask_again": integer(0, 1000)}
+_NUMBERS = ("temperature", "backoff_s", "backoff_max_s", "price_prompt", "price_completion")
+_RANGES |= dict.fromkeys(_NUMBERS, NOT_NEGATIVE)
 _RETRIED_STATUS = {408, 409, 425, 429}
 
 
@@ -45,9 +44,9 @@ class JudgeConfig:
     """An endpoint, a model and how to ask it; a JSON file of these names (see ``judges/``).
 
     ``api_key_env`` is the environment variable that holds the key (None: the endpoint wants none). ``max_attempts``
-    requests are made where the endpoint fails, ``backoff_s`` · 2^n apart (at most ``backoff_max_s``, a little at random);
-    ``ask_again`` is how often an answer that does not parse is asked for again. Prices are US dollars for a million tokens.
-    ``extra_body`` goes into the request as it is.
+    requests are made where the endpoint fails, ``backoff_s`` · 2^n apart (at most ``backoff_max_s``, a little at
+    random); ``ask_again`` is how often an answer that does not parse is asked for again. Prices are US dollars for a
+    million tokens. ``extra_body`` goes into the request as it is.
     """
 
     base_url: str
@@ -86,11 +85,8 @@ class JudgeConfig:
                 raise InputError(path, f"{key} is {str(item)[:100]}", "text; extra_body: an object")
         config = JudgeConfig(**{key: item for key, item in value.items() if key != "_"})
         if config.api_key_env and not os.environ.get(config.api_key_env):
-            raise InputError(
-                path,
-                f"takes its key from {config.api_key_env}, which is not set",
-                "export it, or leave out --judge",
-            )
+            what = f"takes its key from {config.api_key_env}, which is not set"
+            raise InputError(path, what, "export it, or leave out --judge")
         return config
 
 
@@ -130,10 +126,8 @@ class Judge:
         try:
             self._request([{"role": "user", "content": "请回答：好"}])
         except Failure as failure:
-            raise InputError(
-                self.config.base_url, f"the judge {self.config.model} does not answer ({failure})",
-                "check base_url, model and key of the judge",
-            ) from None  # fmt: skip
+            what = f"the judge {self.config.model} does not answer ({failure})"
+            raise InputError(self.config.base_url, what, "check base_url, model and key of the judge") from None
 
     def ask(self, prompt: str, parse: Callable[[str], T]) -> Verdict[T]:
         """The judge's answer to ``prompt`` through ``parse``, which raises ValueError on what it cannot use."""
@@ -146,7 +140,7 @@ class Judge:
                 break
             try:
                 return Verdict(parse(text))
-            except Exception:  # whatever a stranger's answer does to it
+            except Exception:  # a free-form answer may break the parser in any way
                 problem = "answer does not parse"
                 self._count(unparsed=1)
         with self._lock:
@@ -196,16 +190,15 @@ class Judge:
             self._count(cached=1)
             return answer
         answer, usage = self._request(messages)
-        write_json(
-            path,
-            {"model": c.model, "messages": messages, "attempt": attempt, "answer": answer, "usage": usage},
-        )
+        kept = {"model": c.model, "messages": messages, "attempt": attempt, "answer": answer, "usage": usage}
+        write_json(path, kept)
         return answer
 
     def _request(self, messages: list[dict[str, str]]) -> tuple[str, dict[str, int]]:
         """One answer from the endpoint (text without thinking, token counts); raises `Failure` in the end."""
         c = self.config
-        more = {} if c.temperature is None else {"temperature": c.temperature}
+        asked = {"model": c.model, "messages": messages, "max_tokens": c.max_tokens, "extra_body": c.extra_body or None}
+        asked |= {} if c.temperature is None else {"temperature": c.temperature}
         failure = Failure("no attempt")
         for attempt in range(c.max_attempts):
             if attempt:
@@ -213,15 +206,11 @@ class Judge:
                 self._wait(attempt, failure)
             self._count(calls=1)
             try:
-                asked = self._client.chat.completions.create(
-                    model=c.model, messages=messages, max_tokens=c.max_tokens, extra_body=c.extra_body or None, **more
-                )  # type: ignore[call-overload]  # fmt: skip
-                whole = asyncio.wait_for(asked, c.timeout_s)
+                whole = asyncio.wait_for(self._client.chat.completions.create(**asked), c.timeout_s)
                 response = asyncio.run_coroutine_threadsafe(whole, self._loop).result()
                 answer = split_thinking("" + (response.choices[0].message.content or ""))[1]
-                tokens = {
-                    name: int(getattr(response.usage, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens")
-                }
+                names = ("prompt_tokens", "completion_tokens")
+                tokens = {name: int(getattr(response.usage, name, 0) or 0) for name in names}
             except Exception as error:
                 failure, again = _failure(error)
                 if not again:
@@ -254,7 +243,7 @@ def _failure(error: Exception) -> tuple[Failure, bool]:
         return failure, status in _RETRIED_STATUS or status >= 500
     if isinstance(error, openai.APIConnectionError):
         return Failure("no connection"), True
-    return Failure("not a chat completion"), True  # whatever the client made of what came, or of the address
+    return Failure("not a chat completion"), True  # the client could not read the answer, or use the address
 
 
 def parse_json(text: str) -> Any:

@@ -29,12 +29,7 @@ def ndcg_at_k(ranked: Sequence[Hashable], answer: Sequence[Hashable], k: int) ->
 
 def ranking_metrics(ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: Sequence[int] = KS) -> dict[str, float]:
     """Every ranking metric of one sample, by name."""
-    functions = {
-        "pass": pass_at_k,
-        "position1_pass": position1_pass_at_k,
-        "recall": recall_at_k,
-        "ndcg": ndcg_at_k,
-    }
+    functions = {"pass": pass_at_k, "position1_pass": position1_pass_at_k, "recall": recall_at_k, "ndcg": ndcg_at_k}
     return {f"{name}@{k}": function(ranked, answer, k) for name, function in functions.items() for k in ks}
 
 
@@ -47,23 +42,3 @@ def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
     _, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
     mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return float((mean_rank[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def weighted_user_auc(users: Sequence[Hashable], labels: Sequence[int], scores: Sequence[float]) -> float:
-    """Mean of the users' AUCs weighted by their samples; users with one class only are left out (NaN where all are)."""
-    groups: dict[Hashable, list[int]] = {}
-    for i, user in enumerate(users):
-        groups.setdefault(user, []).append(i)
-    parts = [(len(g), auc([labels[i] for i in g], [scores[i] for i in g])) for g in groups.values()]
-    parts = [(n, value) for n, value in parts if not math.isnan(value)]
-    return sum(n * value for n, value in parts) / sum(n for n, _ in parts) if parts else math.nan
-
-
-def bits_per_byte(total_nats: float, total_bytes: int) -> float:
-    """Negative log-likelihood of a text in bits, over its UTF-8 bytes: comparable between tokenizers."""
-    return total_nats / math.log(2) / total_bytes
-
-
-def mean_by_name(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of every metric over the samples."""
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}

@@ -25,10 +25,8 @@ class Prompts:
         """
         limit = self.context - room
         if limit < 1:
-            raise InputError(
-                "the model", f"has a context of {self.context} tokens, and {room} are for its answer",
-                "fewer tokens of thinking or answer",
-            )  # fmt: skip
+            what = f"has a context of {self.context} tokens, and {room} are for its answer"
+            raise InputError("the model", what, "fewer tokens of thinking or answer")
         texts = [self.renderer.prompt_text(messages, thinking) for messages in conversations]
         coded = self._ids(texts) if texts else []
         for i, ids in enumerate(coded):

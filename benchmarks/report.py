@@ -21,14 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
-from benchmarks.reporting.page import CURVES, html_page
-from benchmarks.reporting.rows import (
-    Row,
-    markdown_table,
-    plain_markdown,
-    read_rows,
-    terminal_table,
-)
+from benchmarks.reporting.page import CURVES, report_page
+from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, COUNT_OR_0, NUMBER, ArgumentParser
@@ -45,12 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
-    add(
-        "--examples",
-        type=COUNT_OR_0,
-        default=2,
-        help="examples a task that went well, and as many that did not",
-    )
+    add("--examples", type=COUNT_OR_0, default=2, help="examples a task that went well, and as many that did not")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
@@ -73,7 +62,10 @@ def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value: dict[str, Any]) -> str:
-    """The report as Markdown: the table, the notes, paired differences, errors, examples; HTML and links of foreign texts are text."""
+    """The report as Markdown: table, notes, paired differences, errors, examples.
+
+    HTML and links in texts of others stay text.
+    """
     parts = [f"# {title}\n\n{markdown_table(rows)}"]
     for heading, lines in notes.items():
         if lines:
@@ -120,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "errors": [],
     }
     if args.data_dir:
-        bench = examples.Bench.open(args.data_dir, args.titles, args.product_titles)
+        bench = examples.Bench(args.data_dir, args.titles, args.product_titles)
         last = [row for row in rows if row.kind == "stage"][-1]
         found["readings"] = examples.readings(last, bench, args.examples)
         found["errors"] = examples.errors(last, bench)
@@ -133,16 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "examples": [dataclasses.asdict(r) for r in found["readings"]],
         "curves": curves,
     }
-    page = html_page(
-        args.title,
-        rows,
-        curves,
-        found["stages"],
-        found["baselines"],
-        notes,
-        found["readings"],
-        found["errors"],
-    )
+    page = report_page(args.title, rows, curves, notes, found)
     write_text(args.output_dir / "report.md", markdown(args.title, rows, notes, found))
     write_json(args.output_dir / "report.json", value)
     write_text(args.output_dir / "report.html", page)

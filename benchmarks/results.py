@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Example
 from onerec.errors import InputError
 from onerec.parquet import read_table, write_table
-from onerec.run import Manifest, read_json, read_json_lines, write_json
+from onerec.run import read_json, read_json_lines
 
 METRICS = "metrics.json"
 PREFIX = "results_"
@@ -66,24 +66,9 @@ class Scores:
             raise InputError(path, f"holds no scores ({error})", "evaluate the model again") from None
 
 
-def save_metrics(
-    folder: Path,
-    name: str,
-    metrics: Metrics,
-    manifest: Manifest,
-    config: dict[str, Any] | None = None,
-    extra: dict[str, Any] | None = None,
-) -> None:
-    """Write ``metrics.json`` and the manifest.
-
-    ``{"name", "config", "tasks": {task: {metric: value}}}`` and what ``extra`` adds: ``intervals`` ({task: {metric:
-    [low, high]}}), ``data`` ({"version", "tests": {task: fingerprint}}), ``judge``, ``beams``.
-    """
-    rounded = {task: {key: round(value, 6) for key, value in values.items()} for task, values in metrics.items()}
-    value = {"name": name, "config": config or {}, "tasks": rounded, **(extra or {})}
-    write_json(folder / METRICS, value)
-    manifest.output(folder / METRICS)
-    manifest.write(folder)
+def scores_of(examples: Sequence[Example], columns: dict[str, np.ndarray]) -> Scores:
+    """Columns of values [n], a row an example."""
+    return Scores([e.uuid for e in examples], [e.user for e in examples], columns)
 
 
 def load_metrics(folder: Path) -> dict[str, Any]:
@@ -129,3 +114,13 @@ def load_predictions(folder: Path, task: str) -> list[dict[str, Any]]:
         if wrong := [name for name, kind in fields.items() if not isinstance({"uuid": "", **line}.get(name), kind)]:
             raise InputError(path, f"has a line without {wrong[0]}", right)
     return lines
+
+
+def aligned(grid: Sequence[Sequence[str]], left: int) -> str:
+    """Rows of a table in columns, the first ``left`` of which are flush left; a rule below the first row."""
+    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+    lines = []
+    for row in grid:
+        cells = enumerate(zip(row, widths, strict=True))
+        lines.append("  ".join(text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in cells))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

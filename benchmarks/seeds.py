@@ -2,9 +2,9 @@
 
     python seeds.py --runs runs/amazon_beauty/seed0 runs/amazon_beauty/seed1 --output_dir runs/amazon_beauty
 
-Reads the predictions of every evaluated model of every run (<run>/benchmarks/results/<version>/results_<model>/), so that
-metrics at 5 are there too. Writes seeds.json and seeds.md and prints the table. A model that a run lacks is left out of the mean,
-and the table says of how many seeds each row is; results of other targets are refused.
+Reads the predictions of every evaluated model of every run (<run>/benchmarks/results/<version>/results_<model>/), so
+that metrics at 5 are there too. Writes seeds.json and seeds.md and prints the table. A model that a run lacks is left
+out of the mean, and the table says of how many seeds each row is; results of other targets are refused.
 """
 
 from __future__ import annotations
@@ -60,14 +60,12 @@ def spread(values: Sequence[float]) -> float | None:
 
 def measure(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Mean of every metric over the predictions of a task."""
-    return {
-        name: float(np.mean([metric(line["items"], line["answer"]) for line in lines]))
-        for name, metric in METRICS.items()
-    }
+    pairs = [(line["items"], line["answer"]) for line in lines]
+    return {name: float(np.mean([metric(*pair) for pair in pairs])) for name, metric in METRICS.items()}
 
 
 def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
-    """A row a model, in the order in which the runs have them; raises `InputError` where there is none or runs differ in their targets."""
+    """A row a model, in the runs' order; raises `InputError` where there is none or runs differ in their targets."""
     found: dict[str, list[tuple[dict[str, float], int]]] = {}
     targets: dict[str, list[int]] = {}
     for run in runs:
@@ -78,9 +76,8 @@ def measured_rows(runs: Sequence[Path], version: str, task: str) -> list[Row]:
             lines = load_predictions(folder, task)
             for line in lines:
                 if targets.setdefault(line["uuid"], line["answer"]) != line["answer"]:
-                    raise InputError(
-                        folder, f"has another target of {line['uuid']} than a result before it", "runs on the same data"
-                    )  # fmt: skip
+                    what = f"has another target of {line['uuid']} than a result before it"
+                    raise InputError(folder, what, "runs on the same data")
             if lines:
                 found.setdefault(folder.name.removeprefix("results_"), []).append((measure(lines), len(lines)))
     if not found:
@@ -106,15 +103,11 @@ def published_rows(path: Path, data_set: str) -> list[Row]:
     if data_set not in value:
         known = ", ".join(name for name in value if name not in ("comment", "metrics"))
         raise InputError(path, f"has no data set {data_set}", f"one of {known}")
-    names = value["metrics"]
-    return [
-        Row(
-            row["name"],
-            {name: [x] for name, x in zip(names, row["values"], strict=True)},
-            source=row["source"],
-        )
-        for row in value[data_set]
-    ]
+    rows = []
+    for row in value[data_set]:
+        values = {name: [x] for name, x in zip(value["metrics"], row["values"], strict=True)}
+        rows.append(Row(row["name"], values, source=row["source"]))
+    return rows
 
 
 def cell(values: Sequence[float]) -> str:
@@ -154,10 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest.input(run)
     table = markdown(rows)
     write_text(args.output_dir / "seeds.md", table)
-    write_json(
-        args.output_dir / "seeds.json",
-        {"task": args.task, "rows": [row.summary() for row in rows], "manifest": manifest.as_dict()},
-    )
+    value = {"task": args.task, "rows": [row.summary() for row in rows], "manifest": manifest.as_dict()}
+    write_json(args.output_dir / "seeds.json", value)
     print(table + f"{len(args.runs)} runs; {args.output_dir / 'seeds.json'}; {manifest.dropped_text()}")
 
 

@@ -45,11 +45,7 @@ class Example:
 
 
 def load_examples(
-    folder: Path,
-    task: BenchTask,
-    sample_size: int = -1,
-    manifest: Manifest | None = None,
-    max_bad_ratio: float = 0.01,
+    folder: Path, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, max_bad_ratio: float = 0.01
 ) -> list[Example]:
     """Read a task's test file, the first ``sample_size`` rows (-1: all).
 

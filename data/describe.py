@@ -213,18 +213,17 @@ def dropped_rows(paths: Iterable[str]) -> dict[str, int]:
 
 def page(title: str, rows: list[list[str]], facts: dict[str, SourceFacts], dropped: dict[str, int]) -> str:
     """The self-contained HTML page."""
-    from onerec.pages import histogram, html_page
+    from onerec.pages import charts, histogram, html_page, lines, table
 
-    groups = []
+    blocks = [table(HEADINGS, rows)]
     for name, fact in facts.items():
-        charts = [{"heading": "SIDs a row (history)", "svg": histogram(*fact.sids.bins())}] if fact.sids.total else []
+        found = [{"heading": "SIDs a row (history)", "svg": histogram(*fact.sids.bins())}] if fact.sids.total else []
         if fact.tokens.n:
-            charts.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
-        groups.append((name, charts))
+            found.append({"heading": "tokens a row", "svg": histogram(*fact.tokens.bins())})
+        blocks += charts(name, found)
     left_out = [f"{count}: {reason}" for reason, count in sorted(dropped.items(), key=lambda pair: -pair[1])]
-    note = "SIDs a row are those before the answer. ~: extrapolated from a sample."
-    lists = [("Left out by the data stage", left_out)]
-    return html_page(title, note, tables=[("", HEADINGS, rows)], groups=groups, lists=lists)
+    blocks += lines("Left out by the data stage", left_out)
+    return html_page(title, "SIDs a row are those before the answer. ~: extrapolated from a sample.", blocks)
 
 
 def print_table(rows: list[list[str]]) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onerec.qwen3 import layer_weights
+
 # bf16 TFLOP/s without sparsity, from the vendors' data sheets; the longest name that the device's contains counts.
 PEAK_TFLOPS = {
     "H100 PCIe": 756.0,
@@ -31,12 +33,6 @@ def peak_tflops(device_name: str) -> float | None:
     """Peak of a GPU by its name; None for one that is not listed."""
     known = [name for name in PEAK_TFLOPS if name in device_name]
     return PEAK_TFLOPS[max(known, key=len)] if known else None
-
-
-def layer_weights(config: Any) -> int:
-    """Weights of the matrices of all layers (embedding and head left out)."""
-    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    return config.num_hidden_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
 
 
 def step_flops(

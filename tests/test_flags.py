@@ -31,8 +31,8 @@ from onerec.flags import (
 ROOT = Path(__file__).resolve().parent.parent
 # Scripts of other people's environments, or without flags.
 NO_FLAGS = {
-    "benchmarks/crosscheck/recbole_parts.py",
-    "benchmarks/crosscheck/recbole_sasrec.py",
+    "experiments/2026-11-25-sasrec-crosscheck/recbole_parts.py",
+    "experiments/2026-11-25-sasrec-crosscheck/recbole_sasrec.py",
     "onerec/keeper.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",

@@ -221,28 +221,26 @@ def depth_rows(report: dict[str, Any]) -> list[list[str]]:
 
 def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: str) -> None:
     """The HTML page."""
-    from onerec.pages import bar_chart, histogram, html_page
+    from onerec.pages import bar_chart, charts, heading, histogram, html_page, table
 
     sizes = report["bucket_sizes"]
     top = max(sizes)
     bounds = np.unique(np.geomspace(1, top + 1, min(top, _BINS) + 1).round().astype(int))
     counts = [sum(n for size, n in sizes.items() if low <= size < high) for low, high in itertools.pairwise(bounds)]  # fmt: skip
-    charts = [{"heading": "SIDs by how many items they name", "svg": histogram(bounds.tolist(), counts)}]
+    found = [{"heading": "SIDs by how many items they name", "svg": histogram(bounds.tolist(), counts)}]
     for layer, size in enumerate(report["codebook_sizes"]):
         used = np.bincount(codes[:, layer], minlength=size)
         n, edges = np.histogram(used, bins=min(_BINS, int(used.max()) + 1))
-        charts.append(
-            {
-                "heading": f"layer {layer + 1}: codes by their items",
-                "svg": histogram(edges.tolist(), n.tolist()),
-            }
-        )
-    groups = [("Items a SID, items a code", charts)]
+        chart = histogram(edges.tolist(), n.tolist())
+        found.append({"heading": f"layer {layer + 1}: codes by their items", "svg": chart})
+    blocks = [table(HEADINGS, depth_rows(report))]
+    agreement = []
     if near := report.get("neighbours"):
         bars = []
         for depth, (agrees, chance) in enumerate(zip(near["agreement"], near["by_chance"], strict=True), 1):
             bars += [(f"{depth} codes", agrees, "stage"), ("two at random", chance, "baseline")]
-        groups.append((f"How often one of the {near['k']} nearest items shares a prefix", [{"heading": "cosine", "svg": bar_chart(bars)}]))  # fmt: skip
+        how_often = f"How often one of the {near['k']} nearest items shares a prefix"
+        agreement = charts(how_often, [{"heading": "cosine", "svg": bar_chart(bars)}])
     largest = [
         [
             " ".join(map(str, bucket["codes"])),
@@ -251,8 +249,10 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
         ]
         for bucket in report["largest_buckets"]
     ]
-    tables = [("", HEADINGS, depth_rows(report)), *([("Largest buckets", ("codes", "items", "some of them"), largest)] if largest else [])]  # fmt: skip
-    write_text(path, html_page("SIDs", headline, tables, groups))
+    if largest:
+        blocks += [heading("Largest buckets"), table(("codes", "items", "some of them"), largest)]
+    blocks += [*charts("Items a SID, items a code", found), *agreement]
+    write_text(path, html_page("SIDs", headline, blocks))
 
 
 def checked_model(args: argparse.Namespace, spec: SidSpec) -> Quantizer | None:

@@ -1,138 +1,39 @@
-"""What runs the model under test: `hf` (Hugging Face, any device) or `vllm`, behind one interface.
-
-A backend's methods take all prompts of a phase and yield finished batches, lists of (index of the prompt, value), so that results can
-be kept as they come. ``done`` holds indices whose value is known: a batch is left out only when all of it is known, so
-that a resumed run computes the same batches, and gets the same values, as one that was never stopped.
-"""
+"""What runs the model under test: `hf` (Hugging Face, any device) or `vllm`, behind one interface."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
-
-from onerec.catalog import ItemIndex
+from benchmarks.backends.base import Backend
 from onerec.errors import InputError
-from onerec.items.decode import Hypothesis
-from onerec.sid import SidSpec
 
-if TYPE_CHECKING:
-    import torch
-
-T = TypeVar("T")
-Finished = Iterator[list[tuple[int, T]]]
-Excluded = Sequence[Collection[tuple[int, ...]]] | None
 BACKENDS = ("hf", "vllm")
-PRECISIONS = ("auto", "bf16", "fp32")
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen: greedily at temperature 0, else from the ``top_p`` most likely at that temperature.
-
-    The draws of a prompt depend on ``seed``, ``stream`` (which of several samples of the prompt) and the prompt's own tokens, not
-    on what shares its batch.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stream: int = 0
-
-    def key(self, prompt: Sequence[int]) -> int:
-        """128 bits that the prompt's draws come from."""
-        head = f"{self.seed} {self.stream} ".encode()
-        return int.from_bytes(hashlib.sha256(head + np.asarray(prompt, np.int64).tobytes()).digest()[:16], "big")
-
-
-class Backend(Protocol):
-    """A loaded model. ``context``: tokens of its longest sequence; ``rows``: rows of its vocabulary."""
-
-    context: int
-    rows: int
-
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_tokens: int,
-        stop: Collection[int],
-        sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
-    ) -> Finished[list[int]]:
-        """Continuations of at most ``max_tokens`` tokens, up to and with a ``stop`` token."""
-
-    def rank(
-        self,
-        prompts: Sequence[list[int]],
-        index: ItemIndex,
-        spec: SidSpec,
-        num_beams: int,
-        exclude: Excluded = None,
-        normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
-    ) -> Finished[list[Hypothesis]]:
-        """The best SIDs of the catalogue, as `onerec.items.decode.decode_items` has them."""
-
-    def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[list[float]]:
-        """Log-probability of each of ``tokens`` right after every prompt."""
-
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
-        """Sum of the log-probabilities of each text's ``last`` tokens (fewer than it has) given those before."""
-
-
-def dtype_of(precision: str, gpu: bool) -> Any:
-    """torch's dtype of a precision of `PRECISIONS`; ``auto`` is bfloat16 on a GPU and float32 elsewhere."""
-    import torch
-
-    half = precision == "bf16" or (precision == "auto" and gpu)
-    return torch.bfloat16 if half else torch.float32
-
-
-def device_of(name: str) -> torch.device:
-    """torch's device of ``--device``: ``auto`` is a GPU where there is one.
-
-    Raises `InputError` for a device that torch does not know, and for a GPU that is not there.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        name = "cuda" if gpus else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= gpus):
-        raise InputError("--device", f"{name} is not there", "auto, cpu, or cuda with a GPU")
-    return device
-
-
-def open_backend(name: str, path: Path, tokenizer: Any, **options: Any) -> Backend:
-    """The backend of a name: ``device``, ``token_budget`` of hf; ``tensor_parallel``, ``data_parallel`` of vllm; ``precision``.
+def open_backend(
+    name: str,
+    path: Path,
+    tokenizer: Any,
+    device: str = "auto",
+    token_budget: int = 16384,
+    tensor_parallel: int = 1,
+    data_parallel: int = 1,
+    precision: str = "auto",
+) -> Backend:
+    """The backend of a name; ``device`` and ``token_budget`` are for hf, the two parallels for vllm.
 
     Raises `InputError` where vLLM is asked for and not installed, and for a device that is not there.
     """
     if name == "hf":
         from benchmarks.backends.hf import HfBackend
 
-        return HfBackend(path, tokenizer, options["device"], options["token_budget"], options.get("precision", "auto"))
+        return HfBackend(path, tokenizer, device, token_budget, precision)
     try:
         import vllm  # noqa: F401
     except ImportError as error:
-        raise InputError(
-            "--backend vllm",
-            f"vLLM cannot be imported ({error})",
-            "install it (scripts/install.sh), or --backend hf",
-        ) from None
+        what = f"vLLM cannot be imported ({error})"
+        raise InputError("--backend vllm", what, "install it (scripts/install.sh), or --backend hf") from None
     from benchmarks.backends.vllm import VllmBackend
 
-    return VllmBackend(path, options["tensor_parallel"], options["data_parallel"], options.get("precision", "auto"))
+    return VllmBackend(path, tensor_parallel, data_parallel, precision)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling, device_of, dtype_of
+from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.items.beam_model import float32_logits
 from onerec.items.decode import Hypothesis, batches_by_length, decode_items
@@ -24,12 +23,7 @@ class HfBackend:
     """A causal language model of transformers; precision ``auto`` is float32 on a CPU and bfloat16 on a GPU."""
 
     def __init__(
-        self,
-        path: Path,
-        tokenizer: Any,
-        device: str = "auto",
-        token_budget: int = 16384,
-        precision: str = "auto",
+        self, path: Path, tokenizer: Any, device: str = "auto", token_budget: int = 16384, precision: str = "auto"
     ) -> None:
         place = device_of(device)
         from transformers import AutoModelForCausalLM, GenerationConfig
@@ -41,14 +35,13 @@ class HfBackend:
             )
         check_finite(path, model.named_parameters())
         self.model = model.to(place).eval()
-        # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings (a penalty on
-        # repetition, say) is mixed in, for vLLM takes none of them either.
+        # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings
+        # (a penalty on repetition, say) is mixed in, for vLLM takes none of them either.
         self.model.generation_config = GenerationConfig()
         _answer_in_float32(self.model.get_output_embeddings())
         self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
         self.token_budget = token_budget
         self.context = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
-        self.rows = self.model.get_input_embeddings().weight.shape[0]
 
     def generate(
         self,
@@ -56,7 +49,7 @@ class HfBackend:
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """See `Backend.generate`."""
         import torch
@@ -72,10 +65,14 @@ class HfBackend:
             device = self.model.device
             with torch.inference_mode():
                 out = self.model.generate(
-                    ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_tokens, do_sample=False,
-                    eos_token_id=sorted(stop), pad_token_id=self.pad,
+                    ids.to(device),
+                    attention_mask=mask.to(device),
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(stop),
+                    pad_token_id=self.pad,
                     logits_processor=_draws(chosen, width, max_tokens, sampling),
-                )  # fmt: skip
+                )
             yield [(i, _until(new, stop)) for i, new in zip(batch, out[:, width:].cpu().tolist(), strict=True)]
 
     def rank(
@@ -86,7 +83,7 @@ class HfBackend:
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """See `Backend.rank`."""
         lengths = [len(prompt) + 1 + num_beams * (spec.n_layers - 1) for prompt in prompts]
@@ -97,7 +94,7 @@ class HfBackend:
             yield list(zip(batch, decoded, strict=True))
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """See `Backend.next_logprobs`."""
         import torch
@@ -109,9 +106,7 @@ class HfBackend:
                 values = self._logprobs(last)[:, list(tokens)].tolist()
             yield list(zip(batch, values, strict=True))
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """See `Backend.tail_logprobs`."""
         import torch
 
@@ -128,7 +123,7 @@ class HfBackend:
                     finished.append((i, total))
             yield finished
 
-    def _batches(self, lengths: Sequence[int], done: AbstractSet[int]) -> Iterator[list[int]]:
+    def _batches(self, lengths: Sequence[int], done: Known) -> Iterator[list[int]]:
         for batch in batches_by_length(lengths, self.token_budget):
             if not done.issuperset(batch):
                 yield batch
@@ -151,7 +146,7 @@ class HfBackend:
 
 
 def _answer_in_float32(head: Any) -> None:
-    """Let an output layer give float32 logits whatever the model's type: of it all that is ranked, weighed or drawn is made."""
+    """Let an output layer give float32 logits whatever the model's type: all answers are chosen by them."""
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         logits = float32_logits(hidden, head.weight)

@@ -1,21 +1,20 @@
 """The vLLM backend: continuous batching, tensor parallel, and data parallel by Ray; on a CPU with a CPU build of vLLM.
 
-Items are decoded level by level: one request a beam for one token, its children in the trie as the only ones that can follow
-(`benchmarks.backends.vllm_logits`); the prompt's keys and values come from vLLM's prefix cache. Scores are those of
-`onerec.items.decode`, up to the rounding of vLLM's kernels.
+Items are decoded level by level: one request a beam for one token, its children in the trie as the only ones that can
+follow (`benchmarks.backends.vllm_logits`); the prompt's keys and values come from vLLM's prefix cache. Scores are
+those of `onerec.items.decode`, up to the rounding of vLLM's kernels.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.backends import Excluded, Finished, Sampling, dtype_of
+from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.items.decode import Hypothesis, dead_nodes
@@ -26,7 +25,8 @@ T = TypeVar("T")
 # Prompts handed to an engine at a time: what is written at once, and lost when a run is killed.
 _BATCH = 256
 _PROCESSOR = "benchmarks.backends.vllm_logits:TrieLogits"
-# KV cache of a CPU engine where the environment does not say (GiB); vLLM would take 40 % of the memory, whatever is free.
+# KV cache of a CPU engine where the environment does not say (GiB); vLLM would take 40 % of the memory, whatever is
+# free.
 _CPU_CACHE_GIB = "1"
 
 
@@ -43,21 +43,28 @@ class Engine:
 
         gpu = torch.cuda.is_available()
         self.llm = LLM(
-            model=path, trust_remote_code=False, load_format="safetensors", skip_tokenizer_init=True, tensor_parallel_size=tensor_parallel, enable_prefix_caching=True,
-            dtype=str(dtype_of(precision, gpu)).removeprefix("torch."), enforce_eager=not gpu, max_logprobs=-1,
-            logprobs_mode="processed_logprobs", logits_processors=[_PROCESSOR], disable_log_stats=True,
+            model=path,
+            trust_remote_code=False,
+            load_format="safetensors",
+            skip_tokenizer_init=True,
+            tensor_parallel_size=tensor_parallel,
+            enable_prefix_caching=True,
+            dtype=str(dtype_of(precision, gpu)).removeprefix("torch."),
+            enforce_eager=not gpu,
+            max_logprobs=-1,
+            logprobs_mode="processed_logprobs",
+            logits_processors=[_PROCESSOR],
+            disable_log_stats=True,
             hf_overrides={"head_dtype": "float32"},  # as `onerec.items.beam_model.float32_logits`, and why
-        )  # fmt: skip
+        )
 
     def generate(
         self, prompts: Sequence[list[int]], max_tokens: int, stop: Sequence[int], sampling: Sampling
     ) -> list[list[int]]:
         """Continuations, up to and with a stop token."""
-        asked = [
-            {"max_tokens": max_tokens, "stop_token_ids": list(stop), "temperature": sampling.temperature,
-             "top_p": sampling.top_p, "seed": sampling.key(prompt) % (1 << 31)}
-            for prompt in prompts
-        ]  # fmt: skip
+        common = {"max_tokens": max_tokens, "stop_token_ids": list(stop)}
+        common |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+        asked = [{**common, "seed": sampling.key(prompt) % (1 << 31)} for prompt in prompts]
         return [list(out.outputs[0].token_ids) for out in self._ask(prompts, asked)]
 
     def next_logprobs(self, prompts: Sequence[list[int]], tokens: Sequence[int]) -> list[list[float]]:
@@ -69,7 +76,8 @@ class Engine:
 
     def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int]) -> list[float]:
         """Sums of the log-probabilities of the texts' last tokens."""
-        # vLLM always generates a token, for which the longest text leaves no room: its last token is scored as that one.
+        # vLLM always generates a token, for which the longest text leaves no room: its last token is scored as that
+        # one.
         asked = [{**_one_of([text[-1]], _unlike([text[-1]]), 1), "prompt_logprobs": 0} for text in texts]
         sums = []
         for text, count, out in zip(texts, last, self._ask([t[:-1] for t in texts], asked), strict=True):
@@ -152,7 +160,6 @@ class VllmBackend:
     def __init__(self, path: Path, tensor_parallel: int = 1, data_parallel: int = 1, precision: str = "auto") -> None:
         config = read_json(path / "config.json")
         self.context = int(config.get("max_position_embeddings", 1 << 30))
-        self.rows = int(config["vocab_size"])
         self.engine: Engine | None = None
         self.actors: list[Any] = []
         if data_parallel == 1:
@@ -164,9 +171,8 @@ class VllmBackend:
         gpus = torch.cuda.device_count()
         copies = data_parallel or gpus // tensor_parallel
         if gpus and (copies < 1 or copies * tensor_parallel > gpus):
-            raise InputError(
-                "--data_parallel", f"{copies} copies of {tensor_parallel} GPUs, and there are {gpus}", "fewer"
-            )  # fmt: skip
+            what = f"{copies} copies of {tensor_parallel} GPUs, and there are {gpus}"
+            raise InputError("--data_parallel", what, "fewer")
         if not gpus and not data_parallel:
             raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
         ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
@@ -181,13 +187,11 @@ class VllmBackend:
         max_tokens: int,
         stop: Collection[int],
         sampling: Sampling,
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[int]]:
         """See `Backend.generate`."""
-        return self._spread(
-            len(prompts), done,
-            lambda batch: ("generate", [prompts[i] for i in batch], max_tokens, sorted(stop), sampling),
-        )  # fmt: skip
+        more = (max_tokens, sorted(stop), sampling)
+        return self._spread(len(prompts), done, lambda batch: ("generate", [prompts[i] for i in batch], *more))
 
     def rank(
         self,
@@ -197,7 +201,7 @@ class VllmBackend:
         num_beams: int,
         exclude: Excluded = None,
         normalize: str = "vocabulary",
-        done: AbstractSet[int] = frozenset(),
+        done: Known = NONE,
     ) -> Finished[list[Hypothesis]]:
         """See `Backend.rank`."""
         catalogue: Any = index
@@ -205,36 +209,34 @@ class VllmBackend:
             import ray
 
             catalogue = ray.put(index)
-        found = self._spread(
-            len(prompts), done,
-            lambda batch: ("rank", [prompts[i] for i in batch], catalogue, spec, num_beams,
-                           exclude and [exclude[i] for i in batch], normalize),
-        )  # fmt: skip
-        for batch in found:
-            yield [
-                (i, [Hypothesis(tuple(map(int, index.sids[row])), score, tuple(index.pids_at(row))) for score, row in rows])
-                for i, rows in batch
-            ]  # fmt: skip
+
+        def call(batch: list[int]) -> tuple[Any, ...]:
+            banned = exclude and [exclude[i] for i in batch]
+            return "rank", [prompts[i] for i in batch], catalogue, spec, num_beams, banned, normalize
+
+        def hypothesis(score: float, row: int) -> Hypothesis:
+            return Hypothesis(tuple(map(int, index.sids[row])), score, tuple(index.pids_at(row)))
+
+        for batch in self._spread(len(prompts), done, call):
+            yield [(i, [hypothesis(*found) for found in rows]) for i, rows in batch]
 
     def next_logprobs(
-        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: AbstractSet[int] = frozenset()
+        self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE
     ) -> Finished[list[float]]:
         """See `Backend.next_logprobs`."""
-        return self._spread(
-            len(prompts), done, lambda batch: ("next_logprobs", [prompts[i] for i in batch], list(tokens))
-        )
+        wanted = list(tokens)
+        return self._spread(len(prompts), done, lambda batch: ("next_logprobs", [prompts[i] for i in batch], wanted))
 
-    def tail_logprobs(
-        self, texts: Sequence[list[int]], last: Sequence[int], done: AbstractSet[int] = frozenset()
-    ) -> Finished[float]:
+    def tail_logprobs(self, texts: Sequence[list[int]], last: Sequence[int], done: Known = NONE) -> Finished[float]:
         """See `Backend.tail_logprobs`."""
-        return self._spread(
-            len(texts), done,
-            lambda batch: ("tail_logprobs", [texts[i] for i in batch], [last[i] for i in batch]),
-        )  # fmt: skip
+
+        def call(batch: list[int]) -> tuple[Any, ...]:
+            return "tail_logprobs", [texts[i] for i in batch], [last[i] for i in batch]
+
+        return self._spread(len(texts), done, call)
 
     def _spread(
-        self, n: int, done: AbstractSet[int], call: Callable[[list[int]], tuple[Any, ...]]
+        self, n: int, done: Known, call: Callable[[list[int]], tuple[Any, ...]]
     ) -> Iterator[list[tuple[int, Any]]]:
         """Batches of prompts through the engines; each is yielded when it is finished."""
         batches = [list(range(at, min(at + _BATCH, n))) for at in range(0, n, _BATCH)]

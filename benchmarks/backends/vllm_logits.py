@@ -1,9 +1,10 @@
-"""A vLLM logits processor: only the children of a trie node can follow, with the log-probabilities of the whole softmax.
+"""A vLLM logits processor: only a trie node's children can follow, with the log-probabilities of the whole softmax.
 
-vLLM returns the most likely tokens of the logits as processed, normalised over what is left. All logits but the children's are
-taken out and their mass is put on the token ``rest`` alone, which is no child: the softmax over what is left then has the
-denominator of the whole one, and each child its own log-probability. With ``within``, a (first, last) pair of ids, the mass of
-those ids alone counts. A request asks with ``SamplingParams(extra_args={"children": [...], "rest": id, "within": None})``.
+vLLM returns the most likely tokens of the logits as processed, normalised over what is left. All logits but the
+children's are taken out and their mass is put on the token ``rest`` alone, which is no child: the softmax over what is
+left then has the denominator of the whole one, and each child its own log-probability. With ``within``, a (first,
+last) pair of ids, the mass of those ids alone counts. A request asks with ``SamplingParams(extra_args={"children":
+[...], "rest": id, "within": None})``.
 """
 
 from __future__ import annotations

@@ -1,1 +1,17 @@
-"""What a kind of task's predictions are worth: each evaluator turns examples and prediction lines into `Scores`."""
+"""An evaluator for every kind of task: `EVALUATORS` names them by the ``kind`` in the table of tasks."""
+
+from __future__ import annotations
+
+from benchmarks.evaluators.base import Evaluator
+from benchmarks.evaluators.general import GeneralEvaluator
+from benchmarks.evaluators.label import LabelEvaluator
+from benchmarks.evaluators.rank import RankEvaluator
+from benchmarks.evaluators.text import ReasonEvaluator, UnderstandEvaluator
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "rank": RankEvaluator,
+    "label": LabelEvaluator,
+    "understand": UnderstandEvaluator,
+    "reason": ReasonEvaluator,
+    "general": GeneralEvaluator,
+}

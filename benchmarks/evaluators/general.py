@@ -6,16 +6,19 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluators.base import Evaluator, Result, write_answers
+from benchmarks.judge import Judge
+from benchmarks.model import BenchModel
 from benchmarks.results import Scores
 from benchmarks.tasks import GENERAL
 from onerec.errors import reading
 from onerec.parquet import Kind, read_table
 from onerec.records import TEST_KINDS, parse_segments, read_test
-
-METRICS = ("exact_match", "bits_per_byte")
+from onerec.run import Manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,31 @@ class Question:
     kind: str
 
 
-def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]]:
+class GeneralEvaluator(Evaluator):
+    """Questions to answer, and texts whose probability is asked for. A model without SIDs can be measured."""
+
+    def load(self, manifest: Manifest) -> None:
+        """See `Evaluator.load`."""
+        self.texts, self.questions = read_general(self.data.folder, self.sample_size)
+
+    def ask(self, model: BenchModel) -> list[dict[str, Any]]:
+        """See `Evaluator.ask`; a line a question."""
+        start, budget = model.tokenizer.convert_tokens_to_ids(model.renderer.text_end), self.answer_tokens(model)
+        coded = [[start, *ids] for ids in model.tokenizer(self.texts, add_special_tokens=False)["input_ids"]]
+        self.nats = [-total for total in model.rolling_logprobs(coded, "general: text")]
+        prompts = model.prompt_ids([q.messages for q in self.questions], False, budget)
+        self.answers = write_answers(model, prompts, budget, "general: questions")
+        pairs = zip(self.questions, self.answers, strict=True)
+        return [{"uuid": q.uuid, "answer": q.answer, "text": text} for q, text in pairs]
+
+    def score(self, judge: Judge | None) -> Result:
+        """See `Evaluator.score`."""
+        scores = general_scores(self.questions, self.answers, self.texts, self.nats)
+        names = [name for name in scores.columns if name.startswith("exact_match")]
+        return Result(scores, [*names, "bits_per_byte"], {"samples": len(self.questions)})
+
+
+def read_general(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]]:
     """(texts, questions) of the benchmark data, the first ``sample_size`` of each (-1: all)."""
     path, questions = folder / GENERAL / "text.parquet", []
     with reading(path, "has a row that is no record"):
@@ -41,7 +68,9 @@ def load(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]
     return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])
 
 
-def score(questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]) -> Scores:
+def general_scores(
+    questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]
+) -> Scores:
     """Hits of the questions (also by kind), and bits and bytes of the texts; a row is one or the other."""
     n = len(questions)
     hits = np.array([float(text == q.answer) for q, text in zip(questions, answers, strict=True)])

@@ -8,29 +8,79 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.catalogues import resolve
+from benchmarks.catalogues import every_sid, resolve
+from benchmarks.evaluators.base import Evaluator, Result, with_thought
+from benchmarks.judge import Judge
 from benchmarks.metrics import ranking_metrics
-from benchmarks.results import Scores
+from benchmarks.model import BenchModel
+from benchmarks.results import Scores, scores_of
 from benchmarks.tasks import Example
 from onerec.catalog import ItemIndex
 from onerec.items.decode import Hypothesis
+from onerec.run import Manifest
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10
 
 
+class RankEvaluator(Evaluator):
+    """Items by a beam search over the catalogue; on request also SIDs without constraint, and narrower searches."""
+
+    def load(self, manifest: Manifest) -> None:
+        """See `Evaluator.load`."""
+        super().load(manifest)
+        self.index = self.data.index(self.task)
+        self.leave_out_seen(self.args.exclude_seen)
+        self.figures: dict[str, float] = {}
+        self.narrow: list[tuple[int, list[dict[str, Any]]]] = []  # beam widths and prediction lines
+
+    def leave_out_seen(self, yes: bool) -> None:
+        """Whether the items of the history are never recommended."""
+        self.seen = [seen_items(e, self.index, self.data.spec) if yes else set() for e in self.examples]
+
+    def ask(self, model: BenchModel) -> list[dict[str, Any]]:
+        """See `Evaluator.ask`."""
+        args, name = self.args, self.task.name
+        spec = model.check_spec(self.data.spec, self.data.folder)
+        prompts, thoughts = self.prompts(model, spec.n_layers + 1)
+        searched = every_sid(spec) if args.unconstrained else self.index
+        banned = [self.index.sids_within(pids) for pids in self.seen] if args.exclude_seen else None
+        found = model.rank_items(prompts, searched, args.num_beams, name, banned)
+        self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
+        if args.free_sids > 0:
+            begun = [[*prompt, spec.begin_id] for prompt in prompts[: args.free_sids]]
+            free = model.generate(begun, spec.n_layers, [spec.end_id], f"{name}: free SIDs")
+            self.figures["valid_sid"] = valid_sid_rate(free, self.index, spec)
+        for width in args.beam_widths:
+            n = args.beam_samples
+            found = model.rank_items(prompts[:n], searched, width, f"{name}: {width} beams", banned and banned[:n])
+            self.narrow.append((width, self.resolved(found)))
+        return self.lines
+
+    def resolved(self, ranked: Sequence[Sequence[Hypothesis]]) -> list[dict[str, Any]]:
+        """Lines of the predictions of the first ``len(ranked)`` examples."""
+        rows = zip(self.examples[: len(ranked)], ranked, self.seen[: len(ranked)], strict=True)
+        return [line(e, found, self.index, self.args.sid_to_item, self.args.seed, skip) for e, found, skip in rows]
+
+    def score(self, judge: Judge | None) -> Result:
+        """See `Evaluator.score`."""
+        scores = score(self.examples, self.lines, self.data.spec)
+        figures = {**coverage(self.lines, self.index.n_items), "samples": len(self.lines), **self.figures}
+        beams = [self._point(width, lines) for width, lines in self.narrow]
+        return Result(scores, list(scores.columns), figures, {"beams": beams} if beams else {})
+
+    def _point(self, width: int, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+        recall = score(self.examples[: len(lines)], lines, self.data.spec).columns
+        values = {f"recall@{k}": round(float(np.mean(recall[f"recall@{k}"])), 6) for k in (1, 10, 32)}
+        return {"width": width, "samples": len(lines), **values}
+
+
 def line(
-    example: Example,
-    hypotheses: Sequence[Hypothesis],
-    index: ItemIndex,
-    policy: str,
-    seed: int,
-    skip: Collection[int],
-    thought: str = "",
+    example: Example, hypotheses: Sequence[Hypothesis], index: ItemIndex, policy: str, seed: int, skip: Collection[int]
 ) -> dict[str, Any]:
     """A sample's line of the predictions: decoded SIDs with log-probabilities, and the items that they resolve to."""
     sids = [h.codes for h in hypotheses]
-    value = {
+    return {
         "uuid": example.uuid,
         "uid": example.uid,
         "answer": example.answer_ids,
@@ -38,15 +88,22 @@ def line(
         "sids": [list(codes) for codes in sids],
         "logprobs": [round(h.logprob, 5) for h in hypotheses],
     }
-    return value | ({"thought": thought} if thought else {})
+
+
+def prompt_items(example: Example, index: ItemIndex, spec: SidSpec) -> list[list[int]]:
+    """The items of every SID in a row's prompt, oldest first; those that name none are left out."""
+    sids = spec.parse("".join(turn["content"] for turn in example.messages))
+    return [pids for codes in sids if (pids := list(index.pids_of(codes)))]
 
 
 def seen_items(example: Example, index: ItemIndex, spec: SidSpec) -> set[int]:
     """The items of a row's history: as its metadata says or, where it does not, those that the prompt's SIDs name."""
-    if example.history:
-        return set(example.history)
-    sids = spec.parse("".join(turn["content"] for turn in example.messages))
-    return {pid for codes in sids for pid in index.pids_of(codes)}
+    return set(example.history) or {pid for pids in prompt_items(example, index, spec) for pid in pids}
+
+
+def history_of(example: Example, index: ItemIndex, spec: SidSpec) -> list[int]:
+    """The row's history, oldest first; where the file does not say it, the first item of every SID in the prompt."""
+    return example.history or [pids[0] for pids in prompt_items(example, index, spec)]
 
 
 def score(examples: Sequence[Example], lines: Sequence[dict[str, Any]], spec: SidSpec) -> Scores:
@@ -62,7 +119,7 @@ def score(examples: Sequence[Example], lines: Sequence[dict[str, Any]], spec: Si
         by_sid = ranking_metrics(ranked, answer) if answer else dict.fromkeys(by_item, math.nan)
         rows.append(by_item | {f"sid_{name}": x for name, x in by_sid.items()})
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return Scores([e.uuid for e in examples], [e.user for e in examples], columns)
+    return scores_of(examples, columns)
 
 
 def coverage(lines: Sequence[dict[str, Any]], n_items: int) -> dict[str, float]:

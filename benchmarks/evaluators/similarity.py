@@ -14,8 +14,8 @@ TFIDF = "tfidf"
 def embedding_similarity(references: Sequence[str], answers: Sequence[str], encoder: str = TFIDF) -> np.ndarray:
     """Cosine of each answer's embedding and its reference's, [n]; an empty answer has 0.
 
-    ``encoder`` is ``tfidf`` (character 1- to 3-grams weighted by TF-IDF over the references, so that models are compared in
-    one space) or the folder of a Hugging Face encoder (mean of its last hidden states).
+    ``encoder`` is ``tfidf`` (character 1- to 3-grams weighted by TF-IDF over the references, so that models are
+    compared in one space) or the folder of a Hugging Face encoder (mean of its last hidden states).
     """
     if encoder == TFIDF:
         from sklearn.feature_extraction.text import TfidfVectorizer

@@ -1,7 +1,7 @@
 """Generated text: item understanding by information points, recommendation reasoning by a score from 1 to 5.
 
-Both ask a judge where there is one; what it could not judge is NaN and counted by reason, never zero. Beside it, or alone
-where no judge is set, stands a similarity to the reference that is named for what it is.
+Both ask a judge where there is one; what it could not judge is NaN and counted by reason, never zero. Beside it, or
+alone where no judge is set, stands a similarity to the reference that is named for what it is.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluators.base import Evaluator, Result, with_thought, write_answers
 from benchmarks.evaluators.similarity import char_rouge_l, embedding_similarity
 from benchmarks.judge import Judge, Verdict, parse_json
-from benchmarks.results import Scores
+from benchmarks.model import BenchModel
+from benchmarks.results import Scores, scores_of
 from benchmarks.tasks import Example
 
 F1, PRECISION, RECALL = "macro_wip_double_weighted_f1", "wip_precision", "wip_recall"
 LLM_SCORE = "llm_score"
 NO_POINTS = "no information points in the reference"
 Points = list[tuple[str, int]]
+# Scores, counts of judged and unjudged samples, unjudged samples by reason.
+Judged = tuple[Scores, dict[str, float], dict[str, int]]
 
 
 @functools.cache
@@ -33,10 +37,50 @@ def prompts() -> dict[str, str]:
     return json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
 
 
-def line(example: Example, text: str, thought: str = "") -> dict[str, Any]:
-    """A sample's line of the predictions."""
-    value = {"uuid": example.uuid, "uid": example.uid, "reference": example.answer, "text": text}
-    return value | ({"thought": thought} if thought else {})
+class TextEvaluator(Evaluator):
+    """Text is written, and compared with the reference by a judge or by likeness."""
+
+    @property
+    def sample_size(self) -> int:
+        """See `Evaluator.sample_size`; these tasks may have their own."""
+        return self.args.text_sample_size or self.args.sample_size
+
+    def ask(self, model: BenchModel) -> list[dict[str, Any]]:
+        """See `Evaluator.ask`."""
+        model.check_spec(self.data.spec, self.data.folder)
+        budget = self.answer_tokens(model)
+        prompts, thoughts = self.prompts(model, budget)
+        self.texts = write_answers(model, prompts, budget, self.task.name)
+        return [
+            with_thought({"uuid": e.uuid, "uid": e.uid, "reference": e.answer, "text": written}, thought)
+            for e, written, thought in zip(self.examples, self.texts, thoughts, strict=True)
+        ]
+
+    def score(self, judge: Judge | None) -> Result:
+        """See `Evaluator.score`; samples that were not judged are noted by reason."""
+        scores, counts, reasons = self.judged(judge, f"{self.task.name}: judge")
+        figures = {"samples": len(self.texts), **counts}
+        return Result(scores, list(scores.columns), figures, {"unjudged": reasons} if reasons else {})
+
+    def judged(self, judge: Judge | None, label: str) -> Judged:
+        """The texts' scores."""
+        raise NotImplementedError
+
+
+class UnderstandEvaluator(TextEvaluator):
+    """What an item is about."""
+
+    def judged(self, judge: Judge | None, label: str) -> Judged:
+        """See `score_understanding`."""
+        return score_understanding(self.examples, self.texts, judge, self.args.encoder, label)
+
+
+class ReasonEvaluator(TextEvaluator):
+    """Why an item is recommended."""
+
+    def judged(self, judge: Judge | None, label: str) -> Judged:
+        """See `score_reasoning`."""
+        return score_reasoning(self.examples, self.texts, judge, label)
 
 
 def parse_points(text: str) -> Points:
@@ -55,7 +99,7 @@ def parse_points(text: str) -> Points:
 
 
 def parse_matches(text: str, n_reference: int, n_answer: int) -> np.ndarray:
-    """Match quality [n_reference, n_answer], 0 where two points do not match; raises ValueError on what is no such list."""
+    """Match quality [n_reference, n_answer], 0 where two points do not match; raises ValueError on anything else."""
     value = parse_json(text)
     quality = np.zeros((n_reference, n_answer))
     for item in value["matches"] if isinstance(value, dict) else value:
@@ -80,8 +124,8 @@ def double_weighted(reference: Sequence[int], answer: Sequence[int], quality: np
     Args:
         reference: importance of the reference's points [n]; answer: of the answer's [m]; quality: [n, m], 0 to 1.
 
-    Points are matched one to one so that Σ quality is largest. recall = Σ_matched w_i q_ij / Σ_i w_i over the reference's
-    points, precision = Σ_matched w_j q_ij / Σ_j w_j over the answer's; 0 where a side has no points.
+    Points are matched one to one so that Σ quality is largest. recall = Σ_matched w_i q_ij / Σ_i w_i over the
+    reference's points, precision = Σ_matched w_j q_ij / Σ_j w_j over the answer's; 0 where a side has no points.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -119,31 +163,26 @@ def judge_points(judge: Judge, reference: str, answer: str) -> Verdict[tuple[flo
 
 def score_understanding(
     examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, encoder: str, label: str
-) -> tuple[Scores, dict[str, float], dict[str, int]]:
-    """Item understanding: (scores, counts of judged and unjudged samples, unjudged samples by reason)."""
+) -> Judged:
+    """Item understanding, by the judge's information points where there is a judge."""
     references = [e.answer for e in examples]
     columns = {"embedding_similarity": embedding_similarity(references, texts, encoder)}
     counts: dict[str, float] = {}
-    reasons: Counter[str] = Counter()
+    reasons: dict[str, int] = {}
     if judge:
         verdicts = judge.map(lambda pair: judge_points(judge, *pair), list(zip(references, texts, strict=True)), label)
         values, counts, reasons = _collect(verdicts, 3)
         columns |= dict(zip((F1, PRECISION, RECALL), values.T, strict=True))
-    return _scores(examples, columns), counts, reasons
+    return scores_of(examples, columns), counts, reasons
 
 
-def score_reasoning(
-    examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, label: str
-) -> tuple[Scores, dict[str, float], dict[str, int]]:
-    """Recommendation reasoning: (scores, counts of judged and unjudged samples, unjudged samples by reason)."""
+def score_reasoning(examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, label: str) -> Judged:
+    """Recommendation reasoning, by the judge's score where there is a judge."""
     references = [e.answer for e in examples]
     columns = {"char_rouge_l": np.array([char_rouge_l(r, t) for r, t in zip(references, texts, strict=True)])}
     if judge is None:
-        return (
-            _scores(examples, columns),
-            {"judged": 0, "unjudged": len(examples)},
-            {"no judge set": len(examples)},
-        )
+        counts = {"judged": 0, "unjudged": len(examples)}
+        return scores_of(examples, columns), counts, {"no judge set": len(examples)}
 
     def work(row: int) -> Verdict[float]:
         if not texts[row].strip():
@@ -153,7 +192,7 @@ def score_reasoning(
         return judge.ask(question, parse_score)
 
     values, counts, reasons = _collect(judge.map(work, range(len(examples)), label), 1)
-    return _scores(examples, columns | {LLM_SCORE: values[:, 0]}), counts, reasons
+    return scores_of(examples, columns | {LLM_SCORE: values[:, 0]}), counts, reasons
 
 
 def _collect(verdicts: Sequence[Verdict[Any]], width: int) -> tuple[np.ndarray, dict[str, float], dict[str, int]]:
@@ -164,7 +203,3 @@ def _collect(verdicts: Sequence[Verdict[Any]], width: int) -> tuple[np.ndarray, 
     reasons = Counter(str(v.problem) for v in verdicts if v.value is None)
     unjudged = sum(reasons.values())
     return values, {"judged": len(verdicts) - unjudged, "unjudged": unjudged}, dict(reasons)
-
-
-def _scores(examples: Sequence[Example], columns: dict[str, np.ndarray]) -> Scores:
-    return Scores([e.uuid for e in examples], [e.user for e in examples], columns)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from benchmarks.backends import device_of
+from benchmarks.backends.base import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.flags import POSITIVE, SEED, SHARE_BELOW_1, WIDTH
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -24,25 +25,33 @@ Sequences = list[tuple[list[int], list[int]]]
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 500
 
 
+def setting(default: Any, taken: Callable[[str], Any]) -> Any:
+    """A setting whose flag takes something else than a count."""
+    return dataclasses.field(default=default, metadata={"taken": taken})
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of the recommenders that are trained. ``max_items`` is how much of a history they see."""
+    """Settings of the recommenders that are trained; each is a flag of baselines.py.
+
+    ``max_items`` is how much of a history they see.
+    """
 
     epochs: int = 30
     patience: int = 3
     batch_size: int = 128
-    lr: float = 1e-3
-    dim: int = 64
+    lr: float = setting(1e-3, POSITIVE)
+    dim: int = setting(64, WIDTH)
     layers: int = 2
     heads: int = 2
-    dropout: float = 0.2
+    dropout: float = setting(0.2, SHARE_BELOW_1)
     max_items: int = 50
-    tiger_dim: int = 128
+    tiger_dim: int = setting(128, WIDTH)
     tiger_layers: int = 4
     tiger_items: int = 20
     num_beams: int = 32
-    seed: int = 0
-    device: str = "auto"
+    seed: int = setting(0, SEED)
+    device: str = setting("auto", str)
 
     @property
     def place(self) -> torch.device:
@@ -123,7 +132,7 @@ def train_epochs(
     options: Options,
     label: str,
 ) -> None:
-    """Train until ``validate`` (more is better) has not risen for ``patience`` epochs; the best epoch's weights stay."""
+    """Train until ``validate`` (more is better) has not risen for ``patience`` epochs; the best weights stay."""
     import torch
 
     rng = np.random.default_rng(options.seed)

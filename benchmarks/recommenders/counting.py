@@ -35,8 +35,8 @@ class Popularity:
 class Cooccurrence:
     """Last-item transitions: what followed the user's last item within `WINDOW` positions in training, then popularity.
 
-    The pairs are not counted beforehand, they would be `WINDOW` times the data: kept is where each item stands, and what stands
-    behind it is counted when it is somebody's last.
+    The pairs are not counted beforehand, they would be `WINDOW` times the data: kept is where each item stands, and
+    what stands behind it is counted when it is somebody's last.
     """
 
     def __init__(self, training: Training, options: Options | None = None) -> None:
@@ -100,8 +100,8 @@ def _flat(training: Training) -> np.ndarray:
 def nearest(training: Training, n: int) -> tuple[Any, np.ndarray]:
     """(cosines of each item to its ``n`` nearest, sparse [items, items], 0 to itself; the items' ids, rising).
 
-    The products of an item with all others are made for a block of items at a time (`onerec.sparse`) and never held together:
-    400 users with 300 of 200,000 items have 36 million.
+    The products of an item with all others are made for a block of items at a time (`onerec.sparse`) and never held
+    together: 400 users with 300 of 200,000 items have 36 million.
     """
     from scipy import sparse
 

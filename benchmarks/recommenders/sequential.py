@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.recommenders.base import (
-    Options,
-    Sequences,
-    Training,
-    first_unskipped,
-    mean_ndcg,
-    train_epochs,
-)
+from benchmarks.recommenders.base import Options, Sequences, Training, first_unskipped, mean_ndcg, train_epochs
 
 
 class SasRecNet(nn.Module):
@@ -94,10 +87,7 @@ class SequentialRecommender:
 
 
 def fit(
-    make: type[SasRecNet] | type[Gru4RecNet],
-    training: Training,
-    options: Options,
-    validation: Sequences | None = None,
+    make: type[SasRecNet] | type[Gru4RecNet], training: Training, options: Options, validation: Sequences | None = None
 ) -> SequentialRecommender:
     """Train a net; without ``validation`` sequences a tenth of the users is held out to stop by."""
     items = training.items()
@@ -128,10 +118,10 @@ def fit(
 
 
 def _windows(ids: list[int], size: int) -> Iterator[tuple[list[int], int]]:
-    """(run of at most ``size`` + 1 ids, how many of its targets another run has) such that every item is predicted once.
+    """(run of at most ``size`` + 1 ids, how many of its targets another run has): every item is predicted once.
 
-    The first run predicts all its items; each later one begins a quarter of ``size`` on and predicts what is new, so that behind a
-    long history nothing is learnt from a short one, as nothing is ranked from a short one either.
+    The first run predicts all its items; each later one begins a quarter of ``size`` on and predicts what is new, so
+    that behind a long history nothing is learnt from a short one, as nothing is ranked from a short one either.
     """
     end = min(len(ids), size + 1)
     if end > 1:

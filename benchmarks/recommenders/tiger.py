@@ -29,11 +29,20 @@ class TigerRecommender:
         torch.manual_seed(options.seed)
         heads = max(1, options.tiger_dim // 32)
         config = Qwen3Config(
-            vocab_size=self.spec.end_id + 1, hidden_size=options.tiger_dim, intermediate_size=4 * options.tiger_dim,
-            num_hidden_layers=options.tiger_layers, num_attention_heads=heads, num_key_value_heads=heads, head_dim=32,
-            max_position_embeddings=(options.tiger_items + 2) * (self.spec.n_layers + 1), attention_dropout=options.dropout,
-            tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=None,
-        )  # fmt: skip
+            vocab_size=self.spec.end_id + 1,
+            hidden_size=options.tiger_dim,
+            intermediate_size=4 * options.tiger_dim,
+            num_hidden_layers=options.tiger_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=32,
+            max_position_embeddings=(options.tiger_items + 2) * (self.spec.n_layers + 1),
+            attention_dropout=options.dropout,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
         self.model = Qwen3ForCausalLM(config).to(options.place)
 
     def encode(self, items: Sequence[int]) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.intervals import Paired, paired
@@ -13,18 +12,8 @@ from benchmarks.reporting.rows import Row, columns
 from benchmarks.results import Scores
 from benchmarks.tasks import GENERAL, TASKS
 
-HEADINGS = (
-    "from",
-    "to",
-    "metric",
-    "before",
-    "after",
-    "difference",
-    "95 % interval",
-    "p",
-    "better / worse",
-    "sign test p",
-)
+_VALUES = ("before", "after", "difference", "95 % interval")
+HEADINGS = ("from", "to", "metric", *_VALUES, "p", "better / worse", "sign test p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +35,18 @@ class Comparison:
         """For the table of `HEADINGS`."""
         r = self.result
         users = "–" if r.better is None else f"{r.better} / {r.worse}"
-        return [
-            self.before, self.after, self.heading, f"{r.a:.4f}", f"{r.b:.4f}", f"{r.difference:+.4f}",
-            f"{r.low:+.4f} to {r.high:+.4f}", _p(r.p), users, "–" if r.sign_p is None else _p(r.sign_p),
-        ]  # fmt: skip
+        sign = "–" if r.sign_p is None else _p(r.sign_p)
+        values = (f"{r.a:.4f}", f"{r.b:.4f}", f"{r.difference:+.4f}", f"{r.low:+.4f} to {r.high:+.4f}")
+        return [self.before, self.after, self.heading, *values, _p(r.p), users, sign]
 
 
 def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def scores_of(folder: Path, task: str) -> Scores | None:
-    """The scores of a result, None where it has none of the task."""
-    return Scores.load(folder, task)
-
-
 def compare(before: Row, after: Row, heading: str, task: str, metric: str, n_boot: int) -> Comparison | None:
     """The comparison, None where one of the two has no scores of the task."""
-    one, two = (scores_of(row.folder, task) for row in (before, after))
+    one, two = (Scores.load(row.folder, task) for row in (before, after))
     if one is None or two is None:
         return None
     try:
@@ -142,8 +125,9 @@ def judge_lines(rows: Sequence[Row]) -> list[str]:
             parts = ", ".join(f"{n} ({reason})" for reason, n in reasons.items())
             lines.append(f"{row.label}, {task}: not judged: {parts}")
         if judge := row.value.get("judge"):
+            tokens = judge["prompt_tokens"] + judge["completion_tokens"]
             lines.append(
-                f"{row.label}: judge {judge['model']}, {judge['calls']} calls, {judge['cached']} answers from the cache, "
-                f"{judge['prompt_tokens'] + judge['completion_tokens']} tokens, {judge['usd']:.4f} US dollars"
+                f"{row.label}: judge {judge['model']}, {judge['calls']} calls, "
+                f"{judge['cached']} answers from the cache, {tokens} tokens, {judge['usd']:.4f} US dollars"
             )
     return lines

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.catalogues import load_catalogue, sids_of, target_counts
-from benchmarks.evaluators.rank import seen_items
-from benchmarks.reporting.compare import scores_of
+from benchmarks.catalogues import BenchData, sids_of, target_counts
+from benchmarks.evaluators.rank import history_of, seen_items
 from benchmarks.reporting.rows import Row
-from benchmarks.results import load_predictions
-from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
+from benchmarks.results import Scores, load_predictions
+from benchmarks.tasks import TASKS, BenchTask, Example
 from onerec.catalog import ItemIndex
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.sid import SidSpec
@@ -48,19 +47,20 @@ class Reading:
     text: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """The benchmark data of a report: where they are, and the titles of a catalogue's items."""
+class Bench(BenchData):
+    """The benchmark data of a report, with the titles of a catalogue's items."""
 
-    folder: Path
-    spec: SidSpec
-    titles: dict[str, dict[int, str]]
-
-    @staticmethod
-    def open(folder: Path, titles: Sequence[Path], product_titles: Sequence[Path]) -> Bench:
+    def __init__(self, folder: Path, titles: Sequence[Path], product_titles: Sequence[Path]) -> None:
         """``titles``: Parquet files of pid and title, caption or dense_caption."""
-        named = {"video_ad": _read_titles(titles), "product": _read_titles(product_titles)}
-        return Bench(folder, load_spec(folder), named)
+        super().__init__(folder)
+        self.titles = {"video_ad": _read_titles(titles), "product": _read_titles(product_titles)}
+
+    def answered(self, row: Row, task: BenchTask) -> list[tuple[Example, dict[str, Any]]]:
+        """Examples of a task with a result's prediction lines; empty where one of the two is missing."""
+        by_uuid = {line["uuid"]: line for line in load_predictions(row.folder, task.name)}
+        if not by_uuid or not (self.folder / task.test_file).exists():
+            return []
+        return [(e, by_uuid[e.uuid]) for e in self.examples(task) if e.uuid in by_uuid]
 
 
 def _read_titles(paths: Sequence[Path]) -> dict[int, str]:
@@ -82,14 +82,12 @@ def _short(text: str, length: int) -> str:
 def readings(row: Row, bench: Bench, each: int, seed: int = 0) -> list[Reading]:
     """For every task of a result ``each`` drawn examples that went well and as many that did not."""
     found: list[Reading] = []
-    for name, task in TASKS.items():
-        lines = load_predictions(row.folder, name)
-        if not lines or task.kind == "label" or not (bench.folder / task.test_file).exists():
+    for task in TASKS.values():
+        pairs = [] if task.kind == "label" else bench.answered(row, task)
+        if not pairs:
             continue
-        by_uuid = {line["uuid"]: line for line in lines}
-        examples = [e for e in load_examples(bench.folder, task) if e.uuid in by_uuid]
         show = _ranking(task, bench) if task.kind == "rank" else _text(task, row)
-        shown = [show(example, by_uuid[example.uuid]) for example in examples]
+        shown = [show(*pair) for pair in pairs]
         order = np.random.default_rng(seed).permutation(len(shown))
         good = [shown[i][1] for i in order if shown[i][0]]
         bad = [shown[i][1] for i in order if not shown[i][0]]
@@ -98,7 +96,7 @@ def readings(row: Row, bench: Bench, each: int, seed: int = 0) -> list[Reading]:
 
 
 def _ranking(task: BenchTask, bench: Bench):
-    index = load_catalogue(bench.folder, task.catalogue, bench.spec)
+    index = bench.index(task)
     sid_of, titles = sids_of(index), bench.titles[task.catalogue]
 
     def title(pid: int) -> str:
@@ -109,23 +107,23 @@ def _ranking(task: BenchTask, bench: Bench):
     def show(example: Example, line: dict[str, Any]) -> tuple[bool, Reading]:
         taken, top = set(example.answer_ids), line["items"][:K]
         hits = len(taken & set(top))
-        history = example.history
-        if not history:
-            sids = bench.spec.parse("".join(turn["content"] for turn in example.messages))
-            history = [pids[0] for codes in sids if (pids := index.pids_of(codes))]
+        history = history_of(example, index, bench.spec)[-HISTORY:]
         reading = Reading(
-            task.name, example.uuid, f"{hits} of {len(taken)} found in the first {K}", line.get("thought", ""),
-            tuple(Item(title(pid)) for pid in history[-HISTORY:]),
+            task.name,
+            example.uuid,
+            f"{hits} of {len(taken)} found in the first {K}",
+            line.get("thought", ""),
+            tuple(Item(title(pid)) for pid in history),
             tuple(Item(title(pid), pid in taken) for pid in top),
             tuple(Item(title(pid), pid in top) for pid in example.answer_ids),
-        )  # fmt: skip
+        )
         return hits > 0, reading
 
     return show
 
 
 def _text(task: BenchTask, row: Row):
-    scores = scores_of(row.folder, task.name)
+    scores = Scores.load(row.folder, task.name)
     metric = task.headline if scores and task.headline in scores.columns else task.fallback
     values = dict(zip(scores.uuids, scores.columns[metric], strict=True)) if scores else {}
     known = [v for v in values.values() if not np.isnan(v)]
@@ -136,10 +134,14 @@ def _text(task: BenchTask, row: Row):
         note = "not judged" if np.isnan(value) else f"{metric} {value:.2f}"
         prompt = "\n".join(turn["content"] for turn in example.messages)
         reading = Reading(
-            task.name, example.uuid, note, line.get("thought", ""),
+            task.name,
+            example.uuid,
+            note,
+            line.get("thought", ""),
             prompt=prompt if len(prompt) <= PROMPT_LENGTH else "…" + prompt[-PROMPT_LENGTH:],
-            reference=_short(example.answer, 600), text=_short(line["text"], 600),
-        )  # fmt: skip
+            reference=_short(example.answer, 600),
+            text=_short(line["text"], 600),
+        )
         return bool(value > middle), reading
 
     return show
@@ -149,15 +151,10 @@ def errors(row: Row, bench: Bench) -> list[dict[str, Any]]:
     """Where the misses of each ranking task are: one dict a task, of (what, value, how many answers or samples)."""
     found = []
     for name, task in TASKS.items():
-        lines = load_predictions(row.folder, name)
-        if not lines or task.kind != "rank" or not (bench.folder / task.test_file).exists():
-            continue
-        by_uuid = {line["uuid"]: line for line in lines}
-        examples = [e for e in load_examples(bench.folder, task) if e.uuid in by_uuid]
-        index = load_catalogue(bench.folder, task.catalogue, bench.spec)
-        counts = target_counts(bench.folder).get(task.catalogue, {})
-        pairs = [(example, by_uuid[example.uuid]) for example in examples]
-        found.append({"task": name, "rows": _breakdown(pairs, index, bench.spec, counts)})
+        pairs = bench.answered(row, task) if task.kind == "rank" else []
+        if pairs:
+            counts = target_counts(bench.folder).get(task.catalogue, {})
+            found.append({"task": name, "rows": _breakdown(pairs, bench.index(task), bench.spec, counts)})
     return found
 
 

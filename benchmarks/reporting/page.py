@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting.compare import HEADINGS, Comparison
 from benchmarks.reporting.examples import Reading
 from benchmarks.reporting.rows import Row, columns, span_of, text_of
-from benchmarks.tasks import task_of
+from onerec.pages import Block, bar_chart, cards, charts, folded, heading, html_page, line_chart, lines, table
 
-TEMPLATE = Path(__file__).parent.with_name("report.html.j2")
-STYLE = Path(__file__).parent.with_name("report.css")
 CURVES = (("loss", "loss"), ("itemic_loss", "itemic tokens"), ("text_loss", "text tokens"))
+_NOTE = (
+    "Stages of the chain and baselines, on the same test rows. Bold: best of the column; ↓: less is better; "
+    "small: 95 % interval by bootstrap over users."
+)
+_DIFFERENCES = (
+    "On the samples that both results have. p: two-sided, paired bootstrap over users (its least value is 2 over the "
+    "resamples and one); sign test over the users who differ. Not corrected for the number of rows."
+)
+_EXAMPLES = "Drawn at random from the last stage: some that went well, some that did not. ✓ marks hits."
+_ERRORS = "The last stage, first ten items: which answers are found, and how near the SIDs of the others come."
 
 
 def _bars(rows: Sequence[Row]) -> list[dict[str, str]]:
-    from onerec.pages import bar_chart
-
     found = []
     for c in columns(rows):
         values = [(r.label, v, r.kind) for r in rows if (v := r.cell(c.task, c.metric)) is not None]
@@ -27,8 +32,6 @@ def _bars(rows: Sequence[Row]) -> list[dict[str, str]]:
 
 
 def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    from onerec.pages import line_chart
-
     found = []
     for curve in curves:
         series = [
@@ -41,8 +44,6 @@ def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 def beam_charts(rows: Sequence[Row]) -> list[dict[str, str]]:
     """Recall against beam width, one chart a result that measured it."""
-    from onerec.pages import line_chart
-
     found = []
     for row in rows:
         for k in (10, 32):
@@ -56,16 +57,16 @@ def beam_charts(rows: Sequence[Row]) -> list[dict[str, str]]:
     return found
 
 
-def _all_metrics(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One table a task: every metric of every row with its interval."""
+def _all_metrics(rows: Sequence[Row]) -> list[Block]:
+    """One folded table a task: every metric of every row with its interval."""
     tasks = list(dict.fromkeys(task for row in rows for task in row.value["tasks"]))
     found = []
     for task in tasks:
         having = [row for row in rows if task in row.value["tasks"]]
         names = list(dict.fromkeys(m for row in having for m in row.value["tasks"][task]))
-        lines = [[name, *(_with_interval(row, task, name) for row in having)] for name in names if name != "samples"]
-        samples = ["samples", *(f"{row.value['tasks'][task].get('samples', 0):.0f}" for row in having)]
-        found.append({"heading": task, "headings": ["metric", *(r.label for r in having)], "rows": [*lines, samples]})
+        body = [[name, *(_with_interval(row, task, name) for row in having)] for name in names if name != "samples"]
+        body.append(["samples", *(f"{row.value['tasks'][task].get('samples', 0):.0f}" for row in having)])
+        found.append(folded(f"{task}: every metric", ["metric", *(r.label for r in having)], body))
     return found
 
 
@@ -76,50 +77,77 @@ def _with_interval(row: Row, task: str, metric: str) -> str:
     return text_of(value) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _main_table(rows: Sequence[Row]) -> dict[str, Any]:
+def _main_table(rows: Sequence[Row]) -> Block:
     chosen = columns(rows)
     best = [column.best(rows) for column in chosen]
-    lines = [
-        {
-            "label": row.label,
-            "kind": row.kind,
-            "cells": [
-                {
-                    "text": text_of(v := row.cell(c.task, c.metric)),
-                    "span": span_of(row.interval(c.task, c.metric)),
-                    "best": v is not None and v == top,
-                }
-                for c, top in zip(chosen, best, strict=True)
-            ],
-        }
-        for row in rows
-    ]
-    return {"headings": [c.heading for c in chosen], "rows": lines}
+    body = []
+    for row in rows:
+        cells: list[Any] = [row.label]
+        for column, top in zip(chosen, best, strict=True):
+            value = row.cell(column.task, column.metric)
+            small = span_of(row.interval(column.task, column.metric))
+            cells.append({"text": text_of(value), "small": small, "best": value is not None and value == top})
+        body.append(cells)
+    return table(["stage", *(c.heading for c in chosen)], body, id="results", classes=[row.kind for row in rows])
 
 
-def html_page(
+def _examples(readings: Sequence[Reading]) -> list[Block]:
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for r in readings:
+        terms = [
+            ("history, latest last", r.history),
+            ("prompt", r.prompt),
+            ("thinking", r.thought),
+            ("predicted", r.predicted),
+            ("what the user took", r.taken),
+            ("reference", r.reference),
+            ("written", r.text),
+        ]
+        card = {"heading": r.note, "aside": r.uuid[:8], "terms": [term for term in terms if term[1]]}
+        by_task.setdefault(r.task, []).append(card)
+    if not by_task:
+        return []
+    found = [heading("Examples to read", "examples", _EXAMPLES)]
+    for task, several in by_task.items():
+        found += [heading(task, level=3), cards(several, wide=True)]
+    return found
+
+
+def _errors(errors: Sequence[dict[str, Any]]) -> list[Block]:
+    found = []
+    for error in errors:
+        body = [(what, f"{100 * value:.1f} %", n) for what, value, n in error["rows"]]
+        found.append({"heading": error["task"], "rows": body})
+    return [heading("Errors to learn from", "errors", _ERRORS), cards(found)] if found else []
+
+
+def _differences(stages: Sequence[Comparison], baselines: Sequence[Comparison]) -> list[Block]:
+    if not (stages or baselines):
+        return []
+    found = [heading("Paired differences", "differences", _DIFFERENCES)]
+    for text, several in (
+        ("The last stage and the best baseline of each task", baselines),
+        ("Each stage and the one before it", stages),
+    ):
+        if several:
+            found += [heading(text, level=3), table(HEADINGS, [c.cells() for c in several])]
+    return found
+
+
+def report_page(
     title: str,
     rows: Sequence[Row],
     curves: Sequence[dict[str, Any]],
-    stages: Sequence[Comparison],
-    baselines: Sequence[Comparison],
     notes: dict[str, Sequence[str]],
-    readings: Sequence[Reading],
-    errors: Sequence[dict[str, Any]],
+    found: dict[str, Any],
 ) -> str:
-    """The page; ``notes`` are lists of lines by heading."""
-    from jinja2 import Environment, FileSystemLoader
-
-    from onerec.pages import PAGE_CSS
-
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True)
-    style = "\n".join(path.read_text(encoding="utf-8") for path in (PAGE_CSS, STYLE))
-    by_task: dict[str, list[Reading]] = {}
-    for reading in readings:
-        by_task.setdefault(reading.task, []).append(reading)
-    return environment.get_template(TEMPLATE.name).render(
-        title=title, style=style, table=_main_table(rows), notes=notes, bars=_bars(rows), curves=_curves(curves),
-        beams=beam_charts(rows), comparison_headings=HEADINGS, stages=[c.cells() for c in stages],
-        baselines=[c.cells() for c in baselines], metrics=_all_metrics(rows), readings=by_task,
-        errors=errors, kinds={name: task_of(name).kind for name in by_task},
-    )  # fmt: skip
+    """The page; ``notes`` are lines by heading, ``found`` has stages, baselines, readings and errors."""
+    blocks = [_main_table(rows)]
+    for text, several in notes.items():
+        blocks += lines(text, several)
+    blocks += _differences(found["stages"], found["baselines"])
+    blocks += [*charts("Metrics", _bars(rows), "metrics"), *_all_metrics(rows)]
+    blocks += charts("Training curves", _curves(curves), "curves")
+    blocks += charts("Recall against beam width", beam_charts(rows), "beams")
+    blocks += [*_examples(found["readings"]), *_errors(found["errors"])]
+    return html_page(title, _NOTE, blocks)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import check_same_data, load_metrics
+from benchmarks.results import aligned, check_same_data, load_metrics
 from benchmarks.tasks import GENERAL, LESS_IS_BETTER, TASKS
 
 _SHORT = {
@@ -77,10 +77,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         metric = task.headline if judged or not task.fallback else task.fallback
         wanted.append(Column(name, metric, f"{name} {_SHORT[metric]}"))
     wanted += [Column("video", "ndcg@10", "video NDCG@10"), Column("video", "pass@1", "video Pass@1")]
-    wanted += [
-        Column(GENERAL, "exact_match", "general EM"),
-        Column(GENERAL, "bits_per_byte", "bits/byte ↓"),
-    ]
+    wanted += [Column(GENERAL, "exact_match", "general EM"), Column(GENERAL, "bits_per_byte", "bits/byte ↓")]
     extra = sorted({m for row in rows for m in row.value["tasks"].get("lm_eval", {})})
     wanted += [Column("lm_eval", metric, metric) for metric in extra]
     return [c for c in wanted if any(row.cell(c.task, c.metric) is not None for row in rows)]
@@ -122,11 +119,4 @@ def terminal_table(rows: Sequence[Row]) -> str:
     chosen = columns(rows)
     grid = [["stage", *(c.heading for c in chosen)]]
     grid += [[row.label, *(text_of(row.cell(c.task, c.metric)) for c in chosen)] for row in rows]
-    widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
-    out = [
-        "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in grid
-    ]
-    return "\n".join([out[0], "-" * len(out[0]), *out[1:]])
+    return aligned(grid, 1)

@@ -1,40 +1,66 @@
-"""Self-contained HTML pages with small inline SVG charts: no script, no font, colours from the page's CSS variables."""
+"""Self-contained HTML pages: blocks of tables, charts, lines and cards; no script, no font, small inline SVG charts.
+
+    html_page("Title", "note", [*charts("Heading", [{"heading": "lengths", "svg": histogram(bounds, counts)}])])
+
+Charts and pages take their colours from the variables of page.css.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-# The look of every page; its variables carry the colours of both themes.
-PAGE_CSS = Path(__file__).with_name("page.css")
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+Block = dict[str, Any]
 
 _WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
 _COLOURS = 5
 
 
-def html_page(
-    title: str,
-    note: str,
-    tables: Sequence[Table] = (),
-    groups: Sequence[tuple[str, Sequence[dict[str, str]]]] = (),
-    lists: Sequence[tuple[str, Sequence[str]]] = (),
-) -> str:
-    """One HTML page: tables (heading, column headings, rows), groups of charts (heading, ``{heading, svg}``), lists of lines."""
+def html_page(title: str, note: str, blocks: Sequence[Block]) -> str:
+    """One HTML page. Headings with an id are linked to at its top."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        note=note,
-        style=PAGE_CSS.read_text(encoding="utf-8"),
-        tables=[{"heading": heading, "headings": names, "rows": rows} for heading, names, rows in tables],
-        groups=[group for group in groups if group[1]],
-        lists=[pair for pair in lists if pair[1]],
-    )
+    folder = Path(__file__).parent
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True)
+    nav = [block for block in blocks if block["kind"] == "heading" and block["id"]]
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(title=title, note=note, style=style, nav=nav, blocks=blocks)
+
+
+def heading(text: str, id: str = "", note: str = "", level: int = 2) -> Block:
+    """A heading, with a line below it."""
+    return {"kind": "heading", "text": text, "id": id, "note": note, "level": level}
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any) -> Block:
+    """A table of texts; a cell may be ``{"text", "small", "best"}``. More: ``id``, and ``classes`` of the rows."""
+    return {"kind": "table", "headings": headings, "rows": rows, **more}
+
+
+def folded(text: str, headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Block:
+    """A table that a click on ``text`` shows."""
+    return {"kind": "folded", "text": text, "headings": headings, "rows": rows}
+
+
+def lines(text: str, found: Sequence[str]) -> list[Block]:
+    """A heading and a list of lines; nothing where there are none."""
+    return [heading(text), {"kind": "lines", "lines": found}] if found else []
+
+
+def charts(text: str, found: Sequence[dict[str, str]], id: str = "") -> list[Block]:
+    """A heading and charts, each ``{"heading", "svg"}``; nothing where there are none."""
+    return [heading(text, id), cards(found)] if found else []
+
+
+def cards(found: Sequence[dict[str, Any]], wide: bool = False) -> Block:
+    """Cards side by side: ``heading`` and ``aside``, then an ``svg``, the ``rows`` of a table, or ``terms``.
+
+    Terms are pairs of a name and a text or a list of ``{"title", "hit"}``.
+    """
+    return {"kind": "cards", "cards": found, "wide": wide}
 
 
 def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
@@ -105,9 +131,8 @@ def histogram(bounds: Sequence[float], counts: Sequence[int]) -> str:
         height = (_HEIGHT - 10 - _BOTTOM) * count / top
         x, y = _LEFT + i * width, _HEIGHT - _BOTTOM - height
         title = f"<title>{bounds[i]:,.0f} to {bounds[i + 1]:,.0f}: {count:,}</title>"
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{height:.1f}" class="stage">{title}</rect>'
-        )
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{max(width - 1, 1):.1f}" height="{height:.1f}"'
+        parts.append(f'<rect {box} class="stage">{title}</rect>')
     parts.append(f'<text x="{_LEFT - 6}" y="18" class="label end">{top:,}</text>')
     for place, bound in ((0, bounds[0]), (len(bounds) // 2, bounds[len(bounds) // 2]), (n, bounds[-1])):
         x = _LEFT + place * width

@@ -3,10 +3,9 @@
     python scripts/perf/counting.py                       # 20,000 users with 300 of 200,000 items each
     python scripts/perf/counting.py itemknn --users 400   # one of: itemknn, cooccurrence, embeddings
 
-itemknn and cooccurrence are the baselines of `benchmarks.recommenders.counting`, learnt and then asked for 1,000 histories;
-embeddings are those of data/cooccurrence.py (64 dimensions, window 5) from file to file. Popular items come more often. Each runs
-in a process of its own; seconds are its wall clock (or, by --clock cpu, its processor time, for a machine that others use too),
-memory its largest resident size, the making of the input included.
+itemknn and cooccurrence are the baselines of `benchmarks.recommenders.counting`, learnt and then asked for 1,000
+histories; embeddings are those of data/cooccurrence.py (64 dimensions, window 5) from file to file. Popular items come
+more often. Each runs in a process of its own; memory is its largest resident size, the making of the input included.
 """
 
 from __future__ import annotations
@@ -21,30 +20,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import ROOT, measured
+from measure import ArgumentParser, add_clock, add_numbers, measured
 
-sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
-from onerec.flags import COUNT, ArgumentParser
 
 WAYS = ("itemknn", "cooccurrence", "embeddings")
 
 
-def histories(users: int, items: int, length: int) -> np.ndarray:
-    """Item ids int64 [users, length]."""
-    return (items * np.random.default_rng(0).random((users, length)) ** 2).astype(np.int64)
-
-
 def run(args: argparse.Namespace) -> None:
     """One way, in this process."""
-    taken = histories(args.users, args.items, args.history)
+    drawn = np.random.default_rng(0).random((args.users, args.history))
+    taken = (args.items * drawn**2).astype(np.int64)
     if args.inside == "embeddings":
         from data import cooccurrence
 
         with tempfile.TemporaryDirectory() as folder:
-            lists = {"hist_video_pid": pa.array(list(taken[:, :-1])), "target_video_pid": pa.array(list(taken[:, -1:]))}  # fmt: skip
-            split = pa.array(np.zeros(args.users, np.int64))
-            pq.write_table(pa.table({"uid": np.arange(args.users), "split": split, **lists}), f"{folder}/logs.parquet")  # fmt: skip
+            columns = {"uid": np.arange(args.users), "split": pa.array(np.zeros(args.users, np.int64))}
+            columns["hist_video_pid"] = pa.array(list(taken[:, :-1]))
+            columns["target_video_pid"] = pa.array(list(taken[:, -1:]))
+            pq.write_table(pa.table(columns), f"{folder}/logs.parquet")
             cooccurrence.main(["--input", f"{folder}/logs.parquet", "--output_path", f"{folder}/embedding.parquet"])
         return
     from benchmarks.recommenders import RECOMMENDERS
@@ -58,10 +52,8 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (all)")
-    parser.add_argument("--users", type=COUNT, default=20_000, help="users (20,000)")
-    parser.add_argument("--items", type=COUNT, default=200_000, help="items (200,000)")
-    parser.add_argument("--history", type=COUNT, default=300, help="items of a user (300)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what seconds are (wall)")
+    add_numbers(parser, users=(20_000, "users"), items=(200_000, "items"), history=(300, "items of a user"))
+    add_clock(parser)
     parser.add_argument("--inside", choices=WAYS, help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args()
     if unknown := set(args.ways) - set(WAYS):

@@ -1,21 +1,19 @@
 """Speed and memory of the trainer's parts, each beside the plain way to do the same, in one run.
 
     python scripts/perf/pretrain.py loss      # chunked loss beside logits held at once, 4,096 tokens x 176,384
-    python scripts/perf/pretrain.py steps     # trainer beside a bare loop, stage 1 beside a full step, loader beside the trainer
+    python scripts/perf/pretrain.py steps     # trainer beside a bare loop, stage 1 beside a full step, loader alone
     python scripts/perf/pretrain.py packing   # rows to packed tokens beside a per-sample loop
 
-Sides take turns; seconds are medians of --repeats (--clock cpu where the processor is shared), memory is the largest resident size of a process of its own. A GPU is used
-where there is one.
+Sides take turns; seconds are medians of --repeats (--clock cpu where the processor is shared), memory is the largest
+resident size of a process of its own. A GPU is used where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,42 +21,13 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import ROOT, measured
+from measure import COUNT, ArgumentParser, add_clock, add_numbers, in_turns, itself, medians
 
-sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
-from onerec.flags import COUNT, COUNT_OR_0, ArgumentParser
+from onerec.flags import COUNT_OR_0
 
 ITEMS = 20_000  # of the catalogue
 WORDS = ["用户", "喜欢", "户外", "美食", "视频", "推荐", "the", "sum", "of", "is", "and", "capital"]
-
-
-_clock = time.perf_counter
-
-
-def spent(work: Callable[[], Any]) -> float:
-    """Seconds of a call, by the clock that --clock chose."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = _clock()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return _clock() - start
-
-
-def in_turns(repeats: int, **sides: Callable[[], Any]) -> dict[str, float]:
-    """Median seconds of every side, the sides taking turns; each has run once before."""
-    for work in sides.values():
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, work in sides.items():
-            seconds[name].append(spent(work))
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
 
 # The loss.
 
@@ -95,25 +64,21 @@ def loss_once(args: argparse.Namespace, kind: str) -> Callable[[], None]:
 
 def bench_loss(args: argparse.Namespace) -> None:
     """Time in one process, memory in one process a side."""
-    seconds = in_turns(args.repeats, chunked=loss_once(args, "chunked"), plain=loss_once(args, "plain"))
+    kinds = ("chunked", "plain")
+    seconds = medians(in_turns({kind: loss_once(args, kind) for kind in kinds}, args.repeats, args.clock))
     given = {name: getattr(args, name) for name in ("tokens", "hidden", "vocabulary", "chunk")}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    peak = {kind: memory_of(["memory", "--kind", kind, *flags]) for kind in ("none", "chunked", "plain")}
-    own = {kind: peak[kind] - peak["none"] for kind in ("chunked", "plain")}
-    print(
-        f"{args.tokens:,} tokens x {args.vocabulary:,}, hidden {args.hidden}, {args.chunk or 'as train.py has'} positions a chunk"
-    )
-    print(f"chunked {seconds['chunked']:.2f} s, {own['chunked']:.2f} GiB; plain {seconds['plain']:.2f} s, {own['plain']:.2f} GiB (without the tensors that both need)")  # fmt: skip
-    print(
-        f"memory {own['chunked'] / own['plain']:.3f} of the plain loss's, time {seconds['chunked'] / seconds['plain']:.2f} of its"
-    )
-
-
-def memory_of(flags: list[str]) -> float:
-    """GiB of the largest size that this file's command reports."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        _, gib = measured([sys.executable, __file__, *flags, "--out", out.name])
-        return json.loads(Path(out.name).read_text())["gib"] or gib
+    peak = {}
+    for kind in ("none", *kinds):
+        found, resident = itself("memory", "--kind", kind, *flags)
+        peak[kind] = found["gib"] or resident
+    own = {kind: peak[kind] - peak["none"] for kind in kinds}
+    chunk = args.chunk or "as train.py has"
+    print(f"{args.tokens:,} tokens x {args.vocabulary:,}, hidden {args.hidden}, {chunk} positions a chunk")
+    shown = "; ".join(f"{kind} {seconds[kind]:.2f} s, {own[kind]:.2f} GiB" for kind in kinds)
+    print(f"{shown} (without the tensors that both need)")
+    memory, time = (side["chunked"] / side["plain"] for side in (own, seconds))
+    print(f"memory {memory:.3f} of the plain loss's, time {time:.2f} of its")
 
 
 def memory_once(args: argparse.Namespace) -> None:
@@ -151,19 +116,17 @@ def make_world(folder: Path, rows: int, codes: int, model_flags: list[str], word
         # Popular items come more often.
         sids = [items[int(ITEMS * x * x)] for x in rng.random(int(rng.integers(10, 60)))]
         words = texts[int(rng.integers(wordings))] if wordings else text()
-        turns = [
-            message("system", "你负责推荐。"),
-            message("user", f"{words}{''.join(sids[:-5])}"),
-            message("assistant", "".join(sids[-5:])),
-        ]
+        question = message("user", f"{words}{''.join(sids[:-5])}")
+        turns = [message("system", "你负责推荐。"), question, message("assistant", "".join(sids[-5:]))]
         records.append(chat_record(record_uuid("perf", i), "perf", {}, turns))
     write_records(folder / "data" / "part-0.parquet", records)
-    make_tiny_qwen3.main(["--corpus", str(folder / "data"), "--output_dir", str(folder / "base"), *model_flags])
-    expand_vocab.main(["--hf_model_dir", str(folder / "base"), "--output_model_dir", str(folder / "model"), "--sid_spec", str(folder)])  # fmt: skip
+    base, model = str(folder / "base"), str(folder / "model")
+    make_tiny_qwen3.main(["--corpus", str(folder / "data"), "--output_dir", base, *model_flags])
+    expand_vocab.main(["--hf_model_dir", base, "--output_model_dir", model, "--sid_spec", str(folder)])
     (folder / "config.json").write_text(json.dumps({"sources": ["data"], "max_length": 2048}))
 
 
-def dataset_of(folder: Path):
+def dataset_of(folder: Path) -> Any:
     """The packed dataset of a world, as train.py makes it."""
     from onerec.model_folder import open_model_folder
     from onerec.run import Manifest
@@ -177,7 +140,7 @@ def dataset_of(folder: Path):
 
 
 def per_sample_loop(folder: Path) -> int:
-    """Tokens of the same rows as one would first write it: template, tokenize and find the mask sample by sample, then pad-free rows."""
+    """Tokens of the same rows as one would first write it: template, tokenize and find the mask sample by sample."""
     import pyarrow.parquet as pq
     from transformers import AutoTokenizer
 
@@ -188,8 +151,10 @@ def per_sample_loop(folder: Path) -> int:
     head = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
     packed, row, total = [], [], 0
     for text in pq.read_table(folder / "data" / "part-0.parquet")["messages"].to_pylist():
-        messages = [{"role": m["role"], "content": "".join(part["text"] for part in m["content"])} for m in json.loads(text)]  # fmt: skip
-        ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]  # fmt: skip
+        turns = [(m["role"], "".join(part["text"] for part in m["content"])) for m in json.loads(text)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
         learn, inside = [], False
         for place, token in enumerate(ids):
             if token == start and ids[place + 1 : place + 1 + len(head)] == head:
@@ -219,35 +184,40 @@ def bench_packing(args: argparse.Namespace, folder: Path) -> None:
     def plain() -> None:
         counts["plain"] = per_sample_loop(folder)
 
-    seconds = in_turns(args.repeats, ours=ours, plain=plain)
+    seconds = medians(in_turns({"ours": ours, "plain": plain}, args.repeats, args.clock))
     rates = {name: counts[name] / seconds[name] for name in seconds}
     kind = f"{args.wordings} wordings" if args.wordings else "a new text in each"
     print(f"{args.rows:,} conversations, {kind}, {counts['ours']:,} tokens packed ({counts['plain']:,} in the loop)")
-    print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample loop {rates['plain']:,.0f}; {rates['ours'] / rates['plain']:.1f} times")  # fmt: skip
+    times = rates["ours"] / rates["plain"]
+    print(f"tokenized and packed: {rates['ours']:,.0f} tokens/s; per-sample {rates['plain']:,.0f}; {times:.1f} times")
 
 
-def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path):
-    """The trainer of train.py, all steps of ``dataset``."""
+def trainer_of(folder: Path, dataset: Any, frozen: bool, output: Path) -> Any:
+    """The trainer of train.py, all steps of ``dataset``; its own summaries and checkpoints are left out."""
     from onerec.model_folder import open_model_folder
     from pretrain.options import check_args, parser
     from pretrain.sharding import Whole
     from pretrain.train import make_trainer
 
-    flags = ["--model_dir", str(folder / "model"), "--output_dir", str(output), "--dataset_config", str(folder / "config.json"), "--logging_per_step", "10", "--save_checkpoint_per_step", "1000000"]  # fmt: skip
+    given = {"model_dir": folder / "model", "output_dir": output, "dataset_config": folder / "config.json"}
+    given |= {"logging_per_step": 10, "save_checkpoint_per_step": 1_000_000}
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     args = parser(None).parse_args([*flags, *(["--freeze_llm"] if frozen else [])])
     check_args(args)
     spec = open_model_folder(folder / "model").spec
-    return make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
-
-
-def step_seconds(trainer: Any, repeats: int) -> float:
-    """Median seconds of a run of the trainer, its own summaries and checkpoint left out, a step."""
+    trainer = make_trainer(args, dataset, None, spec, spec.id_range if frozen else None, None, None, Whole())
     trainer._save_checkpoint = lambda *_: None
-    found = []
-    for _ in range(repeats + 1):
+    return trainer
+
+
+def trained(trainer: Any) -> Callable[[], None]:
+    """A run of the trainer."""
+
+    def run() -> None:
         trainer._started = trainer._clock = None
-        found.append(spent(trainer.train))
-    return statistics.median(found[1:])
+        trainer.train()
+
+    return run
 
 
 def bare_loop(trainer: Any) -> Callable[[], None]:
@@ -260,17 +230,18 @@ def bare_loop(trainer: Any) -> Callable[[], None]:
     device, dataset = trainer.args.device, trainer.train_dataset
     model = trainer.accelerator.unwrap_model(trainer.model)
     optimizer = torch.optim.AdamW(weight_decay_groups(model, 0.1), lr=1e-4, fused=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    learnt = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> None:
         model.train()
         for i in range(len(dataset)):
-            inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in collate([dataset[i]]).items()}  # fmt: skip
+            row = collate([dataset[i]])
+            inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in row.items()}
             inputs.pop("source")
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 outputs = model(**inputs)
             (outputs["loss_sum"] / max(1, len(outputs["losses"]))).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -283,67 +254,52 @@ def bench_steps(args: argparse.Namespace, folder: Path) -> None:
     dataset = dataset_of(folder)
     del dataset.rows[args.steps :]
     full, frozen = (trainer_of(folder, dataset, kind, folder / f"out{int(kind)}") for kind in (False, True))
-    bare = bare_loop(full)
-    rounds: dict[str, list[float]] = {name: [] for name in ("trainer", "bare", "stage1", "bare1", "loader")}
-    bare1 = bare_loop(frozen)
-    bare()
-    bare1()
-
-    def load() -> None:
-        for i in range(len(dataset)):
-            dataset[i]
-
-    for _ in range(args.repeats):
-        rounds["trainer"].append(step_seconds(full, 1))
-        rounds["bare"].append(spent(bare))
-        rounds["stage1"].append(step_seconds(frozen, 1))
-        rounds["bare1"].append(spent(bare1))
-        rounds["loader"].append(spent(load))
-    seconds = {name: statistics.median(values) / len(dataset) for name, values in rounds.items()}
+    sides = {"trainer": trained(full), "bare": bare_loop(full), "stage1": trained(frozen), "bare1": bare_loop(frozen)}
+    sides["loader"] = lambda: [dataset[i] for i in range(len(dataset))]
+    found = medians(in_turns(sides, args.repeats, args.clock))
+    seconds = {name: value / len(dataset) for name, value in found.items()}
     tokens = sum(len(dataset[i]["input_ids"]) for i in range(len(dataset))) / len(dataset)
 
     def states(trainer: Any) -> int:
         return sum(value.numel() for state in trainer.optimizer.optimizer.state.values() for value in state.values())
 
-    model = full.accelerator.unwrap_model(full.model)
-    print(f"{model.lm.num_parameters():,} parameters, vocabulary {model.lm.config.vocab_size:,}, rows of {tokens:,.0f} tokens, {len(dataset)} steps")  # fmt: skip
-    print(f"full step: trainer {seconds['trainer']:.4f} s, bare loop {seconds['bare']:.4f} s, ratio {seconds['trainer'] / seconds['bare']:.3f}")  # fmt: skip
-    print(f"stage-1 step: {seconds['stage1']:.4f} s, {seconds['stage1'] / seconds['trainer']:.2f} of the full step (bare: {seconds['bare1'] / seconds['bare']:.2f})")  # fmt: skip
-    print(f"optimizer state: {states(frozen):,} numbers in stage 1, {states(full):,} in full, ratio {states(frozen) / states(full):.3f}")  # fmt: skip
-    print(f"loader: {tokens / seconds['loader']:,.0f} tokens/s, {seconds['trainer'] / seconds['loader']:.0f} times the trainer's")  # fmt: skip
+    lm = full.accelerator.unwrap_model(full.model).lm
+    print(
+        f"{lm.num_parameters():,} parameters, vocabulary {lm.config.vocab_size:,}, {len(dataset)} rows of {tokens:,.0f}"
+    )
+    ratio = seconds["trainer"] / seconds["bare"]
+    print(f"full step: trainer {seconds['trainer']:.4f} s, bare loop {seconds['bare']:.4f} s, ratio {ratio:.3f}")
+    ratio, bare = seconds["stage1"] / seconds["trainer"], seconds["bare1"] / seconds["bare"]
+    print(f"stage-1 step: {seconds['stage1']:.4f} s, {ratio:.2f} of the full step (bare: {bare:.2f})")
+    small, large = states(frozen), states(full)
+    print(f"optimizer state: {small:,} numbers in stage 1, {large:,} in full, ratio {small / large:.3f}")
+    times = seconds["trainer"] / seconds["loader"]
+    print(f"loader: {tokens / seconds['loader']:,.0f} tokens/s, {times:.0f} times the trainer's")
 
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("what", choices=["loss", "steps", "packing", "memory"])
-    parser.add_argument("--repeats", type=COUNT, default=3)
-    parser.add_argument("--tokens", type=COUNT, default=4096, help="loss: learnt positions")
-    parser.add_argument("--vocabulary", type=COUNT, default=176_384, help="loss: rows of the head")
-    parser.add_argument("--hidden", type=COUNT, default=256, help="loss: width of the hidden states")
-    parser.add_argument("--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)")
-    parser.add_argument("--rows", type=COUNT, default=2000, help="steps, packing: conversations")
-    parser.add_argument(
-        "--wordings",
-        type=COUNT_OR_0,
-        default=50,
-        help="packing: texts around the SIDs; 0: a new one in every record",
+    add_numbers(
+        parser,
+        repeats=(3, "rounds"),
+        tokens=(4096, "loss: learnt positions"),
+        vocabulary=(176_384, "loss: rows of the head"),
+        hidden=(256, "loss: width of the hidden states"),
+        rows=(2000, "steps, packing: conversations"),
+        steps=(20, "steps: of a round"),
+        codes=(256, "steps: codes a layer"),
     )
-    parser.add_argument("--steps", type=COUNT, default=20, help="steps: of a round")
-    parser.add_argument("--codes", type=COUNT, default=256, help="steps: codes a layer")
-    parser.add_argument("--model", default="--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4", help="steps: flags of make_tiny_qwen3.py")  # fmt: skip
+    parser.add_argument("--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)")
+    wordings = "packing: texts around the SIDs; 0: a new one in every record"
+    parser.add_argument("--wordings", type=COUNT_OR_0, default=50, help=wordings)
+    model = "--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4"
+    parser.add_argument("--model", default=model, help="steps: flags of make_tiny_qwen3.py")
     parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu: the process's own seconds, for a CPU that others use too",
-    )
+    add_clock(parser)
     parser.add_argument("--work_dir", type=Path, help="folder for the files; a temporary one by default")
     args = parser.parse_args()
-    global _clock
-    if args.clock == "cpu":
-        _clock = time.process_time
     if args.what in ("loss", "memory"):
         (bench_loss if args.what == "loss" else memory_once)(args)
         return

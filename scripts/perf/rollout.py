@@ -1,10 +1,11 @@
 """Speed of the item stage of a rollout, beside vLLM's own beam search: the same model, prompts, engine and process.
 
-    python scripts/perf/rollout.py --model runs/quickstart/models/sft/hf --rl_data runs/quickstart/output/rl_data/test.parquet \\
+    python scripts/perf/rollout.py --model runs/quickstart/models/sft/hf --rl_data
+    runs/quickstart/output/rl_data/test.parquet \\
         --catalogue runs/quickstart/output/benchmark_data/video_ad_pid2sid.parquet --task video
 
-Three pairs, interleaved, medians of the rounds:
-- ``rollout``: an answer without thinking. vLLM writes the whole SID, begin and end included, by ``LLM.beam_search``; two-stage
+Three pairs, interleaved, medians of the rounds: - ``rollout``: an answer without thinking. vLLM writes the whole SID,
+begin and end included, by ``LLM.beam_search``; two-stage
   rollouts force those and search the codes.
 - ``thinking``: the same behind ``--thinking_tokens`` tokens of thinking, which vLLM searches by beams too and two-stage
   rollouts sample once.
@@ -18,31 +19,35 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import ArgumentParser, add_numbers
+
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
-from onerec.flags import COUNT, ArgumentParser
 from onerec.parquet import read_table
-from onerec.run import write_json
 from onerec.verl.launch import check_model
 
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+
+def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model", type=Path, required=True, help="HF checkpoint with SIDs")
     parser.add_argument("--rl_data", type=Path, required=True, help="train.parquet or test.parquet of rl_data")
     parser.add_argument("--catalogue", type=Path, required=True, help="pid2sid.parquet")
     parser.add_argument("--task", default="video", help="task whose prompts are taken")
-    parser.add_argument("--prompts", type=COUNT, default=16, help="prompts at a time")
-    parser.add_argument("--beams", type=COUNT, default=32)
-    parser.add_argument("--thinking_tokens", type=COUNT, default=16, help="tokens of thinking of the second pair")
-    parser.add_argument("--rounds", type=COUNT, default=3)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for the numbers")
-    return parser.parse_args(argv)
+    add_numbers(parser, prompts=(16, "prompts at a time"), beams=(32, "beams"), rounds=(3, "rounds"))
+    add_numbers(parser, thinking_tokens=(16, "tokens of thinking of the second pair"))
+    return parser.parse_args()
 
 
 class Rollouts:
@@ -52,14 +57,21 @@ class Rollouts:
         opened = check_model(args.model)
         from vllm import LLM
 
-        self.beams, self.model = args.beams, str(args.model)
-        self.catalogue = str(args.catalogue)
+        self.beams, self.model, self.catalogue = args.beams, str(args.model), str(args.catalogue)
         self.spec, self.renderer = opened.spec, opened.renderer
         self.index = ItemIndex.load(args.catalogue, self.spec)
+        sizes = {"max_model_len": 1024, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
         self.llm = LLM(
-            model=self.model, trust_remote_code=False, dtype="float32", enforce_eager=True, enable_prefix_caching=True, max_logprobs=-1, seed=0,
-            max_model_len=1024, max_num_seqs=256, max_num_batched_tokens=8192, worker_extension_cls="onerec.items.vllm_items.ItemWorker",
-        )  # fmt: skip
+            model=self.model,
+            trust_remote_code=False,
+            dtype="float32",
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            max_logprobs=-1,
+            seed=0,
+            worker_extension_cls="onerec.items.vllm_items.ItemWorker",
+            **sizes,
+        )
         self.tokenizer = self.llm.get_tokenizer()
 
     def ours(self, prompts: list[list[int]], thinking: int) -> list[list[list[int]]]:
@@ -68,10 +80,8 @@ class Rollouts:
             prompts = self._think(prompts, thinking)
         prompts = [[*prompt, self.spec.begin_id] for prompt in prompts]
         n = len(prompts)
-        found = self.llm.collective_rpc(
-            "onerec_find_items",
-            args=(prompts, [self.catalogue] * n, [self.beams] * n, [None] * n, 1.0, self.model),
-        )[0]
+        arguments = (prompts, [self.catalogue] * n, [self.beams] * n, [None] * n, 1.0, self.model)
+        found = self.llm.collective_rpc("onerec_find_items", args=arguments)[0]
         return [[ids for ids, _ in items] for items in found]
 
     def _think(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
@@ -81,9 +91,8 @@ class Rollouts:
         think = self.renderer.think_ids(self.tokenizer)
         close, tail = think.close, think.after_close
         params = SamplingParams(max_tokens=tokens, stop_token_ids=[close], detokenize=False)
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False
-        )
+        asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        outputs = self.llm.generate(asked, params, use_tqdm=False)
         thoughts = [[t for t in output.outputs[0].token_ids if t != close] for output in outputs]
         return [[*prompt, *thought, close, *tail] for prompt, thought in zip(prompts, thoughts, strict=True)]
 
@@ -112,30 +121,24 @@ class Rollouts:
         return tuple(codes) in self.index
 
 
-def measure(
-    rollouts: Rollouts, rounds: int, n: int, sides: dict[str, Callable[[], Any]]
-) -> dict[str, dict[str, float]]:
-    """Median rollouts a second and share of valid beams of every side; the sides take turns."""
+def measure(rollouts: Rollouts, rounds: int, n: int, sides: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Median rollouts a second and share of valid beams of every side; sides take turns, each with an empty cache."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     valid: dict[str, float] = {}
-    for round_ in range(rounds + 1):  # the first warms up
+    for turn in range(rounds + 1):  # the first warms up
         for name, run in sides.items():
             rollouts.llm.reset_prefix_cache()
             start = time.perf_counter()
             beams = run()
-            if round_:
+            if turn:
                 seconds[name].append(time.perf_counter() - start)
                 valid[name] = rollouts.valid(beams)
-    return {
-        name: {"rollouts_per_second": n / statistics.median(times), "valid": valid[name]}
-        for name, times in seconds.items()
-    }
+    return {name: (n / statistics.median(times), valid[name]) for name, times in seconds.items()}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    for name, value in (("VLLM_CPU_KVCACHE_SPACE", "2"), ("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR"),
-                        ("OMP_NUM_THREADS", "1"), ("VLLM_ENABLE_V1_MULTIPROCESSING", "0")):  # fmt: skip
+def main() -> None:
+    args = parse_args()
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     rollouts = Rollouts(args)
     table = read_table(args.rl_data, ["data_source", "prompt"]).to_pylist()
@@ -157,20 +160,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
         "codes": (lambda: rollouts.ours(plain, 0), lambda: rollouts.theirs(begun, layers)),
     }
-    result = {}
     for name, (ours, theirs) in pairs.items():
-        if name == "thinking" and not budget:
-            continue
-        found = measure(rollouts, args.rounds, len(rows), {"two_stage": ours, "beam_search": theirs})
-        ratio = found["two_stage"]["rollouts_per_second"] / found["beam_search"]["rollouts_per_second"]
-        result[name] = found | {"ratio": ratio}
-        print(
-            f"{name:9s} two-stage {found['two_stage']['rollouts_per_second']:7.2f} rollouts/s, {found['two_stage']['valid']:.1%} valid; "
-            f"LLM.beam_search {found['beam_search']['rollouts_per_second']:7.2f}, {found['beam_search']['valid']:.1%} valid; {ratio:.1f} times",
-            flush=True,
-        )  # fmt: skip
-    if args.output:
-        write_json(args.output, result)
+        found = measure(rollouts, args.rounds, len(rows), {"two-stage": ours, "LLM.beam_search": theirs})
+        shown = "; ".join(f"{side} {rate:.2f} rollouts/s, {valid:.1%} valid" for side, (rate, valid) in found.items())
+        ratio = found["two-stage"][0] / found["LLM.beam_search"][0]
+        print(f"{name:9s} {shown}; {ratio:.1f} times", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """One GRPO update's forward and backward: a group's items as rows, or as a tree that holds their prompt once.
 
-    python scripts/perf/shared_prompts.py                           # CPU: 3 layers x 128, 8 prompts of 256 tokens, 8 items
-    python scripts/perf/shared_prompts.py --beams 32 --prompt 1024
-    python scripts/perf/shared_prompts.py --device cuda --layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 \\
-        --head_dim 128 --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --tokens 16384 --sides trees packed packed_answers
+    python scripts/perf/shared_prompts.py                           # CPU: 3 layers x 128, 8 prompts of 256 tokens, 8
+    items python scripts/perf/shared_prompts.py --beams 32 --prompt 1024 python scripts/perf/shared_prompts.py --device
+    cuda --layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 \\
+        --head_dim 128 --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --tokens 16384 --sides trees packed
+        packed_answers
 
-Sides: ``trees`` as GRPO computes them; ``rows`` padded to the longest, by sdpa, as verl does without flash attention; ``packed``
-one row after the other without padding, by PyTorch's flash attention for packed rows, the head on every token, as verl does
-with it (a GPU); ``packed_answers`` the same with the head behind the answers only. Each in micro-batches of --tokens tokens. All give the
-log-probability of every answer token and a gradient; they are compared before anything is timed. They take turns in one
-process; a ratio is the median over the rounds of that round's ratio to the first side.
+Sides: ``trees`` as GRPO computes them; ``rows`` padded to the longest, by sdpa, as verl does without flash attention;
+``packed`` one row after the other without padding, by PyTorch's flash attention for packed rows, the head on every
+token, as verl does with it (a GPU); ``packed_answers`` the same with the head behind the answers only. Each in
+micro-batches of --tokens tokens. All give the log-probability of every answer token and a gradient; they are compared
+before anything is timed. They take turns in one process; a ratio is the median over the rounds of that round's ratio
+to the first side.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,20 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import ROOT
+from measure import (
+    ArgumentParser,
+    add_numbers,
+    add_shape,
+    in_turns,
+    medians,
+    print_heads,
+    print_row,
+    qwen3,
+    range_of,
+    ratios,
+)
 
-sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
-from onerec.flags import COUNT, SEED, ArgumentParser
 from pretrain import attention
 from verl_rl.shared_prompts import build, gather
 
@@ -38,26 +48,21 @@ Rows = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    for name, value, text in (
-        ("layers", 3, "transformer layers"),
-        ("hidden", 128, "width"),
-        ("intermediate", 384, "width of the MLP"),
-        ("heads", 4, "query heads"),
-        ("kv_heads", 2, "key and value heads"),
-        ("head_dim", 32, "width of a head"),
-        ("vocabulary", 1500, "tokens"),
-        ("batch", 8, "prompts, of which half are three quarters as long"),
-        ("prompt", 256, "tokens of a prompt"),
-        ("beams", 8, "items a prompt"),
-        ("answer", 6, "tokens of an item with begin and end; a third of the items share their first code"),
-        ("tokens", 1 << 20, "of a micro-batch at most; a group is never split as a tree, a row never"),
-        ("repeats", 5, "rounds"),
-        ("seed", 0, "of weights and tokens"),
-    ):
-        taken = SEED if name == "seed" else COUNT
-        parser.add_argument(f"--{name}", type=taken, default=value, help=f"{text} (default {value})")
+    add_shape(parser, layers=3, hidden=128, intermediate=384, heads=4, kv_heads=2, head_dim=32)
+    add_numbers(
+        parser,
+        vocabulary=(1500, "tokens"),
+        batch=(8, "prompts, of which half are three quarters as long"),
+        prompt=(256, "tokens of a prompt"),
+        beams=(8, "items a prompt"),
+        answer=(6, "tokens of an item with begin and end; a third of the items share their first code"),
+        tokens=(1 << 20, "of a micro-batch at most; a group is never split as a tree, a row never"),
+        repeats=(5, "rounds"),
+        seed=(0, "of weights and tokens"),
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help="the first is what the others are compared with")  # fmt: skip
+    text = "the first is what the others are compared with"
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help=text)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")
     return parser.parse_args()
 
@@ -95,10 +100,8 @@ def as_rows(model: Any, prompts: list[torch.Tensor], answers: list[torch.Tensor]
 def as_trees(model: Any, prompts: list[torch.Tensor], answers: list[torch.Tensor]) -> torch.Tensor:
     """The same, every distinct prefix once."""
     trees = build(prompts, answers, pad_id=0, device=model.device)
-    logits = model(
-        input_ids=trees.input_ids, position_ids=trees.position_ids, attention_mask=trees.mask,
-        logits_to_keep=trees.keep, use_cache=False,
-    ).logits  # fmt: skip
+    inputs = {"input_ids": trees.input_ids, "position_ids": trees.position_ids, "attention_mask": trees.mask}
+    logits = model(**inputs, logits_to_keep=trees.keep, use_cache=False).logits
     return gather(logits, trees, entropy=False)[0]
 
 
@@ -110,17 +113,12 @@ def as_packed(model: Any, prompts: list[torch.Tensor], answers: list[torch.Tenso
     lengths = torch.tensor([len(row) for row in whole])
     borders = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int().to(model.device)
     starts = (lengths.cumsum(0) - lengths).tolist()
-    places = torch.cat(
-        [
-            torch.arange(start + len(prompt) - 1, start + len(row) - 1)
-            for start, prompt, row in zip(starts, prompts, whole, strict=True)
-        ]
-    ).to(model.device)
-    longest = int(lengths.max())
-    logits = model(
-        input_ids=ids, position_ids=positions, cu_seq_lens_q=borders, cu_seq_lens_k=borders, max_length_q=longest,
-        max_length_k=longest, logits_to_keep=places if answers_only else 0, use_cache=False,
-    ).logits[0]  # fmt: skip
+    rows = zip(starts, prompts, whole, strict=True)
+    places = torch.cat([torch.arange(at + len(prompt) - 1, at + len(row) - 1) for at, prompt, row in rows])
+    places, longest = places.to(model.device), int(lengths.max())
+    packed = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    keep = {"logits_to_keep": places if answers_only else 0, "use_cache": False}
+    logits = model(input_ids=ids, position_ids=positions, **packed, **keep).logits[0]
     labels = ids[0].roll(-1)
     if answers_only:
         return -torch.nn.functional.cross_entropy(logits.float(), labels[places], reduction="none")
@@ -166,32 +164,38 @@ def prepare(side: str, model: Any) -> None:
     model.set_attn_implementation(name if side.startswith("packed") else "sdpa")
 
 
-def timed(side: str, model: Any, parts: list[Rows]) -> float:
-    """Seconds of a forward and a backward pass over all micro-batches."""
+def step(side: str, model: Any, parts: list[Rows]) -> None:
+    """A forward and a backward pass over all micro-batches."""
     prepare(side, model)
     model.zero_grad()
-    start = time.perf_counter()
     for part in parts:
         SIDES[side](model, *part).sum().backward()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+
+
+def peak_gib(work: Callable[[], None]) -> str:
+    """GiB at the peak of a call on a GPU."""
+    if not torch.cuda.is_available():
+        return "–"
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return f"{torch.cuda.max_memory_allocated() / 2**30:.1f}"
+
+
+def tokens_of(side: str, parts: list[Rows]) -> int:
+    """Tokens that a side computes."""
+    if side == "trees":
+        return sum(build(*part, pad_id=0).input_ids.numel() for part in parts)
+    return sum(sum(map(len, part[0] + part[1])) for part in parts)
 
 
 def main() -> None:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     args = parse_args()
     torch.manual_seed(args.seed)
-    config = Qwen3Config(
-        vocab_size=args.vocabulary, hidden_size=args.hidden, intermediate_size=args.intermediate,
-        num_hidden_layers=args.layers, num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
-        head_dim=args.head_dim, attn_implementation="sdpa", tie_word_embeddings=args.vocabulary > 100_000,
-    )  # fmt: skip
-    on_gpu = args.device == "cuda"
-    attention.register("auto", on_gpu)
+    on_gpu = args.device != "cpu"
     with torch.device(args.device):
-        model = Qwen3ForCausalLM(config).to(torch.bfloat16 if on_gpu else torch.float32).train()
+        tied = {"attn_implementation": "sdpa", "tie_word_embeddings": args.vocabulary > 100_000}
+        model = qwen3(args, args.vocabulary, **tied).to(torch.bfloat16 if on_gpu else torch.float32).train()
+    attention.register("auto", on_gpu)
     if args.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     rows = make_rows(args)
@@ -203,32 +207,21 @@ def main() -> None:
     limit = 0.25 if on_gpu else 1e-3
     if max(apart.values()) > limit:
         raise SystemExit(f"the log-probabilities are {apart} apart, more than {limit}")
-    seconds: dict[str, list[float]] = {side: [] for side in args.sides}
-    gib = dict.fromkeys(args.sides, 0.0)
-    for turn in range(args.repeats + 1):  # the first of each plans its kernels and is not counted
-        for side in args.sides:
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            spent = timed(side, model, parts[side])
-            if turn:
-                seconds[side].append(spent)
-            if on_gpu:
-                gib[side] = torch.cuda.max_memory_allocated() / 2**30
+    works = {side: lambda side=side: step(side, model, parts[side]) for side in args.sides}
+    seconds = in_turns(works, args.repeats)
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
-    print(f"{name}, torch {torch.__version__}: {args.layers} layers x {args.hidden}, vocabulary {args.vocabulary:,}, {args.batch} prompts of at most {args.prompt:,} tokens x {args.beams} items, micro-batches of {args.tokens:,} tokens")  # fmt: skip
-    print("| side | micro-batches | tokens computed | seconds | times as long | least to most | peak GiB | log-probabilities apart |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|")
-    for side in args.sides:
-        ratios = [own / base for own, base in zip(seconds[side], seconds[first], strict=True)]
-        count = sum(
-            build(*part, pad_id=0).input_ids.numel() if side == "trees" else sum(map(len, part[0] + part[1]))
-            for part in parts[side]
-        )
-        memory = f"{gib[side]:.1f}" if on_gpu else "–"
-        print(
-            f"| {side} | {len(parts[side])} | {count:,} | {statistics.median(seconds[side]):.3f} | {statistics.median(ratios):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} | {memory} | {apart[side]:.1e} |"
-        )
+    print(
+        f"{name}, torch {torch.__version__}: {args.layers} layers x {args.hidden}, vocabulary {args.vocabulary:,}, "
+        f"{args.batch} prompts of at most {args.prompt:,} tokens x {args.beams} items, "
+        f"micro-batches of {args.tokens:,} tokens"
+    )
+    heads = ("side", "micro-batches", "tokens computed", "seconds", "times as long", "least to most", "peak GiB")
+    print_heads(*heads, "log-probabilities apart")
+    for side, middle in medians(seconds).items():
+        found = ratios(seconds, side, first)
+        times, spread = f"{statistics.median(found):.2f}", range_of(found)
+        cells = (side, len(parts[side]), f"{tokens_of(side, parts[side]):,}", f"{middle:.3f}", times, spread)
+        print_row(*cells, peak_gib(works[side]), f"{apart[side]:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,56 +1,53 @@
 """Training steps in Qwen3's shapes on one GPU: tokens a second, MFU and peak memory, beside what plan.py estimates.
 
-    python scripts/perf/train_shape.py                                    # 0.6B and 1.7B, both stages, rows of 8,192 tokens
+    python scripts/perf/train_shape.py                                    # 0.6B and 1.7B, both stages, rows of 8,192
     python scripts/perf/train_shape.py --sizes 1.7B --length 32768 --stages full
     python scripts/perf/train_shape.py --sizes toy --length 512 --steps 2   # any machine: does it run
 
-Weights and tokens are random, samples of --sample_length tokens; the model, loss, attention and optimizer are train.py's, in the
-bare loop beside which `pretrain.py steps` puts the trainer. The attentions that the machine has take turns step by step; their losses on the first row
-are compared before anything is timed. Seconds are medians. MFU: operations by `pretrain.flops` over the device's bf16 peak, as in the trainer's log.
+Weights and tokens are random, samples of --sample_length tokens; the model, loss, attention and optimizer are
+train.py's, in the bare loop beside which `pretrain.py steps` puts the trainer. The attentions that the machine has take
+turns step by step; their losses on the first row are compared before anything is timed. Seconds are medians. MFU:
+operations by `pretrain.flops` over the device's bf16 peak, as in the trainer's log.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
+import dataclasses
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import ROOT
+from measure import ArgumentParser, add_numbers, in_turns, medians, print_heads, print_row
 
-sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
-from onerec.flags import COUNT, ArgumentParser
+from onerec.qwen3 import ITEMIC, QWEN3, Shape
 from pretrain import attention
 from pretrain.flops import peak_tflops, step_flops
-from pretrain.plan import ITEMIC, QWEN3, memory_gib, shape
+from pretrain.plan import memory_gib
 
 ATTENTIONS = (attention.PACKED_SDPA, attention.PACKED_VARLEN, attention.FLASH)
-TOY = (64, 2, 4, 2, 128, True)
+SIZES = {**QWEN3, "toy": Shape(64, 2, 4, 2, 128, True, head_dim=16, vocab_size=ITEMIC + 1000)}
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    add = parser.add_argument
-    add("--sizes", nargs="+", default=["0.6B", "1.7B"], choices=[*QWEN3, "toy"], help="Qwen3 models with 3 x 8,192 itemic tokens")  # fmt: skip
-    add("--stages", nargs="+", default=["full", "stage1"], choices=["full", "stage1"])
-    add("--length", type=COUNT, default=8192, help="tokens of a packed row")
-    add("--sample_length", type=COUNT, default=2048, help="tokens of a sample")
-    add("--steps", type=COUNT, default=5, help="timed steps of each attention")
-    add("--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time")
-    add("--no_gradient_checkpointing", action="store_true")
-    add(
-        "--attentions",
-        nargs="+",
-        choices=ATTENTIONS,
-        help="attentions to compare (all that this machine has)",
+    sizes = "Qwen3 models with 3 x 8,192 itemic tokens"
+    parser.add_argument("--sizes", nargs="+", default=["0.6B", "1.7B"], choices=SIZES, help=sizes)
+    parser.add_argument("--stages", nargs="+", default=["full", "stage1"], choices=["full", "stage1"])
+    add_numbers(
+        parser,
+        length=(8192, "tokens of a packed row"),
+        sample_length=(2048, "tokens of a sample"),
+        steps=(5, "timed steps of each attention"),
+        minibatch_size=(4096, "positions whose logits exist at a time"),
     )
+    parser.add_argument("--no_gradient_checkpointing", action="store_true")
+    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, help="which to compare (all of this machine)")
     return parser.parse_args()
 
 
@@ -74,7 +71,8 @@ def random_row(vocabulary: int, args: argparse.Namespace, seed: int) -> dict[str
     ids = np.random.default_rng(seed).integers(vocabulary, size=borders[-1])
     positions = np.concatenate([np.arange(n) for n in lengths])
     labels = np.where(positions > 0, ids, -100)
-    return collate([{"input_ids": ids, "position_ids": positions, "labels": labels, "cu_seq_lens": borders.astype(np.int32)}])  # fmt: skip
+    row = {"input_ids": ids, "position_ids": positions, "labels": labels, "cu_seq_lens": borders.astype(np.int32)}
+    return collate([row])
 
 
 class Side:
@@ -102,24 +100,19 @@ class Side:
         """Mean loss of a row."""
         import torch
 
-        inputs = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in row.items()}  # fmt: skip
+        inputs = {name: x.to(self.device) if torch.is_tensor(x) else x for name, x in row.items()}
         with torch.autocast("cuda", torch.bfloat16, enabled=self.half):
             outputs = self.model(**inputs)
         return outputs["loss_sum"] / len(outputs["losses"])
 
-    def step(self, row: dict[str, Any]) -> float:
-        """Seconds of one optimizer step."""
+    def step(self, row: dict[str, Any]) -> None:
+        """One optimizer step."""
         import torch
 
-        wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
-        wait()
-        start = time.perf_counter()
         self.loss(row).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        wait()
-        return time.perf_counter() - start
 
 
 def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
@@ -127,18 +120,11 @@ def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
     import torch
     from transformers import Qwen3Config
 
-    estimate = shape(size) if size != "toy" else None
-    hidden, layers, heads, kv_heads, intermediate, tied = QWEN3.get(size, TOY)
-    vocabulary = estimate.vocab_size if estimate else ITEMIC + 1000
-    config = Qwen3Config(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, intermediate_size=intermediate, head_dim=128 if estimate else 16,
-        tie_word_embeddings=tied, max_position_embeddings=max(40960, args.length),
-    )  # fmt: skip
-    frozen = stage == "stage1"
+    shape, frozen = SIZES[size], stage == "stage1"
+    config = Qwen3Config(**dataclasses.asdict(shape), max_position_embeddings=max(40960, args.length))
     side = Side(config, frozen, args, device)
     names = args.attentions or attentions(side.half)
-    row = random_row(vocabulary, args, 0)
+    row = random_row(shape.vocab_size, args, 0)
     losses = {}
     for name in names:
         side.model.lm.set_attn_implementation(name)
@@ -147,34 +133,28 @@ def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
     apart = max(losses.values()) - min(losses.values())
     if apart > (2e-2 if side.half else 1e-4):
         raise SystemExit(f"the attentions' losses are {apart:.2g} apart: {losses}")
-    seconds: dict[str, list[float]] = {name: [] for name in names}
     gib: dict[str, float] = {}
-    for turn in range(args.steps + 1):
-        for name in names:
-            side.model.lm.set_attn_implementation(name)
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            spent = side.step(random_row(vocabulary, args, turn))
-            if turn:
-                seconds[name].append(spent)
-            if device == "cuda":
-                gib[name] = torch.cuda.max_memory_allocated() / 2**30
+
+    def work(name: str) -> None:
+        side.model.lm.set_attn_implementation(name)
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        side.step(row)
+        if device == "cuda":
+            gib[name] = torch.cuda.max_memory_allocated() / 2**30
+
+    seconds = medians(in_turns({name: lambda name=name: work(name) for name in names}, args.steps))
     lengths = np.diff(row["cu_seq_lens_q"].numpy()).tolist()
-    operations = step_flops(config, lengths, sum(lengths) - len(lengths), ITEMIC if frozen else vocabulary, frozen)  # fmt: skip
+    trained_rows = ITEMIC if frozen else shape.vocab_size
+    operations = step_flops(config, lengths, sum(lengths) - len(lengths), trained_rows, frozen)
     peak = peak_tflops(torch.cuda.get_device_name()) if device == "cuda" else None
-    planned = ""
-    if estimate:
-        parts = memory_gib(estimate, args.length, args.minibatch_size, frozen, not args.no_gradient_checkpointing)
-        planned = f"{sum(parts.values()):.1f}"
-    first = statistics.median(seconds[names[0]])
-    for name in names:
-        middle = statistics.median(seconds[name])
+    recompute = not args.no_gradient_checkpointing
+    planned = sum(memory_gib(shape, args.length, args.minibatch_size, frozen, recompute).values())
+    for name, middle in seconds.items():
         mfu = f"{operations / middle / peak / 1e12:.1%}" if peak else "–"
         memory = f"{gib[name]:.1f}" if gib else "–"
-        print(
-            f"| {size} | {stage} | {name} | {middle:.3f} | {sum(lengths) / middle:,.0f} | {first / middle:.2f} | {mfu} | {memory} | {planned or '–'} |",
-            flush=True,
-        )
+        rate, times = f"{sum(lengths) / middle:,.0f}", f"{seconds[names[0]] / middle:.2f}"
+        print_row(size, stage, name, f"{middle:.3f}", rate, times, mfu, memory, f"{planned:.1f}")
 
 
 def main() -> None:
@@ -184,9 +164,10 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     checkpointing = "without" if args.no_gradient_checkpointing else "with"
-    print(f"{name}, torch {torch.__version__}: rows of {args.length:,} tokens, samples of {args.sample_length:,}, {checkpointing} gradient checkpointing")  # fmt: skip
-    print("| Qwen3 | stage | attention | s a step | tokens/s | times the first | MFU | peak GiB | plan.py |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    rows = f"rows of {args.length:,} tokens, samples of {args.sample_length:,}"
+    print(f"{name}, torch {torch.__version__}: {rows}, {checkpointing} gradient checkpointing")
+    heads = ("Qwen3", "stage", "attention", "s a step", "tokens/s", "times the first", "MFU", "peak GiB", "plan.py")
+    print_heads(*heads)
     for size in args.sizes:
         for stage in args.stages:
             bench(size, stage, args, device)

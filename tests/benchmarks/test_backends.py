@@ -1,4 +1,4 @@
-"""Backends give the model's own numbers; thinking, sampling, several thoughts; prompts that do not fit."""
+"""Backends give the model's own numbers; thinking and sampling; prompts that do not fit."""
 
 import json
 import os
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.backends import Sampling, open_backend
+from benchmarks.backends import open_backend
+from benchmarks.backends.base import Sampling
 from benchmarks.backends.hf import HfBackend
 from benchmarks.evaluate import main
-from benchmarks.model import BenchModel, Thinking, Thoughts, merge_thoughts, windows
+from benchmarks.model import BenchModel, windows
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.items.decode import Hypothesis, decode_items
 from onerec.sid import SidSpec
 
 TEXTS = ["看过一些", "推荐", "你好，请推荐一个视频"]
@@ -24,7 +24,7 @@ TEXTS = ["看过一些", "推荐", "你好，请推荐一个视频"]
 
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint):
-    return BenchModel(tiny_checkpoint, "cpu")
+    return BenchModel(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_samples_follow_the_models_probabilities(model, prompts):
         else:
             expected = float(chance[best])
         tokens = []
-        for stream in range(200):
-            [batch] = model.backend.generate([prompts[0]], 1, [], Sampling(temperature, top_p, 0, stream))
+        for seed in range(200):
+            [batch] = model.backend.generate([prompts[0]], 1, [], Sampling(temperature, top_p, seed))
             tokens.append(batch[0][1][0])
         share = np.mean([token == best for token in tokens])
         assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / 200) + 1e-6
@@ -81,7 +81,7 @@ def test_an_answer_ends_where_the_checkpoint_says_and_the_mark_is_no_part_of_it(
     shutil.copytree(tiny_checkpoint, folder)
     for eos in (answer[third], [answer[third], 1]):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-        ended = BenchModel(folder, "cpu")
+        ended = BenchModel(folder, device="cpu")
         assert ended.generate(prompts[:1], 8, [], "t") == [answer[:third]]
         # What the caller stops at stays, though it is an end too.
         assert ended.generate(prompts[:1], 8, [answer[third]], "t") == [answer[: third + 1]]
@@ -94,7 +94,7 @@ def test_a_checkpoints_own_way_of_choosing_tokens_is_not_mixed_in(tiny_checkpoin
     shutil.copytree(tiny_checkpoint, folder)
     steered = {"repetition_penalty": 100.0, "do_sample": True, "temperature": 9.0, "min_new_tokens": 3}
     (folder / "generation_config.json").write_text(json.dumps(steered))
-    assert BenchModel(folder, "cpu").generate(prompts, 8, [], "t") == model.generate(prompts, 8, [], "t")
+    assert BenchModel(folder, device="cpu").generate(prompts, 8, [], "t") == model.generate(prompts, 8, [], "t")
 
 
 def test_windows_score_every_token_but_the_first_once():
@@ -108,7 +108,7 @@ def test_windows_score_every_token_but_the_first_once():
 
 def test_in_bfloat16_probabilities_and_the_next_token_are_not_rounded_to_its_8_bits(tiny_checkpoint, prompts):
     """What is made of the hidden states is what float64 makes of them; rounded logits would be off by 0.004 and more, and tie."""
-    backend = BenchModel(tiny_checkpoint, "cpu", precision="bf16").backend
+    backend = BenchModel(tiny_checkpoint, device="cpu", precision="bf16").backend
     head = backend.model.get_output_embeddings().weight
     assert head.dtype == torch.bfloat16
 
@@ -135,52 +135,7 @@ def test_a_text_longer_than_the_context_is_scored_whole(model):
             logits = model.backend.model(torch.tensor([part[:-1]])).logits[0, -last:]
         expected += logits.log_softmax(-1).gather(1, torch.tensor(part[-last:])[:, None]).sum().item()
     found = model.rolling_logprobs([ids, ids[:1], ids[:7]], "t")
-    assert found == pytest.approx([expected, 0, model.text_logprobs([ids[:7]], "t")[0]], rel=1e-4)
-
-
-def test_merged_scores_are_the_mean_probability_or_the_best():
-    a, b, c = ((0, 0, i) for i in range(3))
-    found = [
-        [Hypothesis(a, np.log(0.5), (1,)), Hypothesis(b, np.log(0.2), (2,))],
-        [Hypothesis(b, np.log(0.4), (2,)), Hypothesis(c, np.log(0.3), (3,))],
-    ]
-    mean = merge_thoughts(found, "logsumexp", 10)
-    assert [h.codes for h in mean] == [b, a, c] and [h.pids for h in mean] == [(2,), (1,), (3,)]
-    np.testing.assert_allclose(np.exp([h.logprob for h in mean]), [0.3, 0.25, 0.15])
-    best = merge_thoughts(found, "max", 2)
-    assert [h.codes for h in best] == [a, b]
-    np.testing.assert_allclose(np.exp([h.logprob for h in best]), [0.5, 0.4])
-
-
-def test_items_and_answers_after_several_thoughts_are_merged_from_each(tiny_checkpoint, catalogue):
-    thinking = Thinking(thoughts=3, sampling=Sampling(temperature=1.0))
-    model = BenchModel(tiny_checkpoint, "cpu", thinking=thinking)
-    prompts = model.prompt_ids([[{"role": "user", "content": text}] for text in TEXTS], True, 20)
-    thought = model.think(prompts, 6, "think")
-    close = model.tokenizer.convert_tokens_to_ids("</think>")
-    for prompt, whole in zip(prompts, thought, strict=True):
-        assert isinstance(whole, Thoughts) and len(whole.others) == 2
-        for variant in (whole, *whole.others):
-            assert variant[: len(prompt)] == prompt and variant[len(prompt) :].count(close) == 1
-        assert len({tuple(v) for v in (whole, *whole.others)}) > 1
-    ranked = model.rank_items(thought, catalogue, 64, "rank")
-    for whole, hypotheses in zip(thought, ranked, strict=True):
-        each = decode_items(model.backend.model, [list(whole), *whole.others], catalogue, model.spec, num_beams=64)
-        expected = {
-            h.codes: np.log(np.mean([np.exp(dict((x.codes, x.logprob) for x in found)[h.codes]) for found in each]))
-            for h in each[0]
-        }  # fmt: skip
-        assert {h.codes for h in hypotheses} == set(expected)
-        for h in hypotheses:
-            assert h.logprob == pytest.approx(expected[h.codes], abs=1e-3)
-    [[yes, no]] = model.answer_logprobs(thought[:1], ("a", "b"), "label")
-    each = [model.answer_logprobs([v], ("a", "b"), "one")[0] for v in (list(thought[0]), *thought[0].others)]
-    np.testing.assert_allclose(np.exp([yes, no]), np.exp(each).mean(0), rtol=1e-4)
-
-
-def test_greedy_thoughts_that_are_all_the_same_are_refused(tiny_checkpoint, tiny_data):
-    with pytest.raises(InputError, match="--thinking_temperature"):
-        evaluate(tiny_checkpoint, tiny_data, "--thoughts", "2")
+    assert found == pytest.approx([expected, 0, model.text_logprobs([ids[:7]], "t", [6])[0]], rel=1e-4)
 
 
 def evaluate(checkpoint, data, *more):
@@ -191,10 +146,14 @@ def evaluate(checkpoint, data, *more):
     return json.loads((folder / "metrics.json").read_text())["tasks"], folder
 
 
-def test_thoughts_through_the_whole_evaluation(tiny_checkpoint, tiny_data):
-    flags = ["--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.8"]
-    tasks, _ = evaluate(tiny_checkpoint, tiny_data, *flags)
+def test_sampled_thinking_through_the_whole_evaluation(tiny_checkpoint, tiny_data):
+    flags = ["--enable_thinking", "true", "--thinking_temperature", "0.8"]
+    tasks, folder = evaluate(tiny_checkpoint, tiny_data, *flags)
     assert tasks["video"]["recall@32"] == 1 and tasks["label_pred"]["samples"] == 12
+    predictions = folder / "predictions_video.jsonl"
+    first = [json.loads(line)["thought"] for line in predictions.read_text().splitlines()]
+    evaluate(tiny_checkpoint, tiny_data, *flags, "--seed", "1")
+    assert first != [json.loads(line)["thought"] for line in predictions.read_text().splitlines()]
 
 
 def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
@@ -254,7 +213,7 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
     hf = HfBackend(tiny_checkpoint, model.tokenizer, "cpu")
     vllm = open_backend("vllm", tiny_checkpoint, model.tokenizer, tensor_parallel=1, data_parallel=1)
     n, spec = len(prompts), model.spec
-    assert (vllm.context, vllm.rows) == (hf.context, hf.rows)
+    assert vllm.context == hf.context
     for normalize in ("vocabulary", "level"):
         for beams in (64, 3):
             ours, theirs = (collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm))

@@ -117,7 +117,7 @@ def test_thinking_ends_before_the_items(checkpoint, data):
 
 
 def test_answer_probabilities_equal_a_direct_computation(checkpoint):
-    model = BenchModel(checkpoint, "cpu")
+    model = BenchModel(checkpoint, device="cpu")
     prompts = [model.tokenizer(text)["input_ids"] for text in ("问", "另一个问题")]
     scored = model.answer_logprobs(prompts, ("是", "a"), "test")
     for prompt, row in zip(prompts, scored, strict=True):

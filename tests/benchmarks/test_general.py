@@ -81,7 +81,7 @@ def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_c
     assert set(measured) == {"two_choices acc", "gsm8k_local exact_match (strict-match)"}
     assert "tiny: lost left out: " in done.stdout
 
-    model = BenchModel(tiny_checkpoint, "cpu")
+    model = BenchModel(tiny_checkpoint, device="cpu")
     asked = [model.tokenizer(f"{row['question']} {c}")["input_ids"] for row in questions for c in "ab"]
     scores = model.text_logprobs(asked, "choices", [2] * len(asked))
     right = [(b > a) == bool(row["gold"]) for row, a, b in zip(questions, scores[::2], scores[1::2], strict=True)]

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.intervals import paired, replicates, values_and_intervals
-from benchmarks.metrics import auc, weighted_user_auc
+from benchmarks.metrics import auc
 from benchmarks.results import Scores
 
 
@@ -26,10 +26,19 @@ def labels():
 
 def test_the_point_estimates_are_the_metrics_themselves(labels):
     y, s = labels.columns["label"], labels.columns["score"]
-    values, intervals = values_and_intervals(["auc", "user_auc"], labels)
+    values, intervals = values_and_intervals(["auc"], labels)
     assert values["auc"] == pytest.approx(roc_auc_score(y, s)) == pytest.approx(auc(y, s))
-    assert values["user_auc"] == pytest.approx(weighted_user_auc(labels.users, y, s))
     assert intervals["auc"][0] < values["auc"] < intervals["auc"][1]
+
+
+def test_user_auc_weighs_users_by_samples_and_leaves_out_one_class():
+    found = scores("aabbbc", label=[1, 0, 1, 0, 0, 1], score=[2, 1, 0, 1, -1, 5])
+    assert values_and_intervals(["user_auc"], found)[0]["user_auc"] == pytest.approx((2 * 1 + 3 * 0.5) / 5)
+
+
+def test_bits_per_byte():
+    found = scores("ab", bits=[3, 5], bytes=[1, 3])
+    assert values_and_intervals(["bits_per_byte"], found)[0]["bits_per_byte"] == 2
 
 
 def test_a_resample_counts_every_sample_of_a_user_as_often_as_the_user_was_drawn(labels):

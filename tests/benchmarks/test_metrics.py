@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from benchmarks.metrics import (
-    auc,
-    bits_per_byte,
-    ndcg_at_k,
-    pass_at_k,
-    position1_pass_at_k,
-    recall_at_k,
-    weighted_user_auc,
-)
+from benchmarks.metrics import auc, ndcg_at_k, pass_at_k, position1_pass_at_k, recall_at_k
 
 
 @pytest.mark.parametrize(
@@ -50,12 +42,3 @@ def test_auc_equals_scikit_learns_also_with_ties():
     labels, scores = rng.integers(0, 2, 200), rng.integers(0, 20, 200)
     assert auc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))
     assert math.isnan(auc([1, 1], [0, 1]))
-
-
-def test_user_auc_weighs_users_by_samples_and_leaves_out_one_class():
-    users, labels, scores = ["a", "a", "b", "b", "b", "c"], [1, 0, 1, 0, 0, 1], [2, 1, 0, 1, -1, 5]
-    assert weighted_user_auc(users, labels, scores) == pytest.approx((2 * 1 + 3 * 0.5) / 5)
-
-
-def test_bits_per_byte():
-    assert bits_per_byte(8 * math.log(2), 4) == pytest.approx(2)

@@ -15,8 +15,8 @@ from benchmarks.journal import Journal, work_keys
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
 
-FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "700", "--device", "cpu",
-         "--enable_thinking", "true", "--thoughts", "2", "--thinking_temperature", "0.9"]  # fmt: skip
+FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "350", "--device", "cpu",
+         "--enable_thinking", "true", "--thinking_temperature", "0.9"]  # fmt: skip
 
 # The evaluation in a process of its own, which sends itself a signal inside its tenth write of results.
 KILLED = """
@@ -87,8 +87,8 @@ def test_a_killed_run_goes_on_to_the_same_metrics_and_predictions(
     for name in ("generate", "rank", "tail_logprobs"):
         monkeypatch.setattr(HfBackend, name, counting(getattr(HfBackend, name)))
     main(argv(tiny_checkpoint, tiny_data, tmp_path / "killed"))
-    # Two thoughts for each of 12 prompts of two tasks; for each a ranking, or the two answers (several tokens here) scored.
-    assert len(asked) == 2 * 12 * 2 + 12 * 2 + 12 * 2 * 2 - done
+    # 12 prompts of two tasks think; then come a ranking each, or two answers (of several tokens here) to be scored.
+    assert len(asked) == 12 * 2 + 12 + 12 * 2 - done
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert not (folder / "progress").exists()
 
@@ -147,15 +147,15 @@ def test_lines_are_on_the_disk_when_written_and_a_cut_one_is_dropped(tmp_path, m
     synced = []
     monkeypatch.setattr(journal.os, "fsync", lambda fd: synced.append(fd))
     run = Journal(tmp_path, "m", {})
-    phase = run.phase("video: thinking 2")
+    phase = run.phase("video: thinking")
     phase.write([("a", [1, 2]), ("b", 0.1)])
     assert len(synced) == 1
-    path = tmp_path / "progress" / "video_thinking_2.jsonl"
+    path = tmp_path / "progress" / "video_thinking.jsonl"
     phase.close()
     with open(path, "ab") as file:
         file.write(b'{"key": "c", "val')
-    again = run.phase("video: thinking 2")
+    again = run.phase("video: thinking")
     assert again.known == {"a": [1, 2], "b": 0.1}
     again.write([("c", 3)])
     again.close()
-    assert run.phase("video: thinking 2").known == {"a": [1, 2], "b": 0.1, "c": 3}
+    assert run.phase("video: thinking").known == {"a": [1, 2], "b": 0.1, "c": 3}

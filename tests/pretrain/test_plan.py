@@ -1,13 +1,15 @@
 """The estimates agree with what can be counted: parameters, optimizer numbers, operations."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from onerec.errors import InputError
+from onerec.qwen3 import QWEN3, table_weights, weights
 from pretrain.model import PackedLM, load_lm
-from pretrain.plan import held_bytes, main, memory_gib, shape, weights
+from pretrain.plan import held_bytes, main, memory_gib
 
 
 @pytest.mark.parametrize("name", ["base", "untied"])
@@ -20,15 +22,13 @@ def test_parameters_are_counted(world, name):
 def test_published_sizes():
     # Qwen3's own tables: 1.7 B with 1.4 B outside the embedding, 8.2 B with 6.95 B outside.
     for name, total, inner in (("1.7B", 1.72e9, 1.41e9), ("8B", 8.19e9, 6.95e9)):
-        config = shape(name)
-        config.vocab_size = 151_936
+        config = dataclasses.replace(QWEN3[name], vocab_size=151_936)
         assert weights(config) == pytest.approx(total, rel=0.01)
-        tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
-        assert weights(config) - tables == pytest.approx(inner, rel=0.01)
+        assert weights(config) - table_weights(config) == pytest.approx(inner, rel=0.01)
 
 
 def test_memory_follows_what_is_trained_and_how_long_rows_are():
-    config = shape("1.7B")
+    config = QWEN3["1.7B"]
     full, frozen = (memory_gib(config, 8192, 4096, kind, True) for kind in (False, True))
     assert full["optimizer"] == pytest.approx(12 * weights(config) / 2**30)
     assert frozen["optimizer"] < 0.05 * full["optimizer"] and frozen["weights"] == full["weights"]
@@ -39,7 +39,7 @@ def test_memory_follows_what_is_trained_and_how_long_rows_are():
 
 def test_shards_hold_their_part():
     """By hand: ZeRO-2 on 8 GPUs holds 2 bytes each of the weights and 14 / 8 of the rest."""
-    config = shape("1.7B")
+    config = QWEN3["1.7B"]
     count = weights(config)
     assert held_bytes(config, count, "zero2", 8) == (2 * count, 14 * count / 8)
     assert held_bytes(config, count, "zero1", 8) == (2 * count, 2 * count + 12 * count / 8)

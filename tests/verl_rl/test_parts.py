@@ -350,16 +350,17 @@ def test_a_beam_keeps_its_own_reward_when_verl_writes_the_last_ones_over_it():
 def test_the_plan_counts_the_parameters_of_the_published_models():
     import dataclasses
 
+    from onerec.qwen3 import QWEN3, weights
     from verl_rl import plan
 
     # Qwen3's model cards, in billions, with its own vocabulary of 151,936 rows.
     published = {"0.6B": 0.60, "1.7B": 1.72, "4B": 4.02, "8B": 8.19, "14B": 14.77, "32B": 32.76}
-    for size in plan.SIZES:
-        own = dataclasses.replace(size, vocab=151_936)
-        assert own.parameters / 1e9 == pytest.approx(published[size.name], rel=0.01)
-    big = plan.SIZES[3]
+    for name, shape in QWEN3.items():
+        own = dataclasses.replace(shape, vocab_size=151_936)
+        assert weights(own) / 1e9 == pytest.approx(published[name], rel=0.01)
+    big = QWEN3["8B"]
     # 18 bytes a parameter over 8 GPUs, 2 over a server's 2, and a bucket of 2 GiB.
-    assert plan.sync_gib(big, 8, 2) == pytest.approx(big.parameters * (18 / 8 + 1) / 2**30 + 2)
+    assert plan.sync_gib(big, 8, 2) == pytest.approx(weights(big) * (18 / 8 + 1) / 2**30 + 2)
     assert (
         plan.training_gib(big, 8, 4096, 200)
         < plan.training_gib(big, 4, 4096, 200)

@@ -1,7 +1,7 @@
-"""Our SASRec and metrics against RecBole's, number by number: the same weights give the same scores, the same rankings the
-same Hit, Recall and NDCG. Seconds, where crosscheck/sasrec.py, which trains both, takes hours.
+"""Our SASRec and metrics against RecBole's, number by number: the same weights give the same scores, the same
+rankings the same Hit, Recall and NDCG. Takes seconds; sasrec.py, which trains both, takes hours.
 
-    python crosscheck/parts.py --recbole_python recbole-env/bin/python
+    python parts.py --recbole_python recbole-env/bin/python
 """
 
 from __future__ import annotations
@@ -57,10 +57,8 @@ def compare(theirs: Mapping[str, np.ndarray]) -> dict[str, float]:
 
     weights = {name.removeprefix("weight "): x for name, x in theirs.items() if name.startswith("weight ")}
     n_items, dim = weights["item_embedding.weight"].shape
-    length, inner = (
-        theirs["ids"].shape[1],
-        weights["trm_encoder.layer.0.feed_forward.dense_1.weight"].shape[0],
-    )
+    length = theirs["ids"].shape[1]
+    inner = weights["trm_encoder.layer.0.feed_forward.dense_1.weight"].shape[0]
     if inner != 4 * dim:
         raise ValueError(f"an inner width of {inner}; ours is {4 * dim}")
     net = SasRecNet(n_items - 1, Options(dim=dim, layers=2, heads=2, max_items=length)).eval()
@@ -86,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "recbole.npz"
         script = Path(__file__).with_name("recbole_parts.py")
-        done = subprocess.run(
-            [args.recbole_python, str(script), str(output)], capture_output=True, text=True, cwd=folder
-        )
+        command = [args.recbole_python, str(script), str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode:
             what = f"RecBole failed ({done.stderr.strip().splitlines()[-1]})"
             raise InputError(args.recbole_python, what, "an environment with RecBole")

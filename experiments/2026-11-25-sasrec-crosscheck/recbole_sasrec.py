@@ -1,9 +1,9 @@
-"""RecBole's SASRec, run by crosscheck/sasrec.py in an environment of its own; imports nothing of this project.
+"""RecBole's SASRec, run by sasrec.py in an environment of its own; imports nothing of this project.
 
 python recbole_sasrec.py <file.inter> <settings as JSON> <output.json>
 
-Settings: seed, epochs, patience, max_items, dim, dropout, lr, batch_size. The output has the metrics of the test and, by user,
-the item that was to be found.
+Settings: seed, epochs, patience, max_items, dim, dropout, lr, batch_size. The output has the metrics of the test and,
+by user, the item that was to be found.
 """
 
 import json
@@ -31,7 +31,8 @@ def main() -> None:
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "loss_type": "CE",
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
         "metrics": ["Hit", "NDCG"], "topk": [10], "valid_metric": "NDCG@10", "train_batch_size": given["batch_size"],
-        "eval_batch_size": 1 << 21, "hidden_size": given["dim"], "inner_size": 4 * given["dim"], "n_layers": 2, "n_heads": 2,
+        "eval_batch_size": 1 << 21, "hidden_size": given["dim"], "inner_size": 4 * given["dim"],
+        "n_layers": 2, "n_heads": 2,
         "hidden_dropout_prob": given["dropout"], "attn_dropout_prob": given["dropout"], "learning_rate": given["lr"],
         "MAX_ITEM_LIST_LENGTH": given["max_items"], "use_gpu": False, "show_progress": False, "state": "INFO",
         "save_dataset": False, "log_wandb": False,
@@ -51,9 +52,8 @@ def main() -> None:
     found = trainer.evaluate(test, load_best_model=True, show_progress=False)
     rows = test.dataset
     names = [rows.id2token(field, rows.inter_feat[field]).tolist() for field in ("user_id", "item_id")]
-    value = {
-        "recall@10": float(found["hit@10"]), "ndcg@10": float(found["ndcg@10"]), "targets": dict(zip(*names)),  # noqa: B905
-    }  # fmt: skip
+    targets = dict(zip(*names))  # noqa: B905
+    value = {"recall@10": float(found["hit@10"]), "ndcg@10": float(found["ndcg@10"]), "targets": targets}
     with open(output, "w") as file:
         json.dump(value, file)
 

@@ -1,4 +1,4 @@
-"""RecBole's SASRec and metrics on random input, run by crosscheck/parts.py in an environment of its own.
+"""RecBole's SASRec and metrics on random input, run by parts.py in an environment of its own.
 
 python recbole_parts.py <output.npz>
 """
@@ -23,9 +23,9 @@ class Items:
 
 def main() -> None:
     settings = {
-        "hidden_size": 16, "inner_size": 64, "n_layers": 2, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": LENGTH, "loss_type": "CE",
-        "layer_norm_eps": 1e-5, "train_neg_sample_args": None, "use_gpu": False, "topk": [1, 5, K], "metrics": ["Hit", "Recall", "NDCG"],
-        "state": "ERROR",
+        "hidden_size": 16, "inner_size": 64, "n_layers": 2, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": LENGTH,
+        "loss_type": "CE", "layer_norm_eps": 1e-5, "train_neg_sample_args": None, "use_gpu": False, "topk": [1, 5, K],
+        "metrics": ["Hit", "Recall", "NDCG"], "state": "ERROR",
     }  # fmt: skip
     output = sys.argv.pop()
     config = Config(model="SASRec", dataset="data", config_dict=settings)
@@ -50,16 +50,8 @@ def main() -> None:
     }
     weights = {f"weight {name}": value.numpy() for name, value in model.state_dict().items()}
     padded = np.array([[*a, *[-1] * (8 - len(a))] for a in answers])
-    np.savez(
-        output,
-        ids=ids,
-        lengths=lengths,
-        scores=scores.numpy(),
-        ranked=ranked,
-        answers=padded,
-        **metrics,
-        **weights,
-    )
+    inputs = {"ids": ids, "lengths": lengths, "scores": scores.numpy(), "ranked": ranked, "answers": padded}
+    np.savez(output, **inputs, **metrics, **weights)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
     python -m venv recbole-env     # a scratch environment: RecBole 1.2.1 wants NumPy below 2 and pandas below 3
     recbole-env/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
-    python crosscheck/sasrec.py --inter ml-100k/ml-100k.inter --recbole_python recbole-env/bin/python --seeds 0 1 2
+    python sasrec.py --inter ml-100k/ml-100k.inter --recbole_python recbole-env/bin/python --seeds 0 1 2
 
-Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included, as
-RecBole does it for sequential models. RecBole reads the sequences from a file whose times are places in the sequence, so that
-items of one second have one order on both sides; that its test items are ours is checked. Both sides: two layers, two heads, the
-same width, dropout, learning rate and length of histories, cross entropy over all items, and of the epochs the one with the
-best NDCG@10 on validation. RecBole learns from every beginning of a sequence, one target each; ours from every position of
-runs in which a target of a long sequence has at least three quarters of a history before it. Says the two means over seeds,
-and whether their difference is within the seeds' noise (Welch's interval); the exit status is 1 where it is not.
+Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included,
+as RecBole does it for sequential models. RecBole reads the sequences from a file whose times are places in the
+sequence, so that items of one second have one order on both sides; that its test items are ours is checked. Both
+sides: two layers, two heads, the same width, dropout, learning rate and length of histories, cross entropy over all
+items, and of the epochs the one with the best NDCG@10 on validation. RecBole learns from every beginning of a
+sequence, one target each; ours from every position of runs in which a target of a long sequence has at least three
+quarters of a history before it. Says the two means over seeds, and whether their difference is within the seeds' noise
+(Welch's interval); the exit status is 1 where it is not.
 """
 
 from __future__ import annotations
@@ -42,12 +43,8 @@ METRICS = ("recall@10", "ndcg@10")
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add(
-        "--inter",
-        type=Path,
-        required=True,
-        help="interactions in RecBole's form (user_id, item_id, …, timestamp)",
-    )
+    inter = "interactions in RecBole's form (user_id, item_id, …, timestamp)"
+    add("--inter", type=Path, required=True, help=inter)
     add("--recbole_python", default="", help="python of an environment with RecBole (none: ours alone)")
     add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="seeds")
     add("--epochs", type=COUNT, default=200, help="epochs at most")
@@ -79,16 +76,8 @@ def read_sequences(path: Path) -> dict[str, list[int]]:
 
 def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Test metrics of this project's SASRec."""
-    options = Options(
-        epochs=args.epochs,
-        patience=args.patience,
-        batch_size=args.batch_size,
-        max_items=args.max_items,
-        dim=args.dim,
-        dropout=args.dropout,
-        lr=args.lr,
-        seed=seed,
-    )
+    names = ("epochs", "patience", "batch_size", "max_items", "dim", "dropout", "lr")
+    options = Options(**{name: getattr(args, name) for name in names}, seed=seed)
     users = list(sequences)
     training = Training([(s[:-3], s[-3:-2]) for s in sequences.values()], users=users)
     validation = [(s[:-2], s[-2:-1]) for s in sequences.values()]
@@ -109,7 +98,7 @@ def write_sequences(path: Path, sequences: Mapping[str, Sequence[int]]) -> None:
 
 
 def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Test metrics of RecBole's SASRec, in its own environment; raises `InputError` where it fails or tests other items."""
+    """Test metrics of RecBole's SASRec in its own environment; raises `InputError` where it fails or tests others."""
     log = get_logger("crosscheck")
     script = Path(__file__).with_name("recbole_sasrec.py")
     settings = {name: getattr(args, name) for name in ("epochs", "patience", "max_items", "dim", "dropout", "lr")}
@@ -119,13 +108,8 @@ def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespac
         write_sequences(folder / "sequences.inter", sequences)
         command = [args.recbole_python, str(script), str(folder / "sequences.inter"), json.dumps(settings)]
         with open(folder / "errors", "w+") as errors:
-            with owned(
-                [*command, str(folder / "out.json")],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=folder,
-            ) as run:
+            command.append(str(folder / "out.json"))
+            with owned(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder) as run:
                 for line in run.stdout:
                     if line.startswith("epoch "):
                         log.info(f"recbole: {line.strip()}")

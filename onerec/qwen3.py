@@ -1,0 +1,58 @@
+"""Shapes of the published Qwen3 models with 3 x 8,192 itemic tokens, and the arithmetic that the planners share.
+
+A shape has the names of a Hugging Face configuration, so that the functions take either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+ITEMIC = 3 * 8192 + 2
+VOCABULARY = 176_384  # Qwen3's 151,669 tokens and the itemic ones, in multiples of 256
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the estimates read of a model's configuration."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    tie_word_embeddings: bool
+    head_dim: int = 128
+    vocab_size: int = VOCABULARY
+
+
+QWEN3 = {
+    "0.6B": Shape(1024, 28, 16, 8, 3072, True),
+    "1.7B": Shape(2048, 28, 16, 8, 6144, True),
+    "4B": Shape(2560, 36, 32, 8, 9728, True),
+    "8B": Shape(4096, 36, 32, 8, 12288, False),
+    "14B": Shape(5120, 40, 40, 8, 17408, False),
+    "32B": Shape(5120, 64, 64, 8, 25600, False),
+}
+
+
+def layer_weights(config: Any) -> int:
+    """Weights of the matrices of all layers (embedding and head left out)."""
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    return config.num_hidden_layers * config.hidden_size * (heads + 3 * config.intermediate_size)
+
+
+def table_weights(config: Any) -> int:
+    """Weights of the embedding, and of the head where it is not tied."""
+    return (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+
+
+def weights(config: Any) -> int:
+    """Parameters of all matrices (norms are left out)."""
+    return layer_weights(config) + table_weights(config)
+
+
+def cache_bytes(config: Any) -> int:
+    """Bytes of keys and values a token, bfloat16."""
+    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
