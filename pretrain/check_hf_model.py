@@ -2,8 +2,8 @@
 
     python check_hf_model.py --hf_model_dir output/stg2/hf
 
-A folder that cannot be used is said in one line (exit status 2). Prints what it generates with and without thinking, then ``ok`` or
-every problem found (exit status 1).
+A folder that cannot be used is said in one line (exit status 2). Prints what it generates with and without thinking,
+then ``ok`` or every problem found (exit status 1).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python expand_vocab.py --hf_model_dir models/Qwen3-1.7B --output_model_dir models/Qwen3-1.7B_itemic \
         --itemic_layer_n 3 --vocab_size_per_layer 8192
-    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic --sid_spec ../tokenizer/model
+    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic --sid_spec
+    ../tokenizer/model
 
 The new tokens follow the old ones in the order of `onerec.sid.SidSpec.tokens`; embedding and head get rows up to the
 next multiple of 256. Old rows, chat template and generation settings stay as they are; ``sid_spec.json`` in the new
@@ -43,12 +44,7 @@ def parser() -> ArgumentParser:
     add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
     add("--itemic_layer_n", type=LAYERS, default=3, help="codebook layers, where no --sid_spec is given")
-    add(
-        "--vocab_size_per_layer",
-        type=CODES,
-        default=8192,
-        help="codes of a layer, where no --sid_spec is given",
-    )
+    add("--vocab_size_per_layer", type=CODES, default=8192, help="codes of a layer, where no --sid_spec is given")
     add(
         "--init",
         choices=("mean", "normal", "codebook"),
@@ -89,9 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     spec = SidSpec(spec.codebook_sizes, len(tokenizer), spec.collision)
     if added := add_tokens(tokenizer, spec):
         raise InputError(
-            source,
-            f"took only {added} of {len(spec.tokens)} itemic tokens as new",
-            "give a checkpoint without them",
+            source, f"took only {added} of {len(spec.tokens)} itemic tokens as new", "give a checkpoint without them"
         )
     expand_rows(model, spec, args.init, codebooks)
     # What is trained from here on answers in turns: a base model's own generation would run past their end.
@@ -102,11 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         spec.save(folder)
         check_itemic_tokens(folder, spec, read_tokenizer(folder))
         manifest.output(output)
-        manifest.extra |= {
-            "first_id": spec.id_range[0],
-            "last_id": spec.id_range[1],
-            "rows": model.config.vocab_size,
-        }
+        manifest.extra |= {"first_id": spec.id_range[0], "last_id": spec.id_range[1], "rows": model.config.vocab_size}
         manifest.write(folder, whole_folder=True)
     log.info(
         f"wrote {output}: itemic ids {spec.id_range[0]} to {spec.id_range[1]} "
@@ -126,9 +116,7 @@ def refuse_twice(source: Path, spec: SidSpec) -> None:
     """Raise `InputError` where a checkpoint already holds itemic tokens."""
     if (source / SID_SPEC).exists() or read_tokenizer(source).token_to_id(spec.tokens[0]) is not None:
         raise InputError(
-            source,
-            "was expanded before: its vocabulary holds itemic tokens",
-            "expand the original checkpoint",
+            source, "was expanded before: its vocabulary holds itemic tokens", "expand the original checkpoint"
         )
 
 
@@ -178,9 +166,10 @@ def new_rows(old: torch.Tensor, count: int, init: str, initializer_range: float)
 
 
 def projected_rows(old: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
-    """A layer's rows [k, H] from its centroids ``book`` [k, d]: through one random projection, then moved and scaled in every
-    dimension to the mean and standard deviation of the ``old`` rows [n, H]. Distances keep their order, about
-    (Johnson and Lindenstrauss)."""
+    """A layer's rows [k, H] from its centroids ``book`` [k, d]: through one random projection, then moved and scaled in
+    every dimension to the mean and standard deviation of the ``old`` rows [n, H]. Distances keep their order, about
+    (Johnson and Lindenstrauss).
+    """
     import torch
 
     values, centred = old.float(), book.float() - book.float().mean(0)
@@ -192,8 +181,8 @@ def projected_rows(old: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
 def read_codebooks(args: argparse.Namespace, spec: SidSpec) -> list[torch.Tensor]:
     """The tokenizer's codebooks [k, d], layer by layer; none without ``--init codebook``.
 
-    A layer that the tokenizer has not (the one that resolves collisions) begins like ``mean``. Raises `InputError` where the file
-    holds none, or others than ``spec``.
+    A layer that the tokenizer has not (the one that resolves collisions) begins like ``mean``. Raises `InputError`
+    where the file holds none, or others than ``spec``.
     """
     if (args.init == "codebook") != (args.codebook is not None):
         raise InputError("--codebook", "goes with --init codebook, and that with it", "give both or none")

@@ -1,4 +1,5 @@
-"""torchrun whose exit status is that of the training: 2 where a process says what is wrong, 75 where a stop asks for another run.
+"""torchrun whose exit status is that of the training: 2 where a process says what is wrong, 75 where a stop asks for
+another run.
 
     python launch.py --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr … train.py …
 
@@ -21,7 +22,8 @@ SHUTDOWN = "600"
 
 
 def status_of(exit_codes: Iterable[int]) -> int:
-    """The exit status of a run whose processes failed with ``exit_codes``, the first one first (minus a signal's number).
+    """The exit status of a run whose processes failed with ``exit_codes``, the first one first (minus a signal's
+    number).
 
     The first that was not merely stopped, as torchrun stops the others when one has failed.
     """

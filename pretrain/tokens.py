@@ -1,6 +1,7 @@
 """Tokenized samples, in memory or in files that all processes of a run map.
 
-In a folder memory does not grow with the data, one process tokenizes for all, and a run that goes on tokenizes nothing again.
+In a folder memory does not grow with the data, one process tokenizes for all, and a resumed run tokenizes nothing
+again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Samples:
 
     ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
     ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
-    ``left_out`` rows that the config excludes, both by reason. ``learnt`` counts the learnt tokens; ``digest`` is one of
-    all tokens, what is learnt of them, and the samples' lengths.
+    ``left_out`` rows that the config excludes, by reason. ``learnt`` counts the learnt tokens; ``digest`` is of all
+    tokens, their masks and the lengths.
     """
 
     ids: np.ndarray
@@ -94,14 +95,9 @@ class Files:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """(ids, learn), mapped: what is read comes from the disk, and the system shares it between processes."""
-
-        def mapped(name: str, kind: type) -> np.ndarray:
-            path = self._folder / name
-            if not path.exists() or not path.stat().st_size:
-                return np.zeros(0, kind)
-            return np.memmap(path, kind, "r")
-
-        return tuple(mapped(name, kind) for name, kind in self.NAMES)
+        paths = [(self._folder / name, dtype) for name, dtype in self.NAMES]
+        full = all(path.exists() and path.stat().st_size for path, _ in paths)
+        return tuple(np.memmap(path, dtype, "r") if full else np.zeros(0, dtype) for path, dtype in paths)
 
 
 def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
@@ -123,26 +119,17 @@ def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
     names = sorted(set(sources))
     number = {name: i for i, name in enumerate(names)}
     ids, learn = tokens.arrays()
-    return Samples(
-        ids=ids,
-        learn=learn,
-        starts=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-        source=np.array([number[source] for source in sources], dtype=np.int16),
-        shard=np.repeat(np.arange(len(counts)), counts).astype(np.int32),
-        source_names=names,
-        rows=rows,
-        bad=bad,
-        left_out=left_out,
-        learnt=learnt,
-        digest=digest.hexdigest(),
-    )
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    source = np.array([number[source] for source in sources], dtype=np.int16)
+    shard = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    return Samples(ids, learn, starts, source, shard, names, rows, bad, left_out, learnt, digest.hexdigest())
 
 
 class TokenFolder:
     """Folders of tokens under ``root``, each named by all that its tokens depend on.
 
-    Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the others
-    wait for it, as long as it lives (`pretrain.ranks`).
+    Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the
+    others wait for it, as long as it lives (`pretrain.ranks`).
     """
 
     ARRAYS = ("starts", "source", "shard")
@@ -153,7 +140,7 @@ class TokenFolder:
         self.processes = processes or run_processes()
 
     def samples(self, key: Callable[[], str], make: Callable[[], Iterator[Part]]) -> Samples:
-        """The tokens that ``key`` names, mapped; what is there is not made again.
+        """The tokens that ``key`` names, mapped; a folder of that name is not made again.
 
         Raises `InputError`, on every process, where they cannot be made.
         """

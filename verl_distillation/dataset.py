@@ -10,7 +10,8 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from onerec.chat import with_switch
 from verl_distillation.settings import ANCHOR, ANCHOR_KEY, GENERAL
 
-# Think mode to what `with_switch` appends; the empty think block of `off` is the chat template's (enable_thinking=False).
+# Think mode to what `with_switch` appends; the empty think block of `off` is the chat template's
+# (enable_thinking=False).
 THINK_MODES = {"on": True, "off": False, "auto": None}
 
 

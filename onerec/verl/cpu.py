@@ -36,12 +36,25 @@ class _CpuModule(types.ModuleType):
 
 def _device_module() -> types.ModuleType:
     module = _CpuModule("onerec_verl_cpu_device")
-    nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device",
-               "manual_seed", "manual_seed_all", "set_per_process_memory_fraction")  # fmt: skip
+    nothing = (
+        "empty_cache",
+        "ipc_collect",
+        "reset_peak_memory_stats",
+        "synchronize",
+        "set_device",
+        "manual_seed",
+        "manual_seed_all",
+        "set_per_process_memory_fraction",
+    )
     zero = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
     values = {name: None for name in nothing} | {name: 0 for name in zero}
-    values |= {"is_available": False, "device_count": 1, "current_device": torch.device("cpu"),
-               "mem_get_info": (_MEMORY, _MEMORY), "get_device_name": "cpu"}  # fmt: skip
+    values |= {
+        "is_available": False,
+        "device_count": 1,
+        "current_device": torch.device("cpu"),
+        "mem_get_info": (_MEMORY, _MEMORY),
+        "get_device_name": "cpu",
+    }
     for name, value in values.items():
         setattr(module, name, lambda *args, _value=value, **kwargs: _value)
     module.get_rng_state = lambda device=None: torch.get_rng_state()
@@ -160,8 +173,8 @@ def _keep_weights_loadable() -> None:
     """In a vLLM worker: no linear layer on a packed copy of its weights.
 
     vLLM's CPU layers copy their weights into a oneDNN, AMX or Zen form when a model is loaded and drop, or no longer
-    read, what they came from; weights that training sends later would be refused or, in the output layer, ignored. verl is
-    imported in that process (for its worker extension) before the model is loaded.
+    read, what they came from; weights that training sends later would be refused or, in the output layer, ignored. verl
+    is imported in that process (for its worker extension) before the model is loaded.
     """
     if "vllm" not in sys.modules:
         return

@@ -33,11 +33,12 @@ def last_checkpoint(checkpoints: Path) -> int | None:
 
 
 def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:
-    """Write ``output``, in the place of what is there (whose it is, the stage knows): the newest checkpoint's weights and configuration, everything else from ``base_model``.
+    """Write ``output``, in the place of what is there (whose it is, the stage knows): the newest checkpoint's weights
+    and configuration, everything else from ``base_model``.
 
     Tokenizer, chat template, generation configuration and sid_spec.json are the base model's files, byte for byte.
-    ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of WiSE-FT
-    (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
+    ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of
+    WiSE-FT (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
     """
     saved = _saved(checkpoints)
     weights = sorted([*saved.glob("*.safetensors"), *saved.glob("*.safetensors.index.json")])
@@ -73,7 +74,9 @@ def _saved(checkpoints: Path) -> Path:
 
 
 def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Tensor]:
-    """The weighted average of one file of trained weights with the base model's; averaged in float32, kept in the trained type."""
+    """The weighted average of one file of trained weights with the base model's; averaged in float32, kept in the
+    trained type.
+    """
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file

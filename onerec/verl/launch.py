@@ -33,7 +33,8 @@ CPU_MODULE = "onerec.verl.cpu"
 WATCHED_TRAINER = "onerec_watched"
 # verl's default is FSDP1.
 TRAINING = "actor_rollout_ref.actor.strategy=fsdp2"
-# Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server dies at its start.
+# Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server
+# dies at its start.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,33 +47,42 @@ def check_version() -> None:
         raise InputError("verl", "is not installed", "bash scripts/install.sh") from None
     if found != VERL_VERSION:
         raise InputError(
-            "verl", f"is version {found}; its registries are known at {VERL_VERSION}", f"pip install verl=={VERL_VERSION}"
-        )  # fmt: skip
+            "verl",
+            f"is version {found}; its registries are known at {VERL_VERSION}",
+            f"pip install verl=={VERL_VERSION}",
+        )
 
 
 # Preflight: what is wrong is said before Ray starts.
 
 
 def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
-    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve here.
+    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve
+    here.
 
     Raises `InputError` where it has none, or those of another codebook than ``codebooks``.
     """
     model = open_model_folder(path)
     if model.spec is None:
         raise InputError(
-            path, f"has no {SID_SPEC}: its vocabulary holds no SIDs", "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)"
-        )  # fmt: skip
+            path,
+            f"has no {SID_SPEC}: its vocabulary holds no SIDs",
+            "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)",
+        )
     if codebooks is not None and not model.spec.same_codebooks(codebooks):
         raise InputError(
-            path, f"has codebooks {list(model.spec.codebook_sizes)}", f"those of the data: {list(codebooks.codebook_sizes)}"
-        )  # fmt: skip
+            path,
+            f"has codebooks {list(model.spec.codebook_sizes)}",
+            f"those of the data: {list(codebooks.codebook_sizes)}",
+        )
     check_head_size(path, model.config)
     return model
 
 
 def check_head_size(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` where vLLM would serve the model of this ``config.json`` on a CPU and has no kernel for its heads."""
+    """Raises `InputError` where vLLM would serve the model of this ``config.json`` on a CPU and has no kernel for its
+    heads.
+    """
     size = head_dim(config)
     if size and size not in CPU_HEAD_SIZES and not has_accelerator():
         known = ", ".join(map(str, CPU_HEAD_SIZES))
@@ -93,8 +103,8 @@ def check_data(path: Path, columns: Sequence[str]) -> int:
 def cpu_overrides() -> list[str]:
     """Hydra overrides for a machine without an accelerator, where processes stand for GPUs.
 
-    No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker for
-    what a cluster spreads.
+    No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker
+    for what a cluster spreads.
     """
     actor, ref, rollout = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
     compiled = (f"{actor}.", f"{ref}.", f"{actor}.fsdp_config.", f"{ref}.fsdp_config.")
@@ -123,12 +133,13 @@ def cpu_overrides() -> list[str]:
 
 
 def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: int) -> list[str]:
-    """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its rollout settings.
+    """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its rollout
+    settings.
 
-    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more. The key-value
-    cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more:
-    requests wait for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB)
-    overrules it.
+    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more. The
+    key-value cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence,
+    whichever is more: requests wait for room. vLLM touches all of it at its start, and a run has up to three servers.
+    VLLM_CPU_KVCACHE_SPACE (GiB) overrules it.
     """
     config = read_json(model / "config.json")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 0
@@ -141,7 +152,9 @@ def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: i
 
 
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
-    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them. ``modules`` register the stage's extensions, in every process that imports verl."""
+    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them. ``modules`` register the
+    stage's extensions, in every process that imports verl.
+    """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     values = {
         "PYTHONPATH": path,
@@ -159,10 +172,10 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
             "RAY_memory_monitor_refresh_ms": "0",
         }
-        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one; and it would keep a worker beside its engine
-        # for the sake of that binding (`cpu_server`). Ray starts its workers at niceness 15,
-        # where they starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at
-        # every put where there are fewer cores.
+        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one; and it would keep a worker beside
+        # its engine for the sake of that binding (`cpu_server`). Ray starts its workers at niceness 15, where they
+        # starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at every
+        # put where there are fewer cores.
         defaults = {
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
             "OMP_WAIT_POLICY": "passive",
@@ -248,21 +261,17 @@ def launch(
     dry_run: bool = False,
     extra_environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run verl on ``pools`` with the stage's overrides (those of Ray and the CPU go before them, so that a stage can say otherwise).
+    """Run verl on ``pools`` with the stage's overrides (those of Ray and the CPU go before them, so that a stage can
+    say otherwise).
 
-    Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and to
-    ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
+    Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and
+    to ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
     command goes on from the last checkpoint. Whatever ends this script ends the whole run (`onerec.keeper`). Returns 0.
     """
     check_version()
     on_cpu = not has_accelerator()
     variables = environment(modules, on_cpu, sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
-    full = [
-        *ray_overrides(variables, pools, on_cpu),
-        TRAINING,
-        *(cpu_overrides() if on_cpu else []),
-        *overrides,
-    ]
+    full = [*ray_overrides(variables, pools, on_cpu), TRAINING, *(cpu_overrides() if on_cpu else []), *overrides]
     resolve(full)
     full += [f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"]
     line = command(full)
@@ -278,9 +287,16 @@ def launch(
     with (
         locked(output_dir),
         _Log(log) as file,
-        owned(line, env=inherited | variables, what_next=_GO_ON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-              text=True, errors="replace") as process,
-    ):  # fmt: skip
+        owned(
+            line,
+            env=inherited | variables,
+            what_next=_GO_ON,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
         assert process.stdout is not None
         for text in process.stdout:
             print(text, end="", flush=True)
