@@ -45,7 +45,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups of a row. `torch.compile` would compile anew for every length of a list; it does not look into this."""
+    """The groups of a row. `torch.compile` looks into lists and compiles anew for every length, not into this."""
 
     groups: list[Group]
 
@@ -158,8 +158,7 @@ def packed_varlen(
 
 
 def register(choice: str = "auto", half: bool = True, dropout: float = 0.0) -> str:
-    """Register the attentions of this module and return the name of the one to use; ``auto`` is the best of this
-    machine.
+    """Register this module's attentions and return the name of the one to use; ``auto`` is this machine's best.
 
     half: whether the layers compute in bfloat16 or float16; dropout: of the attention probabilities.
     Raises `InputError` where the one asked for cannot run.

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.chat import IM_END, prompt_text
 from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
-from onerec.model_folder import loading, open_model_folder
+from onerec.model_folder import open_model_folder
 from onerec.run import get_logger
 from onerec.sid import SidSpec
 
@@ -39,14 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     folder = Path(args.hf_model_dir)
     spec = open_model_folder(folder).spec
-    import transformers
+    from pretrain.model import load_lm, load_tokenizer
 
-    from pretrain.model import load_lm
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with loading(folder):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     model = load_lm(folder, dtype="auto").eval()
     log.info(
         f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {model.config.vocab_size:,} rows"

@@ -1,6 +1,4 @@
-"""A training's output folder: the names in it, and its checkpoints ``step<N>/global_step<N>/``, written whole or not at
-all.
-"""
+"""A training's output folder: names, and checkpoints ``step<N>/global_step<N>/``, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     from onerec.model_folder import open_model_folder
     from pretrain.checkpoint import HF, find_checkpoint, lm_of_checkpoint
-    from pretrain.model import write_hf
+    from pretrain.model import quiet, write_hf
 
     base = Path(args.base_model_dir)
     open_model_folder(base)
@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     ours = made_by(output, manifest.stage) or (output.name == HF and made_by(output.parent, "pretrain"))
     check_output(output, ours)
 
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     lm = lm_of_checkpoint(found, base)
     with atomic_path(output, ours) as folder:
         folder.mkdir(parents=True)

@@ -137,7 +137,7 @@ class PackedDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """``input_ids``, ``position_ids``, ``labels``, ``source`` int64 [T] and ``cu_seq_lens`` int32 [n + 1] of a row."""
+        """``input_ids``, ``position_ids``, ``labels``, ``source`` int64 [T], ``cu_seq_lens`` int32 [n + 1] of a row."""
         row = self.rows[index] or Pack(np.zeros(1, np.int64))
         starts, ends = self.samples.starts[row.samples], self.samples.starts[row.samples + 1]
         lengths = ends - starts

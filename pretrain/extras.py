@@ -22,7 +22,7 @@ def check_extras(args: argparse.Namespace) -> None:
 
 
 def compile_layers(lm: Any, backend: str = "inductor") -> None:
-    """Compile every decoder layer in place; they are alike, so one compilation serves them all, for rows of any length."""
+    """Compile every decoder layer in place; they are alike, so one compilation serves them all, for any length."""
     for layer in lm.model.layers:
         layer.compile(dynamic=True, backend=backend)
 

@@ -22,6 +22,21 @@ from pretrain.dataset import IGNORE
 from pretrain.loss import linear_cross_entropy
 
 
+def quiet() -> Any:
+    """transformers, without its warnings and progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def load_tokenizer(model_dir: str | Path) -> Any:
+    """Load a checkpoint's tokenizer; raises `InputError` where there is none."""
+    with loading(model_dir):
+        return quiet().AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+
+
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
     """Load a causal LM; raises `InputError` where the directory does not hold one, or weights that are no numbers."""
     from transformers import AutoModelForCausalLM

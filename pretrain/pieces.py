@@ -61,7 +61,7 @@ class PieceTokenizer:
     def __call__(
         self, text: str, add_special_tokens: bool = False, return_offsets_mapping: bool = True
     ) -> dict[str, Any]:
-        """``input_ids`` and, as ``offset_mapping``, every token's first character; a SID's is that of its run of SIDs."""
+        """``input_ids`` and, as ``offset_mapping``, each token's first character (a SID's: its run's)."""
         ids, starts = self._by_pieces(text) if self._plain else self._whole(text)
         return {"input_ids": ids, "offset_mapping": starts} if return_offsets_mapping else {"input_ids": ids}
 

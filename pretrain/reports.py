@@ -142,9 +142,7 @@ def trim_log(output_dir: Path, step: int) -> None:
 
 
 def model_card(trainer: Any, manifest: Manifest, model_dir: Path) -> str:
-    """README.md of the final model, in the form that the hub reads; the same run (of `PackedTrainer`) gives the same
-    text.
-    """
+    """README.md of the final model of a `PackedTrainer`, as the hub reads it; the same run gives the same text."""
     output, run = Path(trainer.args.output_dir), trainer.run
     config, data = trainer.train_dataset.config, manifest.extra["data"]
     rows = run["trained_rows"]

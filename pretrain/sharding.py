@@ -1,4 +1,4 @@
-"""How weights, gradients and optimizer state are spread over the processes: not at all, DeepSpeed's ZeRO, or PyTorch's
+"""How the processes share weights, gradients and optimizer state: not at all, by DeepSpeed's ZeRO, or by PyTorch's
 FSDP2.
 
 Each way is a small object that the trainer asks: `Whole` (every process holds everything), `Zero` (``--deepspeed``) and
@@ -34,14 +34,14 @@ _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whatever 
 # What the metadata of a checkpoint of tensors are made of. `BytesStorageMetadata` is left out: it stands for objects,
 # which are pickles.
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 uint8 bool"
-_PARTS = "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING"
+_PARTS = "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties TensorStorageMetadata"
 _OF_TENSORS = {
     "torch.Size",
     "torch.serialization._get_layout",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
     "pathlib.PosixPath",
     *(f"torch.{name}" for name in _DTYPES.split()),
-    *(f"torch.distributed.checkpoint.metadata.{name}" for name in _PARTS.split()),
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in (*_PARTS.split(), "_MEM_FORMAT_ENCODING")),
 }
 # What train.py says itself, and by which flags; a config that says it too could only contradict.
 _SAID_BY_FLAGS = {
@@ -75,9 +75,7 @@ class Whole:
 
 
 class Zero(Whole):
-    """DeepSpeed ZeRO 1, 2 or 3 by its own JSON config; raises `InputError` for a config that contradicts train.py's
-    flags.
-    """
+    """DeepSpeed ZeRO 1, 2 or 3 by its own JSON config; raises `InputError` where that contradicts train.py's flags."""
 
     def __init__(self, path: str | Path) -> None:
         self.config = _object(path)
@@ -205,9 +203,7 @@ class Fsdp(Whole):
 
     @staticmethod
     def _state(trainer: Trainer) -> dict[str, Any]:
-        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors
-        themselves.
-        """
+        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors."""
         import torch
 
         optimizer = trainer.optimizer.optimizer
@@ -258,8 +254,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
 
 @contextlib.contextmanager
 def _shards(folder: Path) -> Iterator[None]:
-    """Shards are read within: tensors and what DeepSpeed puts beside them are unpickled, whoever calls ``torch.load``
-    and however.
+    """Shards are read within: tensors, and what DeepSpeed puts beside them, are all that ``torch.load`` unpickles.
 
     Whatever is raised at a shard that is missing, damaged or holds anything else becomes `InputError`.
     """
@@ -286,9 +281,7 @@ def _shards(folder: Path) -> Iterator[None]:
 
 
 class _Metadata(pickle.Unpickler):
-    """Reads the ``.metadata`` of a checkpoint of tensors; refuses what names any other class, since a pickle calls what
-    it names.
-    """
+    """Reads a checkpoint's ``.metadata``; a pickle calls what it names, so only tensors' classes are let through."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _OF_TENSORS:

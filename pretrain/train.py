@@ -30,20 +30,8 @@ from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import Manifest, get_logger, processes
-from pretrain.checkpoint import (
-    HF,
-    LOG,
-    OLDER,
-    TB_LOGS,
-    TRAINER_STATE,
-    check_same_run,
-    check_training_state,
-    checkpoint_state,
-    find_checkpoint,
-    lm_of_checkpoint,
-    step_of,
-    whole_checkpoints,
-)
+from pretrain import checkpoint
+from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
 from pretrain.dataset_config import DatasetConfig, list_shards, load_config
 from pretrain.extras import check_extras
@@ -135,10 +123,10 @@ def find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     """The checkpoint to go on from; raises `InputError` where another run's checkpoints are in the way."""
     resume = None
     if args.resume_from and not (args.overwrite and args.resume_from == "auto"):
-        resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
+        resume = checkpoint.find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
     goes_on = resume is not None and args.resume_training_state
     if goes_on:
-        check_training_state(resume)
+        checkpoint.check_training_state(resume)
     if whole_checkpoints(output_dir) and not goes_on and not args.overwrite:
         right = "go on with --resume_from auto --resume_training_state, or start over with --overwrite"
         raise InputError(output_dir, "holds checkpoints of an earlier run", right)
@@ -203,18 +191,16 @@ def make_trainer(
 ) -> PackedTrainer:
     """Load the model and put it, the data and the settings into a trainer."""
     import torch
-    import transformers
     from transformers import TrainingArguments
 
     from onerec.content import model_digest
     from onerec.run import seed_everything
     from pretrain.extras import add_dropout, apply_liger, compile_layers
-    from pretrain.model import PackedLM, load_lm
+    from pretrain.model import PackedLM, load_lm, quiet
     from pretrain.reports import trim_log
     from pretrain.trainer import PackedTrainer
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     seed_everything(args.seed)
     world = processes()[1]
     steps = -(-len(dataset) // (world * args.gradient_accumulation_steps))
@@ -230,7 +216,7 @@ def make_trainer(
         "model": model_digest(args.model_dir),
     }
     if goes_on:
-        check_same_run(resume, run)
+        checkpoint.check_same_run(resume, run)
     lm = load_lm(args.model_dir)
     cuda = torch.cuda.is_available()
     bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
@@ -243,7 +229,7 @@ def make_trainer(
     if args.enable_gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     if resume is not None and not goes_on:
-        model.load_weights(checkpoint_state(resume, Path(args.model_dir)))
+        model.load_weights(checkpoint.checkpoint_state(resume, Path(args.model_dir)))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training_args = TrainingArguments(
         output_dir=args.output_dir,
@@ -272,7 +258,7 @@ def make_trainer(
     size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
     log.info(f"model {args.model_dir}: {size}, attention {attention}, {training_args.device}{shards}")
     if first_process():
-        trim_log(Path(args.output_dir), step_of(resume) if goes_on else 0)
+        trim_log(Path(args.output_dir), checkpoint.step_of(resume) if goes_on else 0)
     itemic_range = spec.id_range if spec else id_range
     peak = peak_flops(args, world)
     return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak, sharding)
@@ -290,9 +276,9 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
 
     last, step = trainer.args.max_steps, 0
     if resume:
-        with loading(resume / TRAINER_STATE, OLDER):
-            TrainerState.load_from_json(str(resume / TRAINER_STATE))
-        step = step_of(resume)
+        with loading(resume / checkpoint.TRAINER_STATE, checkpoint.OLDER):
+            TrainerState.load_from_json(str(resume / checkpoint.TRAINER_STATE))
+        step = checkpoint.step_of(resume)
         log.info(f"resume from {resume}, step {step} of {last}")
     try:
         with StopAfterStep(trainer) as stop:
@@ -314,7 +300,7 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
 
     if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does
         trainer.sharding.release()
-        lm = lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
+        lm = checkpoint.lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
     else:
         lm = trainer.accelerator.unwrap_model(trainer.model).merge()
     manifest.output(output_dir / HF)

@@ -1,6 +1,4 @@
-"""`transformers.Trainer` for packed rows: loss by learnt tokens, itemic and text apart, checkpoints whole or not at
-all.
-"""
+"""`transformers.Trainer` for packed rows: loss by learnt tokens, itemic and text apart, whole checkpoints."""
 
 from __future__ import annotations
 
@@ -254,9 +252,7 @@ class PackedTrainer(Trainer):
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _check_finite(self) -> None:
-        """Stop at weights that are no numbers, which a step can leave behind a loss that was one: they must not push
-        out a good checkpoint.
-        """
+        """Stop at weights that are no numbers, before they push out a good checkpoint; a loss may hide them."""
         bad = 0
         for parameter in self.accelerator.unwrap_model(self.model).parameters():
             part = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 keeps its part there
@@ -309,9 +305,7 @@ class PackedTrainer(Trainer):
             self._load_state(part, Path(checkpoint) / name, place)
 
     def _load_state(self, part: Any, path: Path, place: Any = "cpu") -> None:
-        """Load an optimizer's or schedule's state, which is to be that of the checkpoint's step and of these
-        parameters.
-        """
+        """Load an optimizer's or schedule's state, which must be of the checkpoint's step and of these parameters."""
         with loading(path, OLDER):
             part.load_state_dict(torch.load(path, map_location=place, weights_only=True))
             kept = part.state.items() if part is self.optimizer else ()

@@ -1,6 +1,4 @@
-"""What is checked before Ray starts: the student, the teacher, that they share their base tokens, the prompts, the
-lengths.
-"""
+"""What is checked before Ray starts: student, teacher, that they share their base tokens, prompts, lengths."""
 
 from __future__ import annotations
 

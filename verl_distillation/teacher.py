@@ -51,9 +51,7 @@ class TeacherServer(vLLMHttpServer):
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> TokenOutput:
-        """What verl's own answers to such a request, with arrays (`rows`) instead of lists as ``prompt_ids`` and
-        ``prompt_logprobs``.
-        """
+        """As verl's own, with arrays (`rows`) instead of lists as ``prompt_ids`` and ``prompt_logprobs``."""
         final = None
         async for output in self.engine.generate(
             prompt=TokensPrompt(prompt_token_ids=prompt_ids),

@@ -27,7 +27,7 @@ def _rows(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
 class SharedPromptEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine; where the model's configuration says so, rows of a micro-batch share their common beginnings."""
+    """verl's FSDP engine; where the model's configuration says so, rows of a micro-batch share their beginnings."""
 
     @property
     def _shares(self) -> bool:

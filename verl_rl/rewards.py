@@ -139,7 +139,7 @@ def lowest_score(weights: Mapping[str, float]) -> float:
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights as floats; raises `InputError` for a name that is not a reward, a value that is no number, or none."""
+    """The weights as floats; raises `InputError` for a name that is no reward, a value that is no number, or none."""
     for name, value in weights.items():
         if name not in REWARDS:
             raise InputError("reward weights", f"{name} is not a reward", f"of {', '.join(REWARDS)}")

@@ -57,7 +57,7 @@ class TwoStageLoop(AgentLoopBase):
         self.marks = Marks.of(Path(folder), self.tokenizer, self.spec)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[BeamOutput] | BeamOutput:
-        """Outputs of a training row, one a beam, or the one output of a validation row, whose metrics rank its beams."""
+        """Outputs of a training row, one a beam; or one of a validation row, whose metrics rank its beams."""
         start, settings = time.monotonic(), self.settings
         session, validation = int(row["session_id"]), bool(row[VALIDATION])
         thinking, truth = settings.thinking(session), row["reward_model"]["ground_truth"]

@@ -1,6 +1,4 @@
-"""What the rollout of a GRPO run is, as the ``onerec`` node of verl's configuration: written by `train_grpo`, read by
-the loop.
-"""
+"""The rollout's settings, the ``onerec`` node of verl's configuration: `train_grpo` writes it, the loop reads it."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _trees(
 def build(
     prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int, device: torch.device | str = "cpu"
 ) -> Trees:
-    """Lay rows out as trees on ``device``; prompts (not empty) and responses: int64 [length] of every row, on the CPU."""
+    """Lay rows out as trees on ``device``; prompts (not empty), responses: int64 [length] of every row, on the CPU."""
     groups, rows = _trees(prompts, responses)
     number = {id(tree): g for g, tree in enumerate(groups)}
     head = max(len(tree.prompt) for tree in groups)

@@ -80,9 +80,7 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
 
 
 def check_catalogues(args: argparse.Namespace, model: ModelFolder) -> dict[str, Path]:
-    """The pid2sid.parquet of each task; raises `InputError` where one is not of the model's SIDs, or not of the
-    answers'.
-    """
+    """The pid2sid.parquet of each task; raises `InputError` where it does not fit the model's SIDs or the answers."""
     catalogues = {DEFAULT_CATALOGUE: args.catalogue}
     for text in args.catalogues:
         task, sign, file = text.partition("=")

@@ -53,7 +53,7 @@ class OneRecTrainer(WatchedTrainer):
     """`WatchedTrainer` that reports by task, splits a step's time and validates the average that will be exported."""
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """verl's; then, where the exported weights are an average with the base model's, these on the same servers."""
+        """verl's; then, where the exported weights are an average with the base model's, these too."""
         super().fit(agent_loop_manager)
         ratio, trainer = self.config.onerec[MERGE_RATIO_KEY], self.config.trainer
         if ratio == 1 or trainer.test_freq <= 0 or trainer.get("val_only", False):
@@ -109,7 +109,7 @@ class OneRecTrainer(WatchedTrainer):
             return super()._update_actor(batch, metrics)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """verl's way to the registered estimator, which sees rewards alone; MaxRL's needs the beams' probabilities too."""
+        """verl's way to the registered estimator, which sees rewards alone; MaxRL's needs the beams' probabilities."""
         if self.config.onerec[ADVANTAGE_KEY] != "maxrl":
             return super()._compute_advantage(batch, metrics)
         fields = ["rm_scores", "response_mask", "old_log_probs"]

@@ -9,7 +9,7 @@ import torch
 
 
 def response_places(prompt_lengths: torch.Tensor, response_lengths: torch.Tensor) -> torch.Tensor:
-    """Places, int64 [n], of the rows that predict response tokens, in flat rows of prompts (not empty) and responses."""
+    """Places, int64 [n], of the rows that predict response tokens, in flat rows of prompts and responses."""
     lengths = prompt_lengths + response_lengths
     starts = lengths.cumsum(0) - lengths + prompt_lengths - 1
     within = torch.arange(int(response_lengths.sum()), device=response_lengths.device)

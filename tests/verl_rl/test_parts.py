@@ -12,8 +12,8 @@ from onerec.errors import InputError
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
 from verl_rl import assemble, metrics, options, train_grpo
-from verl_rl.settings import RolloutSettings
 from verl_rl.metrics import read_validation, table
+from verl_rl.settings import RolloutSettings
 
 SPEC = SidSpec((4, 3), first_id=20)
 MARKS = assemble.Marks(close=1, ends=(2, 9), begin=27, end=28, after_thinking=[3], empty_thinking=[4, 3, 1, 3])
