@@ -29,8 +29,7 @@ class Validate(TrainerCallback):
 
 
 class StopAfterStep(TrainerCallback):
-    """SIGTERM (a cluster takes the node back), SIGHUP and Ctrl-C end the training after the running step, with a
-    checkpoint.
+    """SIGTERM (a cluster takes the node back), SIGHUP and Ctrl-C end the training after the running step, saved.
 
     A context manager; ``status`` is then the exit status, else 0. The processes of a run agree at every step's end, as
     a signal may reach one of them a step later than the others. A second Ctrl-C ends the program at once.

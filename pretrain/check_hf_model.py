@@ -72,13 +72,10 @@ def generate(model: Any, tokenizer: Any, spec: SidSpec | None, thinking: bool, m
     import torch
 
     prompt = json.loads(PROMPTS.read_text(encoding="utf-8"))["itemic" if spec else "text"]
-    sids = (
-        ""
-        if spec is None
-        else "".join(spec.format([code] * spec.n_layers) for code in range(min(3, *spec.codebook_sizes)))
-    )
-    messages = [{"role": "user", "content": prompt.replace("{sids}", sids)}]
-    text = prompt_text(messages, thinking)
+    if spec:
+        codes = range(min(3, *spec.codebook_sizes))
+        prompt = prompt.replace("{sids}", "".join(spec.format([code] * spec.n_layers) for code in codes))
+    text = prompt_text([{"role": "user", "content": prompt}], thinking)
     mode = "thinking" if thinking else "no thinking"
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     if tokenizer.decode(ids[0]) != text:

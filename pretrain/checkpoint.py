@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LOG, VALIDATION_LOG, TB_LOGS, HF = "train_log.jsonl", "validation_log.jsonl", "tb_logs", "hf"
 WEIGHTS = "model.safetensors"
 RUN, LOSS_STATE, TRAINER_STATE = "run.json", "loss_state.json", "trainer_state.json"
+# Flags that say how a model came to be; paths and log intervals are the machine's business.
+SETTINGS = "learning_rate min_lr lr_scheduler_type num_warmup_steps weight_decay beta1 beta2 clip_range"
+SETTINGS = (*SETTINGS.split(), "gradient_accumulation_steps", "dropout", "attention_dropout", "seed")
 OLDER = "take an older step"
 _OTHER = "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
 _BASE = "give the model that this run began from"

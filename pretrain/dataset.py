@@ -94,10 +94,10 @@ class PackedDataset:
     """Packed rows of all epochs as a map-style dataset; ``dataset[i]`` is row ``i`` as NumPy arrays.
 
     Args:
-        samples: tokenized samples. config: packing and shuffling. seed: with the epoch, decides the order. world_size:
-        rows without loss fill them up to a multiple of it, so that every
-            process gets as many. steps: optimizer steps wanted (of ``world_size * accumulation`` rows), over as many
-            epochs as that needs; None takes ``config.num_epochs``.
+        samples: tokenized samples. config: packing and shuffling. seed: with the epoch, decides the order.
+        world_size: rows without loss fill them up to a multiple of it, so that every process gets as many.
+        steps: optimizer steps wanted (of ``world_size * accumulation`` rows), over as many epochs as that needs; None
+            takes ``config.num_epochs``.
     """
 
     def __init__(

@@ -34,14 +34,14 @@ class DatasetConfig:
     """Keys of the JSON config, in the original's names (OpenOneRec, ``pretrain/README.md``).
 
     ``sources``: a ``file_list.json``, a folder, a Parquet file or a pattern; a list of them, or one string with commas.
-    ``base_model_dir``: whose tokenizer is used; empty means the model that is trained. ``max_length``: tokens of a
-    packed row. ``max_sample_length``: longer samples are left out and counted, or cut and counted
-    (``cut_long_samples``). ``cut_to_pad``: fill a row to the last token with the beginning of a sample that does not
-    fit whole. ``full_attention``: let the samples of a row see each other (positions run on). ``num_workers``:
-    processes that tokenize. ``local_shuffle_buffer_size``: samples held to draw the next one from. ``itemic_id_range``:
-    must be the checkpoint's, empty takes it from there; separates itemic from text loss. ``source_weights``: how often
-    the samples of a record's ``source`` come in an epoch (1 where it is not named; 0 never; 2.5 twice each and half of
-    them a third time).
+    ``base_model_dir``: whose tokenizer is used; empty means the model that is trained.
+    ``max_length``: tokens of a packed row. ``max_sample_length``: longer samples are left out and counted, or cut and
+    counted (``cut_long_samples``). ``cut_to_pad``: fill a row to the last token with the beginning of a sample.
+    ``full_attention``: let the samples of a row see each other (positions run on).
+    ``num_workers``: processes that tokenize. ``local_shuffle_buffer_size``: samples held to draw the next one from.
+    ``itemic_id_range``: must be the checkpoint's, empty takes it from there; separates itemic from text loss.
+    ``source_weights``: how often the samples of a record's ``source`` come in an epoch (2.5: twice each, half of them a
+    third time; 1 where it is not named).
     """
 
     sources: tuple[str, ...]

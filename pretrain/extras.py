@@ -41,14 +41,12 @@ def apply_liger(lm: Any) -> None:
 
 
 def add_dropout(lm: Any, rate: float, attention_rate: float) -> None:
-    """Put dropout into a Hugging Face decoder in place; rates are probabilities from 0 to below 1, 0 leaves it as it
-    is.
+    """Put dropout into a Hugging Face decoder in place; rates are probabilities from 0 to below 1, 0 changes nothing.
 
     After Vaswani et al. 2017 (arXiv 1706.03762, section 5.4): on the embedded tokens and on the output of every
     attention and MLP block before it is added to the residual stream; on attention probabilities apart. It lives in
-    hooks alone, so neither the configuration nor the weights of a checkpoint know of it, and it is off outside
-    training. Draws come from torch's global generator. Where the embedding is not called as a module (stage 1), its
-    output is left alone.
+    hooks alone, so no checkpoint knows of it, and it is off outside training. Where the embedding is not called as a
+    module (stage 1), its output is left alone.
     """
     import torch.nn.functional as F
 

@@ -80,9 +80,10 @@ def linear_cross_entropy(
     """Cross-entropy of ``hidden @ cat(heads).T`` against ``labels``.
 
     Args:
-        hidden: [N, H]. labels: int64 [N], row numbers of the concatenated heads. heads: parts of the head's weight
-        [rows, H], in order; one part that needs a gradient does not cost the others one. chunk: positions whose logits
-        exist at a time; None: `CHUNKS`.
+        hidden: [N, H]. labels: int64 [N], row numbers of the concatenated heads. chunk: positions whose logits exist at
+            a time; None: `CHUNKS`.
+        heads: parts of the head's weight [rows, H], in order; one part that needs a gradient does not cost the others
+            one.
 
     Returns (sum of the N losses, differentiable; the N losses float32, for statistics only).
     """

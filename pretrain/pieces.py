@@ -1,8 +1,7 @@
 """Tokenizing by pieces: text between added tokens is tokenized once and remembered, SIDs are looked up.
 
 A tokenizer cuts its added tokens (itemic tokens, turn marks) out of a text first, so the ids of what stands between
-them do not depend on the rest. Recommendation data are SIDs between a few wordings, so nearly every piece has been seen
-before.
+them do not depend on the rest. Recommendation data are SIDs between a few wordings: nearly every piece comes again.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""What the processes of a run tell each other before they train: who makes a folder, that it is alive, that it has
-failed.
+"""What the processes of a run tell each other before they train: who makes a folder, and whether it lives or failed.
 
 They talk through the store of ``torch.distributed`` (torchrun's, at MASTER_ADDR), which every process reaches before
 there is a process group and which needs no common file system.
@@ -49,8 +48,7 @@ class Processes:
     store: Store | None = None
 
     def make_folder(self, root: Path, key: Callable[[], str], fill: Callable[[str], None]) -> str:
-        """Have ``fill(name)`` make the folder ``name`` = ``key()`` under ``root``, once for all that see it; returns
-        the name.
+        """Have ``fill(name)`` make the folder ``name`` = ``key()`` under ``root``, once for all that see it.
 
         The first process does it, and the first of every node that does not see the first one's ``root``; there ``key``
         must give the same. Returns when every process's folder exists. Raises `InputError` on every process where one

@@ -12,12 +12,8 @@ from typing import Any
 import torch
 
 from onerec.run import Manifest, write_text
-from pretrain.checkpoint import LOG, TB_LOGS, VALIDATION_LOG
+from pretrain.checkpoint import LOG, SETTINGS, TB_LOGS, VALIDATION_LOG
 from pretrain.dataset import IGNORE
-
-# Settings that say how a model came to be; paths and log intervals are the machine's business.
-_SETTINGS = "learning_rate min_lr lr_scheduler_type num_warmup_steps weight_decay beta1 beta2 clip_range"
-_SETTINGS = (*_SETTINGS.split(), "gradient_accumulation_steps", "seed")
 
 
 class LossSums:
@@ -159,7 +155,7 @@ def model_card(trainer: Any, manifest: Manifest, model_dir: Path) -> str:
         "tokens of a packed row": config.max_length,
         "loss on the answers alone": config.only_assistant_loss,
         "think pattern": config.add_think_pattern,
-    } | {name: run[name] for name in _SETTINGS}
+    } | {name: run[name] for name in SETTINGS if "dropout" not in name}
     trained = f"rows {rows[0]} to {rows[1]} of embedding and head" if rows else "every parameter"
     samples = f"{data['samples']:,} samples, {data['tokens']:,} tokens, {data['learnt_tokens']:,} with loss"
     parts = [

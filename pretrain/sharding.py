@@ -1,9 +1,7 @@
-"""How the processes share weights, gradients and optimizer state: not at all, by DeepSpeed's ZeRO, or by PyTorch's
-FSDP2.
+"""How the processes share weights, gradients and optimizer state: not at all, by DeepSpeed's ZeRO, or PyTorch's FSDP2.
 
 Each way is a small object that the trainer asks: `Whole` (every process holds everything), `Zero` (``--deepspeed``) and
-`Fsdp` (``--fsdp``). A sharded checkpoint holds what is trained, each process its part; `read_trained` puts the parts
-together.
+`Fsdp` (``--fsdp``). A sharded checkpoint holds what is trained, each process its part.
 """
 
 from __future__ import annotations

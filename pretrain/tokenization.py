@@ -23,7 +23,7 @@ from onerec.sid import SidSpec
 from onerec.workers import map_in_order
 from pretrain.dataset_config import DatasetConfig
 from pretrain.pieces import PieceTokenizer
-from pretrain.tokens import Memory, Part, Samples, TokenFolder, collect
+from pretrain.tokens import Part, Samples, TokenFolder, Tokens, collect
 
 TOO_LONG = "longer than max_sample_length"
 NOTHING_LEARNT = "no learnt token"
@@ -100,7 +100,7 @@ def tokenize_shards(
     masks = config.only_assistant_loss, config.add_think_pattern
     jobs = [Job(shard, *folders, spec, *masks, config.sample_limit, config.cut_long_samples) for shard in shards]
     if token_dir is None:
-        return collect(_parts(jobs, config.num_workers), Memory())
+        return collect(_parts(jobs, config.num_workers), Tokens())
     return TokenFolder(Path(token_dir)).samples(lambda: _key(jobs), lambda: _parts(jobs, config.num_workers))
 
 

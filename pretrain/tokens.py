@@ -1,7 +1,6 @@
 """Tokenized samples, in memory or in files that all processes of a run map.
 
-In a folder memory does not grow with the data, one process tokenizes for all, and a resumed run tokenizes nothing
-again.
+With files memory does not grow with the data, one process tokenizes for all, and a resumed run tokenizes nothing.
 """
 
 from __future__ import annotations
@@ -63,44 +62,34 @@ class Part:
     left_out: Counter[str]
 
 
-class Memory:
-    """Tokens in memory."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(self, part: Part) -> None:
-        """Append a shard's tokens."""
-        self._parts.append((part.ids, part.learn))
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, learn), all of them."""
-        empty = (np.zeros(0, np.int32), np.zeros(0, bool))
-        return tuple(np.concatenate(arrays) for arrays in zip(empty, *self._parts, strict=True))
-
-
-class Files:
-    """Tokens in two flat files of a folder."""
+class Tokens:
+    """Token arrays as they come: in memory, or in two flat files of ``folder``."""
 
     NAMES = (("ids.bin", np.int32), ("learn.bin", bool))
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._parts = [(np.zeros(0, np.int32), np.zeros(0, bool))]
 
     def add(self, part: Part) -> None:
         """Append a shard's tokens."""
+        if self._folder is None:
+            self._parts.append((part.ids, part.learn))
+            return
         for (name, _), array in zip(self.NAMES, (part.ids, part.learn), strict=True):
             with open(self._folder / name, "ab") as file:
                 array.tofile(file)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, learn), mapped: what is read comes from the disk, and the system shares it between processes."""
+        """(ids, learn), all of them; files are mapped, so that processes share what is read."""
+        if self._folder is None:
+            return tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
         paths = [(self._folder / name, dtype) for name, dtype in self.NAMES]
         full = all(path.exists() and path.stat().st_size for path, _ in paths)
         return tuple(np.memmap(path, dtype, "r") if full else np.zeros(0, dtype) for path, dtype in paths)
 
 
-def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
+def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
     """All shards' samples, their tokens held by ``tokens``."""
     digest = hashlib.blake2b(digest_size=16)
     lengths, sources, counts = [np.zeros(0, np.int64)], [], []
@@ -154,13 +143,13 @@ class TokenFolder:
     def _write(self, path: Path, parts: Iterator[Part]) -> None:
         with atomic_path(path, ours=True) as temporary:  # another run may make the same
             temporary.mkdir(parents=True)
-            samples = collect(parts, Files(temporary))
+            samples = collect(parts, Tokens(temporary))
             np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
             write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
 
     def _mapped(self, path: Path) -> Samples:
         facts = read_json(path / "samples.json")
         facts |= {name: Counter(facts[name]) for name in ("bad", "left_out")}
-        ids, learn = Files(path).arrays()
+        ids, learn = Tokens(path).arrays()
         with np.load(path / "samples.npz") as arrays:
             return Samples(ids=ids, learn=learn, **{name: arrays[name] for name in self.ARRAYS}, **facts)

@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
-# What makes two runs the same run: a checkpoint is gone on from with these alone.
-_SETTINGS = "learning_rate min_lr lr_scheduler_type num_warmup_steps weight_decay beta1 beta2 clip_range"
-_SETTINGS = (*_SETTINGS.split(), "gradient_accumulation_steps", "dropout", "attention_dropout", "seed")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -207,7 +204,7 @@ def make_trainer(
     if args.num_warmup_steps < 0:
         args.num_warmup_steps = round(0.1 * steps)
     goes_on = resume is not None and args.resume_training_state
-    run = {name: getattr(args, name) for name in _SETTINGS} | {
+    run = {name: getattr(args, name) for name in checkpoint.SETTINGS} | {
         "world_size": world,
         "sharding": sharding.name,
         "steps": steps,

@@ -1,5 +1,4 @@
-"""On-policy distillation: the student answers prompts, the teacher (the LLM that it was made from) scores every token
-of it.
+"""On-policy distillation: the student answers prompts, the teacher (the LLM that it was made from) scores every token.
 
     python distill.py --base_model ../models/sft/hf --teacher_model ../models/base/hf \\
         --dataset_parquet ../data/output/onpolicy_distillation.parquet --output_dir output/distill

@@ -1,5 +1,4 @@
-"""GRPO on the recommendation tasks: check everything, start verl, export the result. recipe/onerec/run_grpo.sh calls
-it.
+"""GRPO on the recommendation tasks: check everything, start verl, export the result (recipe/onerec/run_grpo.sh).
 
     python train_grpo.py --base_model ../pretrain/output/sft/hf --data_dir ../data/output/rl_data \\
         --catalogue ../data/output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/grpo [--dry_run]

@@ -73,11 +73,9 @@ class OneRecTrainer(WatchedTrainer):
         metrics.update({f"onerec/seconds/{name}": value for name, value in split.items()})
         whole = sum(split.values())
         shares = ", ".join(f"{name} {value:.1f} s" for name, value in split.items() if value)
-        print(
-            f"step {self.global_steps}: reward {metrics['onerec/all/reward']:.4f}, no signal "
-            f"{metrics['onerec/all/no_signal']:.0%}, valid {metrics['onerec/all/valid_sid']:.0%}; {whole:.1f} s: {shares}",
-            flush=True,
-        )
+        reward, no_signal, valid = (metrics[f"onerec/all/{name}"] for name in ("reward", "no_signal", "valid_sid"))
+        told = f"reward {reward:.4f}, no signal {no_signal:.0%}, valid {valid:.0%}"
+        print(f"step {self.global_steps}: {told}; {whole:.1f} s: {shares}", flush=True)
 
     def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """verl's, and where groups share their prompt, each of them whole on one rank."""
