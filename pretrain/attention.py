@@ -52,6 +52,8 @@ class Plan:
 
 def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") -> list[Group]:
     """Group the samples of a packed row by length; ``cu_seq_lens`` are their borders, beginning with 0."""
+    # One call a sample would leave a GPU idle between short samples, one call for all would compute mostly padding.
+    # Sorted by length, samples share a call as long as it stays three quarters full.
     starts = torch.tensor(cu_seq_lens[:-1], dtype=torch.int64)
     lengths = torch.tensor(cu_seq_lens[1:], dtype=torch.int64) - starts
     order = torch.argsort(lengths, descending=True, stable=True)
