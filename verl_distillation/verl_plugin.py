@@ -27,16 +27,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 import onerec.verl.trainer  # noqa: F401  registers itself
 from onerec.verl.rows import lengths_of, nested, response_places
-from verl_distillation.alignment import (
-    advantage,
-    answers_only,
-    fix_extended,
-    mask_extended,
-    mask_rows,
-    plan,
-    present,
-    realign,
-)
+from verl_distillation import alignment
 from verl_distillation.settings import ANCHOR, ANCHOR_KEY, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
 
 
@@ -64,8 +55,8 @@ def clipped_reverse_kl(
     teacher = no_padding_2_padding(data["teacher_logprobs"], data).squeeze(-1)
     mask = data["response_mask"]
     lengths = mask.offsets().diff() if mask.is_nested else mask.new_full((len(mask),), mask.shape[1])
-    mask = (mask.to_padded_tensor(0) if mask.is_nested else mask).bool() & present(teacher)
-    adv = advantage(student, teacher, settings.adv_min, settings.adv_max)
+    mask = (mask.to_padded_tensor(0) if mask.is_nested else mask).bool() & alignment.present(teacher)
+    adv = alignment.advantage(student, teacher, settings.adv_min, settings.adv_max)
     count = mask.sum().clamp(min=1)
     raw = (teacher - student)[mask]
     metrics = {
@@ -112,7 +103,8 @@ class StudentEngine(FSDPEngineWithLMHead):
             inputs["logits_to_keep"], asked = response_places(*lengths_of(micro_batch)), None
         else:
             pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
-            answers, asked = answers_only(*(micro_batch[name].unbind() for name in ("prompts", "responses")), pad_id)
+            prompts, responses = (micro_batch[name].unbind() for name in ("prompts", "responses"))
+            answers, asked = alignment.answers_only(prompts, responses, pad_id)
             inputs |= answers
         return inputs, output_args | {"asked": asked}
 
@@ -122,7 +114,7 @@ class StudentEngine(FSDPEngineWithLMHead):
         """What verl makes of the logits, of response tokens only: nested, one before each token, 0 at the prompts."""
         if "asked" not in output_args:
             if self._start is not None:
-                output.logits = mask_extended(output.logits, self._start)
+                output.logits = alignment.mask_extended(output.logits, self._start)
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         flags = ("calculate_entropy", "calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
         entropy, squared, top_k, teacher_only = (
@@ -134,11 +126,11 @@ class StudentEngine(FSDPEngineWithLMHead):
         asked = output_args["asked"]
         logits = output.logits[0] if asked is None else output.logits[asked]
         if self._start is not None and self._masks:
-            logits = mask_extended(logits, self._start)
+            logits = alignment.mask_extended(logits, self._start)
         elif self._start is not None:
             # The teacher of an anchor has the extended ids.
             anchor = torch.cat(list(micro_batch[ANCHOR_KEY].unbind())).bool()
-            logits = fix_extended(logits, self._start, anchor.repeat_interleave(response_lengths)[:, None])
+            logits = alignment.fix_extended(logits, self._start, anchor.repeat_interleave(response_lengths)[:, None])
         if not output_args["temperature_is_one"]:
             temperature = micro_batch["temperature"]
             if isinstance(temperature, torch.Tensor):
@@ -200,15 +192,15 @@ class Worker(_Stock):
         anchor = source == ANCHOR
         start = sys.maxsize if anchor else settings.extend_vocab_start
         whole = settings.mask_response_if_extended and not anchor
-        asked = plan(prompt_ids, response_ids, output.response_mask, start, whole)
+        asked = alignment.plan(prompt_ids, response_ids, output.response_mask, start, whole)
         width = 1 if settings.loss_mode == LOSS_MODE else settings.topk
         ids, logprobs = torch.zeros(0, width, dtype=torch.int32), torch.zeros(0, width)
         if asked.places:
             ids, logprobs = await self.teacher_server_manager.compute_teacher_logprobs_single(
                 sequence_ids=[sequence[i] for i in asked.places], routing_key=source
             )
-        ids, logprobs = realign(asked.places, ids, logprobs, len(sequence), start)
-        ids, logprobs, output.response_mask = mask_rows(asked.learn, ids, logprobs)
+        ids, logprobs = alignment.realign(asked.places, ids, logprobs, len(sequence), start)
+        ids, logprobs, output.response_mask = alignment.mask_rows(asked.learn, ids, logprobs)
         output.extra_fields["teacher_ids"], output.extra_fields["teacher_logprobs"] = ids, logprobs
 
 

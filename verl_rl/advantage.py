@@ -46,10 +46,7 @@ def group_advantages(
 
 
 def likelihood_advantages(
-    scores: torch.Tensor,
-    groups: Sequence[Hashable],
-    rollouts: Sequence[Hashable],
-    log_probs: torch.Tensor | None,
+    scores: torch.Tensor, groups: Sequence[Hashable], rollouts: Sequence[Hashable], log_probs: torch.Tensor | None
 ) -> torch.Tensor:
     """A_i = n w_i (r_i / R − 1) with R = Σ w_j r_j over the group of n rows, float32 [n]; 0 where R is 0.
 
