@@ -1,12 +1,11 @@
 """Padding-free attention over packed sequences, one contract on every device.
 
 A packed batch is one row of tokens [1, T] with the sample borders as ``cu_seq_lens_q`` / ``cu_seq_lens_k`` (int32
-[n_samples + 1]) and ``max_length_q`` / ``max_length_k``: the `FlashAttentionKwargs` of transformers, as its
-`DataCollatorWithFlattening` makes them. Where flash-attn is installed and a GPU is there, ``flash_attention_2`` takes
-them. On a GPU without it ``packed_varlen`` gives them to the kernel of that kind which PyTorch brings along
-(`torch.nn.attention.varlen`; half precision, no attention dropout). Everywhere else ``packed_sdpa`` runs PyTorch's causal
-SDPA over groups of samples of similar length: exact, and without the [T, T] mask that a packed row would need. Both are
-registered here with `transformers.AttentionInterface`.
+[n_samples + 1]) and ``max_length_q`` / ``max_length_k``: the `FlashAttentionKwargs` of transformers. Three attentions
+take them: ``flash_attention_2`` on a GPU with flash-attn; ``packed_varlen``, PyTorch's own kernel of that kind
+(`torch.nn.attention.varlen`: a GPU, half precision, no attention dropout); and everywhere else ``packed_sdpa``,
+PyTorch's causal SDPA over groups of samples of similar length, which is exact and never builds the [T, T] mask of a
+packed row.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ _PADDING = 0.25
 class Group:
     """Samples of similar length that one SDPA call handles, right-padded to ``length``.
 
-    ``gather`` int64 [n, length] are positions in the packed row (padding points at the sample's first token: under
-    the causal mask no real token sees it). ``source`` int64 [tokens] and ``target`` int64 [tokens] say which cell of
-    the group's output goes to which position of the row.
+    ``gather`` int64 [n, length] are positions in the packed row (padding points at the sample's first token: under the
+    causal mask no real token sees it). ``source`` and ``target`` int64 [tokens]: which cell of the group's output goes
+    to which position.
     """
 
     gather: torch.Tensor
@@ -46,13 +45,15 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups of a row. `torch.compile` looks into lists, and would compile anew for every length of one; not into this."""
+    """The groups of a row. `torch.compile` looks into lists and compiles anew for every length, not into this."""
 
     groups: list[Group]
 
 
 def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") -> list[Group]:
     """Group the samples of a packed row by length; ``cu_seq_lens`` are their borders, beginning with 0."""
+    # One call a sample would leave a GPU idle between short samples, one call for all would compute mostly padding.
+    # Sorted by length, samples share a call as long as it stays three quarters full.
     starts = torch.tensor(cu_seq_lens[:-1], dtype=torch.int64)
     lengths = torch.tensor(cu_seq_lens[1:], dtype=torch.int64) - starts
     order = torch.argsort(lengths, descending=True, stable=True)
@@ -60,9 +61,8 @@ def plan_groups(cu_seq_lens: Sequence[int], device: torch.device | str = "cpu") 
     groups: list[Group] = []
     first = 0
     while first < len(order):
-        longest = int(lengths[order[first]])
+        tokens = longest = int(lengths[order[first]])
         last = first + 1
-        tokens = longest
         while last < len(order):
             longer = tokens + int(lengths[order[last]])
             if longer < (1 - _PADDING) * longest * (last + 1 - first):
@@ -102,16 +102,13 @@ def packed_sdpa(
     query: [1, heads, T, D]; key, value: [1, kv_heads, T, D]. Returns ([1, T, heads, D], None).
     Raises ValueError without ``cu_seq_lens_q``: without the borders samples would see each other.
     """
-    plan = kwargs.get("packed_plan")
-    if plan is None:
-        plan = Plan(plan_groups(_borders(query, kwargs).tolist(), query.device))
+    plan = kwargs.get("packed_plan") or Plan(plan_groups(_borders(query, kwargs).tolist(), query.device))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [T, heads, D]
     pieces = []
     for group in plan.groups:
         q, k, v = (tensor[group.gather].transpose(1, 2) for tensor in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        grouped = {"is_causal": True, "enable_gqa": q.shape[1] != k.shape[1]}
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, **grouped)
         pieces.append(out.transpose(1, 2).flatten(0, 1)[group.source])
     target = torch.cat([group.target for group in plan.groups])
     inverse = torch.empty_like(target)
@@ -121,10 +118,10 @@ def packed_sdpa(
 
 @functools.cache
 def _varlen() -> tuple[Any, bool] | None:
-    """PyTorch's attention over packed rows and whether it takes grouped heads as they are; None where it has none."""
+    """PyTorch's attention over packed rows and whether it takes grouped heads as they are; None before torch 2.11."""
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # before 2.10
+    except ImportError:
         return None
     parameters = inspect.signature(varlen_attn).parameters
     return (varlen_attn, "enable_gqa" in parameters) if "window_size" in parameters else None
@@ -141,7 +138,7 @@ def packed_varlen(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As `packed_sdpa`, by one call of PyTorch's kernel for packed rows (a GPU, no dropout; float32 goes to `packed_sdpa`).
+    """As `packed_sdpa`, by one call of PyTorch's kernel for packed rows (a GPU; float32 goes to `packed_sdpa`).
 
     Raises ValueError without ``cu_seq_lens_q``, and where ``dropout`` is not 0, which the kernel does not have.
     """
@@ -150,22 +147,20 @@ def packed_varlen(
         raise ValueError("packed_varlen has no attention dropout; packed_sdpa has")
     if value.dtype == torch.float32:  # a forward pass outside autocast, which the kernel does not have
         return packed_sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
-    attend, grouped = _varlen()
-    # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half precision.
+    attend, takes_groups = _varlen()
+    # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half.
     query, key, value = (tensor[0].transpose(0, 1).to(value.dtype).contiguous() for tensor in (query, key, value))
     shared = query.shape[1] // key.shape[1]
-    more = {}
-    if shared > 1 and grouped:
-        more["enable_gqa"] = True
-    elif shared > 1:
+    if shared > 1 and not takes_groups:
         key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
+    more = {"enable_gqa": True} if shared > 1 and takes_groups else {}
     longest = kwargs.get("max_length_q") or int(borders.diff().max())
     out = attend(query, key, value, borders, borders, longest, longest, scale=scaling, window_size=(-1, 0), **more)
     return out[None], None
 
 
 def register(choice: str = "auto", half: bool = True, dropout: float = 0.0) -> str:
-    """Register the attentions of this module and return the name of the one to use; ``auto`` is the best of this machine.
+    """Register this module's attentions and return the name of the one to use; ``auto`` is this machine's best.
 
     half: whether the layers compute in bfloat16 or float16; dropout: of the attention probabilities.
     Raises `InputError` where the one asked for cannot run.
@@ -176,19 +171,13 @@ def register(choice: str = "auto", half: bool = True, dropout: float = 0.0) -> s
     AttentionInterface.register(PACKED_VARLEN, packed_varlen)
     gpu = torch.cuda.is_available()
     flash = gpu and importlib.util.find_spec("flash_attn") is not None
-    if choice == FLASH and not flash:
-        raise InputError("--attn_implementation", f"{FLASH} needs a GPU and flash-attn", f"{PACKED_SDPA}, or auto")
     if choice == "auto" and flash and half:
         return FLASH
-    if choice in ("auto", PACKED_VARLEN):
-        # Its kernels begin with Ampere.
-        able = gpu and half and not dropout and _varlen() and torch.cuda.get_device_capability() >= (8, 0)
-        if able:
+    needs = "a GPU and flash-attn" if choice == FLASH and not flash else ""
+    if choice in ("auto", PACKED_VARLEN):  # its kernels begin with Ampere
+        if gpu and half and not dropout and _varlen() and torch.cuda.get_device_capability() >= (8, 0):
             return PACKED_VARLEN
-        if choice == PACKED_VARLEN:
-            raise InputError(
-                "--attn_implementation",
-                f"{PACKED_VARLEN} needs a GPU (Ampere or later), torch 2.11, half precision and no attention dropout",
-                f"{PACKED_SDPA}, or auto",
-            )
+        needs = "a GPU (Ampere or later), torch 2.11, half precision and no attention dropout"
+    if needs and choice != "auto":
+        raise InputError("--attn_implementation", f"{choice} needs {needs}", f"{PACKED_SDPA}, or auto")
     return PACKED_SDPA if choice == "auto" else choice

@@ -2,8 +2,8 @@
 
     python check_hf_model.py --hf_model_dir output/stg2/hf
 
-A folder that cannot be used is said in one line (exit status 2). Prints what it generates with and without thinking, then ``ok`` or
-every problem found (exit status 1).
+A folder that cannot be used is said in one line (exit status 2). Prints what it generates with and without thinking,
+then ``ok`` or every problem found (exit status 1).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
-from onerec.model_folder import ModelFolder, loading, open_model_folder
+from onerec.model_folder import ModelFolder, open_model_folder
 from onerec.render import Renderer
 from onerec.run import get_logger
 
@@ -38,14 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser().parse_args(argv)
     folder = Path(args.hf_model_dir)
     opened = open_model_folder(folder)
-    import transformers
+    from pretrain.model import load_lm, load_tokenizer
 
-    from pretrain.model import load_lm
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    with loading(folder):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     model = load_lm(folder, dtype="auto").eval()
     log.info(
         f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {model.config.vocab_size:,} rows"
@@ -77,13 +72,10 @@ def generate(model: Any, tokenizer: Any, opened: ModelFolder, thinking: bool, ma
 
     spec = opened.spec
     prompt = json.loads(PROMPTS.read_text(encoding="utf-8"))["itemic" if spec else "text"]
-    sids = (
-        ""
-        if spec is None
-        else "".join(spec.format([code] * spec.n_layers) for code in range(min(3, *spec.codebook_sizes)))
-    )
-    messages = [{"role": "user", "content": prompt.replace("{sids}", sids)}]
-    text = opened.renderer.prompt_text(messages, thinking)
+    if spec:
+        codes = range(min(3, *spec.codebook_sizes))
+        prompt = prompt.replace("{sids}", "".join(spec.format([code] * spec.n_layers) for code in codes))
+    text = opened.renderer.prompt_text([{"role": "user", "content": prompt}], thinking)
     mode = "thinking" if thinking else "no thinking"
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
     if tokenizer.decode(ids[0]) != text:

@@ -1,21 +1,29 @@
-"""Checkpoint directories of a training run.
-
-They are ``output_dir/step<N>/global_step<N>/``, written whole or not at all, the newest kept.
-"""
+"""A training's output folder: names, and checkpoints ``step<N>/global_step<N>/``, written whole or not at all."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
-from onerec.model_folder import loading, read_object, tensor_headers
+from onerec.model_folder import check_finite, loading, read_object, tensor_headers
+from pretrain.sharding import read_trained
 
+if TYPE_CHECKING:
+    import torch
+
+LOG, VALIDATION_LOG, TB_LOGS, HF = "train_log.jsonl", "validation_log.jsonl", "tb_logs", "hf"
 WEIGHTS = "model.safetensors"
-RUN, LOSS_STATE = "run.json", "loss_state.json"
+RUN, LOSS_STATE, TRAINER_STATE = "run.json", "loss_state.json", "trainer_state.json"
+# Flags that say how a model came to be; paths and log intervals are the machine's business.
+SETTINGS = "learning_rate min_lr lr_scheduler_type num_warmup_steps weight_decay beta1 beta2 clip_range"
+SETTINGS = (*SETTINGS.split(), "gradient_accumulation_steps", "dropout", "attention_dropout", "seed")
+OLDER = "take an older step"
 _OTHER = "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
+_BASE = "give the model that this run began from"
 _STEP = re.compile(r"step(\d+)$")
 
 
@@ -24,17 +32,19 @@ def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir) / f"step{step}" / f"global_step{step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("global_step"))
+
+
 def whole_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     """(step, folder) of every whole checkpoint under ``output_dir``, oldest first.
 
-    A checkpoint is renamed into place when all of it is written, so one that is there is whole; what has no run.json is another's.
+    A checkpoint is renamed into place when all of it is written; one without run.json is another program's.
     """
-    found = []
-    for folder in Path(output_dir).glob("step*"):
-        match = _STEP.match(folder.name)
-        if match and ((inner := checkpoint_dir(output_dir, int(match.group(1)))) / RUN).is_file():
-            found.append((int(match.group(1)), inner))
-    return sorted(found)
+    steps = [int(match[1]) for folder in Path(output_dir).glob("step*") if (match := _STEP.match(folder.name))]
+    found = [(step, checkpoint_dir(output_dir, step)) for step in sorted(steps)]
+    return [(step, folder) for step, folder in found if (folder / RUN).is_file()]
 
 
 def keep_newest(output_dir: str | Path, count: int) -> None:
@@ -52,21 +62,12 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
     if resume_from == "auto":
         found = whole_checkpoints(output_dir)
         for half in [] if found else Path(output_dir).glob("step*/global_step*"):
-            raise InputError(
-                half,
-                f"has no {RUN}, so it is no whole checkpoint",
-                "remove it, or start over with --overwrite",
-            )
+            what = f"has no {RUN}, so it is no whole checkpoint"
+            raise InputError(half, what, "remove it, or start over with --overwrite")
         return found[-1][1] if found else None
-    folder = Path(resume_from)
-    if tag:
-        folder = folder / tag
-    candidates = [
-        folder,
-        *sorted(folder.glob("global_step*")),
-        *(path for _, path in whole_checkpoints(folder)[::-1]),
-    ]
-    for candidate in candidates:
+    folder = Path(resume_from) / (tag or "")
+    newest = [path for _, path in whole_checkpoints(folder)[::-1]]
+    for candidate in (folder, *sorted(folder.glob("global_step*")), *newest):
         if (candidate / RUN).is_file():
             return candidate
     raise InputError(folder, "holds no whole checkpoint", "give an output_dir, its step<N>, or step<N>/global_step<N>")
@@ -75,12 +76,12 @@ def find_checkpoint(resume_from: str, tag: str | None, output_dir: str | Path) -
 def check_training_state(checkpoint: Path) -> None:
     """Raise `InputError` where a file is missing from which the run that wrote a checkpoint would go on.
 
-    What is missing would begin afresh, in silence: the optimizer, the schedule, the random states, the place in the data.
+    Without it the optimizer, the schedule, the random states or the place in the data would begin afresh, in silence.
     """
-    run, state = (read_object(checkpoint / name) for name in (RUN, "trainer_state.json"))
+    run, state = (read_object(checkpoint / name) for name in (RUN, TRAINER_STATE))
     world, shards = run.get("world_size"), run.get("sharding")
     if type(world) is not int or world < 1 or f"global_step{state.get('global_step')}" != checkpoint.name:
-        raise InputError(checkpoint, f"its {RUN} and trainer_state.json are not those of this step", _OTHER)
+        raise InputError(checkpoint, f"its {RUN} and {TRAINER_STATE} are not those of this step", _OTHER)
     needed = [LOSS_STATE, "scheduler.pt"]
     needed += ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
     needed += [WEIGHTS, "optimizer.pt"] if shards is None else []
@@ -97,23 +98,18 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     before = {"dropout": 0.0, "attention_dropout": 0.0} | read_object(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
     if "world_size" in changed:
-        raise InputError(
-            checkpoint,
-            f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}",
-            "resume with as many, or begin from its weights (convert_checkpoint_to_hf.sh, then --model_dir)",
-        )
-    if changed:
-        key = changed[0]
+        what = f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}"
+        right = "resume with as many, or begin from its weights (convert_checkpoint_to_hf.sh, then --model_dir)"
+        raise InputError(checkpoint, what, right)
+    for key in changed[:1]:
         same = {"model": "give the model that it began from", "dataset": "give the data that it began with"}
-        raise InputError(
-            checkpoint,
-            f"comes from a run with another {key} ({before.get(key)}, now {run[key]})",
-            f"{same.get(key, 'resume with the same settings')}, or start over (--overwrite)",
-        )
+        what = f"comes from a run with another {key} ({before.get(key)}, now {run[key]})"
+        right = f"{same.get(key, 'resume with the same settings')}, or start over (--overwrite)"
+        raise InputError(checkpoint, what, right)
 
 
-def read_weights(checkpoint: Path) -> dict[str, Any]:
-    """Weights of a checkpoint by Hugging Face names."""
+def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Weights of an unsharded checkpoint by Hugging Face names."""
     from safetensors.torch import load_file
 
     if not (checkpoint / WEIGHTS).is_file():
@@ -121,3 +117,52 @@ def read_weights(checkpoint: Path) -> dict[str, Any]:
     tensor_headers(checkpoint / WEIGHTS)
     with loading(checkpoint / WEIGHTS, "resume from an older step"):
         return load_file(checkpoint / WEIGHTS)
+
+
+def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint by Hugging Face names, whole or in shards; what it does not hold was frozen.
+
+    Raises `InputError` where the parts are not those of ``base_dir``, the model that the run began from.
+    """
+    trained = read_trained(folder)
+    if trained is None:
+        return read_weights(folder)
+    run = read_object(folder / RUN)
+    if run.get("trained_rows") is None:
+        return {name.removeprefix("lm."): tensor for name, tensor in trained.items()}
+    if run.get("model") != model_digest(base_dir):
+        raise InputError(folder, f"does not fit {base_dir}: it began from another model", _BASE)
+    import torch
+
+    from pretrain.model import PackedLM, load_lm
+
+    with loading(folder, "a checkpoint of this model"), torch.no_grad():
+        model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
+        for name, tensor in trained.items():
+            getattr(model, name).copy_(tensor)
+    return model.merge().state_dict()
+
+
+def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
+    """The LM that a checkpoint holds, float32; raises `InputError` where it does not fit ``base_dir``."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    state = checkpoint_state(folder, base_dir)
+    with loading(base_dir), torch.device("meta"):
+        config = AutoConfig.from_pretrained(base_dir, trust_remote_code=False)
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if given != wanted:
+        name = min(set(given.items()) ^ set(wanted.items()))[0]
+        what = f"does not fit {base_dir}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}"
+        raise InputError(folder, what, _BASE)
+    check_finite(folder, state.items())
+    lm.load_state_dict(state, assign=True)
+    lm.tie_weights()
+    if (Path(base_dir) / "generation_config.json").is_file():
+        lm.generation_config = GenerationConfig.from_pretrained(base_dir)
+    return lm

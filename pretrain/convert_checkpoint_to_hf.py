@@ -1,7 +1,8 @@
 """Turn a training checkpoint into a Hugging Face checkpoint directory.
 
     python convert_checkpoint_to_hf.py --base_model_dir models/base_itemic \
-        --checkpoint_dir output/stg1/step2000/global_step2000 --output_dir output/stg1/step2000/global_step2000/converted
+        --checkpoint_dir output/stg1/step2000/global_step2000 \
+        --output_dir output/stg1/step2000/global_step2000/converted
 
 Configuration, tokenizer, chat template and sid_spec.json come from the model that training began from.
 """
@@ -34,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Read the weights, whole or in shards, put them into the base model's shape, write the directory."""
     args = parser().parse_args(argv)
     from onerec.model_folder import open_model_folder
-    from pretrain.checkpoint import find_checkpoint
-    from pretrain.model import lm_of_checkpoint, write_hf
-    from pretrain.train import HF
+    from pretrain.checkpoint import HF, find_checkpoint, lm_of_checkpoint
+    from pretrain.model import quiet, write_hf
 
     base = Path(args.base_model_dir)
     open_model_folder(base)
@@ -47,10 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     ours = made_by(output, manifest.stage) or (output.name == HF and made_by(output.parent, "pretrain"))
     check_output(output, ours)
 
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     lm = lm_of_checkpoint(found, base)
     with atomic_path(output, ours) as folder:
         folder.mkdir(parents=True)

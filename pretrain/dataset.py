@@ -1,7 +1,7 @@
 """The training data: tokenized samples, shuffled by seed and epoch and packed into rows of ``max_length`` tokens.
 
-The whole plan (which sample stands in which row, for all epochs) follows from the config and the seed alone, so a run
-on any number of processes sees the same rows, and a resumed run goes on at the exact next one.
+The whole plan (which sample stands in which row, for all epochs) is made before the first step, from the config and the
+seed alone. So a run on any number of processes sees the same rows, and a resumed run goes on at the exact next one.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class PackedDataset:
     """Packed rows of all epochs as a map-style dataset; ``dataset[i]`` is row ``i`` as NumPy arrays.
 
     Args:
-        samples: tokenized samples. config: packing and shuffling.
-        seed: with the epoch, decides the order. world_size: the rows of an epoch are filled up to a multiple of
-            ``world_size * accumulation`` with rows that carry no loss, so that every process gets as many.
-        steps: optimizer steps wanted, taking as many epochs as that needs; None takes ``config.num_epochs``.
+        samples: tokenized samples. config: packing and shuffling. seed: with the epoch, decides the order.
+        world_size: rows without loss fill them up to a multiple of it, so that every process gets as many.
+        steps: optimizer steps wanted (of ``world_size * accumulation`` rows), over as many epochs as that needs; None
+            takes ``config.num_epochs``.
     """
 
     def __init__(
@@ -137,20 +137,21 @@ class PackedDataset:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """``input_ids``, ``position_ids``, ``labels``, ``source`` int64 [T] and ``cu_seq_lens`` int32 [n + 1] of a row."""
-        row = self.rows[index]
-        empty = row is None
-        row = Pack(np.zeros(1, np.int64)) if empty else row
+        """``input_ids``, ``position_ids``, ``labels``, ``source`` int64 [T], ``cu_seq_lens`` int32 [n + 1] of a row."""
+        row = self.rows[index] or Pack(np.zeros(1, np.int64))
         starts, ends = self.samples.starts[row.samples], self.samples.starts[row.samples + 1]
         lengths = ends - starts
         if row.last_length is not None:
             lengths[-1] = min(lengths[-1], row.last_length)
+        # One index into the flat tokens gathers the whole row: where each sample starts, plus the place within it. A
+        # loop over the samples of a row would be slower than the training step of a small model.
         borders = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.arange(borders[-1]) - np.repeat(borders[:-1], lengths)
         places = positions + np.repeat(starts, lengths)
         ids = self.samples.ids[places].astype(np.int64)
-        # Nothing predicts the first token of a sample, so it carries no loss.
-        learn = self.samples.learn[places] & (positions > 0) & (not empty)
+        # Nothing predicts the first token of a sample, so it carries no loss; nor does a row that only fills up an
+        # epoch.
+        learn = self.samples.learn[places] & (positions > 0) & (self.rows[index] is not None)
         if self.config.full_attention:
             positions, borders = np.arange(borders[-1]), borders[[0, -1]]
         return {
@@ -196,19 +197,10 @@ def collate(features: list[dict[str, np.ndarray]]) -> dict[str, Any]:
     if len(features) != 1:
         raise ValueError(f"a batch is one packed row, not {len(features)}")
     row = features[0]
-    borders = torch.from_numpy(row["cu_seq_lens"])
-    longest = int(np.diff(row["cu_seq_lens"]).max())
-    return {
-        **{
-            name: torch.from_numpy(row[name])[None]
-            for name in ("input_ids", "position_ids", "labels", "source")
-            if name in row
-        },
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    names = [name for name in ("input_ids", "position_ids", "labels", "source") if name in row]
+    borders, longest = torch.from_numpy(row["cu_seq_lens"]), int(np.diff(row["cu_seq_lens"]).max())
+    lengths = {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
+    return {name: torch.from_numpy(row[name])[None] for name in names} | lengths
 
 
 def load_samples(
@@ -227,30 +219,15 @@ def load_samples(
     Raises `InputError` for a shard that is missing or cut short, an itemic token that the model does not hold, an
     ``itemic_id_range`` that is not the model's, more than ``max_bad_ratio`` bad rows, or nothing left to train on.
     """
-    tokenizer_dir = Path(config.base_model_dir or model_dir)
     if spec is not None:
+        tokenizer_dir = Path(config.base_model_dir or model_dir)
         check_itemic_tokens(tokenizer_dir, spec, read_tokenizer(tokenizer_dir))
-        if config.itemic_id_range is not None and config.itemic_id_range != spec.id_range:
-            raise InputError(
-                config_path,
-                f"itemic_id_range is {list(config.itemic_id_range)}, that of {model_dir} is {list(spec.id_range)}",
-                "leave the key out: it is read from the checkpoint",
-            )
+        if config.itemic_id_range not in (None, spec.id_range):
+            what = f"itemic_id_range is {list(config.itemic_id_range)}, that of {model_dir} is {list(spec.id_range)}"
+            raise InputError(config_path, what, "leave the key out: it is read from the checkpoint")
     shards = list_shards(config.sources)
-    samples = tokenize_shards(
-        shards,
-        tokenizer_dir,
-        spec,
-        config.only_assistant_loss,
-        config.add_think_pattern,
-        config.sample_limit,
-        config.cut_long_samples,
-        config.num_workers,
-        model_dir,
-        token_dir,
-    )
-    kept = np.bincount(samples.shard, minlength=len(shards))
-    for shard, count in zip(shards, kept, strict=True):
+    samples = tokenize_shards(shards, config, model_dir, spec, token_dir)
+    for shard, count in zip(shards, np.bincount(samples.shard, minlength=len(shards)), strict=True):
         manifest.input(shard, int(count))
     manifest.extra["cut_samples"] = samples.left_out.pop(CUT, 0)
     for reason, count in sorted((samples.bad + samples.left_out).items()):
@@ -258,22 +235,17 @@ def load_samples(
     manifest.check_bad_ratio(config_path, samples.bad.total(), samples.rows, max_bad_ratio)
     check_weights(config, config_path, samples)
     if not len(samples):
-        raise InputError(
-            config_path,
-            f"leaves no sample to train on out of {samples.rows} rows ({manifest.dropped_text()})",
-            f"samples must have at most {config.sample_limit} tokens and something to learn",
-        )
+        what = f"leaves no sample to train on out of {samples.rows} rows ({manifest.dropped_text()})"
+        right = f"samples must have at most {config.sample_limit} tokens and something to learn"
+        raise InputError(config_path, what, right)
     return samples
 
 
 def check_weights(config: DatasetConfig, config_path: Path, samples: Samples) -> None:
-    """Raise `InputError` for a weight of a source that the data have not, or weights that leave nothing."""
-    weights = dict(config.source_weights)
-    if foreign := sorted(set(weights) - set(samples.source_names)):
-        raise InputError(
-            config_path,
-            f"source_weights names {foreign[0]}",
-            f"the data have {', '.join(samples.source_names) or 'no sample'}",
-        )
-    if samples.source_names and not any(weights.get(name, 1.0) for name in samples.source_names):
+    """Raise `InputError` for a weight of a source that the data do not have, or weights that leave nothing."""
+    weights, names = dict(config.source_weights), samples.source_names
+    if foreign := sorted(set(weights) - set(names)):
+        right = f"the data have {', '.join(names) or 'no sample'}"
+        raise InputError(config_path, f"source_weights names {foreign[0]}", right)
+    if names and not any(weights.get(name, 1.0) for name in names):
         raise InputError(config_path, "source_weights leave no sample", "at least one above 0")

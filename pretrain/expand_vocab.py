@@ -2,7 +2,8 @@
 
     python expand_vocab.py --hf_model_dir models/Qwen3-1.7B --output_model_dir models/Qwen3-1.7B_itemic \
         --itemic_layer_n 3 --vocab_size_per_layer 8192
-    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic --sid_spec ../tokenizer/model
+    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic \
+        --sid_spec ../tokenizer/model
 
 The new tokens follow the old ones in the order of `onerec.sid.SidSpec.tokens`; embedding and head get rows up to the
 next multiple of 256. Old rows, chat template and generation settings stay as they are; ``sid_spec.json`` in the new
@@ -42,12 +43,7 @@ def parser() -> ArgumentParser:
     add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
     add("--itemic_layer_n", type=LAYERS, default=3, help="codebook layers, where no --sid_spec is given")
-    add(
-        "--vocab_size_per_layer",
-        type=CODES,
-        default=8192,
-        help="codes of a layer, where no --sid_spec is given",
-    )
+    add("--vocab_size_per_layer", type=CODES, default=8192, help="codes of a layer, where no --sid_spec is given")
     add(
         "--init",
         choices=("mean", "normal", "codebook"),
@@ -75,42 +71,28 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_output(output, ours)
     manifest.input(source)
 
-    import transformers
+    from pretrain.model import load_lm, load_tokenizer
 
-    from pretrain.model import load_lm
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     seed_everything(args.seed)
-    with loading(source):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = load_lm(source, dtype="auto")
+    tokenizer, model = load_tokenizer(source), load_lm(source, dtype="auto")
     spec = SidSpec(spec.codebook_sizes, len(tokenizer), spec.collision)
-    if added := add_tokens(tokenizer, spec):
-        raise InputError(
-            source,
-            f"took only {added} of {len(spec.tokens)} itemic tokens as new",
-            "give a checkpoint without them",
-        )
+    if (added := add_tokens(tokenizer, spec)) != len(spec.tokens):
+        what = f"took only {added} of {len(spec.tokens)} itemic tokens as new"
+        raise InputError(source, what, "give a checkpoint without them")
     expand_rows(model, spec, args.init, codebooks)
     # What is trained from here on answers in turns: a base model's own generation would run past their end.
     model.generation_config.eos_token_id = renderer.end_ids(source, tokenizer)
+    (first, last), rows = spec.id_range, model.config.vocab_size
     with atomic_path(output, ours) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         spec.save(folder)
         check_itemic_tokens(folder, spec, read_tokenizer(folder))
         manifest.output(output)
-        manifest.extra |= {
-            "first_id": spec.id_range[0],
-            "last_id": spec.id_range[1],
-            "rows": model.config.vocab_size,
-        }
+        manifest.extra |= {"first_id": first, "last_id": last, "rows": rows}
         manifest.write(folder, whole_folder=True)
-    log.info(
-        f"wrote {output}: itemic ids {spec.id_range[0]} to {spec.id_range[1]} "
-        f"({' + '.join(map(str, spec.codebook_sizes))} codes, begin and end), {model.config.vocab_size:,} rows"
-    )
+    codes = " + ".join(map(str, spec.codebook_sizes))
+    log.info(f"wrote {output}: itemic ids {first} to {last} ({codes} codes, begin and end), {rows:,} rows")
     return None
 
 
@@ -124,19 +106,15 @@ def wanted_spec(args: argparse.Namespace) -> SidSpec:
 def refuse_twice(source: Path, spec: SidSpec) -> None:
     """Raise `InputError` where a checkpoint already holds itemic tokens."""
     if (source / SID_SPEC).exists() or read_tokenizer(source).token_to_id(spec.tokens[0]) is not None:
-        raise InputError(
-            source,
-            "was expanded before: its vocabulary holds itemic tokens",
-            "expand the original checkpoint",
-        )
+        what = "was expanded before: its vocabulary holds itemic tokens"
+        raise InputError(source, what, "expand the original checkpoint")
 
 
 def add_tokens(tokenizer: Any, spec: SidSpec) -> int:
-    """Append the itemic tokens; 0 where all of them were new, otherwise how many were."""
+    """Append the itemic tokens; returns how many of them were new."""
     from tokenizers import AddedToken
 
-    added = tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in spec.tokens])
-    return 0 if added == len(spec.tokens) else added
+    return tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in spec.tokens])
 
 
 def expand_rows(model: Any, spec: SidSpec, init: str, codebooks: Sequence[torch.Tensor] = ()) -> None:
@@ -165,21 +143,25 @@ def expand_rows(model: Any, spec: SidSpec, init: str, codebooks: Sequence[torch.
 
 
 def new_rows(old: torch.Tensor, count: int, init: str, initializer_range: float) -> torch.Tensor:
-    """``count`` rows [count, H] in the dtype of ``old``: ``mean`` of the old rows plus noise of their standard
-    deviation in every dimension, or ``normal`` noise around zero."""
+    """``count`` rows [count, H] in the dtype of ``old``.
+
+    ``normal``: noise around zero. Else the mean of the old rows plus noise of their standard deviation in every
+    dimension.
+    """
     import torch
 
-    values = old.float()
-    noise = torch.randn(count, old.shape[1])
+    values, noise = old.float(), torch.randn(count, old.shape[1])
     if init == "normal":
         return (noise * initializer_range).to(old.dtype)
     return (values.mean(0) + noise * values.std(0)).to(old.dtype)
 
 
 def projected_rows(old: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
-    """A layer's rows [k, H] from its centroids ``book`` [k, d]: through one random projection, then moved and scaled in every
-    dimension to the mean and standard deviation of the ``old`` rows [n, H]. Distances keep their order, about
-    (Johnson and Lindenstrauss)."""
+    """A layer's rows [k, H] from its centroids ``book`` [k, d], so that near codes begin near.
+
+    One random projection keeps the order of distances, about (Johnson and Lindenstrauss); every dimension is then moved
+    and scaled to the mean and standard deviation of the ``old`` rows [n, H].
+    """
     import torch
 
     values, centred = old.float(), book.float() - book.float().mean(0)
@@ -191,8 +173,8 @@ def projected_rows(old: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
 def read_codebooks(args: argparse.Namespace, spec: SidSpec) -> list[torch.Tensor]:
     """The tokenizer's codebooks [k, d], layer by layer; none without ``--init codebook``.
 
-    A layer that the tokenizer has not (the one that resolves collisions) begins like ``mean``. Raises `InputError` where the file
-    holds none, or others than ``spec``.
+    A layer that the tokenizer does not have (the one that resolves collisions) begins like ``mean``. Raises
+    `InputError` where the file holds no codebooks, or others than ``spec``'s.
     """
     if (args.init == "codebook") != (args.codebook is not None):
         raise InputError("--codebook", "goes with --init codebook, and that with it", "give both or none")

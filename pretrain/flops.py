@@ -1,8 +1,8 @@
 """Floating-point operations of a training step, for model FLOPs utilisation (MFU).
 
 Counted as in PaLM (arXiv 2204.02311, appendix B): what the model's mathematics needs, not what recomputation adds. A
-matrix of P weights costs 2 P a token forward, as much for the gradient of its input, and as much again for its own where it is
-trained; causal attention over a sample of l tokens costs half of what a full square would.
+matrix of P weights costs 2 P a token forward, as much for the gradient of its input, and as much again for its own
+where it is trained; causal attention over a sample of l tokens costs half of what a full square would.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def step_flops(
     tokens = sum(sample_lengths)
     passes = 2 if frozen else 3
     matrices = 2.0 * passes * layer_weights(config) * tokens
-    # Scores and their product with the values: 2 x 2 x width x l^2 a layer, half of it under the causal mask; twice more backward.
+    # Scores and their product with the values: 2 x 2 x width x l^2 a layer, half of it under the causal mask; twice
+    # more backward.
     width = config.num_attention_heads * config.head_dim
     attention = 6.0 * config.num_hidden_layers * width * float(sum(length * length for length in sample_lengths))
     head = 2.0 * learnt * config.hidden_size * (2 * config.vocab_size + trained_head_rows)

@@ -1,4 +1,4 @@
-"""torchrun whose exit status is that of the training: 2 where a process says what is wrong, 75 where a stop asks for another run.
+"""torchrun with the training's own exit status: 2 for bad input, 75 where a stop asks for another run.
 
     python launch.py --nnodes 2 --node_rank 0 --nproc_per_node 8 --master_addr … train.py …
 
@@ -21,9 +21,9 @@ SHUTDOWN = "600"
 
 
 def status_of(exit_codes: Iterable[int]) -> int:
-    """The exit status of a run whose processes failed with ``exit_codes``, the first one first (minus a signal's number).
+    """The exit status of a run whose processes failed with ``exit_codes`` (minus a signal's number), the first first.
 
-    The first that was not merely stopped, as torchrun stops the others when one has failed.
+    It is the first that was not merely stopped, as torchrun stops the others when one has failed.
     """
     stopped = (STOPPED, -signal.SIGTERM)
     code = next((code for code in exit_codes if code not in stopped), STOPPED)

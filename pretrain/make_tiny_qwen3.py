@@ -24,7 +24,7 @@ from onerec.folders import atomic_path, made_by
 from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.render.qwen3 import END_OF_TEXT, IM_END, chat_template
-from onerec.run import Manifest, get_logger, seed_everything
+from onerec.run import Manifest, get_logger, read_json, seed_everything
 
 log = get_logger("make_tiny_qwen3")
 
@@ -32,6 +32,9 @@ SPECIAL_TOKENS = Path(__file__).with_name("qwen3_special_tokens.json")
 # As Qwen's: digits one by one, words with the space before them, punctuation and line breaks apart. Chinese
 # characters are split from Latin letters, so that a merge never spans the two scripts.
 PATTERN = r" ?\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Flags that are Qwen3Config's own words.
+SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size"
+SIZES = (*SIZES.split(), "max_position_embeddings", "initializer_range")
 TEXT_COLUMNS = ("dense_caption", "caption", "text")
 RECORD_COLUMNS = {
     "segments": parse_segments,
@@ -79,11 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Train the tokenizer, draw the weights, write both."""
     args = parser().parse_args(argv)
     if args.num_attention_heads % args.num_key_value_heads:
-        raise InputError(
-            "--num_key_value_heads",
-            f"is {args.num_key_value_heads}",
-            f"it divides the {args.num_attention_heads} query heads",
-        )
+        right = f"it divides the {args.num_attention_heads} query heads"
+        raise InputError("--num_key_value_heads", f"is {args.num_key_value_heads}", right)
     manifest = Manifest("make_tiny_qwen3", args)
     with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
         tokenizer = train_bpe(corpus_texts(args.corpus, manifest), args.vocab_size)
@@ -111,7 +111,7 @@ def corpus_texts(sources: Sequence[str], manifest: Manifest) -> Iterator[str]:
                 raise InputError(path, "holds neither Parquet nor JSON files", "give texts to train the tokenizer on")
             for file in files:
                 manifest.input(file)
-                yield from _strings(_read_json(file))
+                yield from _strings(read_json(file))
         else:
             for file in list_parquet(source):
                 yield from _parquet_texts(file, manifest)
@@ -135,12 +135,6 @@ def _parquet_texts(file: Path, manifest: Manifest) -> Iterator[str]:
     manifest.input(file, rows)
 
 
-def _read_json(file: Path) -> Any:
-    from onerec.run import read_json
-
-    return read_json(file)
-
-
 def _strings(value: Any) -> Iterator[str]:
     """Every string of a JSON value, keys left out."""
     if isinstance(value, str):
@@ -155,33 +149,18 @@ def _strings(value: Any) -> Iterator[str]:
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Any:
     """A `tokenizers.Tokenizer`: byte-level BPE of ``vocab_size`` tokens, then Qwen3's added tokens in their order."""
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers
+    from tokenizers import pre_tokenizers as splits
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = splits.Split(Regex(PATTERN), behavior="isolated")
+    tokenizer.pre_tokenizer = splits.Sequence([words, splits.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    alphabet = sorted(splits.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=vocab_size, min_frequency=2, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     added = json.loads(SPECIAL_TOKENS.read_text(encoding="utf-8"))
@@ -208,25 +187,19 @@ def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> int:
 
 def save_model(args: argparse.Namespace, vocabulary: int, folder: Path) -> int:
     """Write a random Qwen3 of the size that ``args`` names; returns its number of parameters."""
-    import transformers
     from tokenizers import Tokenizer
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-    transformers.logging.disable_progress_bar()
+    from pretrain.model import quiet
+
+    quiet()
     id_of = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id
     seed_everything(args.seed)
     config = Qwen3Config(
         vocab_size=-(-vocabulary // 128) * 128,  # like the real one, more rows than tokens
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        num_key_value_heads=args.num_key_value_heads,
-        head_dim=args.head_dim,
-        intermediate_size=args.intermediate_size,
-        max_position_embeddings=args.max_position_embeddings,
+        **{name: getattr(args, name) for name in SIZES},
         rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
         tie_word_embeddings=not args.untied,
-        initializer_range=args.initializer_range,
         bos_token_id=id_of(END_OF_TEXT),
         eos_token_id=id_of(IM_END),
         pad_token_id=id_of(END_OF_TEXT),

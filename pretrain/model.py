@@ -14,17 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from onerec.content import model_digest
-from onerec.errors import InputError
 from onerec.files import TOKENIZER_FILES
 from onerec.folders import atomic_path
-from onerec.model_folder import check_finite, loading, read_config, read_object
+from onerec.model_folder import check_finite, loading, read_config
 from pretrain import attention
-from pretrain.checkpoint import RUN, read_weights
+from pretrain.dataset import IGNORE
 from pretrain.loss import linear_cross_entropy
-from pretrain.sharding import read_trained
 
-IGNORE = -100
+
+def quiet() -> Any:
+    """transformers, without its warnings and progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def load_tokenizer(model_dir: str | Path) -> Any:
+    """Load a checkpoint's tokenizer; raises `InputError` where there is none."""
+    with loading(model_dir):
+        return quiet().AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
 
 
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
@@ -44,8 +54,7 @@ class PackedLM(nn.Module):
         lm: the Hugging Face model; its attention is switched to the packed one of this machine.
         itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
         loss_chunk: positions whose logits exist at a time; None: `loss.CHUNKS`.
-        attn, half, attention_dropout: which attention, whether the layers compute in half precision and what they drop; see
-            `attention.register`.
+        attn, half, attention_dropout: see `attention.register`.
     """
 
     def __init__(
@@ -88,27 +97,15 @@ class PackedLM(nn.Module):
         return self.head is self.embedding
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        labels: torch.Tensor,
-        cu_seq_lens_q: torch.Tensor,
-        cu_seq_lens_k: torch.Tensor,
-        max_length_q: int,
-        max_length_k: int,
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, **borders: Any
     ) -> dict[str, torch.Tensor]:
         """One packed row, ids and labels int64 [1, T]; labels are the ids themselves where learnt, else -100.
 
+        ``borders``: ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k`` (`pretrain.attention`).
         Returns ``loss_sum`` (sum over learnt tokens), ``losses`` float32 [N] and ``targets`` int64 [N].
         """
-        borders = {
-            "cu_seq_lens_q": cu_seq_lens_q,
-            "cu_seq_lens_k": cu_seq_lens_k,
-            "max_length_q": max_length_q,
-            "max_length_k": max_length_k,
-        }
         if self.lm.config._attn_implementation == attention.PACKED_SDPA:
-            groups = attention.plan_groups(cu_seq_lens_q.tolist(), input_ids.device)
+            groups = attention.plan_groups(borders["cu_seq_lens_q"].tolist(), input_ids.device)
             borders["packed_plan"] = attention.Plan(groups)
         inputs = {"input_ids": input_ids} if self.rows is None else {"inputs_embeds": self._embed(input_ids)}
         hidden = self.lm.model(**inputs, position_ids=position_ids, use_cache=False, **borders).last_hidden_state
@@ -130,8 +127,7 @@ class PackedLM(nn.Module):
             return [self.head]
         begin, end = self.rows
         trained = self.itemic_in if self.itemic_out is None else self.itemic_out
-        parts = [self.head[:begin], trained, self.head[end:]]
-        return [part for part in parts if len(part)]
+        return [part for part in (self.head[:begin], trained, self.head[end:]) if len(part)]
 
     @torch.no_grad()
     def merge(self) -> Any:
@@ -158,90 +154,35 @@ class PackedLM(nn.Module):
                 self.itemic_out.copy_(self.head[begin:end])
 
 
-def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights of a training checkpoint by Hugging Face names, whole or in shards; what it does not hold was frozen.
-
-    Raises `InputError` where the parts are not those of ``base_dir``, the model that the run began from.
-    """
-    trained = read_trained(folder)
-    if trained is None:
-        return read_weights(folder)
-    run = read_object(folder / RUN)
-    if run.get("trained_rows") is None:
-        return {name.removeprefix("lm."): tensor for name, tensor in trained.items()}
-    if run.get("model") != model_digest(base_dir):
-        raise InputError(folder, f"does not fit {base_dir}: it began from another model", "give the model that this run began from")  # fmt: skip
-    with loading(folder, "a checkpoint of this model"), torch.no_grad():
-        model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
-        for name, tensor in trained.items():
-            getattr(model, name).copy_(tensor)
-    return model.merge().state_dict()
-
-
-def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
-    """The LM that a training checkpoint holds, float32; raises `InputError` where it does not fit ``base_dir``."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    state = checkpoint_state(folder, base_dir)
-    with loading(base_dir), torch.device("meta"):
-        config = AutoConfig.from_pretrained(base_dir, trust_remote_code=False)
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    wanted = {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if given != wanted:
-        name = min(set(given.items()) ^ set(wanted.items()))[0]
-        raise InputError(
-            folder,
-            f"does not fit {base_dir}: {name} is {given.get(name, 'absent')}, not {wanted.get(name, 'known')}",
-            "give the model that this run began from",
-        )
-    check_finite(folder, state.items())
-    lm.load_state_dict(state, assign=True)
-    lm.tie_weights()
-    if (Path(base_dir) / "generation_config.json").is_file():
-        lm.generation_config = GenerationConfig.from_pretrained(base_dir)
-    return lm
-
-
 def weights_of(lm: Any) -> dict[str, torch.Tensor]:
     """An LM's weights on the CPU by Hugging Face names, a tied head left out."""
     tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
-    return {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in lm.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in lm.state_dict().items()}
+    return {name: tensor for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
 
 
-def save_hf(lm: Any, base_dir: str | Path, output_dir: str | Path, card: str = "") -> None:
-    """Write ``lm`` as a Hugging Face checkpoint, atomically, in the place of what is there (whose it is, the caller knows);
-    tokenizer, chat template and SIDs come from ``base_dir``.
-
-    Weights are stored in the dtype in which ``base_dir`` stores them. ``card``: text of its README.md.
-    """
-    base_dir = Path(base_dir)
+def save_hf(lm: Any, base_dir: Path, output_dir: Path, card: str) -> None:
+    """Write ``lm`` as a Hugging Face checkpoint, atomically, over an earlier one; ``card``: text of its README.md."""
     with atomic_path(output_dir, ours=True) as temporary:
         temporary.mkdir(parents=True)
         write_hf(lm, base_dir, temporary)
-        if card:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_hf(lm: Any, base_dir: Path, folder: Path) -> None:
-    """As `save_hf`, into a folder that exists."""
+    """Write ``lm`` into a folder that exists, in the dtype in which ``base_dir`` stores its weights.
+
+    Tokenizer, chat template and SIDs come from ``base_dir``.
+    """
     stored = read_config(base_dir)
     dtype = getattr(torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32"))
     lm.config.use_cache = stored.get("use_cache", True)
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in lm.state_dict().items()}
-    before = lm.config.dtype
-    lm.config.dtype = dtype
+    before, lm.config.dtype = lm.config.dtype, dtype
     try:
         lm.save_pretrained(folder, state_dict=state)
     finally:
-        lm.config.dtype = before
-        lm.config.use_cache = False
+        lm.config.dtype, lm.config.use_cache = before, False
     for name in TOKENIZER_FILES:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, folder / name)

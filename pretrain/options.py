@@ -166,33 +166,22 @@ def parser(description: str | None) -> ArgumentParser:
 
 
 def check_args(args: argparse.Namespace) -> None:
-    """Raise `InputError` for a flag that cannot be meant, and fill in those that follow from others."""
+    """Raise `InputError` for flags that contradict each other, and fill in those that follow from others."""
     if args.eval_per_step and not args.eval_sources:
         raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
     if args.resume_training_state and not args.resume_from:
-        raise InputError(
-            "--resume_training_state",
-            "is given without --resume_from",
-            "say which checkpoint, or --resume_from auto",
-        )
+        right = "say which checkpoint, or --resume_from auto"
+        raise InputError("--resume_training_state", "is given without --resume_from", right)
     sharded = args.deepspeed or args.fsdp
     if sharded and args.freeze_llm and args.resume_from and not args.resume_training_state:
-        raise InputError(
-            "--resume_from",
-            "takes weights alone under --freeze_llm and shards, whose checkpoints leave out what is frozen",
-            "convert that checkpoint (scripts/convert_checkpoint_to_hf.sh) and give it as --model_dir",
-        )
+        what = "takes weights alone under --freeze_llm and shards, whose checkpoints leave out what is frozen"
+        right = "convert that checkpoint (scripts/convert_checkpoint_to_hf.sh) and give it as --model_dir"
+        raise InputError("--resume_from", what, right)
     if args.start_optimize_embedding_index >= 0 and not args.freeze_llm:
-        raise InputError(
-            "--start_optimize_embedding_index",
-            "is given without --freeze_llm",
-            "it says which rows stage 1 trains",
-        )
+        right = "it says which rows stage 1 trains"
+        raise InputError("--start_optimize_embedding_index", "is given without --freeze_llm", right)
     if args.min_lr < 0:
         args.min_lr = args.learning_rate / 10
     if args.min_lr > args.learning_rate:
-        raise InputError(
-            "--min_lr",
-            f"is {args.min_lr}, above the peak {args.learning_rate}",
-            "it is the rate at the last step",
-        )
+        what = f"is {args.min_lr}, above the peak {args.learning_rate}"
+        raise InputError("--min_lr", what, "it is the rate at the last step")

@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other before they train: who makes a folder, that it is alive, that it has failed.
+"""What the processes of a run tell each other before they train: who makes a folder, and whether it lives or failed.
 
-They talk through the store of ``torch.distributed`` (torchrun's, at MASTER_ADDR), which every process reaches before there is a process
-group and which needs no common file system.
+They talk through the store of ``torch.distributed`` (torchrun's, at MASTER_ADDR), which every process reaches before
+there is a process group and which needs no common file system.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Processes:
     store: Store | None = None
 
     def make_folder(self, root: Path, key: Callable[[], str], fill: Callable[[str], None]) -> str:
-        """Have ``fill(name)`` make the folder ``name`` = ``key()`` under ``root``, once for all that see it; returns the name.
+        """Have ``fill(name)`` make the folder ``name`` = ``key()`` under ``root``, once for all that see it.
 
-        The first process does it, and the first of every node that does not see the first one's ``root``; there ``key`` must give
-        the same. Returns when every process's folder is there. Raises `InputError` on every process where one fails, dies or
-        does not come.
+        The first process does it, and the first of every node that does not see the first one's ``root``; there ``key``
+        must give the same. Returns when every process's folder exists. Raises `InputError` on every process where one
+        fails, dies or does not come.
         """
         if self.store is None:
             name = key()
@@ -65,32 +65,32 @@ class Processes:
             raise InputError(root, what, _AGAIN) from None
 
     def _make_together(self, root: Path, key: Callable[[], str], fill: Callable[[str], None]) -> str:
-        store, mark = self.store, None
         if self.rank == self.leader:
+            mark = None
             try:
                 with self._alive(root):
                     mark = self._mark(root)
                     if self.rank == 0 or not mark.exists():
                         self._fill(root, key, fill)
                     else:
-                        self._wait(root, 0, lambda: store.check([_MADE.format(0)]))
-                    store.set(_MADE.format(self.rank), "")
+                        self._wait_for(root, 0, _MADE.format(0))
+                    self.store.set(_MADE.format(self.rank), "")
             finally:
                 if self.rank == 0 and mark:
                     mark.unlink(missing_ok=True)
         else:
-            self._wait(root, self.leader, lambda: store.check([_MADE.format(self.leader)]))
-        store.add(_READY, 1)
-        self._wait(root, _ALL, lambda: store.add(_READY, 0) >= self.world)
-        return store.get(_KEY).decode()
+            self._wait_for(root, self.leader, _MADE.format(self.leader))
+        self.store.add(_READY, 1)
+        self._wait(root, _ALL, lambda: self.store.add(_READY, 0) >= self.world)
+        return self.store.get(_KEY).decode()
 
     def _mark(self, root: Path) -> Path:
-        """A file that the first process has under ``root`` for now: who sees it sees the same folder.
+        """A file that the first process has under ``root`` for now: a process that sees it sees the same folder.
 
-        Who comes when it is gone takes the folder for its own and finds there what it would make.
+        One that comes when it is gone takes the folder for its own and finds there what it would make.
         """
         if self.rank:
-            self._wait(root, 0, lambda: self.store.check([_MARK]))
+            self._wait_for(root, 0, _MARK)
             return root / self.store.get(_MARK).decode()
         root.mkdir(parents=True, exist_ok=True)
         mark = root / f".seen-{uuid.uuid4().hex}"
@@ -103,7 +103,7 @@ class Processes:
         if self.rank == 0:
             self.store.set(_KEY, name)
         else:
-            self._wait(root, 0, lambda: self.store.check([_KEY]))
+            self._wait_for(root, 0, _KEY)
             if self.store.get(_KEY).decode() != name:
                 what = f"node of process {self.rank}: its data or tokenizer are others than the first node's"
                 raise InputError(root, what, "copy the same files to every node")
@@ -135,6 +135,9 @@ class Processes:
         finally:
             done.set()
             thread.join()
+
+    def _wait_for(self, root: Path, whom: int, key: str) -> None:
+        self._wait(root, whom, lambda: self.store.check([key]))
 
     def _wait(self, root: Path, whom: int | str, ready: Callable[[], bool]) -> None:
         """Return when ``ready()``; raise `InputError` where a process has failed, or ``whom`` gives no sign of life."""

@@ -1,7 +1,7 @@
-"""How weights, gradients and optimizer state are spread over the processes: not at all, DeepSpeed's ZeRO, or PyTorch's FSDP2.
+"""How the processes share weights, gradients and optimizer state: not at all, by DeepSpeed's ZeRO, or PyTorch's FSDP2.
 
-Each way is a small object that the trainer asks: `Whole` (every process holds everything), `Zero` (``--deepspeed``) and `Fsdp`
-(``--fsdp``). A sharded checkpoint holds what is trained, each process its part; `read_trained` puts the parts together.
+Each way is a small object that the trainer asks: `Whole` (every process holds everything), `Zero` (``--deepspeed``) and
+`Fsdp` (``--fsdp``). A sharded checkpoint holds what is trained, each process its part.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from onerec.run import processes, read_json
 
 if TYPE_CHECKING:
     import torch
+    from transformers import Trainer
 
     from pretrain.model import PackedLM
-    from pretrain.trainer import PackedTrainer
 
 FSDP_FOLDER = "fsdp"
 _ZERO_STATES = "*_model_states.pt"
 _TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whatever its caller asks for
-# What the metadata of a checkpoint of tensors are made of. `BytesStorageMetadata` is not: it stands for objects, which are pickles.
+# What the metadata of a checkpoint of tensors are made of. `BytesStorageMetadata` is left out: it stands for objects,
+# which are pickles.
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 uint8 bool"
+_PARTS = "ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties TensorStorageMetadata"
 _OF_TENSORS = {
-    "torch.Size", "torch.serialization._get_layout", "torch.distributed.checkpoint.filesystem._StorageInfo", "pathlib.PosixPath",
-    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
-    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-                                                                   "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")),
-}  # fmt: skip
-# What train.py says itself, and where; a config that says it too could only contradict.
+    "torch.Size",
+    "torch.serialization._get_layout",
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "pathlib.PosixPath",
+    *(f"torch.{name}" for name in _DTYPES.split()),
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in (*_PARTS.split(), "_MEM_FORMAT_ENCODING")),
+}
+# What train.py says itself, and by which flags; a config that says it too could only contradict.
 _SAID_BY_FLAGS = {
     "optimizer": "--learning_rate, --weight_decay, --beta1, --beta2",
     "scheduler": "--lr_scheduler_type",
@@ -68,7 +73,7 @@ class Whole:
 
 
 class Zero(Whole):
-    """DeepSpeed ZeRO 1, 2 or 3 by its own JSON config; raises `InputError` for one that cannot be meant."""
+    """DeepSpeed ZeRO 1, 2 or 3 by its own JSON config; raises `InputError` where that contradicts train.py's flags."""
 
     def __init__(self, path: str | Path) -> None:
         self.config = _object(path)
@@ -96,8 +101,8 @@ class Zero(Whole):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            lone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
-            os.environ.update({name: str(value) for name, value in lone.items()})
+            os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return {"deepspeed": self.config}
 
     def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
@@ -114,32 +119,31 @@ class Zero(Whole):
 
         unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard them as they are made
 
-    def save(self, trainer: PackedTrainer, folder: Path) -> None:
+    def save(self, trainer: Trainer, folder: Path) -> None:
         """Write every process's part of a checkpoint."""
-        frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
-        trainer.model_wrapped.save_checkpoint(str(folder.parent), tag=folder.name, exclude_frozen_parameters=frozen)
+        parent, frozen = str(folder.parent), self._frozen(trainer)
+        trainer.model_wrapped.save_checkpoint(parent, tag=folder.name, exclude_frozen_parameters=frozen)
 
-    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+    def load(self, trainer: Trainer, folder: Path) -> None:
         """Go on from `save`, on as many processes."""
-        frozen = trainer.accelerator.unwrap_model(trainer.model).rows is not None
+        wanted = {"load_module_strict": not self._frozen(trainer), "load_lr_scheduler_states": False}
         with _shards(folder):
-            path, _ = trainer.model_wrapped.load_checkpoint(
-                str(folder.parent),
-                tag=folder.name,
-                load_module_strict=not frozen,
-                load_lr_scheduler_states=False,
-            )
+            path, _ = trainer.model_wrapped.load_checkpoint(str(folder.parent), tag=folder.name, **wanted)
             if path is None:  # DeepSpeed says so in its log alone
                 raise ValueError("DeepSpeed finds no states of this run")
+
+    @staticmethod
+    def _frozen(trainer: Trainer) -> bool:
+        return trainer.accelerator.unwrap_model(trainer.model).rows is not None
 
 
 @dataclasses.dataclass
 class Fsdp(Whole):
     """PyTorch's FSDP2 (``fully_shard``), a layer at a time.
 
-    ``reshard_after_forward``: true frees a layer's weights between forward and backward (as ZeRO-3), false keeps them (as ZeRO-2).
-    ``reduce_dtype``: float32 or bfloat16, in which gradients are added over the processes under bf16. ``cpu_offload``: weights,
-    gradients and optimizer state in the CPU's memory.
+    ``reshard_after_forward``: true frees a layer's weights between forward and backward (as ZeRO-3), false keeps them
+    (as ZeRO-2). ``reduce_dtype``: float32 or bfloat16, in which gradients are added over the processes under bf16.
+    ``cpu_offload``: weights, gradients and optimizer state in the CPU's memory.
     """
 
     reshard_after_forward: bool = True
@@ -150,7 +154,7 @@ class Fsdp(Whole):
 
     @classmethod
     def read(cls, path: str | Path) -> Fsdp:
-        """From a JSON config; raises `InputError` for one that cannot be meant."""
+        """From a JSON config; raises `InputError` for an unknown key, a wrong value, or a run of one process."""
         value = _object(path)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key, item in value.items():
@@ -162,7 +166,7 @@ class Fsdp(Whole):
         if config.reduce_dtype not in ("float32", "bfloat16"):
             raise InputError(path, f"reduce_dtype is {config.reduce_dtype!r}", "it is float32 or bfloat16")
         if processes()[1] < 2:
-            raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")  # fmt: skip
+            raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")
         return config
 
     def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
@@ -170,7 +174,7 @@ class Fsdp(Whole):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=getattr(torch, self.reduce_dtype))  # fmt: skip
+        mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=getattr(torch, self.reduce_dtype))
         options = {
             "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
             "reshard_after_forward": self.reshard_after_forward,
@@ -182,13 +186,13 @@ class Fsdp(Whole):
         fully_shard(model, **options)
         model._is_accelerate_prepared = True  # accelerate would put DistributedDataParallel around it
 
-    def save(self, trainer: PackedTrainer, folder: Path) -> None:
+    def save(self, trainer: Trainer, folder: Path) -> None:
         """Write every process's part of a checkpoint."""
         import torch.distributed.checkpoint as dcp
 
         dcp.save(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
 
-    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+    def load(self, trainer: Trainer, folder: Path) -> None:
         """Go on from `save`."""
         import torch.distributed.checkpoint as dcp
 
@@ -196,8 +200,8 @@ class Fsdp(Whole):
             dcp.load(self._state(trainer), checkpoint_id=_checked(folder))
 
     @staticmethod
-    def _state(trainer: PackedTrainer) -> dict[str, Any]:
-        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors themselves."""
+    def _state(trainer: Trainer) -> dict[str, Any]:
+        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors."""
         import torch
 
         optimizer = trainer.optimizer.optimizer
@@ -238,7 +242,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
     elif any(folder.glob(_ZERO_STATES)):
         read = _read_zero
         if importlib.util.find_spec("deepspeed") is None:
-            raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")  # fmt: skip
+            raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")
     else:
         return None
     with _shards(folder), warnings.catch_warnings():
@@ -248,7 +252,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
 
 @contextlib.contextmanager
 def _shards(folder: Path) -> Iterator[None]:
-    """Shards are read within: tensors and what DeepSpeed puts beside them are unpickled, whoever calls ``torch.load`` and however.
+    """Shards are read within: tensors, and what DeepSpeed puts beside them, are all that ``torch.load`` unpickles.
 
     Whatever is raised at a shard that is missing, damaged or holds anything else becomes `InputError`.
     """
@@ -275,7 +279,7 @@ def _shards(folder: Path) -> Iterator[None]:
 
 
 class _Metadata(pickle.Unpickler):
-    """Reads the ``.metadata`` of a checkpoint of tensors; refuses what names any other class, since a pickle calls what it names."""
+    """Reads a checkpoint's ``.metadata``; a pickle calls what it names, so only tensors' classes are let through."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _OF_TENSORS:

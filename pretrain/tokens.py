@@ -1,6 +1,6 @@
 """Tokenized samples, in memory or in files that all processes of a run map.
 
-In a folder memory does not grow with the data, one process tokenizes for all, and a run that goes on tokenizes nothing again.
+With files memory does not grow with the data, one process tokenizes for all, and a resumed run tokenizes nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Samples:
 
     ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
     ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
-    ``left_out`` rows that the config excludes, both by reason. ``learnt`` counts the learnt tokens; ``digest`` is one of
-    all tokens, what is learnt of them, and the samples' lengths.
+    ``left_out`` rows that the config excludes, by reason. ``learnt`` counts the learnt tokens; ``digest`` is of all
+    tokens, their masks and the lengths.
     """
 
     ids: np.ndarray
@@ -62,49 +62,34 @@ class Part:
     left_out: Counter[str]
 
 
-class Memory:
-    """Tokens in memory."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(self, part: Part) -> None:
-        """Append a shard's tokens."""
-        self._parts.append((part.ids, part.learn))
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, learn), all of them."""
-        empty = (np.zeros(0, np.int32), np.zeros(0, bool))
-        return tuple(np.concatenate(arrays) for arrays in zip(empty, *self._parts, strict=True))
-
-
-class Files:
-    """Tokens in two flat files of a folder."""
+class Tokens:
+    """Token arrays as they come: in memory, or in two flat files of ``folder``."""
 
     NAMES = (("ids.bin", np.int32), ("learn.bin", bool))
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self._parts = [(np.zeros(0, np.int32), np.zeros(0, bool))]
 
     def add(self, part: Part) -> None:
         """Append a shard's tokens."""
+        if self._folder is None:
+            self._parts.append((part.ids, part.learn))
+            return
         for (name, _), array in zip(self.NAMES, (part.ids, part.learn), strict=True):
             with open(self._folder / name, "ab") as file:
                 array.tofile(file)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, learn), mapped: what is read comes from the disk, and the system shares it between processes."""
-
-        def mapped(name: str, kind: type) -> np.ndarray:
-            path = self._folder / name
-            if not path.exists() or not path.stat().st_size:
-                return np.zeros(0, kind)
-            return np.memmap(path, kind, "r")
-
-        return tuple(mapped(name, kind) for name, kind in self.NAMES)
+        """(ids, learn), all of them; files are mapped, so that processes share what is read."""
+        if self._folder is None:
+            return tuple(np.concatenate(arrays) for arrays in zip(*self._parts, strict=True))
+        paths = [(self._folder / name, dtype) for name, dtype in self.NAMES]
+        full = all(path.exists() and path.stat().st_size for path, _ in paths)
+        return tuple(np.memmap(path, dtype, "r") if full else np.zeros(0, dtype) for path, dtype in paths)
 
 
-def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
+def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
     """All shards' samples, their tokens held by ``tokens``."""
     digest = hashlib.blake2b(digest_size=16)
     lengths, sources, counts = [np.zeros(0, np.int64)], [], []
@@ -123,26 +108,17 @@ def collect(parts: Iterator[Part], tokens: Memory | Files) -> Samples:
     names = sorted(set(sources))
     number = {name: i for i, name in enumerate(names)}
     ids, learn = tokens.arrays()
-    return Samples(
-        ids=ids,
-        learn=learn,
-        starts=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-        source=np.array([number[source] for source in sources], dtype=np.int16),
-        shard=np.repeat(np.arange(len(counts)), counts).astype(np.int32),
-        source_names=names,
-        rows=rows,
-        bad=bad,
-        left_out=left_out,
-        learnt=learnt,
-        digest=digest.hexdigest(),
-    )
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+    source = np.array([number[source] for source in sources], dtype=np.int16)
+    shard = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    return Samples(ids, learn, starts, source, shard, names, rows, bad, left_out, learnt, digest.hexdigest())
 
 
 class TokenFolder:
     """Folders of tokens under ``root``, each named by all that its tokens depend on.
 
-    Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the others
-    wait for it, as long as it lives (`pretrain.ranks`).
+    Of the processes of a run the first makes them, or the first of each node where the nodes have no common folder; the
+    others wait for it, as long as it lives (`pretrain.ranks`).
     """
 
     ARRAYS = ("starts", "source", "shard")
@@ -153,7 +129,7 @@ class TokenFolder:
         self.processes = processes or run_processes()
 
     def samples(self, key: Callable[[], str], make: Callable[[], Iterator[Part]]) -> Samples:
-        """The tokens that ``key`` names, mapped; what is there is not made again.
+        """The tokens that ``key`` names, mapped; a folder of that name is not made again.
 
         Raises `InputError`, on every process, where they cannot be made.
         """
@@ -167,13 +143,13 @@ class TokenFolder:
     def _write(self, path: Path, parts: Iterator[Part]) -> None:
         with atomic_path(path, ours=True) as temporary:  # another run may make the same
             temporary.mkdir(parents=True)
-            samples = collect(parts, Files(temporary))
+            samples = collect(parts, Tokens(temporary))
             np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
             write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
 
     def _mapped(self, path: Path) -> Samples:
         facts = read_json(path / "samples.json")
         facts |= {name: Counter(facts[name]) for name in ("bad", "left_out")}
-        ids, learn = Files(path).arrays()
+        ids, learn = Tokens(path).arrays()
         with np.load(path / "samples.npz") as arrays:
             return Samples(ids=ids, learn=learn, **{name: arrays[name] for name in self.ARRAYS}, **facts)

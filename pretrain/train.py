@@ -30,19 +30,19 @@ from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import Manifest, get_logger, processes
+from pretrain import checkpoint
+from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
+from pretrain.dataset import PackedDataset, load_samples
+from pretrain.dataset_config import DatasetConfig, list_shards, load_config
 from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
-from pretrain.sharding import choose
+from pretrain.sharding import Whole, choose
 
 if TYPE_CHECKING:
     from onerec.sid import SidSpec
-    from pretrain.dataset import PackedDataset
-    from pretrain.dataset_config import DatasetConfig
-    from pretrain.sharding import Whole
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
-HF, TB_LOGS = "hf", "tb_logs"
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -61,49 +61,37 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     """Check everything that can be wrong, then train, then write the model."""
-    from pretrain.dataset import PackedDataset, load_samples
-    from pretrain.dataset_config import list_shards, load_config
-
     # All that can be checked without it comes before torch is imported and anything is written.
     manifest = Manifest("pretrain", args)
-    config_path, model_dir, output_dir = (
-        Path(args.dataset_config),
-        Path(args.model_dir),
-        Path(args.output_dir),
-    )
+    config_path, model_dir, output_dir = map(Path, (args.dataset_config, args.model_dir, args.output_dir))
     overrides = {name: getattr(args, name) for name in ("max_length", "num_epochs", "num_workers")}
     config = load_config(config_path, sources=tuple(args.sources) if args.sources else None, **overrides)
     list_shards(config.sources)
     model = open_model_folder(model_dir)
-    spec = model.spec
-    rows = itemic_rows(args, spec, model.vocab_size)
+    rows = itemic_rows(args, model.spec, model.vocab_size)
     resume = find_resume(args, output_dir)
-    samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
+    samples = load_samples(config, config_path, model_dir, model.spec, manifest, args.max_bad_ratio, args.token_dir)
     longest, context = int(samples.lengths.max()), model.context
     if longest > context:
-        raise InputError(
-            config_path,
-            f"has a sample of {longest} tokens, the model reads {context}",
-            f"set max_sample_length to {context}",
-        )
+        what = f"has a sample of {longest} tokens, the model reads {context}"
+        raise InputError(config_path, what, f"set max_sample_length to {context}")
     steps = args.num_training_steps if args.num_training_steps > 0 else None
-    world = processes()[1]
-    dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
+    dataset = PackedDataset(samples, config, args.seed, processes()[1], args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
-    validation = validation_rows(args, config, config_path, spec) if args.eval_sources else None
+    validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
     with process_group():
-        trainer = make_trainer(args, dataset, validation, spec, rows, config.itemic_id_range, resume, sharding)
+        trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
         if first_process():
             clear_output(output_dir, goes_on)
-        status = train(trainer, resume if args.resume_training_state else None)
+        status = train(trainer, resume if goes_on else None)
         if status:
             log.info(stop_line(args, status, trainer))
         elif first_process():
             write_outputs(trainer, manifest, model_dir, output_dir)
-        trainer.close_logs()
+        trainer.curves.close()
     return status
 
 
@@ -116,50 +104,35 @@ def itemic_rows(args: argparse.Namespace, spec: SidSpec | None, vocab_size: int)
     """(first, last) row that stage 1 trains; None where everything is trained."""
     if not args.freeze_llm:
         return None
-    if spec is None and args.start_optimize_embedding_index < 0:
-        raise InputError(
-            args.model_dir,
-            "has no itemic tokens to train (no sid_spec.json)",
-            "expand its vocabulary first (scripts/expand_qwen3_vocab.sh)",
-        )
+    chosen = args.start_optimize_embedding_index
+    if spec is None and chosen < 0:
+        right = "expand its vocabulary first (scripts/expand_qwen3_vocab.sh)"
+        raise InputError(args.model_dir, "has no itemic tokens to train (no sid_spec.json)", right)
     first, last = spec.id_range if spec else (0, vocab_size - 1)
-    if args.start_optimize_embedding_index >= 0:
-        first = args.start_optimize_embedding_index
+    first = chosen if chosen >= 0 else first
     if not first <= last < vocab_size:
-        raise InputError(
-            "--start_optimize_embedding_index",
-            f"is {first}",
-            f"the last itemic row of {args.model_dir} is {last}",
-        )
+        right = f"the last itemic row of {args.model_dir} is {last}"
+        raise InputError("--start_optimize_embedding_index", f"is {first}", right)
     return first, last
 
 
 def find_resume(args: argparse.Namespace, output_dir: Path) -> Path | None:
     """The checkpoint to go on from; raises `InputError` where another run's checkpoints are in the way."""
-    from pretrain.checkpoint import check_training_state, find_checkpoint, whole_checkpoints
-
-    begin_anew = args.overwrite and args.resume_from == "auto"
     resume = None
-    if args.resume_from and not begin_anew:
-        resume = find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
+    if args.resume_from and not (args.overwrite and args.resume_from == "auto"):
+        resume = checkpoint.find_checkpoint(args.resume_from, args.resume_from_tag, output_dir)
     goes_on = resume is not None and args.resume_training_state
     if goes_on:
-        check_training_state(resume)
+        checkpoint.check_training_state(resume)
     if whole_checkpoints(output_dir) and not goes_on and not args.overwrite:
-        raise InputError(
-            output_dir,
-            "holds checkpoints of an earlier run",
-            "go on with --resume_from auto --resume_training_state, or start over with --overwrite",
-        )
+        right = "go on with --resume_from auto --resume_training_state, or start over with --overwrite"
+        raise InputError(output_dir, "holds checkpoints of an earlier run", right)
     return resume
 
 
 def check_ours(output_dir: Path, may_replace: bool) -> None:
-    """Raise `InputError` where a model or logs are in the way that no training made, or a finished one without checkpoints."""
-    from pretrain.checkpoint import whole_checkpoints
-
-    ours = made_by(output_dir, "pretrain") or whole_checkpoints(output_dir)
-    ours = ours or (output_dir / "train_log.jsonl").is_file()
+    """Raise `InputError` for a model or logs that no training made, or a finished training without checkpoints."""
+    ours = made_by(output_dir, "pretrain") or whole_checkpoints(output_dir) or (output_dir / LOG).is_file()
     if not ours and (found := [name for name in (HF, TB_LOGS) if (output_dir / name).exists()]):
         raise InputError(output_dir / found[0], "was not made by a training", "give another --output_dir")
     if (output_dir / HF).exists() and not may_replace:
@@ -168,9 +141,10 @@ def check_ours(output_dir: Path, may_replace: bool) -> None:
 
 
 def clear_output(output_dir: Path, goes_on: bool) -> None:
-    """Remove half checkpoints and, for a run that begins anew, what an earlier one left; its model stands until the new one does."""
-    from pretrain.checkpoint import whole_checkpoints
+    """Remove half checkpoints and, for a run that begins anew, an earlier one's logs and checkpoints.
 
+    The earlier run's model stands until the new one does.
+    """
     earlier = [*(found.parent for _, found in whole_checkpoints(output_dir)), output_dir / TB_LOGS]
     for folder in (*output_dir.glob(".step*.tmp"), *([] if goes_on else earlier)):
         remove_folder(folder)
@@ -180,16 +154,11 @@ def validation_rows(
     args: argparse.Namespace, config: DatasetConfig, config_path: Path, spec: SidSpec | None
 ) -> PackedDataset:
     """The rows held out, packed as the training data are, the same for every validation."""
-    from pretrain.dataset import PackedDataset, load_samples
-
     # Rows come in one order whatever the run's seed, so that runs can be compared.
-    config = dataclasses.replace(
-        config, sources=tuple(args.eval_sources), num_epochs=1, shuffle_seed=0, source_weights=()
-    )
-    manifest = Manifest("validation", args)
-    samples = load_samples(
-        config, config_path, Path(args.model_dir), spec, manifest, args.max_bad_ratio, args.token_dir
-    )
+    held_out = {"sources": tuple(args.eval_sources), "num_epochs": 1, "shuffle_seed": 0, "source_weights": ()}
+    config = dataclasses.replace(config, **held_out)
+    manifest, model_dir = Manifest("validation", args), Path(args.model_dir)
+    samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
     rows = PackedDataset(samples, config, 0)
     if args.eval_rows > 0:
         del rows.rows[args.eval_rows :]
@@ -219,39 +188,23 @@ def make_trainer(
 ) -> PackedTrainer:
     """Load the model and put it, the data and the settings into a trainer."""
     import torch
-    import transformers
     from transformers import TrainingArguments
 
     from onerec.content import model_digest
     from onerec.run import seed_everything
-    from pretrain.checkpoint import check_same_run
-    from pretrain.dropout import add_dropout
-    from pretrain.extras import apply_liger, compile_layers
-    from pretrain.model import PackedLM, checkpoint_state, load_lm
-    from pretrain.trainer import PackedTrainer, trim_log
+    from pretrain.extras import add_dropout, apply_liger, compile_layers
+    from pretrain.model import PackedLM, load_lm, quiet
+    from pretrain.reports import trim_log
+    from pretrain.trainer import PackedTrainer
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet()
     seed_everything(args.seed)
     world = processes()[1]
     steps = -(-len(dataset) // (world * args.gradient_accumulation_steps))
     if args.num_warmup_steps < 0:
         args.num_warmup_steps = round(0.1 * steps)
-    names = (
-        "learning_rate",
-        "min_lr",
-        "lr_scheduler_type",
-        "num_warmup_steps",
-        "weight_decay",
-        "beta1",
-        "beta2",
-        "clip_range",
-        "gradient_accumulation_steps",
-        "dropout",
-        "attention_dropout",
-        "seed",
-    )
-    run = {name: getattr(args, name) for name in names} | {
+    goes_on = resume is not None and args.resume_training_state
+    run = {name: getattr(args, name) for name in checkpoint.SETTINGS} | {
         "world_size": world,
         "sharding": sharding.name,
         "steps": steps,
@@ -259,8 +212,8 @@ def make_trainer(
         "dataset": dataset.fingerprint(),
         "model": model_digest(args.model_dir),
     }
-    if resume is not None and args.resume_training_state:
-        check_same_run(resume, run)
+    if goes_on:
+        checkpoint.check_same_run(resume, run)
     lm = load_lm(args.model_dir)
     cuda = torch.cuda.is_available()
     bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
@@ -272,8 +225,8 @@ def make_trainer(
         compile_layers(lm, args.compile_backend)
     if args.enable_gradient_checkpointing:
         lm.gradient_checkpointing_enable()
-    if resume is not None and not args.resume_training_state:
-        model.load_weights(checkpoint_state(resume, Path(args.model_dir)))
+    if resume is not None and not goes_on:
+        model.load_weights(checkpoint.checkpoint_state(resume, Path(args.model_dir)))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training_args = TrainingArguments(
         output_dir=args.output_dir,
@@ -298,14 +251,11 @@ def make_trainer(
         dataloader_pin_memory=cuda,
         **sharding.training_arguments(),
     )
-    log.info(
-        f"model {args.model_dir}: {lm.num_parameters():,} parameters, {trained:,} trained, "
-        f"attention {lm.config._attn_implementation}, {training_args.device}"
-        + (f", {sharding.name}" if sharding.name else "")
-    )
+    attention, shards = lm.config._attn_implementation, f", {sharding.name}" if sharding.name else ""
+    size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
+    log.info(f"model {args.model_dir}: {size}, attention {attention}, {training_args.device}{shards}")
     if first_process():
-        resumed = resume is not None and args.resume_training_state
-        trim_log(Path(args.output_dir), int(resume.name.removeprefix("global_step")) if resumed else 0)
+        trim_log(Path(args.output_dir), checkpoint.step_of(resume) if goes_on else 0)
     itemic_range = spec.id_range if spec else id_range
     peak = peak_flops(args, world)
     return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak, sharding)
@@ -317,53 +267,43 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
     Returns 0, or the exit status where a signal ended it before, with a checkpoint.
     """
     import torch
-
-    from pretrain.stopping import StopAfterStep
-
-    try:
-        with StopAfterStep(trainer) as stop:
-            _train(trainer, resume)
-        return stop.status
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            trainer.args.output_dir,
-            f"the device's memory is full ({str(error).splitlines()[0][:120]})",
-            "--enable_gradient_checkpointing, a smaller --max_length, or a smaller --minibatch_size",
-        ) from None
-
-
-def _train(trainer: PackedTrainer, resume: Path | None) -> None:
     from transformers import TrainerState
 
-    if resume is None:
-        trainer.train()
-        return
-    with loading(resume / "trainer_state.json", "take an older step"):
-        TrainerState.load_from_json(str(resume / "trainer_state.json"))
-    step = int(resume.name.removeprefix("global_step"))
-    log.info(f"resume from {resume}, step {step} of {trainer.args.max_steps}")
-    if step < trainer.args.max_steps:
-        trainer.train(resume_from_checkpoint=str(resume))
-    else:
-        trainer._load_from_checkpoint(str(resume))
+    from pretrain.callbacks import StopAfterStep
+
+    last, step = trainer.args.max_steps, 0
+    if resume:
+        with loading(resume / checkpoint.TRAINER_STATE, checkpoint.OLDER):
+            TrainerState.load_from_json(str(resume / checkpoint.TRAINER_STATE))
+        step = checkpoint.step_of(resume)
+        log.info(f"resume from {resume}, step {step} of {last}")
+    try:
+        with StopAfterStep(trainer) as stop:
+            if step < last:
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            else:
+                trainer._load_from_checkpoint(str(resume))
+        return stop.status
+    except torch.OutOfMemoryError as error:
+        what = f"the device's memory is full ({str(error).splitlines()[0][:120]})"
+        right = "--enable_gradient_checkpointing, a smaller --max_length, or a smaller --minibatch_size"
+        raise InputError(trainer.args.output_dir, what, right) from None
 
 
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
-    from pretrain.card import model_card
-    from pretrain.checkpoint import whole_checkpoints
-    from pretrain.model import lm_of_checkpoint, save_hf
+    from pretrain.model import save_hf
+    from pretrain.reports import model_card
 
     if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does
         trainer.sharding.release()
-        lm = lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
+        lm = checkpoint.lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
     else:
         lm = trainer.accelerator.unwrap_model(trainer.model).merge()
     manifest.output(output_dir / HF)
-    manifest.extra["steps"] = trainer.args.max_steps
-    manifest.extra["tokens_trained"] = trainer.tokens_seen
+    manifest.extra |= {"steps": trainer.args.max_steps, "tokens_trained": trainer.tokens_seen}
     with disk_errors(output_dir / HF):
-        save_hf(lm, model_dir, output_dir / HF, card=model_card(trainer, manifest, model_dir))
+        save_hf(lm, model_dir, output_dir / HF, model_card(trainer, manifest, model_dir))
         manifest.write(output_dir)
     log.info(f"wrote {output_dir / HF} after {trainer.args.max_steps} steps; {manifest.dropped_text()}")
 
@@ -376,9 +316,8 @@ def stop_line(args: argparse.Namespace, status: int, trainer: PackedTrainer) -> 
         again += ", without --overwrite"
     if args.resume_from != "auto" or not args.resume_training_state:
         again += ", with --resume_from auto --resume_training_state"
-    return (
-        f"stopped by {by} at step {trainer.state.global_step} of {trainer.args.max_steps}, checkpoint written; {again}"
-    )
+    step = f"step {trainer.state.global_step} of {trainer.args.max_steps}"
+    return f"stopped by {by} at {step}, checkpoint written; {again}"
 
 
 def data_line(dataset: PackedDataset) -> str:

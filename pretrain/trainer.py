@@ -1,9 +1,7 @@
-"""`transformers.Trainer` for packed rows: loss by learnt tokens, itemic and text apart, checkpoints whole or not at all."""
+"""`transformers.Trainer` for packed rows: loss by learnt tokens, itemic and text apart, whole checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import shutil
 import time
@@ -14,24 +12,21 @@ import torch
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from onerec.errors import InputError
 from onerec.folders import disk_errors, replace_folder
 from onerec.model_folder import loading, read_object
-from onerec.run import get_logger, write_json, write_text
+from onerec.run import get_logger, write_json
 from pretrain import checkpoint
+from pretrain.callbacks import Validate
+from pretrain.checkpoint import LOG, OLDER, VALIDATION_LOG
 from pretrain.dataset import PackedDataset, collate
-from pretrain.extras import WandbWriter
 from pretrain.flops import step_flops
-from pretrain.loss_sums import LossSums
 from pretrain.model import PackedLM, weights_of
+from pretrain.reports import Curves, LossSums, log_line
 from pretrain.sharding import Whole
 
-LOG = "train_log.jsonl"
-VALIDATION_LOG = "validation_log.jsonl"
-SCHEDULES = ("cosine", "linear", "constant")
-_OLDER = "take an older step"
 log = get_logger("train")
 
 
@@ -67,7 +62,7 @@ class PackedTrainer(Trainer):
         itemic_range: (first, last) itemic id, for the two losses; None counts every token as text.
         run: what identifies this run; written into checkpoints. validation: rows held out, or None.
         peak_flops: operations a second of all processes' devices together, for MFU; None leaves it out.
-        sharding: how the processes share weights and optimizer; None: each holds all.
+        sharding: how the processes share weights and optimizer.
     """
 
     def __init__(
@@ -78,54 +73,47 @@ class PackedTrainer(Trainer):
         options: Any,
         itemic_range: tuple[int, int] | None,
         run: dict[str, Any],
-        validation: PackedDataset | None = None,
-        peak_flops: float | None = None,
-        sharding: Whole | None = None,
+        validation: PackedDataset | None,
+        peak_flops: float | None,
+        sharding: Whole,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=dataset, data_collator=collate)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.model_accepts_loss_kwargs = True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
         self.options, self.itemic_range, self.run = options, itemic_range, run
-        self.validation, self.peak_flops = validation, peak_flops
-        self.sharding = sharding or Whole()
+        self.validation, self.peak_flops, self.sharding = validation, peak_flops, sharding
         self.sharding.wrap(self.model, args.device, args.bf16)
         self.sums = LossSums(dataset.samples.source_names, itemic_range)
-        self._flops = 0.0  # of this process since the last report
+        self.curves = Curves(args.output_dir, options.report_to, vars(options))
         if validation is not None:
-            self.add_callback(_Validate(self))
+            self.add_callback(Validate(self))
         self.tokens_seen = 0
-        self._writer: Any = None
-        self._wandb: WandbWriter | None = None
+        self._flops = 0.0  # of this process since the last report
         self._clock: float | None = None
         self._started: tuple[float, int] | None = None
 
-    # Data: the dataset is the plan, so rows come in its order.
+    # Data, optimizer, schedule.
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        """The dataset is the plan of the run, so rows come in its order."""
         return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    # Optimizer and schedule.
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over `weight_decay_groups`."""
         if self.optimizer is None:
             groups = weight_decay_groups(self.accelerator.unwrap_model(self.model), self.options.weight_decay)
-            self.optimizer = torch.optim.AdamW(
-                groups, lr=self.args.learning_rate, betas=(self.options.beta1, self.options.beta2), fused=True
-            )
+            betas = (self.options.beta1, self.options.beta2)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=betas, fused=True)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Warm-up, then the schedule with its floor (`lr_factor`)."""
         if self.lr_scheduler is None:
             options = self.options
-            floor = options.min_lr / options.learning_rate if options.learning_rate else 0.0
+            shape = (options.num_warmup_steps, options.min_lr / options.learning_rate, options.lr_scheduler_type)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer,
-                lambda step: lr_factor(
-                    step, num_training_steps, options.num_warmup_steps, floor, options.lr_scheduler_type
-                ),
+                optimizer or self.optimizer, lambda step: lr_factor(step, num_training_steps, *shape)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -133,11 +121,7 @@ class PackedTrainer(Trainer):
     # Loss.
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Sum of the losses over the learnt tokens of the whole optimizer step, all processes together."""
         source = inputs.pop("source")
@@ -156,23 +140,17 @@ class PackedTrainer(Trainer):
             self._started = (self._clock, self.state.global_step)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            self._stop_at_nan("the loss of", self.state.global_step + 1)
+            self._stop_at_nan("the loss of step {} is", self.state.global_step + 1)
         return loss
 
     def _stop_at_nan(self, what: str, step: int) -> None:
-        first = (step - 1) * self.args.gradient_accumulation_steps * self.args.world_size
-        rows = range(
-            first,
-            min(len(self.train_dataset), first + self.args.gradient_accumulation_steps * self.args.world_size),
-        )
-        sources = sorted({name for row in rows for name in self.train_dataset.sources(row)})
+        rows = self.args.gradient_accumulation_steps * self.args.world_size
+        places = range((step - 1) * rows, min(len(self.train_dataset), step * rows))
+        sources = sorted({name for place in places for name in self.train_dataset.sources(place)})
         good = checkpoint.whole_checkpoints(self.args.output_dir)
-        raise InputError(
-            self.args.output_dir,
-            f"{what} step {step} {'is' if 'loss' in what else 'are'} not a number (sources in the batch: {', '.join(sources)})",
-            "lower --learning_rate or raise --num_warmup_steps; "
-            + (f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"),
-        )
+        what = f"{what.format(step)} not a number (sources in the batch: {', '.join(sources)})"
+        saved = f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"
+        raise InputError(self.args.output_dir, what, f"lower --learning_rate or raise --num_warmup_steps; {saved}")
 
     def _row_flops(self, inputs: dict[str, Any], learnt: int) -> float:
         model = self.accelerator.unwrap_model(self.model)
@@ -191,17 +169,18 @@ class PackedTrainer(Trainer):
             return values
         return self.accelerator.reduce(values.to(self.args.device), "sum")
 
-    # Validation.
+    # Validation and log.
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Losses of the rows held out, those of all processes together; logged and written to ``validation_log.jsonl``."""
+        """Losses of the rows held out, over all processes; logged and written to ``validation_log.jsonl``."""
         began, model = time.perf_counter(), self.accelerator.unwrap_model(self.model)
         sums = LossSums(self.validation.samples.source_names, self.itemic_range)
         model.eval()
-        world, rows = self.args.world_size, len(self.validation)
-        # Under shards every process takes part in every forward pass, so those without a row run one that does not count.
-        for first in range(0, rows, world):
+        rows = len(self.validation)
+        # Under shards every process takes part in every forward pass, so those without a row run one that does not
+        # count.
+        for first in range(0, rows, self.args.world_size):
             row = first + self.args.process_index
             inputs = self._prepare_inputs(collate([self.validation[min(row, rows - 1)]]))
             source = inputs.pop("source")
@@ -210,19 +189,15 @@ class PackedTrainer(Trainer):
             if row < rows:
                 sums.add(outputs, inputs, source)
         model.train()
-        values = {"step": self.state.global_step, **sums.report(self.reduce)}
-        spent = time.perf_counter() - began
-        values["seconds"] = spent
+        values = {"step": self.state.global_step, **sums.report(self.reduce), "seconds": time.perf_counter() - began}
         if self._clock is not None:  # the rate of training does not count it
-            self._clock += spent
+            self._clock += values["seconds"]
         if self.is_world_process_zero():
             sources = "  ".join(f"{name} {loss:.4f}" for name, loss in values["loss_by_source"].items())
             log.info(f"validation at step {values['step']}: loss {values['loss']:.4f}  {sources}")
             with disk_errors(Path(self.args.output_dir)):
-                self._write_log(values, VALIDATION_LOG, "validation")
+                self.curves.write(values, VALIDATION_LOG, "validation")
         return values
-
-    # Log: one line, one JSON object, TensorBoard.
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Report the steps since the last report; transformers' own summaries at the end are left out."""
@@ -233,7 +208,7 @@ class PackedTrainer(Trainer):
         tokens = losses.pop("all_tokens")
         self.tokens_seen += tokens
         now = time.perf_counter()
-        started, first_step = self._started
+        seconds, (started, first_step) = max(1e-9, now - self._clock), self._started
         step, total = self.state.global_step, self.state.max_steps
         values = {
             "step": step,
@@ -241,8 +216,8 @@ class PackedTrainer(Trainer):
             "grad_norm": float(logs["grad_norm"]) if logs.get("grad_norm") is not None else None,
             "learning_rate": logs["learning_rate"],
             "tokens": self.tokens_seen,
-            "tokens_per_second": tokens / max(1e-9, now - self._clock),
-            "mfu": self._mfu(now - self._clock),
+            "tokens_per_second": tokens / seconds,
+            "mfu": self._mfu(seconds),
             "seconds": now - started,
             "seconds_left": (now - started) / max(1, step - first_step) * (total - step),
         }
@@ -250,40 +225,14 @@ class PackedTrainer(Trainer):
         if self.is_world_process_zero():
             log.info(log_line(values, total))
             with disk_errors(Path(self.args.output_dir)):
-                self._write_log(values, LOG, "train")
+                self.curves.write(values, LOG, "train")
 
     def _mfu(self, seconds: float) -> float | None:
         if not self.peak_flops:
             return None
         done = float(self.reduce(torch.tensor([self._flops], dtype=torch.float64))[0])
         self._flops = 0.0
-        return done / max(1e-9, seconds) / self.peak_flops
-
-    def _write_log(self, values: dict[str, Any], name: str, group: str) -> None:
-        with open(Path(self.args.output_dir) / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(Path(self.args.output_dir) / "tb_logs")
-        flat = values | {f"loss_by_source/{name}": loss for name, loss in values["loss_by_source"].items()}
-        numbers = {
-            f"{group}/{key}": value
-            for key, value in flat.items()
-            if key not in ("step", "loss_by_source") and value is not None
-        }
-        for key, value in numbers.items():
-            self._writer.add_scalar(key, value, values["step"])
-        if self.options.report_to == "wandb":
-            if self._wandb is None:
-                self._wandb = WandbWriter(self.args.output_dir, vars(self.options))
-            self._wandb.write(numbers, values["step"])
-
-    def close_logs(self) -> None:
-        """Write out what TensorBoard and Weights & Biases still hold."""
-        for writer in filter(None, (self._writer, self._wandb)):
-            writer.close()
-        self._writer = self._wandb = None
+        return done / seconds / self.peak_flops
 
     # Checkpoints.
 
@@ -291,10 +240,9 @@ class PackedTrainer(Trainer):
         self._check_finite()
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         temporary, final = output_dir / f".step{step}.tmp", checkpoint.checkpoint_dir(output_dir, step)
-        inner = temporary / final.name
         try:
             with disk_errors(final):
-                self._fill_checkpoint(inner)
+                self._fill_checkpoint(temporary / final.name)
             if self.is_world_process_zero():
                 replace_folder(temporary, final.parent)
                 checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
@@ -304,31 +252,32 @@ class PackedTrainer(Trainer):
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def _check_finite(self) -> None:
-        """A step can end in weights that are no numbers after a loss that was one; they must not push out a good checkpoint."""
+        """Stop at weights that are no numbers, before they push out a good checkpoint; a loss may hide them."""
         bad = 0
         for parameter in self.accelerator.unwrap_model(self.model).parameters():
             part = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3 keeps its part there
             local = part.to_local() if hasattr(part, "to_local") else part
             bad += int(parameter.requires_grad and not bool(torch.isfinite(local.sum())))
         if float(self.reduce(torch.tensor([float(bad)]))[0]):
-            self._stop_at_nan("the weights after", self.state.global_step)
+            self._stop_at_nan("the weights after step {} are", self.state.global_step)
 
     def _fill_checkpoint(self, folder: Path) -> None:
-        if self.is_world_process_zero():
+        first = self.is_world_process_zero()
+        if first:
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         sums = self.reduce(self.sums.values).tolist()
         if self.sharding.name:
             self.sharding.save(self, folder)
-        elif self.is_world_process_zero():
+        elif first:
             lm = self.accelerator.unwrap_model(self.model).merge()
             save_file(weights_of(lm), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_NAME)
         self._save_rng_state(str(folder))
-        if self.is_world_process_zero():
+        if first:
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
-            self.state.save_to_json(str(folder / "trainer_state.json"))
+            self.state.save_to_json(str(folder / checkpoint.TRAINER_STATE))
             write_json(folder / checkpoint.LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
             write_json(folder / checkpoint.RUN, self.run)
         self.accelerator.wait_for_everyone()
@@ -356,72 +305,27 @@ class PackedTrainer(Trainer):
             self._load_state(part, Path(checkpoint) / name, place)
 
     def _load_state(self, part: Any, path: Path, place: Any = "cpu") -> None:
-        """Load an optimizer's or schedule's state, which is to be that of the checkpoint's step and of these parameters."""
-        with loading(path, _OLDER):
+        """Load an optimizer's or schedule's state, which must be of the checkpoint's step and of these parameters."""
+        with loading(path, OLDER):
             part.load_state_dict(torch.load(path, map_location=place, weights_only=True))
             kept = part.state.items() if part is self.optimizer else ()
             steps = [int(state["step"]) for _, state in kept] or [getattr(part, "last_epoch", 0)]
-            if max(steps) != int(path.parent.name.removeprefix("global_step")):
+            if max(steps) != checkpoint.step_of(path.parent):
                 raise ValueError(f"it is of step {max(steps)}")
             if any(state["exp_avg"].shape != parameter.shape for parameter, state in kept):
                 raise ValueError("it is of other parameters")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with loading(f"{checkpoint}: its random states", _OLDER):
+        with loading(f"{checkpoint}: its random states", OLDER):
             super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         if not self.sharding.name:
             self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
-        with loading(folder / checkpoint.LOSS_STATE, _OLDER):
+        with loading(folder / checkpoint.LOSS_STATE, OLDER):
             state = read_object(folder / checkpoint.LOSS_STATE)
             self.tokens_seen = int(state["tokens_seen"])
             if self.is_world_process_zero():
                 sums = torch.tensor(state["sums"], dtype=torch.float64)
                 self.sums.values = sums.reshape(self.sums.values.shape)
-
-
-class _Validate(TrainerCallback):
-    """Validates every ``--eval_per_step`` steps, or with every checkpoint, and after the last step."""
-
-    def __init__(self, trainer: PackedTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer."""
-        options = self._trainer.options
-        every = options.eval_per_step or options.save_checkpoint_per_step
-        if state.global_step % every == 0 or state.global_step == state.max_steps:
-            self._trainer.validate()
-
-
-def log_line(values: dict[str, Any], total: int) -> str:
-    """``step 20/300 loss 2.3456 itemic 2.1 text 3.0 grad 1.23 lr 1.0e-03 12,345 tok/s 1:23 left``."""
-    parts = [f"step {values['step']}/{total}", f"loss {values['loss']:.4f}"]
-    for name in ("itemic", "text"):
-        if values[f"{name}_loss"] is not None:
-            parts.append(f"{name} {values[f'{name}_loss']:.4f}")
-    if values["grad_norm"] is not None:
-        parts.append(f"grad {values['grad_norm']:.2f}")
-    left = round(values["seconds_left"])
-    parts += [
-        f"lr {values['learning_rate']:.2e}",
-        f"{values['tokens_per_second']:,.0f} tok/s",
-        *([f"MFU {values['mfu']:.1%}"] if values["mfu"] is not None else []),
-        f"{left // 60}:{left % 60:02d} left",
-    ]
-    return "  ".join(parts)
-
-
-def trim_log(output_dir: Path, step: int) -> None:
-    """Drop the lines of the logs behind ``step``: a resumed run writes them again."""
-    for path in (output_dir / LOG, output_dir / VALIDATION_LOG):
-        if not path.is_file():
-            continue
-        kept = []
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            with contextlib.suppress(ValueError):  # the last line of a killed run may be cut
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))

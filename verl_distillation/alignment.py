@@ -1,8 +1,8 @@
 """What the teacher is asked and what is learnt from its answer, as arithmetic on one sequence.
 
-verl's alignment: row ``t`` of a sequence's teacher tensors holds what belongs to token ``t + 1``. The teacher does not have
-the extended vocabulary (ids from ``start`` on), so those tokens are left out of what it reads, the rows of the others are put
-back where they belong, and the extended tokens' own rows carry no signal.
+verl's alignment: row ``t`` of a sequence's teacher tensors holds what belongs to token ``t + 1``. The teacher does not
+have the extended vocabulary (ids from ``start`` on), so it reads a sequence without those tokens, its rows are put back
+where they belong, and the extended tokens' own rows carry no signal.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Stands in a row that the teacher says nothing about. No model gives a log-probability as low, it is finite (so sums over
-# masked rows stay finite), and its exponential is 0 (so such an entry weighs nothing in a forward KL).
+# Stands in a row that the teacher says nothing about. No model gives a log-probability as low; it is finite, so sums
+# over masked rows stay finite; and its exponential is 0, so such an entry weighs nothing in a forward KL.
 ABSENT = -1.0e4
 _PRESENT = ABSENT / 2
 
@@ -24,7 +24,8 @@ _PRESENT = ABSENT / 2
 class Plan:
     """What one sampled sequence asks of the teacher.
 
-    ``places``: positions of the tokens that the teacher reads. ``learn``: of every response token, whether it carries signal.
+    ``places``: positions of the tokens that the teacher reads. ``learn``: of every response token, whether it carries
+    signal.
     """
 
     places: list[int]
@@ -40,9 +41,9 @@ def plan(
 ) -> Plan:
     """Which tokens the teacher reads and which response tokens are learnt, before it has been asked.
 
-    An extended token (id >= ``start``) is neither read nor learnt; with ``mask_response`` one of them in a response keeps
-    the whole response from being learnt. ``places`` is empty where nothing is: the teacher need not be asked. The first
-    token that the teacher reads has no row (nothing before it), so it is not learnt either.
+    An extended token (id >= ``start``) is neither read nor learnt; with ``mask_response`` one of them in a response
+    keeps the whole response from being learnt. ``places`` is empty where nothing is learnt: the teacher need not be
+    asked. The first token that the teacher reads has no row (nothing before it), so it is not learnt either.
     """
     places = [i for i, token in enumerate([*prompt_ids, *response_ids]) if token < start]
     first = places[0] if places else 0
@@ -58,12 +59,13 @@ def plan(
 def realign(
     places: Sequence[int], ids: torch.Tensor, logprobs: torch.Tensor, length: int, start: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher rows [len(places), k] of the tokens that it read, put where they belong in a sequence of ``length`` tokens.
+    """Teacher rows [len(places), k] of the tokens that it read, put where they belong in a sequence of ``length``
+    tokens.
 
-    Row ``j`` of ``ids`` and ``logprobs`` belongs to the token at ``places[j + 1]`` (the last row to none). Returns ids (int32)
-    and log-probabilities (float32), [length, k]; rows of tokens that the teacher did not read, entries that are not finite, and
-    ids from ``start`` on, are (0, `ABSENT`): a base LLM's head has padding rows (Qwen3's are 151,669 to 151,935), whose ids are
-    itemic tokens to the student.
+    Row ``j`` of ``ids`` and ``logprobs`` belongs to the token at ``places[j + 1]`` (the last row to none). Returns ids
+    (int32) and log-probabilities (float32), [length, k]. (0, `ABSENT`) stands in rows of tokens that the teacher did
+    not read, for values that are not finite, and for ids from ``start`` on: a base LLM's head has padding rows (Qwen3's
+    are 151,669 to 151,935), whose ids are itemic tokens to the student.
     """
     import torch
 
@@ -89,9 +91,9 @@ def mask_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """(ids, logprobs, response mask): only the rows of learnt response tokens keep their teacher values, [length, k].
 
-    ``learn`` is of the last ``len(learn)`` tokens. A learnt token whose row has no value at all is dropped from the mask. verl
-    takes minima over a micro-batch's response mask, which may not be empty: where nothing is learnt the first token's
-    mask stays 1, with a row that gives a signal of exactly 0.
+    ``learn`` is of the last ``len(learn)`` tokens. A learnt token whose row has no value at all is dropped from the
+    mask. verl takes minima over a micro-batch's response mask, which may not be empty: where nothing is learnt the
+    first token's mask stays 1, with a row that gives a signal of exactly 0.
     """
     import torch
 
@@ -112,9 +114,8 @@ def mask_rows(
 def advantage(student: torch.Tensor, teacher: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """−(log p_student − log p_teacher) a token, clipped to [``low``, ``high``]; 0 where the teacher is `ABSENT`.
 
-    The negative of the single-sample estimate of the reverse KL, KL(student || teacher), as the advantage of a policy
-    gradient. Both are over the teacher's vocabulary (`mask_extended` for the student): what is compared is what the two would say
-    if only base tokens could be said.
+    The negative of the single-sample estimate of KL(student || teacher), as the advantage of a policy gradient. Both
+    distributions are over the teacher's vocabulary (`mask_extended` for the student).
     """
     import torch
 
@@ -123,12 +124,12 @@ def advantage(student: torch.Tensor, teacher: torch.Tensor, low: float, high: fl
 
 
 def mask_extended(logits: torch.Tensor, start: int) -> torch.Tensor:
-    """``logits`` [..., vocabulary] with the ids from ``start`` on out of the softmax; in place, returned for convenience.
+    """``logits`` [..., vocabulary] with the ids from ``start`` on out of the softmax; in place, returned for
+    convenience.
 
-    For the policy gradient: the student's probabilities are then over the ids that the teacher has. Without this the gradient
-    is biased: advantages are mostly negative (their mean is minus a KL), so they push base tokens down while masked extended
-    tokens have 0, and the student learns to answer everything with itemic tokens, which nobody scores. Values are finite:
-    an extended token's own log-probability stays a number, in a row that is masked.
+    For the policy gradient, whose probabilities are then over the ids that the teacher has. Without it the advantages,
+    mostly negative (their mean is minus a KL), push base tokens down while masked extended tokens have 0, and the
+    student learns to answer everything with itemic tokens, which nobody scores.
     """
     logits[..., start:].fill_(ABSENT)
     return logits
@@ -137,10 +138,10 @@ def mask_extended(logits: torch.Tensor, start: int) -> torch.Tensor:
 def fix_extended(logits: torch.Tensor, start: int, taught: torch.Tensor | None = None) -> torch.Tensor:
     """``logits`` [..., vocabulary] of which those from ``start`` on are constants: in the softmax, without a gradient.
 
-    For the forward KL, which has no such bias: mass on extended ids is taken back by raising the base tokens. The itemic rows of
-    the head (and of a tied embedding) get no gradient, which Adam would turn into full steps however small it is, and
-    recommendation would pay for that. Rows where ``taught`` (bool, [..., 1]) is True keep their gradient: their teacher has the
-    extended ids.
+    For the forward KL, which takes mass on extended ids back by raising the base tokens. Without a gradient the itemic
+    rows of the head stay as they are; Adam turns any gradient, however small, into full steps, and recommendation would
+    pay for that. Rows where ``taught`` (bool, [..., 1]) is True keep their gradient: their teacher has the extended
+    ids.
     """
     import torch
 
@@ -154,22 +155,24 @@ def fix_extended(logits: torch.Tensor, start: int, taught: torch.Tensor | None =
 def answers_only(
     prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Rows padded so that all prompts end in one column, and the head behind them only: a prompt's logits teach nothing.
+    """Rows padded so that all prompts end in one column, and the head behind them only: a prompt's logits teach
+    nothing.
 
-    Returns the model's inputs (``input_ids``, ``position_ids``, ``attention_mask``: int64 [rows, longest prompt + longest response];
-    ``logits_to_keep``: int64 [longest response], the columns that predict a response token) and which of the kept logits do, bool
-    [rows, longest response]. Prompts and responses: int64 [length] of every row, on one device; prompts are not empty.
+    Returns the model's inputs (``input_ids``, ``position_ids``, ``attention_mask``: int64 [rows, longest prompt +
+    longest response]; ``logits_to_keep``: int64 [longest response], the columns that predict a response token) and
+    which of the kept logits do, bool [rows, longest response]. Prompts (not empty) and responses: int64 [length] of
+    every row.
     """
     import torch
 
     ends = torch.nn.utils.rnn.pad_sequence
     head = ends([row.flip(0) for row in prompts], batch_first=True, padding_value=pad_id).flip(1)
     tail = ends(list(responses), batch_first=True, padding_value=pad_id)
-    lengths = [
+    prompt_lengths, response_lengths = (
         torch.tensor([len(row) for row in rows], device=head.device).unsqueeze(1) for rows in (prompts, responses)
-    ]
-    asked = torch.arange(tail.shape[1], device=head.device) < lengths[1]
-    real = torch.cat([torch.arange(head.shape[1], device=head.device) >= head.shape[1] - lengths[0], asked], 1)
+    )
+    asked = torch.arange(tail.shape[1], device=head.device) < response_lengths
+    real = torch.cat([torch.arange(head.shape[1], device=head.device) >= head.shape[1] - prompt_lengths, asked], 1)
     inputs = {
         "input_ids": torch.cat([head, tail], 1),
         "position_ids": (real.cumsum(1) - 1).clamp_min(0),

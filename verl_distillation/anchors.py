@@ -1,4 +1,4 @@
-"""Prompts of the student's own tasks among the general ones: the student as it came is their teacher, so that these stay what they were."""
+"""Anchors: prompts of the student's own tasks, on which the student as it came is the teacher, among general ones."""
 
 from __future__ import annotations
 
@@ -17,19 +17,16 @@ _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def mix(general: Path, anchors: Sequence[Path], share: float, seed: int, output: Path) -> tuple[int, int]:
-    """Write the general prompts and so many anchors that they are ``share`` of all, a sample by ``seed``; returns both counts.
+    """Write the general prompts and, by ``seed``, anchors that are ``share`` of all; returns both counts.
 
-    All files have a column ``prompt`` (list of {role, content}); the output adds ``data_source``. Each file of anchors gives
-    the same number; where one has fewer, all of its rows are taken.
+    All files have a column ``prompt`` (list of {role, content}); the output adds ``data_source``. Each file of anchors
+    gives the same number; where one has fewer, all of its rows are taken.
     """
     turns = _prompts(general)
     wanted = round(len(turns) * share / (1 - share))
     if wanted < len(anchors):
-        raise InputError(
-            "--anchor_share",
-            f"{share:g} of {len(turns)} prompts is none for one of the anchor files",
-            "a larger share",
-        )
+        what = f"{share:g} of {len(turns)} prompts is none for one of the anchor files"
+        raise InputError("--anchor_share", what, "a larger share")
     generator = np.random.default_rng(seed)
     chunks, taken = turns.chunks, 0
     for place, path in enumerate(anchors):

@@ -1,10 +1,10 @@
-"""On-policy distillation: the student answers prompts, the teacher (the LLM that it was made from) scores every token of it.
+"""On-policy distillation: the student answers prompts, the teacher (the LLM that it was made from) scores every token.
 
     python distill.py --base_model ../models/sft/hf --teacher_model ../models/base/hf \\
         --dataset_parquet ../data/output/onpolicy_distillation.parquet --output_dir output/distill
 
-Runs verl 0.9.1 with Ray and vLLM, on GPUs or on a CPU. Checkpoints go to <output_dir>/checkpoints (the same command goes on
-from the newest), the finished model to <output_dir>/hf. --dry_run checks everything and prints the command.
+Runs verl 0.9.1 with Ray and vLLM, on GPUs or on a CPU. Checkpoints go to <output_dir>/checkpoints (the same command
+goes on from the newest), the finished model to <output_dir>/hf. --dry_run checks everything and prints the command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
-from onerec.content import check_made_from, files_digest, model_digest
 from onerec.flags import (
     COUNT,
     COUNT_OR_0,
@@ -30,11 +29,11 @@ from onerec.flags import (
     number,
     switch,
 )  # fmt: skip
-from onerec.folders import check_output, made_by
 from onerec.run import Manifest
 from onerec.verl.cluster import has_accelerator
-from onerec.verl.export import export, last_checkpoint
+from onerec.verl.export import export
 from onerec.verl.launch import launch
+from onerec.verl.stage import begin
 from verl_distillation.anchors import mix
 from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
@@ -149,38 +148,23 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args.anchor_parquet = [path.absolute() for path in args.anchor_parquet]
     start = check(args)
     manifest = Manifest("distill", args)
-    manifest.input(args.dataset_parquet)
-    for path in args.anchor_parquet:
+    for path in (args.dataset_parquet, *args.anchor_parquet):
         manifest.input(path)
-    checkpoints = args.output_dir / "checkpoints"
-    if not args.dry_run:
-        sources = {
-            "base_model": model_digest(args.base_model),
-            "teacher_model": model_digest(args.teacher_model),
-            "dataset": files_digest([args.dataset_parquet, *args.anchor_parquet]),
-        }
-        right = "give what it was made from, another --output_dir, or --resume false to begin anew"
-        ours = (args.output_dir / "checkpoints").is_dir() or made_by(args.output_dir, manifest.stage)
-        check_output(args.output_dir / "hf", ours)
-        check_made_from(args.output_dir, sources, right, anew=not args.resume)
-    done = (last_checkpoint(checkpoints) or 0) if args.resume else 0
+    models = {"base_model": args.base_model, "teacher_model": args.teacher_model}
+    data = {"dataset": [args.dataset_parquet, *args.anchor_parquet]}
+    right = "give what it was made from, another --output_dir, or --resume false to begin anew"
+    done = begin(args, manifest.stage, models, data, right, anew=not args.resume)
     if done < args.total_steps or args.dry_run:
         pools = place(args)
         if args.anchor_parquet and not args.dry_run:
             counts = mix(args.dataset_parquet, args.anchor_parquet, args.anchor_share, args.seed, prompts_file(args))
             print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
-        metrics = args.output_dir / f"metrics_from_step_{done + 1}.jsonl"
-        launch(
-            [*overrides(args, start, not has_accelerator()), *args.override],
-            [PLUGIN],
-            pools,
-            args.output_dir,
-            dry_run=args.dry_run,
-            extra_environment={"VERL_FILE_LOGGER_PATH": str(metrics)},
-        )
+        log = {"VERL_FILE_LOGGER_PATH": str(args.output_dir / f"metrics_from_step_{done + 1}.jsonl")}
+        lines = [*overrides(args, start, not has_accelerator()), *args.override]
+        launch(lines, [PLUGIN], pools, args.output_dir, dry_run=args.dry_run, extra_environment=log)
     if args.dry_run:
         return None
-    export(checkpoints, args.base_model, args.output_dir / "hf", args.merge_ratio)
+    export(args.output_dir / "checkpoints", args.base_model, args.output_dir / "hf", args.merge_ratio)
     manifest.output(args.output_dir / "hf")
     manifest.write(args.output_dir)
     print(f"distilled model: {args.output_dir / 'hf'}")

@@ -1,7 +1,7 @@
 """verl's vLLM server of a teacher: what it says about a sequence stays in tensors.
 
-vLLM makes a Python object of each of the k log-probabilities of every token, and verl lists of them once more, in the one
-process in front of the engine; with thousands of sequences a step that is what a step waits for.
+vLLM makes a Python object of each of the k log-probabilities of every token, and verl lists of them once more, in the
+one process in front of the engine; with thousands of sequences a step that is what a step waits for.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class TensorLogprobs(LogprobsProcessor):
 
 
 def rows(chunks: list[Any], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int32) and log-probabilities (float32) of a sequence, [tokens, max(k, 1)], out of its chunks, in verl's form.
+    """Ids (int32) and log-probabilities (float32) of a sequence from its chunks, [tokens, max(k, 1)], in verl's form.
 
-    The first token has no row (vLLM begins the chunks with None for it); row ``t`` is of token ``t + 1`` (k = 0: that token
-    itself; otherwise the k likeliest), and a row of zeros ends them.
+    The first token has no row (vLLM begins the chunks with None for it); row ``t`` is of token ``t + 1`` (k = 0: that
+    token itself; otherwise the k likeliest), and a row of zeros ends them.
     """
     columns = slice(0, 1) if k == 0 else slice(1, k + 1)
     width = max(k, 1)
@@ -50,24 +50,15 @@ class TeacherServer(vLLMHttpServer):
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> TokenOutput:
-        """What verl's own answers to such a request, with arrays (`rows`) instead of lists as ``prompt_ids`` and ``prompt_logprobs``."""
-        final = None
-        async for output in self.engine.generate(
-            prompt=TokensPrompt(prompt_token_ids=prompt_ids),
-            sampling_params=SamplingParams(**sampling_params),
-            request_id=request_id,
-        ):
+        """As verl's own, with arrays (`rows`) instead of lists as ``prompt_ids`` and ``prompt_logprobs``."""
+        prompt, params = TokensPrompt(prompt_token_ids=prompt_ids), SamplingParams(**sampling_params)
+        async for output in self.engine.generate(prompt=prompt, sampling_params=params, request_id=request_id):
             final = output
-        assert final is not None
         ids, logprobs = rows(final.prompt_logprobs, sampling_params["prompt_logprobs"])
         return TokenOutput(
             token_ids=list(final.outputs[0].token_ids) if final.outputs else [],
             stop_reason="completed",
-            extra_fields={
-                "global_steps": self.global_steps,
-                "prompt_ids": ids,
-                "prompt_logprobs": logprobs,
-            },
+            extra_fields={"global_steps": self.global_steps, "prompt_ids": ids, "prompt_logprobs": logprobs},
         )
 
 

@@ -26,17 +26,8 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
 import onerec.verl.trainer  # noqa: F401  registers itself
-from onerec.verl.rows import response_places, spread
-from verl_distillation.alignment import (
-    advantage,
-    answers_only,
-    fix_extended,
-    mask_extended,
-    mask_rows,
-    plan,
-    present,
-    realign,
-)
+from onerec.verl.rows import lengths_of, nested, response_places
+from verl_distillation import alignment
 from verl_distillation.settings import ANCHOR, ANCHOR_KEY, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
 
 
@@ -44,8 +35,8 @@ from verl_distillation.settings import ANCHOR, ANCHOR_KEY, EXTENDED_KEY, GENERAL
 class LossConfig(DistillationLossConfig):
     """verl's settings of the loss, and ours.
 
-    ``adv_min`` ``adv_max``: the advantage is clipped to them. ``extend_vocab_start``: the first id that the teacher does not
-    have. ``mask_response_if_extended``: one such token in a response masks all of it.
+    ``adv_min`` ``adv_max``: the advantage is clipped to them. ``extend_vocab_start``: the first id that the teacher
+    does not have. ``mask_response_if_extended``: one such token in a response masks all of it.
     """
 
     adv_min: float = -30.0
@@ -64,8 +55,8 @@ def clipped_reverse_kl(
     teacher = no_padding_2_padding(data["teacher_logprobs"], data).squeeze(-1)
     mask = data["response_mask"]
     lengths = mask.offsets().diff() if mask.is_nested else mask.new_full((len(mask),), mask.shape[1])
-    mask = (mask.to_padded_tensor(0) if mask.is_nested else mask).bool() & present(teacher)
-    adv = advantage(student, teacher, settings.adv_min, settings.adv_max)
+    mask = (mask.to_padded_tensor(0) if mask.is_nested else mask).bool() & alignment.present(teacher)
+    adv = alignment.advantage(student, teacher, settings.adv_min, settings.adv_max)
     count = mask.sum().clamp(min=1)
     raw = (teacher - student)[mask]
     metrics = {
@@ -86,8 +77,8 @@ os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
 class StudentEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine with a head behind the responses only, and with the logits of ids from ``extend_vocab_start`` on (of the
-    model's configuration) out of the softmax, or constants in it.
+    """verl's FSDP engine with a head behind the responses only, and with the logits of ids from ``extend_vocab_start``
+    on (of the model's configuration) out of the softmax, or constants in it.
 
     Where a sequence is split over ranks (Ulysses) or padded to a length the head is verl's, behind every token.
     """
@@ -107,16 +98,15 @@ class StudentEngine(FSDPEngineWithLMHead):
             if self._start is not None and not self._masks:
                 raise NotImplementedError("forward_kl_topk does not go together with split or padded sequences")
             return inputs, output_args
-        lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
         if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
             # One packed row: verl rolled its ids, so nothing but the head changes.
-            inputs["logits_to_keep"], asked = response_places(*lengths), None
+            inputs["logits_to_keep"], asked = response_places(*lengths_of(micro_batch)), None
         else:
             pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
-            rows = (micro_batch[name].unbind() for name in ("prompts", "responses"))
-            answers, asked = answers_only(*rows, pad_id)
+            prompts, responses = (micro_batch[name].unbind() for name in ("prompts", "responses"))
+            answers, asked = alignment.answers_only(prompts, responses, pad_id)
             inputs |= answers
-        return inputs, output_args | {"asked": asked, "lengths": lengths}
+        return inputs, output_args | {"asked": asked}
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
@@ -124,57 +114,44 @@ class StudentEngine(FSDPEngineWithLMHead):
         """What verl makes of the logits, of response tokens only: nested, one before each token, 0 at the prompts."""
         if "asked" not in output_args:
             if self._start is not None:
-                output.logits = mask_extended(output.logits, self._start)
+                output.logits = alignment.mask_extended(output.logits, self._start)
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        wanted = {
-            name: tu.get_non_tensor_data(data=micro_batch, key=name, default=False)
-            for name in (
-                "calculate_entropy",
-                "calculate_sum_pi_squared",
-                "distillation_use_topk",
-                "distillation_only",
-            )
-        }
-        if wanted["calculate_sum_pi_squared"]:
+        flags = ("calculate_entropy", "calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
+        entropy, squared, top_k, teacher_only = (
+            tu.get_non_tensor_data(data=micro_batch, key=name, default=False) for name in flags
+        )
+        if squared:
             raise NotImplementedError("distillation does not go together with calculate_sum_pi_squared")
-        lengths = output_args["lengths"]
-        offsets = micro_batch["responses"].offsets()
+        prompt_lengths, response_lengths = lengths_of(micro_batch)
         asked = output_args["asked"]
         logits = output.logits[0] if asked is None else output.logits[asked]
-        teacher = {}
-        if wanted["distillation_use_topk"]:
-            places = response_places(*lengths)
+        if self._start is not None and self._masks:
+            logits = alignment.mask_extended(logits, self._start)
+        elif self._start is not None:
+            # The teacher of an anchor has the extended ids.
+            anchor = torch.cat(list(micro_batch[ANCHOR_KEY].unbind())).bool()
+            logits = alignment.fix_extended(logits, self._start, anchor.repeat_interleave(response_lengths)[:, None])
+        if not output_args["temperature_is_one"]:
+            temperature = micro_batch["temperature"]
+            if isinstance(temperature, torch.Tensor):
+                temperature = temperature.to(logits.dtype).repeat_interleave(response_lengths)[:, None]
+            logits = logits / temperature
+        found = {}
+        if top_k:
+            places, offsets = response_places(prompt_lengths, response_lengths), micro_batch["responses"].offsets()
             teacher = {
                 name: torch.nested.nested_tensor_from_jagged(micro_batch[name].values()[places], offsets)
                 for name in ("teacher_ids", "teacher_logprobs")
             }
-        if self._start is not None and self._masks:
-            logits = mask_extended(logits, self._start)
-        elif self._start is not None:
-            # The teacher of an anchor has the extended ids.
-            anchor = torch.cat(list(micro_batch[ANCHOR_KEY].unbind())).bool()
-            logits = fix_extended(logits, self._start, anchor.repeat_interleave(lengths[1])[:, None])
-        if not output_args["temperature_is_one"]:
-            temperature = micro_batch["temperature"]
-            if isinstance(temperature, torch.Tensor):
-                temperature = temperature.to(logits.dtype).repeat_interleave(lengths[1])[:, None]
-            logits = logits / temperature
-        found = {}
-        if teacher:
             outputs = logits_processor_func(student_logits=logits[None], data=teacher)
             found |= {name: values[0] for name, values in outputs.items()}
-        if not wanted["distillation_only"]:
+        if not teacher_only:
             # Its backward may overwrite the logits where nothing else needs them.
-            alone = not teacher and not wanted["calculate_entropy"]
-            labels = micro_batch["responses"].values()
+            labels, alone = micro_batch["responses"].values(), not top_k and not entropy
             found["log_probs"] = logprobs_from_logits(logits, labels, inplace_backward=alone)
-        if wanted["calculate_entropy"]:
+        if entropy:
             found["entropy"] = entropy_from_logits(logits)
-        offsets = micro_batch["input_ids"].offsets()
-        return {
-            name: torch.nested.nested_tensor_from_jagged(spread(values, *lengths), offsets)
-            for name, values in found.items()
-        }
+        return nested(found, micro_batch)
 
 
 def _replica() -> type:
@@ -214,21 +191,16 @@ class Worker(_Stock):
         # The teacher of an anchor is the student as it came: it has every id.
         anchor = source == ANCHOR
         start = sys.maxsize if anchor else settings.extend_vocab_start
-        asked = plan(
-            prompt_ids,
-            response_ids,
-            output.response_mask,
-            start,
-            settings.mask_response_if_extended and not anchor,
-        )
+        whole = settings.mask_response_if_extended and not anchor
+        asked = alignment.plan(prompt_ids, response_ids, output.response_mask, start, whole)
         width = 1 if settings.loss_mode == LOSS_MODE else settings.topk
         ids, logprobs = torch.zeros(0, width, dtype=torch.int32), torch.zeros(0, width)
         if asked.places:
             ids, logprobs = await self.teacher_server_manager.compute_teacher_logprobs_single(
                 sequence_ids=[sequence[i] for i in asked.places], routing_key=source
             )
-        ids, logprobs = realign(asked.places, ids, logprobs, len(sequence), start)
-        ids, logprobs, output.response_mask = mask_rows(asked.learn, ids, logprobs)
+        ids, logprobs = alignment.realign(asked.places, ids, logprobs, len(sequence), start)
+        ids, logprobs, output.response_mask = alignment.mask_rows(asked.learn, ids, logprobs)
         output.extra_fields["teacher_ids"], output.extra_fields["teacher_logprobs"] = ids, logprobs
 
 

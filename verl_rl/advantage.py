@@ -1,7 +1,7 @@
 """The advantage of every beam in its group: verl's estimator ``onerec_grpo``, and MaxRL's for beams.
 
-verl's own GRPO scores, of an agent loop that returns several outputs, the last one and gives it to all of them. Here the
-outputs are beams, and each is its own sample: the group of a prompt is every beam of every one of its rollouts.
+verl's own GRPO scores, of an agent loop that returns several outputs, the last one and gives it to all of them. Here
+the outputs are beams, and each is its own sample: the group of a prompt is every beam of every one of its rollouts.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def group_advantages(
 ) -> torch.Tensor:
     """A_i = (r_i − mean of its group) / (standard deviation of its group + ε), float32 [n].
 
-    ``scores`` float [n]; ``groups`` names the group of every one. Without ``by_std`` only the mean is taken off (Dr. GRPO,
-    arXiv 2503.20783). A group of one, or one whose scores are all equal, has advantage 0: it carries no signal.
-    The formula is GRPO's (DeepSeekMath, arXiv 2402.03300, equation 3 ff.).
+    The formula is GRPO's (DeepSeekMath, arXiv 2402.03300, equation 3 ff.); without ``by_std`` only the mean is taken
+    off (Dr. GRPO, arXiv 2503.20783). ``scores`` float [n]; ``groups`` names the group of every one. A group of one, or
+    one whose scores are all equal, has advantage 0: it carries no signal.
     """
     scores, index = scores.float(), _index(groups)
     count = _sums(torch.ones_like(scores), index)
@@ -46,17 +46,13 @@ def group_advantages(
 
 
 def likelihood_advantages(
-    scores: torch.Tensor,
-    groups: Sequence[Hashable],
-    rollouts: Sequence[Hashable],
-    log_probs: torch.Tensor | None,
+    scores: torch.Tensor, groups: Sequence[Hashable], rollouts: Sequence[Hashable], log_probs: torch.Tensor | None
 ) -> torch.Tensor:
     """A_i = n w_i (r_i / R − 1) with R = Σ w_j r_j over the group of n rows, float32 [n]; 0 where R is 0.
 
-    The policy gradient with it is that of log R, the logarithm of the reward that the group is expected to bring: of the
-    likelihood of a hit, where rewards are 0 or 1 (MaxRL, arXiv 2602.02710). ``w`` is a row's probability among the beams of
-    its rollout, from ``log_probs`` float [n], over the number of rollouts: a beam search finds an item whatever its
-    probability, so its rows are no samples. Unlike GRPO's advantage a miss counts the less the less likely it is.
+    The policy gradient with it is that of log R, the logarithm of the reward that the group is expected to bring
+    (MaxRL, arXiv 2602.02710). ``w`` is a row's probability among the beams of its rollout, from ``log_probs`` float
+    [n], over the number of rollouts: a beam search finds an item whatever its probability, so its rows are no samples.
     Without ``log_probs`` the rows are samples, all alike. ``scores`` [n] are not negative.
     """
     scores, group, rollout = scores.float(), _index(groups), _index(rollouts)
@@ -73,11 +69,7 @@ def likelihood_advantages(
 
 
 def onerec_grpo(
-    token_level_rewards: torch.Tensor,
-    response_mask: torch.Tensor,
-    config: Any = None,
-    index: Any = None,
-    **kwargs: Any,
+    token_level_rewards: torch.Tensor, response_mask: torch.Tensor, config: Any = None, index: Any = None, **kwargs: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """verl's estimator interface: (advantages, returns), both [n, tokens], 0 where the mask is 0.
 

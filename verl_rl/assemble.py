@@ -29,7 +29,6 @@ class Marks:
     @staticmethod
     def of(folder: Path, tokenizer: Any, spec: SidSpec) -> Marks:
         """Those of the checkpoint in ``folder``, whose tokenizer holds ``spec``'s tokens."""
-
         renderer = renderer_of(folder)
         think, ends = renderer.think_ids(tokenizer), tuple(renderer.end_ids(folder, tokenizer))
         return Marks(think.close, ends, spec.begin_id, spec.end_id, think.after_close, think.empty)
@@ -56,8 +55,8 @@ class Response:
 class Thought:
     """A response up to where the items begin, how the thinking ended, and whether an item can follow.
 
-    ``ended``: ``closed`` by the model, ``cut`` at the limit of tokens, ``stopped`` where it ended the answer inside its thinking,
-    ``empty`` where none was asked for, ``no_item`` where the model was to open a SID and did not.
+    ``ended``: ``closed`` by the model, ``cut`` at the limit of tokens, ``stopped`` where it ended the answer inside its
+    thinking, ``empty`` where none was asked for, ``no_item`` where the model was to open a SID and did not.
     """
 
     response: Response
@@ -89,12 +88,12 @@ def after_thinking(ids: Sequence[int], logprobs: Sequence[float], marks: Marks, 
     stopped = bool(ids) and ids[-1] in marks.ends
     if stopped:
         ids, logprobs = ids[:-1], logprobs[:-1]
-    response = Response().written(ids, logprobs)
+    response, last = Response().written(ids, logprobs), ids[-1] if ids else None
     if not force_prefix:
-        if ids and ids[-1] == marks.begin:
-            return Thought(response, "closed" if marks.close in ids else "stopped")
-        return Thought(response, "no_item")
-    if ids and ids[-1] == marks.close:
+        if last != marks.begin:
+            return Thought(response, "no_item")
+        return Thought(response, "closed" if marks.close in ids else "stopped")
+    if last == marks.close:
         return Thought(response.forced([*marks.after_thinking, marks.begin]), "closed")
     ended = "stopped" if stopped else "cut"
     return Thought(response.forced([marks.close, *marks.after_thinking, marks.begin]), ended)
@@ -110,15 +109,15 @@ def encode_prompt(
 ) -> tuple[list[int], bool]:
     """(ids of at most ``limit``, whether the prompt was cut) of a prompt that ends in the assistant's header.
 
-    A longer one is shortened as in the benchmark (`onerec.prompts`). Without thinking the empty think block is left to the
-    response, whose forced tokens carry no loss either. ``thinking`` None puts no switch into the prompt.
+    A longer one is shortened as in the benchmark (`onerec.prompts`). Without thinking the empty think block is left to
+    the response, whose forced tokens carry no loss either. ``thinking`` None puts no switch into the prompt.
     """
-
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     text = renderer.prompt_text(messages, thinking).removesuffix(renderer.think_block())
-    ids = ids_of(text)
+    ids = _ids_of(text, tokenizer)
     if len(ids) <= limit:
         return ids, False
-    return shorten(text, ids, limit, ids_of, spec.n_layers, renderer), True
+    return shorten(text, ids, limit, lambda part: _ids_of(part, tokenizer), spec.n_layers, renderer), True
+
+
+def _ids_of(text: str, tokenizer: Any) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

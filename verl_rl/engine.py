@@ -11,7 +11,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from onerec.verl.rows import spread
+from onerec.verl.rows import nested
 from verl_rl.settings import SHARE_KEY
 from verl_rl.shared_prompts import build, gather, split_groups
 
@@ -20,23 +20,24 @@ _VENDOR = "onerec_grpo"
 os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
 
 
-def _rows(nested: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _rows(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows of a nested tensor, on the CPU: one copy for all of them."""
-    return nested.values().cpu().split(nested.offsets().diff().tolist())
+    return values.values().cpu().split(values.offsets().diff().tolist())
 
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
 class SharedPromptEngine(FSDPEngineWithLMHead):
-    """verl's FSDP engine; a micro-batch's rows that begin alike are computed once where the model's configuration says so."""
+    """verl's FSDP engine; where the model's configuration says so, rows of a micro-batch share their beginnings."""
 
     @property
     def _shares(self) -> bool:
         return bool(getattr(self.model_config.hf_config, SHARE_KEY, False))
 
     def forward_backward_batch(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """verl's, in micro-batches of whole groups where rows come in groups: a group in two of them would pay for its prompt twice."""
+        """verl's, in micro-batches of whole groups: a group in two of them would pay for its prompt twice."""
         if self._shares and tu.get_non_tensor_data(data=data, key="use_dynamic_bsz", default=True):
-            groups, parts = split_groups(_rows(data["prompts"]), _rows(data["responses"]), data["max_token_len_per_gpu"])  # fmt: skip
+            prompts, responses = _rows(data["prompts"]), _rows(data["responses"])
+            groups, parts = split_groups(prompts, responses, data["max_token_len_per_gpu"])
             # As many on every rank, or FSDP's collectives would wait for each other.
             most = torch.tensor([parts, -groups, groups], device=get_device_id())
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, self.get_data_parallel_group())
@@ -50,12 +51,7 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         """The micro-batch as trees, and what `prepare_model_outputs` needs of them."""
         if not self._shares:
             return super().prepare_model_inputs(micro_batch)
-        for name in (
-            "use_remove_padding",
-            "use_fused_kernels",
-            "calculate_sum_pi_squared",
-            "distillation_use_topk",
-        ):
+        for name in ("use_remove_padding", "use_fused_kernels", "calculate_sum_pi_squared", "distillation_use_topk"):
             if tu.get_non_tensor_data(data=micro_batch, key=name, default=False):
                 raise NotImplementedError(f"shared prompts do not go together with {name}")
         temperature = micro_batch["temperature"]
@@ -66,26 +62,16 @@ class SharedPromptEngine(FSDPEngineWithLMHead):
         pad_id = tu.get_non_tensor_data(data=micro_batch, key="pad_token_id", default=0)
         prompts, responses = micro_batch["prompts"], micro_batch["responses"]
         trees = build(_rows(prompts), _rows(responses), pad_id, responses.device)
-        inputs = {
-            "input_ids": trees.input_ids,
-            "position_ids": trees.position_ids,
-            "attention_mask": trees.mask,
-            "logits_to_keep": trees.keep,
-        }
+        inputs = {"input_ids": trees.input_ids, "position_ids": trees.position_ids}
+        inputs |= {"attention_mask": trees.mask, "logits_to_keep": trees.keep}
         return inputs, {"trees": trees, "temperature": temperature}
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
     ) -> dict[str, Any]:
-        """Log-probabilities, and entropies where they are asked for, in verl's form: nested, one before each response token."""
+        """Log-probabilities, and entropies where asked for, in verl's form: nested, one before each response token."""
         if "trees" not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
         log_probs, entropy = gather(output.logits / output_args["temperature"], output_args["trees"], wanted)
-        lengths = [micro_batch[name].offsets().diff() for name in ("prompts", "responses")]
-        found = {"log_probs": log_probs} | ({"entropy": entropy} if wanted else {})
-        offsets = micro_batch["input_ids"].offsets()
-        return {
-            name: torch.nested.nested_tensor_from_jagged(spread(values, *lengths), offsets)
-            for name, values in found.items()
-        }
+        return nested({"log_probs": log_probs} | ({"entropy": entropy} if wanted else {}), micro_batch)

@@ -1,16 +1,22 @@
-"""A step's metrics by task, from its rows: pure functions."""
+"""What a run's numbers are: a step's metrics by task from its rows, and validation from the metrics files."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 # Two rewards closer than this are the same.
 _EQUAL = 1e-9
+_VALIDATED = re.compile(r"val-(?:core|aux)/onerec/([^/]+)/((?:pass|recall)@\d+|reward)/mean@1")
+# Step to task to metric.
+Validation = dict[str, dict[str, dict[str, float]]]
 
 
 def group_metrics(
@@ -40,8 +46,8 @@ def group_metrics(
 def task_metrics(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """``onerec/<task>/<name>`` of a step, and ``onerec/all/<name>`` over all tasks.
 
-    Every row has ``task``, ``group``, ``reward``, ``answer`` (what makes two answers the same) and ``info``: numbers by name,
-    of which the mean is reported (NaN is left out).
+    Every row has ``task``, ``group``, ``reward``, ``answer`` (what makes two answers the same) and ``info``: numbers by
+    name, of which the mean is reported (NaN is left out).
     """
     by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -78,3 +84,39 @@ def time_split(timing: dict[str, float]) -> dict[str, float]:
     split = {name: sum(timing.get(key, 0.0) for key in keys) for name, keys in parts.items()}
     split["other"] = max(0.0, timing.get("step", 0.0) - sum(split.values()))
     return split
+
+
+def read_validation(files: Sequence[Path]) -> Validation:
+    """Pass@k, Recall@k and reward at each validated step; later files (later attempts) overwrite earlier ones' steps.
+
+    The task ``all`` is the mean over tasks.
+    """
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for path in files:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a run that was killed
+            tasks: dict[str, dict[str, float]] = {}
+            for name, value in entry["data"].items():
+                if match := _VALIDATED.fullmatch(name):
+                    tasks.setdefault(match[1], {})[match[2]] = float(value)
+            if tasks:
+                names = dict.fromkeys(name for values in tasks.values() for name in values)
+                tasks["all"] = {n: sum(v[n] for v in tasks.values()) / len(tasks) for n in names}
+                found[int(entry["step"])] = tasks
+    return {str(step): found[step] for step in sorted(found)}
+
+
+def table(validation: Validation) -> str:
+    """First and last validation side by side, a line a task."""
+    if len(validation) < 2:
+        return "no validation before and after: --val_before_train 1 --test_freq N"
+    (first, before), (last, after) = (list(validation.items())[i] for i in (0, -1))
+    names = [name for name in next(iter(before.values())) if "@" in name]
+    lines = [f"test file, step {first} → step {last}"]
+    for task, values in after.items():
+        cells = [f"{name} {before[task][name]:.4f} → {values[name]:.4f}" for name in names if task in before]
+        lines.append(f"{task:12s} " + "  ".join(cells))
+    return "\n".join(lines)

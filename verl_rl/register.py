@@ -1,4 +1,4 @@
-"""Loaded by verl in every process of a GRPO run (``VERL_USE_EXTERNAL_MODULES``): puts this stage into verl's registries."""
+"""Loaded by verl in every process of a GRPO run (``VERL_USE_EXTERNAL_MODULES``): this stage in verl's registries."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
 """Rewards of recommendation: pure functions on texts and SIDs, and their weighted sum.
 
-A group is what one thinking led to: its answers in the order of the beams, best first. Rewards of an answer alone
-(`think_format`, `full_hit`, `partial_hit`) and rewards that need the group (`pass_rate`, `pass_at_1`, `rank_aware`) come
-out together, each as its own metric, from `score_group`. `compute_score` is the same for one answer, in the form that
-verl calls. The idea of hit, partial-hit and format rewards is OpenOneRec's (arXiv 2512.24762, section on RL); hard
-negatives weighted by rank are MiniOneRec's (arXiv 2510.24431).
+To add one, write its function and its row in `REWARDS`. A group is what one thinking led to: its answers in the order
+of the beams, best first; a reward gives a number to each. The idea of hit, partial-hit and format rewards is
+OpenOneRec's (arXiv 2512.24762, section on RL); hard negatives weighted by rank are MiniOneRec's (arXiv 2510.24431).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onerec.errors import InputError
@@ -21,9 +19,6 @@ from onerec.render import THINK_CLOSE, THINK_OPEN, renderer_of
 from onerec.sid import BEGIN, SidSpec
 
 Sid = tuple[int, ...]
-REWARDS = ("think_format", "full_hit", "partial_hit", "pass_rate", "pass_at_1", "rank_aware")
-# The lowest value of a reward where that is not 0; the highest of each is 1.
-LOWEST = {"rank_aware": -1.0}
 # Why an answer counts as little as an answer can.
 MALFORMED = ("thinking_open", "no_sid", "sid_broken", "sid_extra")
 
@@ -37,11 +32,28 @@ class Answer:
     thinking: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What a reward sees: the answers of one thinking as texts and as they were read, and the SIDs that the user took.
+
+    ``hits``: `full_hit` of each answer. ``thinking``: whether thinking was asked for. ``well_formed``: False where the
+    rollout closed the thinking for the model.
+    """
+
+    texts: Sequence[str]
+    answers: Sequence[Answer]
+    hits: Sequence[float]
+    truth: Sequence[Sid]
+    n_layers: int
+    thinking: bool
+    well_formed: bool
+
+
 def parse_answer(text: str, spec: SidSpec) -> Answer:
     """Read an assistant's text, as records write it (`Renderer.as_record`): thinking, then exactly one SID.
 
-    Malformed are thinking that never closes, an answer without SID, one with a broken SID or a code outside its codebook,
-    and one with more than the SID.
+    Malformed are thinking that never closes, an answer without SID, one with a broken SID or a code outside its
+    codebook, and one with more than the SID.
     """
     if THINK_OPEN in text and THINK_CLOSE not in text:
         return Answer(None, "thinking_open", None)
@@ -76,12 +88,8 @@ def partial_hit(sid: Sid | None, truth: Sequence[Sid], n_layers: int) -> float:
     """Layers that agree with some SID of ``truth``, from the first on, over all layers: 0, 1/L, …, 1."""
     if sid is None:
         return 0.0
-    depth = 0
-    for layer in range(1, n_layers + 1):
-        if not any(sid[:layer] == other[:layer] for other in truth):
-            break
-        depth = layer
-    return depth / n_layers
+    agree = [layer for layer in range(1, n_layers + 1) if any(sid[:layer] == other[:layer] for other in truth)]
+    return len(agree) / n_layers
 
 
 def pass_rate(hits: Sequence[float]) -> float:
@@ -97,20 +105,39 @@ def pass_at_1(hits: Sequence[float]) -> float:
 def rank_aware(hits: Sequence[float]) -> list[float]:
     """For every answer of a group, best first: a hit 1; a miss −w_r / Σ w over the misses, w_r = 1/log2(r + 2).
 
-    A wrong answer costs the more the higher the model ranked it; the misses of a group cost 1 together, so none costs more.
+    A wrong answer costs the more the higher the model ranked it; the misses of a group cost 1 together.
     """
     costs = [0.0 if hit else 1 / math.log2(rank + 2) for rank, hit in enumerate(hits)]
     total = sum(costs) or 1.0
     return [hit if hit else -cost / total for hit, cost in zip(hits, costs, strict=True)]
 
 
+def _rank_aware(group: Group) -> list[float]:
+    """`rank_aware`, and for a malformed answer the worst that it can be."""
+    pairs = zip(rank_aware(group.hits), group.answers, strict=True)
+    return [value if answer.malformed is None else LOWEST["rank_aware"] for value, answer in pairs]
+
+
+# Every reward by its name: one number for each answer of a group, at most 1.
+REWARDS: dict[str, Callable[[Group], list[float]]] = {
+    "think_format": lambda group: [think_format(text, group.thinking) * group.well_formed for text in group.texts],
+    "full_hit": lambda group: list(group.hits),
+    "partial_hit": lambda group: [partial_hit(a.sid, group.truth, group.n_layers) for a in group.answers],
+    "pass_rate": lambda group: [pass_rate(group.hits)] * len(group.hits),
+    "pass_at_1": lambda group: [pass_at_1(group.hits)] * len(group.hits),
+    "rank_aware": _rank_aware,
+}
+# The lowest value of a reward where that is not 0.
+LOWEST = {"rank_aware": -1.0}
+
+
 def lowest_score(weights: Mapping[str, float]) -> float:
-    """The least that a weighted sum of rewards can be, whatever the answer: 0 where no weight is negative and no reward is."""
+    """The least that a weighted sum of rewards can be, whatever the answer."""
     return sum(min(weight * LOWEST.get(name, 0.0), weight) for name, weight in weights.items())
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights as floats; raises `InputError` for a name that is not a reward, a value that is no number, or none."""
+    """The weights as floats; raises `InputError` for a name that is no reward, a value that is no number, or none."""
     for name, value in weights.items():
         if name not in REWARDS:
             raise InputError("reward weights", f"{name} is not a reward", f"of {', '.join(REWARDS)}")
@@ -144,30 +171,22 @@ def score_group(
     """Score the answers of one thinking.
 
     Args:
-        texts: the assistant's texts as records write them, best beam first. ground_truth: the SIDs that the user
-            took, as text.
-        weights: reward name to weight; a reward without weight is a metric only.
-        thinking: whether thinking was asked for. well_formed: False where the rollout closed the thinking for the model;
-            ``think_format`` is then 0, whatever the text.
+        texts: the assistant's texts as records write them, best beam first. ground_truth: the SIDs that the user took,
+            as text.
+        weights: reward name to weight; a reward without weight is a metric only. thinking, well_formed: see `Group`.
 
     Returns for every answer ``score`` (the weighted sum), every reward of `REWARDS` by name, ``valid_sid`` and
-    ``malformed/<reason>``, all floats. A malformed answer's score is `lowest_score`, whatever the group's rewards, so that no
-    well-formed one scores less, however wrong; its ``rank_aware`` is the worst there is.
+    ``malformed/<reason>``, all floats. A malformed answer's score is `lowest_score`, whatever the group's rewards, so
+    that no well-formed one scores less, however wrong.
     """
     answers = [parse_answer(text, spec) for text in texts]
     truth = list(dict.fromkeys(spec.parse(ground_truth)))
     hits = [full_hit(answer.sid, truth) for answer in answers]
-    ranked = rank_aware(hits)
+    group = Group(texts, answers, hits, truth, spec.n_layers, thinking, well_formed)
+    values = {name: reward(group) for name, reward in REWARDS.items()}
     rows = []
-    for text, answer, hit, rank in zip(texts, answers, hits, ranked, strict=True):
-        row = {
-            "think_format": think_format(text, thinking) * well_formed,
-            "full_hit": hit,
-            "partial_hit": partial_hit(answer.sid, truth, spec.n_layers),
-            "pass_rate": pass_rate(hits),
-            "pass_at_1": pass_at_1(hits),
-            "rank_aware": rank if answer.malformed is None else LOWEST["rank_aware"],
-        }
+    for place, answer in enumerate(answers):
+        row = {name: each[place] for name, each in values.items()}
         total = sum(weight * row[name] for name, weight in weights.items())
         row["score"] = total if answer.malformed is None else lowest_score(weights)
         row["valid_sid"] = float(answer.sid is not None)
@@ -177,25 +196,18 @@ def score_group(
 
 
 def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    sid_spec: str,
-    weights: Mapping[str, float],
-    thinking: bool = False,
+    data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, *, sid_spec: str, **scoring: Any
 ) -> dict[str, float]:
-    """One answer in the form of verl's ``reward.custom_reward_function``; ``sid_spec`` is the checkpoint's folder.
+    """One answer as a group of one, in the form of verl's ``reward.custom_reward_function``.
 
-    As a group of one: ``pass_rate`` and ``pass_at_1`` are its hit.
+    ``sid_spec`` is the checkpoint's folder; ``weights`` and ``thinking`` are `score_group`'s.
     """
+    scoring = {"thinking": False} | scoring | {"weights": check_weights(scoring["weights"])}
     text = renderer_of(sid_spec).as_record(solution_str)
-    return score_group([text], ground_truth, SidSpec.load(sid_spec), check_weights(weights), thinking)[0]
+    return score_group([text], ground_truth, SidSpec.load(sid_spec), **scoring)[0]
 
 
 def ranking_metrics(ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:
     """``pass@k`` and ``recall@k`` of one ranked list for every k, for validation; None is a place without an item."""
-    return {f"pass@{k}": pass_at_k(ranked, truth, k) for k in ks} | {
-        f"recall@{k}": recall_at_k(ranked, truth, k) for k in ks
-    }
+    found = {"pass": pass_at_k, "recall": recall_at_k}
+    return {f"{name}@{k}": metric(ranked, truth, k) for name, metric in found.items() for k in ks}

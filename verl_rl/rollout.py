@@ -1,7 +1,7 @@
 """The two-stage rollout as verl's agent loop: thinking up to ``</think>`` (or none), then items behind a forced begin.
 
-A rollout gives one output a beam, each with its own reward. verl writes the last output's reward over all of a rollout's
-outputs; `BeamOutput` keeps its own, so that the estimator (`verl_rl.advantage`) sees every beam.
+A rollout gives one output a beam, each with its own reward. verl writes the last output's reward over all of a
+rollout's outputs; `BeamOutput` keeps its own, so that the estimator (`verl_rl.advantage`) sees every beam.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from onerec.items.search import Found
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
-from verl_rl.assemble import (
-    Marks,
-    Response,
-    Thought,
-    after_thinking,
-    encode_prompt,
-    with_item,
-    without_thinking,
-)
+from verl_rl.assemble import Marks, Response, Thought, after_thinking, encode_prompt, with_item, without_thinking
 from verl_rl.dataset import VALIDATION
 from verl_rl.rewards import parse_answer, ranking_metrics, score_group
 from verl_rl.settings import RolloutSettings
@@ -60,29 +52,33 @@ class TwoStageLoop(AgentLoopBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        folder = self.config.actor_rollout_ref.model.path
         self.settings = RolloutSettings.of(self.config)
-        self.spec = _spec(self.config.actor_rollout_ref.model.path)
-        folder = Path(self.config.actor_rollout_ref.model.path)
-        self.renderer, self.marks = renderer_of(folder), Marks.of(folder, self.tokenizer, self.spec)
+        self.spec, self.renderer = _spec(folder), renderer_of(folder)
+        self.marks = Marks.of(Path(folder), self.tokenizer, self.spec)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[BeamOutput] | BeamOutput:
-        """Outputs of a training row, one a beam, or the one output of a validation row, whose metrics rank its beams."""
-        start = time.monotonic()
+        """Outputs of a training row, one a beam; or one of a validation row, whose metrics rank its beams."""
+        start, settings = time.monotonic(), self.settings
         session, validation = int(row["session_id"]), bool(row[VALIDATION])
-        thinking, truth = self.settings.thinking(session), row["reward_model"]["ground_truth"]
-        prompt, cut = encode_prompt(
-            row["raw_prompt"], thinking, self.tokenizer, self.spec, self.rollout_config.prompt_length, self.renderer
-        )
+        thinking, truth = settings.thinking(session), row["reward_model"]["ground_truth"]
+        limit = self.rollout_config.prompt_length
+        prompt, cut = encode_prompt(row["raw_prompt"], thinking, self.tokenizer, self.spec, limit, self.renderer)
         thinking = thinking is not False  # left to itself, the model opens its think block or leaves it empty
-        if self.settings.two_stage:
+        missing = 0
+        if settings.two_stage:
             thought, steps = await self._think(prompt, thinking, sampling_params)
-            found, steps = await self._items(prompt, thought, row, session, validation, steps)
+            width = settings.val_beam_size if validation else settings.beam_size
+            found = []
+            if thought.opens_item:
+                seed = None if validation or settings.stage2 == "beam" else self._seed(row, session)
+                found, steps = await self._items([*prompt, *thought.response.ids], row["data_source"], width, seed)
+            missing = width - len(found)
             responses = [with_item(thought, item.token_ids, item.logprobs, self.marks) for item in found]
-            missing = self._width(validation) - len(responses)
             responses = responses or [thought.response]
         else:
             thought, steps = await self._answer(prompt, thinking, sampling_params)
-            responses, missing = [thought.response], 0
+            responses = [thought.response]
         counts = {
             "prompt_cut": float(cut),
             "missing_beams": float(missing),
@@ -93,62 +89,53 @@ class TwoStageLoop(AgentLoopBase):
         head, shared = self.tokenizer.decode(thought.response.ids), len(thought.response.ids)
         texts = [head + self.tokenizer.decode(response.ids[shared:]) for response in responses]
         answers = [self.renderer.as_record(text) for text in texts]
-        rows = score_group(answers, truth, self.spec, self.settings.weights, thinking, thought.well_formed)
+        rows = score_group(answers, truth, self.spec, settings.weights, thinking, thought.well_formed)
         if validation:
             # A malformed answer keeps its place: it is a miss, and those behind it do not move up.
             ranked = [parse_answer(text, self.spec).sid for text in answers]
-            metrics = ranking_metrics(ranked, list(dict.fromkeys(self.spec.parse(truth))), self.settings.ks)
+            metrics = ranking_metrics(ranked, list(dict.fromkeys(self.spec.parse(truth))), settings.ks)
             return self._output(prompt, responses[0], rows[0] | counts | metrics, steps)
-        distinct = float(len(set(texts)))
-        return [
-            self._output(prompt, response, scores | counts | {"distinct_in_rollout": distinct}, steps)
-            for response, scores in zip(responses, rows, strict=True)
-        ]
+        counts["distinct_in_rollout"] = float(len(set(texts)))
+        pairs = zip(responses, rows, strict=True)
+        return [self._output(prompt, response, scores | counts, steps) for response, scores in pairs]
 
-    def _width(self, validation: bool) -> int:
-        return self.settings.val_beam_size if validation else self.settings.beam_size
-
-    async def _think(self, prompt: list[int], thinking: bool, params: dict[str, Any]) -> tuple[Thought, int | None]:
-        """The thought, and the version of the weights that wrote it."""
-        settings = self.settings
-        if not thinking:
-            return without_thinking(self.marks), None
-        stop = self.marks.close if settings.force_prefix else self.marks.begin
-        params = dict(params, max_tokens=settings.stage1_max_tokens, stop_token_ids=[stop, *self.marks.ends])
+    async def _generate(self, prompt: list[int], **params: Any) -> tuple[list[int], list[float], int | None]:
+        """Ids that the model samples, their log-probabilities, and the version of the weights that wrote them."""
         out = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=prompt, sampling_params=params)
         logprobs = list(out.log_probs or [0.0] * len(out.token_ids))
-        thought = after_thinking(out.token_ids, logprobs, self.marks, settings.force_prefix)
-        return thought, out.extra_fields.get("global_steps")
+        return list(out.token_ids), logprobs, out.extra_fields.get("global_steps")
+
+    async def _think(self, prompt: list[int], thinking: bool, params: dict[str, Any]) -> tuple[Thought, int | None]:
+        """The thought, and the version of the weights."""
+        settings, marks = self.settings, self.marks
+        if not thinking:
+            return without_thinking(marks), None
+        stop = marks.close if settings.force_prefix else marks.begin
+        limits = {"max_tokens": settings.stage1_max_tokens, "stop_token_ids": [stop, *marks.ends]}
+        ids, logprobs, steps = await self._generate(prompt, **(params | limits))
+        return after_thinking(ids, logprobs, marks, settings.force_prefix), steps
 
     async def _answer(self, prompt: list[int], thinking: bool, params: dict[str, Any]) -> tuple[Thought, int | None]:
         """Single stage: the whole answer is one sample."""
         head = Response() if thinking else Response().forced(self.marks.empty_thinking)
         room = self.rollout_config.response_length - len(head.ids)
-        params = dict(params, max_tokens=room, stop_token_ids=list(self.marks.ends))
-        out = await self.server_manager.generate(
-            request_id=uuid4().hex, prompt_ids=[*prompt, *head.ids], sampling_params=params
-        )
-        response = head.written(list(out.token_ids), list(out.log_probs or [0.0] * len(out.token_ids)))
-        return Thought(response, "closed" if thinking else "empty"), out.extra_fields.get("global_steps")
+        limits = {"max_tokens": room, "stop_token_ids": list(self.marks.ends)}
+        ids, logprobs, steps = await self._generate([*prompt, *head.ids], **(params | limits))
+        return Thought(head.written(ids, logprobs), "closed" if thinking else "empty"), steps
+
+    def _seed(self, row: dict[str, Any], session: int) -> int:
+        """The seed of a rollout's draws: the same for the same row, step and rollout, wherever it runs."""
+        key = f"{self.settings.seed}/{row['global_steps']}/{row['data_source']}/{row['index']}/{session}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "little")
 
     async def _items(
-        self, prompt: list[int], thought: Thought, row: dict[str, Any], session: int, validation: bool,
-        steps: int | None,
-    ) -> tuple[list[Found], int | None]:  # fmt: skip
-        """The items behind a thought, and the version of the weights."""
-        if not thought.opens_item:
-            return [], steps
-        settings, seed = self.settings, None
-        if settings.stage2 == "sample" and not validation:
-            key = f"{settings.seed}/{row['global_steps']}/{row['data_source']}/{row['index']}/{session}".encode()
-            seed = int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "little")
-        name = uuid4().hex
+        self, ids: list[int], data_source: str, width: int, seed: int | None
+    ) -> tuple[list[Found], int | None]:
+        """The items behind ``ids``, and the version of the weights."""
+        name, catalogue = uuid4().hex, self.settings.catalogue(data_source)
         server_id, server = await self.server_manager._acquire_server(name)
         try:
-            return await server.find_items.remote(
-                [*prompt, *thought.response.ids], settings.catalogue(row["data_source"]), self._width(validation),
-                seed, self.rollout_config.temperature,
-            )  # fmt: skip
+            return await server.find_items.remote(ids, catalogue, width, seed, self.rollout_config.temperature)
         finally:
             self.server_manager._release_server(server_id, request_id=name)
 

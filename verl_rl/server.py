@@ -59,14 +59,10 @@ class OneRecServer(vLLMHttpServer):
         while self._waiting:
             await asyncio.sleep(_GATHER_SECONDS)
             batch, self._waiting = self._waiting[:_GATHER_PROMPTS], self._waiting[_GATHER_PROMPTS:]
+            each = [(one.prompt, one.catalogue, one.width, one.seed) for one in batch]
+            args = (*map(list, zip(*each, strict=True)), batch[0].temperature, self.model_config.local_path)
             try:
-                answers = await self.engine.collective_rpc(
-                    "onerec_find_items",
-                    args=(
-                        [one.prompt for one in batch], [one.catalogue for one in batch], [one.width for one in batch],
-                        [one.seed for one in batch], batch[0].temperature, self.model_config.local_path,
-                    ),
-                )  # fmt: skip
+                answers = await self.engine.collective_rpc("onerec_find_items", args=args)
                 # Tensor-parallel workers all searched, and found the same.
                 for one, items in zip(batch, answers[0], strict=True):
                     one.answer.set_result([Found(tuple(ids), tuple(lps), float(sum(lps))) for ids, lps in items])

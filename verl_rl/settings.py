@@ -1,4 +1,4 @@
-"""What the rollout of a GRPO run is, as the ``onerec`` node of verl's configuration: written by `train_grpo`, read by the loop."""
+"""The rollout's settings, the ``onerec`` node of verl's configuration: `train_grpo` writes it, the loop reads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from verl_rl.rewards import check_weights
 DEFAULT_CATALOGUE = "default"
 # Under this name the model's configuration tells verl_rl.engine to compute rows that begin alike once.
 SHARE_KEY = "onerec_share_prompts"
-# Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, and whether its rows are samples.
-ADVANTAGE_KEY, SAMPLED_KEY = "advantage", "sampled"
-# … and there, with what share of the trained weights the exported average is made, and where its validation is written.
-MERGE_RATIO_KEY, MERGE_LOG_KEY = "merge_ratio", "merge_log"
+# Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, whether its rows are
+# samples, with what share of the trained weights the exported average is made, and where its validation is written.
+ADVANTAGE_KEY, SAMPLED_KEY, MERGE_RATIO_KEY, MERGE_LOG_KEY = "advantage", "sampled", "merge_ratio", "merge_log"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +23,10 @@ class RolloutSettings:
 
     ``two_stage``: thinking, then items; otherwise the whole answer is one sample. ``stage2``: ``beam`` or ``sample``.
     ``beam_size``: items a thinking. ``constrained``: only SIDs that exist. ``think``, ``nonthink``: which answers are
-    asked for; with both, the rollouts of a prompt alternate, with neither the model decides. ``force_prefix``: the SID's begin token is written for the
-    model, otherwise it must write it. ``stage1_max_tokens``: of thinking. ``catalogues``: task (or ``default``) to
-    pid2sid.parquet. ``weights``: reward to weight. ``ks``: of Pass@k and Recall@k in validation. ``val_beam_size``: beams there.
+    asked for; with both, the rollouts of a prompt alternate, with neither the model decides. ``force_prefix``: the
+    SID's begin token is written for the model, otherwise it must write it. ``stage1_max_tokens``: of thinking.
+    ``catalogues``: task (or ``default``) to pid2sid.parquet. ``weights``: reward to weight. ``ks``, ``val_beam_size``:
+    of a validation.
     """
 
     two_stage: bool

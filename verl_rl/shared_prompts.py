@@ -1,8 +1,9 @@
 """Rows that begin alike, computed once: the items of a prompt as one tree of tokens.
 
-A group of GRPO is one prompt with many short answers; as rows of a batch each answer pays for its prompt again. Here every
-distinct prefix is one column: a token attends to its ancestors in the tree, its position is its depth, and the head is
-applied behind the prompts only. The same log-probabilities, in the arithmetic of one prompt and its answers.
+A group of GRPO is one prompt with many short answers; as rows of a batch each answer pays for its prompt again. Here
+every distinct prefix is one column: a token attends to its ancestors in the tree, its position is its depth, and the
+head is applied behind the prompts only. The log-probabilities are those of separate rows, since a token sees the same
+tokens at the same positions as in a row of its own.
 
 The idea is that of tree attention (SpecInfer, Miao et al., arXiv 2305.09781) and of Prefix Grouper (arXiv 2506.05433).
 """
@@ -23,9 +24,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 class Trees:
     """Rows laid out as trees; ``g`` prompts, ``w`` columns, of which the last ``k`` have logits.
 
-    ``input_ids``, ``position_ids``: int64 [g, w], prompts end in the same column. ``mask``: bool [g, 1, w, w], what a column
-    attends to. ``place``: int64 [2, n], group and kept column whose logits predict each of the ``n`` response tokens, row
-    after row; ``labels``: int64 [n], these tokens.
+    ``input_ids``, ``position_ids``: int64 [g, w], prompts end in the same column. ``mask``: bool [g, 1, w, w], what a
+    column attends to. ``place``: int64 [2, n], group and kept column whose logits predict each of the ``n`` response
+    tokens, row after row; ``labels``: int64 [n], these tokens.
     """
 
     input_ids: torch.Tensor
@@ -37,7 +38,7 @@ class Trees:
 
 
 class _Tree:
-    """The answers to one prompt: nodes in order of appearance, each with its token, its parent (-1: the prompt) and its depth."""
+    """The answers to one prompt: nodes in order of appearance, each with token, parent (-1: the prompt) and depth."""
 
     def __init__(self, prompt: np.ndarray) -> None:
         self.prompt = prompt
@@ -61,9 +62,12 @@ class _Tree:
         return parents
 
     def ancestors(self) -> np.ndarray:
-        """Bool [nodes, nodes]: a node's ancestors and itself."""
+        """Bool [nodes, nodes]: a node's ancestors and itself.
+
+        A node's row is its parent's with itself added. Parents come first, so one pass over the nodes is enough.
+        """
         found = np.eye(len(self.tokens), dtype=bool)
-        for node, parent in enumerate(self.parents):  # parents come first
+        for node, parent in enumerate(self.parents):
             if parent >= 0:
                 found[node] |= found[parent]
         return found
@@ -83,21 +87,19 @@ def _trees(
 
 
 def build(
-    prompts: Sequence[torch.Tensor],
-    responses: Sequence[torch.Tensor],
-    pad_id: int,
-    device: torch.device | str = "cpu",
+    prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], pad_id: int, device: torch.device | str = "cpu"
 ) -> Trees:
-    """Lay rows out as trees on ``device``; prompts and responses: int64 [length] of every row, on the CPU; prompts are not empty."""
+    """Lay rows out as trees on ``device``; prompts (not empty), responses: int64 [length] of every row, on the CPU."""
     groups, rows = _trees(prompts, responses)
     number = {id(tree): g for g, tree in enumerate(groups)}
     head = max(len(tree.prompt) for tree in groups)
     width = head + max(len(tree.tokens) for tree in groups)
     input_ids = np.full((len(groups), width), pad_id, np.int64)
     position_ids = np.zeros((len(groups), width), np.int64)
-    # A padding column attends to itself: attending to nothing is not a number.
+    # A padding column attends to itself: a softmax over nothing is NaN, and NaN times a weight of 0 is NaN still.
     mask = np.broadcast_to(np.eye(width, dtype=bool), (len(groups), width, width)).copy()
     for g, tree in enumerate(groups):
+        # Prompts are padded on the left and answers on the right, so that the head runs on the last columns of all.
         first, last = head - len(tree.prompt), head + len(tree.tokens)
         input_ids[g, first:last] = np.concatenate([tree.prompt, np.array(tree.tokens, np.int64)])
         depths = np.array(tree.depths, np.int64) + len(tree.prompt) - 1
@@ -113,7 +115,10 @@ def build(
 
 
 def gather(logits: torch.Tensor, trees: Trees, entropy: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(log-probabilities, entropies or None) of the response tokens, float32 [n] in nats; logits: [g, k, vocabulary] of the kept columns."""
+    """(log-probabilities, entropies or None) of the response tokens, float32 [n] in nats.
+
+    logits: [g, k, vocabulary] of the kept columns.
+    """
     logits = logits.float()
     norm = logits.logsumexp(-1)
     group, column = trees.place
@@ -131,11 +136,12 @@ def keep_groups(
     partition: Callable[..., list[list[int]]],
     by_length: bool,
 ) -> list[int] | None:
-    """An order of a batch's rows in which each group stands together, on one rank; None where groups differ in size or ranks would.
+    """An order of a batch's rows in which each group stands together, on one rank.
 
-    ``groups``, ``lengths``: a row's group and tokens; rows go to ``ranks`` in equal parts. ``partition(lengths, k_partitions,
-    equal_size)`` deals the groups out (verl's ``get_seqlen_balanced_partitions``). ``by_length``: shortest first on each rank,
-    so that a micro-batch is padded little; otherwise in the batch's order, which mini-batches want.
+    None where groups differ in size or cannot be dealt out evenly. ``groups``, ``lengths``: a row's group and tokens;
+    rows go to ``ranks`` in equal parts. ``partition(lengths, k_partitions, equal_size)`` deals the groups out (verl's
+    ``get_seqlen_balanced_partitions``). ``by_length``: shortest first on each rank, so that a micro-batch is padded
+    little; otherwise in the batch's order, which mini-batches want.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
@@ -153,10 +159,10 @@ def keep_groups(
 
 
 def split_groups(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tensor], limit: int) -> tuple[int, int]:
-    """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns); (0, 0) where rows are not in groups of one size, or one group alone is wider (many long thoughts).
+    """(groups, fewest equal parts of consecutive whole groups whose trees have at most ``limit`` columns).
 
-    ``prompts``, ``responses``: int64 [length] of every row, on the CPU. Columns are counted as `build` pads them: what a part's
-    forward pass computes.
+    (0, 0) where rows are not in groups of one size, or one group alone is wider (many long thoughts). ``prompts``,
+    ``responses``: int64 [length] of every row, on the CPU. Columns are counted as `build` pads them.
     """
     sizes = [len(list(run)) for _, run in groupby(prompt.numpy().tobytes() for prompt in prompts)]
     if len(set(sizes)) != 1 or sizes[0] == 1:
@@ -167,10 +173,9 @@ def split_groups(prompts: Sequence[torch.Tensor], responses: Sequence[torch.Tens
         (tree,), _ = _trees(prompts[first : first + size], responses[first : first + size])
         heads.append(len(tree.prompt))
         tails.append(len(tree.tokens))
-    for parts in range(1, n + 1):
-        if n % parts:
-            continue
-        # Any run of so many groups, not only the parts' own: ranks agree on the largest number that one of them needs.
+    for parts in (number for number in range(1, n + 1) if n % number == 0):
+        # Any run of so many groups is measured, not only this rank's parts: ranks agree on the largest number that one
+        # of them needs, and with more parts than it asked for a rank's parts begin elsewhere.
         widest = sum(sliding_window_view(lengths, n // parts).max(1) for lengths in (heads, tails))
         if widest.max() * (n // parts) <= limit:
             return n, parts

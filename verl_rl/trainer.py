@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.utils.seqlen_balancing import get_seqlen_balanced_partitions
 
 from onerec.run import write_text
+from onerec.sid import SidSpec
 from onerec.verl.trainer import WatchedTrainer
 from verl_rl.advantage import likelihood_advantages
 from verl_rl.metrics import low_var_kl, task_metrics, time_split
@@ -37,7 +39,7 @@ def rollout_of(key: str) -> str:
 
 @contextlib.contextmanager
 def tensors_only(batch: Any) -> Iterator[None]:
-    """Within it workers fetch the batch's tensors alone: strings and dictionaries of the rows, which no engine reads, take longer than a forward pass."""
+    """Within it workers fetch the batch's tensors alone: strings and dictionaries, which no engine reads, are slow."""
     meta = tq.get_client().kv_retrieve_meta(keys=batch.keys, partition_id=batch.partition_id, create=False)
     batch.fields = [name for name, field in meta.field_schema.items() if not field.get("is_non_tensor", False)]
     try:
@@ -51,7 +53,7 @@ class OneRecTrainer(WatchedTrainer):
     """`WatchedTrainer` that reports by task, splits a step's time and validates the average that will be exported."""
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """verl's; then, where the exported weights are an average with the base model's, these on the same servers."""
+        """verl's; then, where the exported weights are an average with the base model's, these too."""
         super().fit(agent_loop_manager)
         ratio, trainer = self.config.onerec[MERGE_RATIO_KEY], self.config.trainer
         if ratio == 1 or trainer.test_freq <= 0 or trainer.get("val_only", False):
@@ -71,11 +73,9 @@ class OneRecTrainer(WatchedTrainer):
         metrics.update({f"onerec/seconds/{name}": value for name, value in split.items()})
         whole = sum(split.values())
         shares = ", ".join(f"{name} {value:.1f} s" for name, value in split.items() if value)
-        print(
-            f"step {self.global_steps}: reward {metrics['onerec/all/reward']:.4f}, no signal "
-            f"{metrics['onerec/all/no_signal']:.0%}, valid {metrics['onerec/all/valid_sid']:.0%}; {whole:.1f} s: {shares}",
-            flush=True,
-        )
+        reward, no_signal, valid = (metrics[f"onerec/all/{name}"] for name in ("reward", "no_signal", "valid_sid"))
+        told = f"reward {reward:.4f}, no signal {no_signal:.0%}, valid {valid:.0%}"
+        print(f"step {self.global_steps}: {told}; {whole:.1f} s: {shares}", flush=True)
 
     def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """verl's, and where groups share their prompt, each of them whole on one rank."""
@@ -107,42 +107,33 @@ class OneRecTrainer(WatchedTrainer):
             return super()._update_actor(batch, metrics)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """verl's way to the registered estimator, which sees rewards alone; MaxRL's needs the beams' probabilities too."""
+        """verl's way to the registered estimator, which sees rewards alone; MaxRL's needs the beams' probabilities."""
         if self.config.onerec[ADVANTAGE_KEY] != "maxrl":
             return super()._compute_advantage(batch, metrics)
         fields = ["rm_scores", "response_mask", "old_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         scores, masks, log_probs = (data[name].unbind() for name in fields)
         beams = torch.stack([(row * mask).sum() for row, mask in zip(log_probs, masks, strict=True)])
-        advantages = likelihood_advantages(
-            torch.stack([row.sum() for row in scores]), list(map(group_of, batch.keys)),
-            list(map(rollout_of, batch.keys)), None if self.config.onerec[SAMPLED_KEY] else beams,
-        )  # fmt: skip
-        spread = torch.nested.as_nested_tensor(
-            [advantage * mask for advantage, mask in zip(advantages, masks, strict=True)], layout=torch.jagged
-        )
+        rewards = torch.stack([row.sum() for row in scores])
+        groups, rollouts = [group_of(key) for key in batch.keys], [rollout_of(key) for key in batch.keys]
+        known = None if self.config.onerec[SAMPLED_KEY] else beams
+        pairs = zip(likelihood_advantages(rewards, groups, rollouts, known), masks, strict=True)
+        spread = torch.nested.as_nested_tensor([value * mask for value, mask in pairs], layout=torch.jagged)
         rows = TensorDict({"advantages": spread, "returns": spread}, batch_size=len(batch))
         return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=rows)
 
     def _rows(self, batch: Any) -> list[dict[str, Any]]:
         """The batch's real rows in `task_metrics`' form."""
         real = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-        fields = [
-            "data_source",
-            "extra_fields",
-            "rm_scores",
-            "responses",
-            "response_mask",
-            "old_log_probs",
-            "entropy",
-        ]
+        told, numbers = ["data_source", "extra_fields"], ["rm_scores", "responses", "response_mask", "entropy"]
         if self.use_reference_policy:
-            fields.append("ref_log_prob")
-        data = tq.kv_batch_get(keys=real, partition_id=batch.partition_id, select_fields=fields)
+            numbers += ["old_log_probs", "ref_log_prob"]
+        data = tq.kv_batch_get(keys=real, partition_id=batch.partition_id, select_fields=[*told, *numbers])
         # Values that are not tensors come wrapped or bare, by the number of rows.
-        sources, extras = ([getattr(v, "data", v) for v in data[name]] for name in ("data_source", "extra_fields"))
+        sources, extras = ([getattr(v, "data", v) for v in data[name]] for name in told)
         # Taken apart once: indexing a nested tensor takes all of its rows apart each time.
-        tensors = {name: data[name].unbind() for name in fields if name not in ("data_source", "extra_fields")}
+        tensors = {name: data[name].unbind() for name in numbers}
+        layers = _layers(self.config.actor_rollout_ref.model.path)
         rows = []
         for i, key in enumerate(real):
             mask = tensors["response_mask"][i].numpy().astype(bool)
@@ -156,21 +147,13 @@ class OneRecTrainer(WatchedTrainer):
                 own["kl"] = low_var_kl(policy, reference)[mask]
             info = dict(extras[i]["reward_extra_info"])
             info |= {name: float(values.mean()) if values.size else float("nan") for name, values in own.items()}
-            rows.append(
-                {
-                    "task": sources[i].rsplit("/", 1)[-1],
-                    "group": group_of(key),
-                    "reward": float(tensors["rm_scores"][i].sum()),
-                    "answer": tuple(tensors["responses"][i].tolist()[-2 - self._layers :]),
-                    "info": info,
-                }
-            )
+            row = {"task": sources[i].rsplit("/", 1)[-1], "group": group_of(key), "info": info}
+            row["reward"] = float(tensors["rm_scores"][i].sum())
+            row["answer"] = tuple(tensors["responses"][i].tolist()[-2 - layers :])
+            rows.append(row)
         return rows
 
-    @property
-    def _layers(self) -> int:
-        if not hasattr(self, "_n_layers"):
-            from onerec.sid import SidSpec
 
-            self._n_layers = SidSpec.load(self.config.actor_rollout_ref.model.path).n_layers
-        return self._n_layers
+@functools.cache
+def _layers(model: str) -> int:
+    return SidSpec.load(model).n_layers

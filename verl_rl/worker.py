@@ -14,7 +14,7 @@ class OneRecWorkerExtension(vLLMColocateWorkerExtension, ItemWorker):
     """verl's weight sync and this project's item search."""
 
     def onerec_load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
-        """Serve the average of the newest checkpoint and the base model, put in place as verl puts in a step's weights."""
+        """Serve the average of the newest checkpoint and the base model, loaded as verl loads a step's weights."""
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
         for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):

@@ -46,7 +46,8 @@ class BeamModel:
         self.max_scores, self.max_logits, self.vocab_rows = _BLOCKS[kind]
         self.lengths: list[int] = []
         self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys, values a layer, [B, KV, P, D]
-        # Keys and values of every beam's ancestors and of itself, [B, KV, W, D] each: [layer][level].
+        # Keys and values of every beam's ancestors and of itself, [B, KV, W, D] each: [layer][level]. A level is a
+        # list entry of its own, so that a step appends instead of copying what earlier steps made.
         self.own: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
 
     def prefill(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -106,6 +107,8 @@ class BeamModel:
             if min(lengths) < end:
                 hidden = torch.arange(end, device=self.device) >= torch.tensor(lengths, device=self.device).unsqueeze(1)
                 scores.masked_fill_(hidden[:, None, None], -torch.inf)
+            # One softmax over two tables of scores, the prompt's and the beam's own: both are shifted by their common
+            # maximum and divided by their common sum. One tensor of keys would copy the prompt's cache once a beam.
             mine = own[at : at + rows].flatten(2, 3)
             top = torch.maximum(scores.amax(-1, keepdim=True).float(), mine.amax(-1, keepdim=True))
             weights = scores.float().sub_(top).exp_()
@@ -156,7 +159,8 @@ class BeamModel:
         rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
-            # In float32 the shift rides along in the product.
+            # With a shift known before, exp(logit - shift) is summed in one pass over the logits, where a logsumexp needs
+            # one more for their maximum. In float32 the shift rides along in the product.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
             for piece in weight.split(self.vocab_rows):

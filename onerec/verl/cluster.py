@@ -1,7 +1,7 @@
-"""Where a verl run finds its GPUs: on this machine, or on a Ray cluster that was started before (RAY_ADDRESS). No torch here.
+"""Where a verl run finds its GPUs: on this machine, or on a Ray cluster started before (RAY_ADDRESS). No torch here.
 
-Whether a run's pools of GPUs fit is said before verl starts; verl would refuse after Ray has started, or wait for ever. On such a
-cluster processes start on machines that know nothing of this one's environment, so the run carries its own with it.
+Whether a run's pools of GPUs fit is said before verl starts; verl would refuse after Ray has started, or wait for ever.
+Processes of such a cluster know nothing of this machine's environment, so the run carries its own with it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from onerec.errors import InputError
 CORES = 3
 # … and for one for its controller and each of its helpers.
 _HELPERS = 10
-# Variables of a user's that a run's processes read, by how their names begin; not those of one machine (CUDA_VISIBLE_DEVICES, PATH).
-_PASSED = ("VERL_", "VLLM_", "TQ_", "OMP_", "MKL_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_",
-           "WANDB_", "TENSORBOARD_", "MLFLOW_", "SWANLAB_", "ONEREC_")  # fmt: skip
+# Variables of a user's that a run's processes read, by how their names begin; not those of one machine (PATH, …).
+_PASSED = (
+    "VERL VLLM TQ OMP MKL HF TRANSFORMERS TOKENIZERS TORCH PYTORCH NCCL GLOO WANDB TENSORBOARD MLFLOW SWANLAB ONEREC"
+)
+_PASSED = tuple(f"{name}_" for name in _PASSED.split())
 # Secrets would stand in the command and the log; a machine's address is its own.
 _KEPT = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD|HOST_IP)$")
 _ASK = """
@@ -52,7 +54,8 @@ def started_before() -> str | None:
 class Pool:
     """GPUs of one part of a run (processes on a CPU): ``gpus`` on each of ``nodes`` nodes.
 
-    ``tensor_parallel`` of them make a vLLM server. ``gpus`` -1: as many as there are beside the other pools. ``flag`` sets ``gpus``.
+    ``tensor_parallel`` of them make a vLLM server. ``gpus`` -1: as many as there are beside the other pools. ``flag``
+    sets ``gpus``.
     """
 
     what: str
@@ -73,18 +76,15 @@ class Pool:
 
 
 def fit(first: Pool, *others: Pool) -> list[Pool]:
-    """The pools as they will be, the first with its number of GPUs; raises `InputError` where they do not fit what is there."""
+    """The pools as they will be, the first with its number of GPUs; raises `InputError` where they do not fit."""
     for pool in (first, *others):
-        if min(pool.nodes, pool.tensor_parallel) < 1 or (pool.gpus < 1 and (pool != first or pool.gpus != -1)):
-            raise InputError(
-                pool.flag, f"the {pool.what} has {pool.nodes} nodes of {pool.gpus} GPUs and tensor parallelism {pool.tensor_parallel}",
-                "at least 1 of each",
-            )  # fmt: skip
-        if pool.gpus > 0 and not pool.whole:
-            raise InputError(
-                pool.flag, f"tensor parallelism {pool.tensor_parallel} of the {pool.what} does not divide {pool.nodes} × {pool.gpus} GPUs",
-                "a divisor of a node's GPUs, or whole nodes",
-            )  # fmt: skip
+        size, nodes, gpus = pool.tensor_parallel, pool.nodes, pool.gpus
+        if min(nodes, size) < 1 or (gpus < 1 and (pool != first or gpus != -1)):
+            what = f"the {pool.what} has {nodes} nodes of {gpus} GPUs and tensor parallelism {size}"
+            raise InputError(pool.flag, what, "at least 1 of each")
+        if gpus > 0 and not pool.whole:
+            what = f"tensor parallelism {size} of the {pool.what} does not divide {nodes} × {gpus} GPUs"
+            raise InputError(pool.flag, what, "a divisor of a node's GPUs, or whole nodes")
     nodes = gpus_by_node()
     if nodes is None:
         return [first if first.gpus > 0 else dataclasses.replace(first, gpus=first.tensor_parallel), *others]
@@ -95,20 +95,21 @@ def fit(first: Pool, *others: Pool) -> list[Pool]:
     if first.gpus > 0 and _packs([first, *others], nodes):
         return [first, *others]
     wanted = [dataclasses.replace(first, gpus=first.tensor_parallel) if first.gpus == -1 else first, *others]
-    there = ", ".join(map(str, nodes)) or "none"
-    where = f"the cluster's nodes ({there}, with {CORES} cores each)" if started_before() else f"this machine ({there})"
-    what = f"{', '.join(map(str, wanted))} do not fit the GPUs of {where}"
+    listed = ", ".join(map(str, nodes)) or "none"
+    where = (
+        f"the cluster's nodes ({listed}, with {CORES} cores each)" if started_before() else f"this machine ({listed})"
+    )
     if largest:
         right = f"{first.flag} {largest.gpus}"
     elif not started_before() and any(pool.nodes > 1 for pool in wanted):
         right = "RAY_ADDRESS of a Ray cluster over the nodes (scripts/ray_start.sh, scripts/ray_slurm.sh)"
     else:
         right = f"at least {sum(pool.gpus * pool.nodes for pool in wanted)}, or a smaller tensor parallelism"
-    raise InputError(first.flag, what, right)
+    raise InputError(first.flag, f"{', '.join(map(str, wanted))} do not fit the GPUs of {where}", right)
 
 
 def _packs(pools: Sequence[Pool], nodes: Sequence[int]) -> bool:
-    """Whether Ray places the pools: what a pool has on a node goes to the one with the most room, as Ray does it, in verl's order."""
+    """Whether Ray places the pools: in verl's order, each node's part where the most room is."""
     free = list(nodes)
     for pool in pools:
         for _ in range(pool.nodes):
@@ -120,7 +121,7 @@ def _packs(pools: Sequence[Pool], nodes: Sequence[int]) -> bool:
 
 
 def gpus_by_node() -> list[int] | None:
-    """GPUs that verl can use on each node of the cluster, or on this machine; None where there is no number (on a CPU any will do).
+    """GPUs that verl can use on each node of the cluster, or on this machine; None on a CPU, where any number will do.
 
     Raises `InputError` where the cluster does not answer.
     """
@@ -129,10 +130,9 @@ def gpus_by_node() -> list[int] | None:
             done = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=120)
             found = json.loads(done.stdout.splitlines()[-1])
         except (subprocess.TimeoutExpired, IndexError, json.JSONDecodeError):
-            raise InputError(
-                "RAY_ADDRESS", f"no Ray cluster answers at {address}",
-                "the address of one (scripts/ray_start.sh, scripts/ray_slurm.sh), or unset, for a run on this machine alone",
-            ) from None  # fmt: skip
+            one = "the address of one (scripts/ray_start.sh, scripts/ray_slurm.sh)"
+            right = f"{one}, or unset, for a run on this machine alone"
+            raise InputError("RAY_ADDRESS", f"no Ray cluster answers at {address}", right) from None
         return [min(gpus, cores // CORES) for gpus, cores in found]
     if not has_accelerator() or not (smi := shutil.which("nvidia-smi")):
         return None
@@ -143,20 +143,17 @@ def gpus_by_node() -> list[int] | None:
 
 
 def ray_overrides(variables: Mapping[str, str], pools: Sequence[Pool], on_cpu: bool) -> list[str]:
-    """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and what an own cluster is told."""
+    """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and its resources."""
     passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED) and not _KEPT.search(name)}
-    init = "ray_kwargs.ray_init"
-    lines = [
-        f"++{init}.runtime_env.env_vars.{name}={quoted(value)}" for name, value in (passed | dict(variables)).items()
-    ]
+    init, carried = "ray_kwargs.ray_init", passed | dict(variables)
+    lines = [f"++{init}.runtime_env.env_vars.{name}={quoted(value)}" for name, value in carried.items()]
     if started_before():
         return lines
     slots = sum(pool.gpus * pool.nodes for pool in pools)
-    # `local`: never a cluster that somebody left on this machine. Of cores more than there are: verl's actors mostly wait.
-    lines += [
-        f"++{init}.address=local",
-        f"{init}.num_cpus={max(os.cpu_count() or 1, CORES * slots + _HELPERS)}",
-    ]
+    # Of cores more than there are: verl's actors mostly wait.
+    cores = max(os.cpu_count() or 1, CORES * slots + _HELPERS)
+    # `local`: never a cluster that somebody left on this machine.
+    lines += [f"++{init}.address=local", f"{init}.num_cpus={cores}"]
     return lines + ([f"++{init}.num_gpus={slots}", f"++{init}.include_dashboard=False"] if on_cpu else [])
 
 

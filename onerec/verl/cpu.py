@@ -27,102 +27,60 @@ _MEMORY = 8 << 30
 check_version()
 
 
+def _always(value: Any) -> Any:
+    """A method, or a function of ``torch.cuda``, that gives ``value`` whatever it is asked."""
+    return lambda *args, **kwargs: value
+
+
 class _CpuModule(types.ModuleType):
     """``torch.cuda``'s functions that verl calls, for the CPU; anything else is ``torch.cpu``'s."""
+
+    empty_cache = ipc_collect = reset_peak_memory_stats = synchronize = set_device = staticmethod(_always(None))
+    manual_seed = manual_seed_all = set_per_process_memory_fraction = staticmethod(_always(None))
+    memory_allocated = memory_reserved = max_memory_allocated = max_memory_reserved = staticmethod(_always(0))
+    is_available, device_count = staticmethod(_always(False)), staticmethod(_always(1))
+    current_device, get_device_name = staticmethod(_always(torch.device("cpu"))), staticmethod(_always("cpu"))
+    mem_get_info = staticmethod(_always((_MEMORY, _MEMORY)))
+    get_rng_state = staticmethod(lambda device=None: torch.get_rng_state())
+    set_rng_state = staticmethod(lambda state, device=None: torch.set_rng_state(state))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
 
 
-def _device_module() -> types.ModuleType:
-    module = _CpuModule("onerec_verl_cpu_device")
-    nothing = ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "synchronize", "set_device",
-               "manual_seed", "manual_seed_all", "set_per_process_memory_fraction")  # fmt: skip
-    zero = ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved")
-    values = {name: None for name in nothing} | {name: 0 for name in zero}
-    values |= {"is_available": False, "device_count": 1, "current_device": torch.device("cpu"),
-               "mem_get_info": (_MEMORY, _MEMORY), "get_device_name": "cpu"}  # fmt: skip
-    for name, value in values.items():
-        setattr(module, name, lambda *args, _value=value, **kwargs: _value)
-    module.get_rng_state = lambda device=None: torch.get_rng_state()
-    module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    return module
-
-
-_DEVICE_MODULE = _device_module()
+_DEVICE_MODULE = _CpuModule("onerec_verl_cpu_device")
 
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
     """verl's `PlatformBase` on plain torch: gloo for collectives, shared memory instead of IPC for weights."""
 
-    device_name = property(lambda self: "cpu")
-    vendor_name = property(lambda self: "cpu")
-    device_module = property(lambda self: _DEVICE_MODULE)
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return True
-
-    def current_device(self) -> Any:
-        return torch.device("cpu")
-
-    def device_count(self) -> int:
-        return 1
-
-    def set_device(self, device_index: int) -> None:
-        pass
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        pass
+    device_name = vendor_name = property(_always("cpu"))
+    device_module = property(_always(_DEVICE_MODULE))
+    is_available = is_platform_available = _always(True)
+    is_ipc_supported = _always(False)
+    current_device, device_count = _always(torch.device("cpu")), _always(1)
+    set_device = synchronize = set_allocator_settings = empty_cache = _always(None)
+    profiler_start = profiler_stop = cudart = _always(None)
+    get_device_capability = _always((None, None))
+    communication_backend_name = _always("gloo")
+    visible_devices_envvar = _always("CUDA_VISIBLE_DEVICES")
+    ray_resource_name = _always("GPU")
 
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        pass
-
-    def empty_cache(self) -> None:
-        pass
-
-    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        return None, None
-
-    def communication_backend_name(self) -> str:
-        return "gloo"
-
-    def visible_devices_envvar(self) -> str:
-        return "CUDA_VISIBLE_DEVICES"
+    manual_seed_all = manual_seed
 
     @contextlib.contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
 
-    def profiler_start(self) -> None:
-        pass
-
-    def profiler_stop(self) -> None:
-        pass
-
-    def ray_resource_name(self) -> str:
-        return "GPU"
-
     def ray_noset_envvars(self) -> list[str]:
         return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
 
-    def is_ipc_supported(self) -> bool:
-        return False
-
     def rollout_env_vars(self) -> dict[str, str]:
         return {}
-
-    def cudart(self) -> Any:
-        return None
 
 
 def _accept_cpu_twice() -> None:
@@ -149,10 +107,8 @@ def _register_engines() -> None:
     from verl.workers.engine.base import EngineRegistry
 
     fsdp.CPUOffloadPolicy = lambda pin_memory=True: CPUOffloadPolicy(pin_memory=False)
-    for model_type, engine in (
-        ("language_model", fsdp.FSDPEngineWithLMHead),
-        ("value_model", fsdp.FSDPEngineWithValueHead),
-    ):
+    engines = {"language_model": fsdp.FSDPEngineWithLMHead, "value_model": fsdp.FSDPEngineWithValueHead}
+    for model_type, engine in engines.items():
         EngineRegistry.register(model_type=model_type, backend=["fsdp", "fsdp2"], device=["cpu"])(engine)
 
 
@@ -160,8 +116,8 @@ def _keep_weights_loadable() -> None:
     """In a vLLM worker: no linear layer on a packed copy of its weights.
 
     vLLM's CPU layers copy their weights into a oneDNN, AMX or Zen form when a model is loaded and drop, or no longer
-    read, what they came from; weights that training sends later would be refused or, in the output layer, ignored. verl is
-    imported in that process (for its worker extension) before the model is loaded.
+    read, what they came from; weights that training sends later would be refused or, in the output layer, ignored. verl
+    is imported in that process (for its worker extension) before the model is loaded.
     """
     if "vllm" not in sys.modules:
         return

@@ -24,25 +24,22 @@ def last_checkpoint(checkpoints: Path) -> int | None:
         return None
     text = tracker.read_text().strip()
     if not text.isdigit() or not (checkpoints / f"global_step_{text}").is_dir():
-        raise InputError(
-            tracker,
-            f"names step {text or '(nothing)'}, which is not there",
-            "a checkpoint folder beside it, or none of both",
-        )
+        what = f"names step {text or '(nothing)'}, which is not there"
+        raise InputError(tracker, what, "a checkpoint folder beside it, or none of both")
     return int(text)
 
 
 def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:
-    """Write ``output``, in the place of what is there (whose it is, the stage knows): the newest checkpoint's weights and configuration, everything else from ``base_model``.
+    """Write ``output`` over an earlier export: the newest checkpoint's weights, the rest from ``base_model``.
 
     Tokenizer, chat template, generation configuration and sid_spec.json are the base model's files, byte for byte.
-    ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of WiSE-FT
-    (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
+    ``merge_ratio`` below 1 writes (1 − ratio) × the base model's weights + ratio × the trained ones, the average of
+    WiSE-FT (Wortsman et al., arXiv 2109.01903): most of what the stage brought for less of what it cost.
     """
-    saved = _saved(checkpoints)
-    weights = sorted([*saved.glob("*.safetensors"), *saved.glob("*.safetensors.index.json")])
     from safetensors.torch import save_file
 
+    saved = _saved(checkpoints)
+    weights = sorted([*saved.glob("*.safetensors"), *saved.glob("*.safetensors.index.json")])
     with atomic_path(output, ours=True) as folder:
         folder.mkdir(parents=True)
         for file in base_model.iterdir():
@@ -73,7 +70,7 @@ def _saved(checkpoints: Path) -> Path:
 
 
 def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Tensor]:
-    """The weighted average of one file of trained weights with the base model's; averaged in float32, kept in the trained type."""
+    """One file of trained weights averaged with the base model's, in float32; kept in the trained type."""
     import torch
     from safetensors import safe_open
     from safetensors.torch import load_file

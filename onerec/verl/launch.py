@@ -7,6 +7,7 @@ A stage on verl (distillation, GRPO) makes its own overrides, checks its inputs 
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -33,7 +34,8 @@ CPU_MODULE = "onerec.verl.cpu"
 WATCHED_TRAINER = "onerec_watched"
 # verl's default is FSDP1.
 TRAINING = "actor_rollout_ref.actor.strategy=fsdp2"
-# Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server dies at its start.
+# Widths of an attention head that vLLM's CPU kernels know (vllm.v1.attention.backends.cpu_attn); on another the server
+# dies at its start.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,34 +47,31 @@ def check_version() -> None:
     except importlib.metadata.PackageNotFoundError:
         raise InputError("verl", "is not installed", "bash scripts/install.sh") from None
     if found != VERL_VERSION:
-        raise InputError(
-            "verl", f"is version {found}; its registries are known at {VERL_VERSION}", f"pip install verl=={VERL_VERSION}"
-        )  # fmt: skip
+        what = f"is version {found}; its registries are known at {VERL_VERSION}"
+        raise InputError("verl", what, f"pip install verl=={VERL_VERSION}")
 
 
 # Preflight: what is wrong is said before Ray starts.
 
 
 def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
-    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve here.
+    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve.
 
     Raises `InputError` where it has none, or those of another codebook than ``codebooks``.
     """
     model = open_model_folder(path)
     if model.spec is None:
-        raise InputError(
-            path, f"has no {SID_SPEC}: its vocabulary holds no SIDs", "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)"
-        )  # fmt: skip
+        right = "expand its vocabulary (pretrain/scripts/expand_qwen3_vocab.sh)"
+        raise InputError(path, f"has no {SID_SPEC}: its vocabulary holds no SIDs", right)
     if codebooks is not None and not model.spec.same_codebooks(codebooks):
-        raise InputError(
-            path, f"has codebooks {list(model.spec.codebook_sizes)}", f"those of the data: {list(codebooks.codebook_sizes)}"
-        )  # fmt: skip
+        right = f"those of the data: {list(codebooks.codebook_sizes)}"
+        raise InputError(path, f"has codebooks {list(model.spec.codebook_sizes)}", right)
     check_head_size(path, model.config)
     return model
 
 
 def check_head_size(path: Path, config: Mapping[str, Any]) -> None:
-    """Raises `InputError` where vLLM would serve the model of this ``config.json`` on a CPU and has no kernel for its heads."""
+    """Raise `InputError` where there is no GPU and vLLM's CPU kernels do not take this model's attention heads."""
     size = head_dim(config)
     if size and size not in CPU_HEAD_SIZES and not has_accelerator():
         known = ", ".join(map(str, CPU_HEAD_SIZES))
@@ -93,24 +92,17 @@ def check_data(path: Path, columns: Sequence[str]) -> int:
 def cpu_overrides() -> list[str]:
     """Hydra overrides for a machine without an accelerator, where processes stand for GPUs.
 
-    No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker for
-    what a cluster spreads.
+    No flash attention, so no packing; no compilation; float32, since such machines have no fast bfloat16; one worker
+    for what a cluster spreads.
     """
     actor, ref, rollout = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout"))
-    compiled = (f"{actor}.", f"{ref}.", f"{actor}.fsdp_config.", f"{ref}.fsdp_config.")
-    return [
+    lines = [
         "trainer.device=cpu",
         "data.dataloader_num_workers=0",
         "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
         "actor_rollout_ref.model.use_remove_padding=False",
         "actor_rollout_ref.model.enable_gradient_checkpointing=False",
         f"{actor}.fsdp_config.model_dtype=fp32",
-        *(
-            f"+{name}.fsdp_config.mixed_precision.{part}_dtype=fp32"
-            for name in (actor, ref)
-            for part in ("param", "reduce")
-        ),
-        *(f"{name}use_torch_compile=False" for name in compiled),
         f"{rollout}.dtype=float32",
         f"{rollout}.enforce_eager=True",
         f"{rollout}.free_cache_engine=False",
@@ -120,15 +112,18 @@ def cpu_overrides() -> list[str]:
         "reward.num_workers=1",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
     ]
+    for name in (actor, ref):
+        lines += [f"+{name}.fsdp_config.mixed_precision.{part}_dtype=fp32" for part in ("param", "reduce")]
+        lines += [f"{name}.use_torch_compile=False", f"{name}.fsdp_config.use_torch_compile=False"]
+    return lines
 
 
 def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: int) -> list[str]:
-    """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its rollout settings.
+    """Overrides of a vLLM server on a CPU, of ``tp_size`` processes that share the model; ``prefix``: its settings.
 
-    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more. The key-value
-    cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence, whichever is more:
-    requests wait for room. vLLM touches all of it at its start, and a run has up to three servers. VLLM_CPU_KVCACHE_SPACE (GiB)
-    overrules it.
+    A model in one process is run by vLLM's engine itself: a worker beside it would import everything once more. The
+    key-value cache has room for ``sequences`` sequences of ``tokens`` tokens in float32, at most 1 GiB or one sequence,
+    whichever is more, since vLLM touches all of it at its start. VLLM_CPU_KVCACHE_SPACE (GiB) overrules it.
     """
     config = read_json(model / "config.json")
     heads = config.get("num_key_value_heads") or config.get("num_attention_heads") or 0
@@ -141,10 +136,12 @@ def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: i
 
 
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
-    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them. ``modules`` register the stage's extensions, in every process that imports verl."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them.
+
+    ``modules`` register the stage's extensions, in every process that imports verl.
+    """
     values = {
-        "PYTHONPATH": path,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VERL_USE_EXTERNAL_MODULES": ",".join([*([CPU_MODULE] if on_cpu else []), *modules]),
         "HYDRA_FULL_ERROR": "1",
         "PYTHONUNBUFFERED": "1",
@@ -152,28 +149,26 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if on_cpu:
-        # Ray's memory monitor counts the whole machine's memory and kills this run for what others take.
-        values |= {
-            "VERL_PLATFORM": "cpu",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_memory_monitor_refresh_ms": "0",
-        }
-        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one; and it would keep a worker beside its engine
-        # for the sake of that binding (`cpu_server`). Ray starts its workers at niceness 15,
-        # where they starve beside any other work. verl's queue wants eight threads to put small rows together, and warns at
-        # every put where there are fewer cores.
-        defaults = {
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
-            "OMP_WAIT_POLICY": "passive",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "RAY_worker_niceness": "0",
-            "TQ_NUM_THREADS": "1",
-        }
-        for name, default in defaults.items():
-            values[name] = os.environ.get(name, default)
-    return values
+    if not on_cpu:
+        return values
+    values["VERL_PLATFORM"] = "cpu"
+    values["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # Ray's memory monitor counts the whole machine's memory and kills this run for what others take.
+    values["RAY_memory_monitor_refresh_ms"] = "0"
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots)),
+        "OMP_WAIT_POLICY": "passive",
+        # vLLM would bind each worker to a NUMA node of its own, and a laptop has one; and it would keep a worker beside
+        # its engine for the sake of that binding (`cpu_server`).
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Ray starts its workers at niceness 15, where they starve beside any other work.
+        "RAY_worker_niceness": "0",
+        # verl's queue wants eight threads to put small rows together, and warns at every put where there are fewer
+        # cores.
+        "TQ_NUM_THREADS": "1",
+    }
+    return values | {name: os.environ.get(name, default) for name, default in defaults.items()}
 
 
 def command(overrides: Sequence[str]) -> list[str]:
@@ -182,7 +177,7 @@ def command(overrides: Sequence[str]) -> list[str]:
 
 
 def resolve(overrides: Sequence[str]) -> None:
-    """Compose verl's configuration from the overrides; raises `InputError` where a name or value is not one of verl's."""
+    """Compose verl's configuration from the overrides; raises `InputError` for a name or value that is not its."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -210,30 +205,26 @@ _CAUSES = (
 
 
 class _Log:
-    """A log file that a run survives: where it cannot be written (a full disk), that is said once and the run goes on."""
+    """A log file that a run survives: where it cannot be written (a full disk), that is said once."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path.open("ab", buffering=0)
         self.disk_full = False
 
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
     def write(self, text: str) -> None:
         """Append; after the first failure nothing more is written."""
-        if self._file is None:
+        if self._file.closed:
             return
         try:
             self._file.write(text.encode("utf-8"))
         except OSError as error:
             self.disk_full = error.errno in DISK_FULL
             print(f"warning: {self._path}: {error.strerror}; the log ends here", file=sys.stderr, flush=True)
-            self._file.close()
-            self._file = None
+            self.close()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._file.close()
 
 
 _GO_ON = "the same command goes on from the last checkpoint"
@@ -248,24 +239,18 @@ def launch(
     dry_run: bool = False,
     extra_environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run verl on ``pools`` with the stage's overrides (those of Ray and the CPU go before them, so that a stage can say otherwise).
+    """Run verl on ``pools``; the stage's overrides come after those of Ray and the CPU, so that they count.
 
-    Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and to
-    ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
+    Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and
+    to ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
     command goes on from the last checkpoint. Whatever ends this script ends the whole run (`onerec.keeper`). Returns 0.
     """
     check_version()
     on_cpu = not has_accelerator()
     variables = environment(modules, on_cpu, sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
-    full = [
-        *ray_overrides(variables, pools, on_cpu),
-        TRAINING,
-        *(cpu_overrides() if on_cpu else []),
-        *overrides,
-    ]
+    full = [*ray_overrides(variables, pools, on_cpu), TRAINING, *(cpu_overrides() if on_cpu else []), *overrides]
     resolve(full)
-    full += [f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"]
-    line = command(full)
+    line = command([*full, f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"])
     print("+ " + " ".join(f"{k}={shlex.quote(v)}" for k, v in variables.items()) + " \\")
     print("  " + shlex.join(line), flush=True)
     if dry_run:
@@ -273,15 +258,13 @@ def launch(
     output_dir.mkdir(parents=True, exist_ok=True)
     # Ray compares its slots with this variable, even where there is no GPU.
     inherited = {name: value for name, value in os.environ.items() if not (on_cpu and name == "CUDA_VISIBLE_DEVICES")}
-    log = output_dir / "verl.log"
-    tail: collections.deque[str] = collections.deque(maxlen=400)
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    log, tail = output_dir / "verl.log", collections.deque[str](maxlen=400)
     with (
         locked(output_dir),
-        _Log(log) as file,
-        owned(line, env=inherited | variables, what_next=_GO_ON, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-              text=True, errors="replace") as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
+        contextlib.closing(_Log(log)) as file,
+        owned(line, env=inherited | variables, what_next=_GO_ON, **pipe) as process,
+    ):
         for text in process.stdout:
             print(text, end="", flush=True)
             file.write(text)

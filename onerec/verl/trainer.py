@@ -53,10 +53,8 @@ class WatchedTrainer(PPOTrainerSync):
         while True:
             time.sleep(_WATCH_SECONDS)
             try:
-                ray.get(
-                    [server.__ray_call__.remote(check_engine) for server in servers],
-                    timeout=10 * _WATCH_SECONDS,
-                )
+                asked = [server.__ray_call__.remote(check_engine) for server in servers]
+                ray.get(asked, timeout=10 * _WATCH_SECONDS)
             except ray.exceptions.GetTimeoutError:
                 continue  # busy
             except ray.exceptions.RayError as error:
@@ -69,7 +67,6 @@ class WatchedTrainer(PPOTrainerSync):
         wanted = self.config.data.train_batch_size
         found = len({key.rsplit("_", 2)[0] for key in batch.keys})
         if found < wanted:
-            raise InputError(
-                "rollout", f"{wanted - found} of {wanted} prompts of step {self.global_steps} came back without an answer", "a rollout server that lives; its error stands above in the log"
-            )  # fmt: skip
+            what = f"{wanted - found} of {wanted} prompts of step {self.global_steps} came back without an answer"
+            raise InputError("rollout", what, "a rollout server that lives; its error stands above in the log")
         return super()._balance_batch(batch, *args, **kwargs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onerec.errors import InputError
-from pretrain.dropout import add_dropout
+from pretrain.extras import add_dropout
 from pretrain.model import load_lm
 from pretrain.train import main
 from pretrain.trainer import PackedTrainer

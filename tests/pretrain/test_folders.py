@@ -11,8 +11,8 @@ import pytest
 from onerec.errors import InputError
 from onerec.folders import locked
 from pretrain.checkpoint import RUN, checkpoint_dir, keep_newest, whole_checkpoints
+from pretrain.reports import LOG, trim_log
 from pretrain.train import check_ours, clear_output, main
-from pretrain.trainer import LOG, trim_log
 
 
 def checkpoint(output: Path, step: int, whole: bool = True) -> None:

@@ -8,8 +8,8 @@ import torch
 from onerec.errors import InputError
 from pretrain.dataset import collate
 from pretrain.flops import layer_weights, peak_tflops, step_flops
-from pretrain.loss_sums import LossSums
 from pretrain.model import load_lm
+from pretrain.reports import LossSums
 from pretrain.train import main
 from pretrain.trainer import LOG, VALIDATION_LOG, PackedTrainer
 from tests.pretrain.test_train import argv

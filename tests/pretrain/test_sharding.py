@@ -195,14 +195,14 @@ def test_a_shard_that_is_missing_is_one_line(world, runs, name, tmp_path):
         ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, "sets bf16 to True"),
     ],
 )
-def test_a_deepspeed_config_that_cannot_be_meant_is_refused(tmp_path, value, says):
+def test_a_deepspeed_config_that_contradicts_the_flags_is_refused(tmp_path, value, says):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=says):
         choose(str(path), None)
 
 
-def test_an_fsdp_config_that_cannot_be_meant_is_refused(tmp_path, monkeypatch):
+def test_a_wrong_fsdp_config_is_refused(tmp_path, monkeypatch):
     path, example = tmp_path / "fsdp.json", STAGE / "examples/fsdp2.json"
     with pytest.raises(InputError, match="there is one process"):
         choose(None, str(example))

@@ -12,8 +12,8 @@ from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
 from verl_rl import assemble, metrics, options, train_grpo
+from verl_rl.metrics import read_validation, table
 from verl_rl.settings import RolloutSettings
-from verl_rl.validation import read_validation, table
 
 SPEC = SidSpec((4, 3), first_id=20)
 QWEN3 = RENDERERS["qwen3"]

@@ -1,4 +1,4 @@
-"""SIGTERM (a cluster takes the node back), SIGHUP and Ctrl-C end a training after the running step, with a checkpoint."""
+"""What happens at the end of a training's steps: validation, and the end of the run where a signal asks for it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,25 @@ from onerec.cli import Stopped, signals_to
 from onerec.keeper import STOP_SIGNALS, stop_status
 
 
-class StopAfterStep(TrainerCallback):
-    """While the block runs, a signal asks for the end of the training; ``status`` is then the exit status, else 0.
+class Validate(TrainerCallback):
+    """Validates every ``--eval_per_step`` steps, or with every checkpoint, and after the last step."""
 
-    The processes of a run agree at every step's end, as a signal may reach one of them a step later than the others. A second
-    Ctrl-C ends the program where it stands.
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer."""
+        options = self._trainer.options
+        every = options.eval_per_step or options.save_checkpoint_per_step
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._trainer.validate()
+
+
+class StopAfterStep(TrainerCallback):
+    """SIGTERM (a cluster takes the node back), SIGHUP and Ctrl-C end the training after the running step, saved.
+
+    A context manager; ``status`` is then the exit status, else 0. The processes of a run agree at every step's end, as
+    a signal may reach one of them a step later than the others. A second Ctrl-C ends the program at once.
     """
 
     def __init__(self, trainer: Any) -> None:
