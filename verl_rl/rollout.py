@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
-from onerec.items.search import Found
+from onerec.items.search import Item
 from onerec.sid import SidSpec
 from verl_rl.assemble import (
     Marks,
@@ -28,6 +28,7 @@ from verl_rl.assemble import (
     without_thinking,
 )
 from verl_rl.dataset import VALIDATION
+from verl_rl.item_server import ITEMS, Wanted
 from verl_rl.rewards import parse_answer, ranking_metrics, score_group
 from verl_rl.settings import RolloutSettings
 
@@ -131,7 +132,7 @@ class TwoStageLoop(AgentLoopBase):
     async def _items(
         self, prompt: list[int], thought: Thought, row: dict[str, Any], session: int, validation: bool,
         steps: int | None,
-    ) -> tuple[list[Found], int | None]:  # fmt: skip
+    ) -> tuple[list[Item], int | None]:  # fmt: skip
         """The items behind a thought, and the version of the weights."""
         if not thought.opens_item:
             return [], steps
@@ -139,15 +140,13 @@ class TwoStageLoop(AgentLoopBase):
         if settings.stage2 == "sample" and not validation:
             key = f"{settings.seed}/{row['global_steps']}/{row['data_source']}/{row['index']}/{session}".encode()
             seed = int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "little")
-        name = uuid4().hex
-        server_id, server = await self.server_manager._acquire_server(name)
-        try:
-            return await server.find_items.remote(
-                [*prompt, *thought.response.ids], settings.catalogue(row["data_source"]), self._width(validation),
-                seed, self.rollout_config.temperature,
-            )  # fmt: skip
-        finally:
-            self.server_manager._release_server(server_id, request_id=name)
+        wanted = Wanted(
+            settings.catalogue(row["data_source"]), self._width(validation), seed, self.rollout_config.temperature
+        )
+        out = await self.server_manager.generate(
+            request_id=uuid4().hex, prompt_ids=[*prompt, *thought.response.ids], sampling_params={ITEMS: wanted}
+        )
+        return out.extra_fields[ITEMS], out.extra_fields["global_steps"]
 
     def _output(self, prompt: list[int], response: Response, info: dict[str, float], steps: int | None) -> BeamOutput:
         limit = self.rollout_config.response_length

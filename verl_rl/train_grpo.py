@@ -43,6 +43,7 @@ from verl_rl.settings import (
     MERGE_RATIO_KEY,
     SAMPLED_KEY,
     SHARE_KEY,
+    VLLM_ROLLOUT,
     RolloutSettings,
 )
 from verl_rl.validation import read_validation, table
@@ -198,10 +199,10 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         f"{actor}.data_loader_seed": args.seed,
         f"{actor}.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
         f"{actor}.checkpoint.load_contents": "[model,optimizer,extra]",
-        f"{rollout}.name": "onerec_vllm",
+        f"{rollout}.name": settings.rollout,
         f"{rollout}.n": group,
         f"{rollout}.temperature": args.temperature,
-        f"{rollout}.tensor_model_parallel_size": args.rollout_tp_size,
+        f"{rollout}.tensor_model_parallel_size": args.rollout_tp_size if settings.rollout == VLLM_ROLLOUT else 1,
         f"{rollout}.gpu_memory_utilization": args.gpu_memory_utilization,
         f"{rollout}.max_model_len": length,
         f"{rollout}.max_num_seqs": args.max_num_seqs,
@@ -234,7 +235,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     values |= shared if args.share_prompts else {}
     server = (
         []
-        if has_accelerator()
+        if has_accelerator() or settings.rollout != VLLM_ROLLOUT
         else cpu_server(rollout, args.base_model.resolve(), length, args.max_num_seqs, args.rollout_tp_size)
     )
     return [

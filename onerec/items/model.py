@@ -105,7 +105,8 @@ class ItemModel:
         ids = torch.tensor(list(itertools.chain(*rows)), device=self.device)
         place = self._place(packing.position)
         x = functional.embedding(ids, self.embedding)
-        self.prompt, self.own = [], [[] for _ in self.layers]
+        self.prompt = []
+        self.forget_beams()
         for number, layer in enumerate(self.layers):
             query, key, value = self._project(layer, x, place)
             keys, values = packing.padded(key), packing.padded(value)
@@ -141,6 +142,10 @@ class ItemModel:
             mixed = self._attend(number, query)
             x = self._finish(layer, x, mixed.reshape(n * width, self.heads, self.dim))
         return self._normed(x, self.norm).view(n, width, -1)
+
+    def forget_beams(self) -> None:
+        """Let the next `step` begin behind the prompts again."""
+        self.own = [[] for _ in self.layers]
 
     def _place(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine of positions [T], each [T, 1, D]."""

@@ -44,6 +44,25 @@ class Draws:
     temperature: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Prior:
+    """What else is known of a prompt's next item: log-probabilities of SIDs, by their row in `ItemIndex.sids`.
+
+    ``rows`` int64 [n] (rising, each once), ``logs`` float32 [n], and ``rest``, that of every other SID.
+    """
+
+    rows: np.ndarray
+    logs: np.ndarray
+    rest: float
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """The log-probability of each of ``rows``, float32."""
+        if not len(self.rows):
+            return np.full(len(rows), self.rest, np.float32)
+        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+        return np.where(self.rows[place] == rows, self.logs[place], np.float32(self.rest))
+
+
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Indices grouped so that a padded batch holds at most ``token_budget`` tokens, longest first, ties in order."""
     batch: list[int] = []
@@ -65,6 +84,8 @@ def find_items(
     exclude: Sequence[Collection[tuple[int, ...]]] | None = None,
     normalize: str = "vocabulary",
     draws: Draws | None = None,
+    priors: Sequence[Prior] | None = None,
+    prior_weight: float = 0.0,
 ) -> list[list[Item]]:
     """The best ``width`` items for every prompt, best first, or ``width`` draws.
 
@@ -74,6 +95,8 @@ def find_items(
         token_budget: tokens of a batch, its beams counted.
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
         normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's codes.
+        priors: for every prompt what ranks together with the model: ``score + prior_weight · log prior`` of the beams' SIDs and of
+            those that the prior names, which the model scores exactly. `Item.score` is then that sum.
 
     Beams give fewer items where the catalogue has fewer. Raises ValueError where the catalogue's codebooks are not the model's.
     """
@@ -83,8 +106,8 @@ def find_items(
         raise ValueError(
             f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {model.spec.codebook_sizes}"
         )
-    if draws is not None and exclude is not None:
-        raise ValueError("draws leave no items out")
+    if draws is not None and (exclude is not None or priors is not None):
+        raise ValueError("draws leave no items out and have no prior")
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize is {normalize!r}, not one of {NORMALIZE}")
     results: list[list[Item]] = [[] for _ in prompts]
@@ -92,7 +115,12 @@ def find_items(
     for batch in batches_by_length(lengths, token_budget):
         banned = None if exclude is None else [exclude[i] for i in batch]
         drawn = None if draws is None else Draws([draws.seeds[i] for i in batch], draws.temperature)
-        found = _Search(model, index, width, normalize, banned, drawn).run([prompts[i] for i in batch])
+        search = _Search(model, index, width, normalize, banned, drawn)
+        rows = [prompts[i] for i in batch]
+        if priors is not None and prior_weight:
+            found = search.run_with_priors(rows, [priors[i] for i in batch], prior_weight)
+        else:
+            found = search.run(rows)
         for i, items in zip(batch, found, strict=True):
             results[i] = items
     return results
@@ -143,8 +171,31 @@ class _Search:
     @torch.inference_mode()
     def run(self, rows: Sequence[Sequence[int]]) -> list[list[Item]]:
         """The items of every prompt of ``rows``."""
-        n, n_layers, device = len(rows), self.model.spec.n_layers, self.model.device
+        return self._items(self._beams(self.model.prefill(rows)))
+
+    @torch.inference_mode()
+    def run_with_priors(
+        self, rows: Sequence[Sequence[int]], priors: Sequence[Prior], weight: float
+    ) -> list[list[Item]]:
+        """The items of every prompt, ranked by the model and its prior together."""
         hidden = self.model.prefill(rows)
+        searched = self._items(self._beams(hidden))
+        self.model.forget_beams()
+        proposed = self._items(self._beams(hidden, wanted_nodes(self.index, [prior.rows for prior in priors])))
+        ranked = []
+        for both, prior in zip(zip(searched, proposed, strict=True), priors, strict=True):
+            items = list({item.codes: item for found in both for item in found}.values())
+            logs = prior.of(np.array([self.index.row_of(item.codes) for item in items], np.int64))
+            items = [
+                dataclasses.replace(item, score=item.score + weight * float(log))
+                for item, log in zip(items, logs, strict=True)
+            ]
+            ranked.append(sorted(items, key=lambda item: (-item.score, item.codes))[: self.width])
+        return ranked
+
+    def _beams(self, hidden: torch.Tensor, wanted: list[np.ndarray] | None = None) -> _Beams:
+        """The beams behind the prompts' last hidden states [B, 1, hidden]: the best, the drawn, or all that is ``wanted``."""
+        n, n_layers, device = len(hidden), self.model.spec.n_layers, self.model.device
         start = torch.zeros(n, 1, device=device)
         beams = _Beams(start, start.long(), start.long()[..., None][..., :0], start[..., None][..., :0])
         if self.draws:
@@ -153,10 +204,12 @@ class _Search:
             drawn = [np.random.default_rng(seed).random((self.width, n_layers)) for seed in self.draws.seeds]
             chance = torch.from_numpy(np.stack(drawn)).to(device)
         for depth in range(n_layers):
-            options = self._options(depth, beams, hidden)
+            options = self._options(depth, beams, hidden, None if wanted is None else wanted[depth])
             if self.draws:
                 picked = self._drawn(options, beams, slot, chance[:, :, depth])
                 kept, where = picked.unique(return_inverse=True)
+            elif wanted is not None:
+                kept = torch.arange(len(options.owner), device=device)
             else:
                 kept = self._best(options, beams)
             beams, parents, first = _extended(beams, options.at(kept))
@@ -168,7 +221,7 @@ class _Search:
                 hidden = self.model.step(depth, parents, beams.tokens[..., -1])
         if self.draws:
             beams = _Beams(*(_taken(getattr(beams, field.name), slot) for field in dataclasses.fields(beams)))
-        return self._items(beams)
+        return beams
 
     def _items(self, beams: _Beams) -> list[list[Item]]:
         columns = (part.tolist() for part in (beams.tokens, beams.logprobs, beams.scores, beams.nodes))
@@ -186,8 +239,8 @@ class _Search:
             return (), ()
         return tuple(self.index.sids[node].tolist()), tuple(self.index.pids_at(node))
 
-    def _options(self, depth: int, beams: _Beams, hidden: torch.Tensor) -> _Candidates:
-        """Every continuation of every beam: its children in the trie, or its likeliest tokens where there is none."""
+    def _options(self, depth: int, beams: _Beams, hidden: torch.Tensor, wanted: np.ndarray | None) -> _Candidates:
+        """Every continuation of every beam: its children in the trie (those ``wanted``), or its likeliest tokens without one."""
         hidden, scores = hidden.flatten(0, 1), beams.scores.flatten()
         if self.levels is None:
             alive = torch.nonzero(scores > -torch.inf)[:, 0]
@@ -204,10 +257,11 @@ class _Search:
         total = int(end[-1])
         owner = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), fanout, output_size=total)
         child = torch.arange(total, device=nodes.device) + (start[nodes] - (end - fanout))[owner]
-        if self.dead is not None:
-            key = owner // beams.nodes.shape[1] * len(code) + child
-            alive = ~torch.isin(key, torch.from_numpy(self.dead[depth]).to(key.device))
-            owner, child = owner[alive], child[alive]
+        key = owner // beams.nodes.shape[1] * len(code) + child
+        for keys, stay in ((self.dead[depth] if self.dead else None, False), (wanted, True)):
+            if keys is not None:
+                alive = torch.isin(key, torch.from_numpy(keys).to(key.device)) == stay
+                owner, child, key = owner[alive], child[alive], key[alive]
         first, last = self.model.spec.layer_ranges[depth]
         logprob = self._logprobs(depth, first, last, hidden, owner, code[child])
         return _Candidates(owner, child, code[child] + first, logprob, logprob + scores[owner])
@@ -300,6 +354,15 @@ def _trie(index: ItemIndex, device: Any) -> list[tuple[torch.Tensor, torch.Tenso
             for level in index.levels
         ]
     return known[str(device)]
+
+
+def wanted_nodes(index: ItemIndex, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For every level the nodes on the way to each prompt's SIDs (``rows`` of `ItemIndex.sids`), as sorted keys prompt · n_nodes + node."""
+    prompts = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    leaves = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return [
+        np.unique(prompts * len(first) + np.searchsorted(first, leaves, side="right") - 1) for first in index.first_leaf
+    ]
 
 
 def dead_nodes(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> list[np.ndarray]:

@@ -9,7 +9,7 @@ import torch
 from onerec.catalog import ItemIndex
 from onerec.items import model as item_model
 from onerec.items.model import ItemModel
-from onerec.items.search import Draws, batches_by_length, find_items
+from onerec.items.search import Draws, Prior, batches_by_length, find_items
 from onerec.sid import SidSpec
 
 
@@ -304,3 +304,23 @@ def test_weights_come_from_a_folder_a_model_or_a_stream(toy_model, toy_spec, ind
         opened.load(stream)
     with pytest.raises(ValueError, match="dense Qwen3, not llama"):
         ItemModel({**toy_model.config.to_dict(), "model_type": "llama"}, toy_spec, stream)
+
+
+def test_a_prior_ranks_with_the_model_and_its_own_items_are_scored_exactly(toy_model, toy_spec, index):
+    engine, rows = ItemModel.of(toy_model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
+    truth = [{item.codes: item.score for item in items} for items in find_items(engine, rows, index, len(index.sids))]
+    rng, weight = np.random.default_rng(0), 0.7
+    known = [np.sort(rng.choice(len(index.sids), n, replace=False)) for n in (6, 1, 0)]
+    priors = [Prior(some, rng.normal(size=len(some)).astype(np.float32), -5.0) for some in known]
+    found = find_items(engine, rows, index, 3, priors=priors, prior_weight=weight)
+    alone = find_items(engine, rows, index, 3)
+    for scores, prior, items, beams in zip(truth, priors, found, alone, strict=True):
+        pool = {item.codes for item in beams} | {tuple(index.sids[row].tolist()) for row in prior.rows}
+        total = {codes: scores[codes] + weight * prior.of(np.array([index.row_of(codes)]))[0] for codes in pool}
+        expected = sorted(pool, key=lambda codes: (-total[codes], codes))[:3]
+        assert [item.codes for item in items] == expected
+        np.testing.assert_allclose([item.score for item in items], [total[codes] for codes in expected], atol=1e-4)
+    assert find_items(engine, rows, index, 3, priors=priors) == alone
+    banned = [{item.codes for item in items[:1]} for items in found]
+    rest = find_items(engine, rows, index, 3, exclude=banned, priors=priors, prior_weight=weight)
+    assert not any(item.codes in out for items, out in zip(rest, banned, strict=True) for item in items)
