@@ -9,17 +9,23 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 import verl_rl.engine
 import verl_rl.trainer  # noqa: F401  both register themselves
 from verl_rl.advantage import ESTIMATOR, onerec_grpo
+from verl_rl.settings import ITEM_ROLLOUT, VLLM_ROLLOUT
 
-ROLLOUT = "onerec_vllm"
+
+def _items() -> type:
+    from verl_rl.item_server import ItemReplica
+
+    return ItemReplica
 
 
-def _replica() -> type:
+def _with_vllm() -> type:
     from verl_rl.server import OneRecReplica
 
     return OneRecReplica
 
 
 register_adv_est(ESTIMATOR)(onerec_grpo)
-RolloutReplicaRegistry.register(ROLLOUT, _replica)
-# The weights' way into the server is vLLM's own.
-_ROLLOUT_REGISTRY[(ROLLOUT, "async")] = _ROLLOUT_REGISTRY[("vllm", "async")]
+RolloutReplicaRegistry.register(ITEM_ROLLOUT, _items)
+RolloutReplicaRegistry.register(VLLM_ROLLOUT, _with_vllm)
+_ROLLOUT_REGISTRY[(ITEM_ROLLOUT, "async")] = "verl_rl.item_server.ItemAdapter"
+_ROLLOUT_REGISTRY[(VLLM_ROLLOUT, "async")] = "verl_rl.server.OneRecAdapter"

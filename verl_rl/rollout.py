@@ -16,11 +16,12 @@ from uuid import uuid4
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
-from onerec.items.search import Found
+from onerec.items.search import Item
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import Marks, Response, Thought, after_thinking, encode_prompt, with_item, without_thinking
 from verl_rl.dataset import VALIDATION
+from verl_rl.item_server import ITEMS, Wanted
 from verl_rl.rewards import parse_answer, ranking_metrics, score_group
 from verl_rl.settings import RolloutSettings
 
@@ -130,14 +131,13 @@ class TwoStageLoop(AgentLoopBase):
 
     async def _items(
         self, ids: list[int], data_source: str, width: int, seed: int | None
-    ) -> tuple[list[Found], int | None]:
+    ) -> tuple[list[Item], int | None]:
         """The items behind ``ids``, and the version of the weights."""
-        name, catalogue = uuid4().hex, self.settings.catalogue(data_source)
-        server_id, server = await self.server_manager._acquire_server(name)
-        try:
-            return await server.find_items.remote(ids, catalogue, width, seed, self.rollout_config.temperature)
-        finally:
-            self.server_manager._release_server(server_id, request_id=name)
+        wanted = Wanted(self.settings.catalogue(data_source), width, seed, self.rollout_config.temperature)
+        out = await self.server_manager.generate(
+            request_id=uuid4().hex, prompt_ids=ids, sampling_params={ITEMS: wanted}
+        )
+        return out.extra_fields[ITEMS], out.extra_fields["global_steps"]
 
     def _output(self, prompt: list[int], response: Response, info: dict[str, float], steps: int | None) -> BeamOutput:
         limit = self.rollout_config.response_length

@@ -1,83 +1,102 @@
-"""verl's vLLM server with the item stage in it, as the rollout ``onerec_vllm``."""
+"""verl's vLLM server with an item server beside it, as the rollout ``onerec_vllm``: vLLM writes the thought, the engine finds the items."""
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
+import itertools
+from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+from verl.workers.rollout.replica import TokenOutput
+from verl.workers.rollout.vllm_rollout import ServerAdapter
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
-from onerec.items.search import Found
-
-# How long a search waits for others to share its forward passes, in seconds, and how many share at most.
-_GATHER_SECONDS = 0.01
-_GATHER_PROMPTS = 64
+from onerec.verl.export import merged_weights
+from verl_rl.item_server import ITEMS, ItemAdapter, launch_item_servers, send_to_all
 
 
-@dataclasses.dataclass
-class _Waiting:
-    prompt: list[int]
-    catalogue: str | None
-    width: int
-    seed: int | None
-    temperature: float
-    answer: asyncio.Future[list[Found]]
+class OneRecWorkerExtension(vLLMColocateWorkerExtension):
+    """verl's own, which can also serve an average of two models."""
+
+    def onerec_load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
+        """Serve the average of the newest checkpoint and the base model, put in place as verl puts in a step's weights."""
+        from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+        for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
+            self._update_weights(list(weights.items()), peft_config=None, base_sync_done=False)
+        for model, config in self._iter_all_models_with_config():
+            process_weights_after_loading(model, config, self.device)
 
 
 class OneRecServer(vLLMHttpServer):
-    """A vLLM server that also finds items; searches that come together share their forward passes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._waiting: list[_Waiting] = []
-        self._searcher: asyncio.Task[None] | None = None
+    """A vLLM server that passes what asks for items on to the item servers of its GPUs, in turn."""
 
     def _get_worker_extension_cls(self) -> str:
-        return "verl_rl.worker.OneRecWorkerExtension"
+        return "verl_rl.server.OneRecWorkerExtension"
 
-    async def find_items(
-        self, prompt_ids: list[int], catalogue: str | None, width: int, seed: int | None, temperature: float
-    ) -> tuple[list[Found], int | None]:
-        """The items behind ``prompt_ids``, which end in the SID's begin token, and the version of the weights.
+    async def use_items(self, servers: list[Any]) -> None:
+        """Pass searches on to these item servers."""
+        self._items = itertools.cycle(servers)
 
-        catalogue: pid2sid.parquet, or None for any tokens. seed: None for beam search, otherwise ``width`` draws.
-        """
-        answer: asyncio.Future[list[Found]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(list(prompt_ids), catalogue, width, seed, temperature, answer))
-        if self._searcher is None or self._searcher.done():
-            self._searcher = asyncio.create_task(self._search())
-        return await answer, self.global_steps
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **more: Any
+    ) -> TokenOutput:
+        """verl's; items where ``sampling_params`` ask for them."""
+        if ITEMS in sampling_params:
+            return await next(self._items).generate.remote(request_id, prompt_ids, sampling_params)
+        return await super().generate(prompt_ids, sampling_params, request_id, **more)
 
     async def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
         """Serve the average of the newest checkpoint and the base model from now on."""
         await self.engine.collective_rpc("onerec_load_merged", args=(checkpoints, base_model, merge_ratio))
         await self.clear_kv_cache()
 
-    async def _search(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(_GATHER_SECONDS)
-            batch, self._waiting = self._waiting[:_GATHER_PROMPTS], self._waiting[_GATHER_PROMPTS:]
-            each = [(one.prompt, one.catalogue, one.width, one.seed) for one in batch]
-            args = (*map(list, zip(*each, strict=True)), batch[0].temperature, self.model_config.local_path)
-            try:
-                answers = await self.engine.collective_rpc("onerec_find_items", args=args)
-                # Tensor-parallel workers all searched, and found the same.
-                for one, items in zip(batch, answers[0], strict=True):
-                    one.answer.set_result([Found(tuple(ids), tuple(lps), float(sum(lps))) for ids, lps in items])
-            except Exception as error:  # whoever waits is told; the searches that come next are tried again
-                for one in batch:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
-
 
 class OneRecReplica(vLLMReplica):
-    """A replica of `OneRecServer`."""
+    """A replica of `OneRecServer` and of an item server a GPU."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.server_class = ray.remote(OneRecServer)
+        self.item_servers: list[Any] = []
+
+    async def launch_servers(self) -> None:
+        """Start vLLM, then the item servers."""
+        await super().launch_servers()
+        self.item_servers = await launch_item_servers(self)
+        for server in self.servers:
+            await server.use_items.remote(self.item_servers)
+
+    async def sleep(self) -> None:
+        """Let both let go of their memory."""
+        await super().sleep()
+        for server in self.item_servers:
+            await server.sleep.remote()
 
     def _get_server_name_prefix(self) -> str:
         return "onerec_vllm_"
+
+
+class OneRecAdapter(ServerAdapter):
+    """The training process' side: each tensor goes to vLLM and to the item server."""
+
+    def __init__(self, config: Any, model_config: Any, device_mesh: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, model_config, device_mesh, *args, **kwargs)
+        self.items = ItemAdapter(config, model_config, device_mesh)
+
+    @torch.no_grad()
+    async def update_weights(self, weights: Any, global_steps: int | None = None, **kwargs: Any) -> None:
+        """verl's, for both."""
+        to_vllm = super().update_weights
+        await send_to_all(
+            weights,
+            lambda stream: to_vllm(stream, global_steps=global_steps, **kwargs),
+            lambda stream: self.items.update_weights(stream, global_steps=global_steps),
+        )
+
+    async def release(self) -> None:
+        """Let both let go of their memory."""
+        await super().release()
+        await self.items.release()

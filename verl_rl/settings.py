@@ -10,6 +10,8 @@ from typing import Any
 from verl_rl.rewards import check_weights
 
 DEFAULT_CATALOGUE = "default"
+# verl's names of the rollouts: the item engine alone, and vLLM, which writes thoughts, with the engine beside it.
+ITEM_ROLLOUT, VLLM_ROLLOUT = "onerec_items", "onerec_vllm"
 # Under this name the model's configuration tells verl_rl.engine to compute rows that begin alike once.
 SHARE_KEY = "onerec_share_prompts"
 # Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, whether its rows are
@@ -42,6 +44,11 @@ class RolloutSettings:
     ks: tuple[int, ...]
     val_beam_size: int
     seed: int
+
+    @property
+    def rollout(self) -> str:
+        """Which rollout can do it: vLLM is needed for what is not an item."""
+        return ITEM_ROLLOUT if self.two_stage and self.nonthink and not self.think else VLLM_ROLLOUT
 
     def thinking(self, session: int) -> bool | None:
         """Whether the ``session``-th rollout of a prompt thinks; None where the model decides."""

@@ -37,7 +37,7 @@ from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
-from verl_rl.settings import DEFAULT_CATALOGUE, RolloutSettings
+from verl_rl.settings import DEFAULT_CATALOGUE, VLLM_ROLLOUT, RolloutSettings
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
@@ -181,7 +181,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         f"{ACTOR}.kl_loss_coef": args.kl_loss_coef,
         f"{ACTOR}.kl_loss_type": "low_var_kl",
         f"{ACTOR}.checkpoint.load_contents": "[model,optimizer,extra]",
-        f"{ROLLOUT}.name": "onerec_vllm",
+        f"{ROLLOUT}.name": settings.rollout,
         f"{ROLLOUT}.n": args.rollout_n * settings.beam_size,
         f"{ROLLOUT}.gpu_memory_utilization": args.gpu_memory_utilization,
         f"{ROLLOUT}.max_model_len": length,
@@ -201,6 +201,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "trainer.logger": f"[{args.logger}]",
         "trainer.experiment_name": "grpo",
     }
+    if settings.rollout != VLLM_ROLLOUT:  # an item engine a GPU
+        values[f"{ROLLOUT}.tensor_model_parallel_size"] = 1
     if args.share_prompts:
         values |= {
             f"+actor_rollout_ref.model.override_config.{names.SHARE_KEY}": True,
@@ -208,7 +210,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
             "actor_rollout_ref.model.use_remove_padding": False,
         }
     lines = [*(f"{name}={value}" for name, value in values.items()), settings.override()]
-    if not has_accelerator():
+    if settings.rollout == VLLM_ROLLOUT and not has_accelerator():
         lines += cpu_server(ROLLOUT, model, length, args.max_num_seqs, args.rollout_tp_size)
     return [*lines, *args.overrides]
 

@@ -60,7 +60,10 @@ class OneRecTrainer(WatchedTrainer):
             return
         folders = (trainer.default_local_dir, self.config.actor_rollout_ref.model.path)
         replicas = self.llm_server_manager.get_replicas()
-        ray.get([replica.servers[0].load_merged.remote(*folders, ratio) for replica in replicas])
+        servers = [
+            server for replica in replicas for server in (*replica.servers, *getattr(replica, "item_servers", ()))
+        ]
+        ray.get([server.load_merged.remote(*folders, ratio) for server in servers])
         line = {"step": self.total_training_steps, "data": self._validate()}
         write_text(self.config.onerec[MERGE_LOG_KEY], json.dumps(line, default=float) + "\n")
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onerec.items.search import Found
+from onerec.items.search import Item
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import Marks
@@ -16,27 +16,19 @@ from verl_rl.settings import RolloutSettings
 
 
 class Server:
-    """Answers ``generate`` with given texts and ``find_items`` with given codes; remembers what it was asked."""
+    """Answers what asks for text with given texts and what asks for items with given codes; remembers what it was asked."""
 
     def __init__(self, tokenizer, spec, texts=(), codes=()):
-        self.tokenizer, self.spec, self.texts, self.codes = tokenizer, spec, iter(texts), codes
-        self.asked, self.find_items = [], SimpleNamespace(remote=self._find)
+        self.tokenizer, self.spec, self.texts, self.codes, self.asked = tokenizer, spec, iter(texts), codes, []
 
     async def generate(self, request_id, *, prompt_ids, sampling_params):
         self.asked.append(sampling_params)
+        if "items" in sampling_params:
+            codes = self.codes[: sampling_params["items"].width]
+            found = [Item(tuple(self.spec.token_ids(c).tolist()), (-0.5,) * 3, -1.5) for c in codes]
+            return SimpleNamespace(extra_fields={"items": found, "global_steps": 4})
         ids = self.tokenizer(next(self.texts), add_special_tokens=False)["input_ids"]
         return SimpleNamespace(token_ids=ids, log_probs=[-1.0] * len(ids), extra_fields={"global_steps": 4})
-
-    async def _find(self, prompt_ids, catalogue, width, seed, temperature):
-        self.asked.append((prompt_ids, catalogue, width, seed, temperature))
-        found = [Found(tuple(self.spec.token_ids(c).tolist()), (-0.5,) * 3, -1.5) for c in self.codes[:width]]
-        return found, 4
-
-    async def _acquire_server(self, name):
-        return "one", self
-
-    def _release_server(self, server_id, request_id):
-        self.asked.append("released")
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +64,14 @@ CODES = [(0, 0, 0), (1, 2, 3), (1, 2, 0)]
 
 
 def test_every_item_is_an_output_with_its_own_reward(parts):
-    outputs, server = rollout(parts, codes=CODES)
+    outputs, _ = rollout(parts, codes=CODES)
     tokenizer, spec, _ = parts
     assert [output.own_reward for output in outputs] == [0, 1, 0]
     assert [output.own_info["partial_hit"] for output in outputs] == pytest.approx([0, 1, 2 / 3])
     assert tokenizer.decode(outputs[1].response_ids) == "<think>\n\n</think>\n\n" + spec.format((1, 2, 3))
     # Only the three codes are the model's own.
     assert outputs[0].response_mask[-4:] == [1, 1, 1, 0] and sum(outputs[0].response_mask) == 3
-    assert outputs[0].extra_fields["max_global_steps"] == 4 and "released" in server.asked
+    assert outputs[0].extra_fields["max_global_steps"] == 4
     assert outputs[0].own_info["missing_beams"] == 0 and outputs[0].own_info["valid_sid"] == 1
 
 
@@ -124,7 +116,7 @@ def test_thinking_that_ends_the_answer_is_stopped_and_its_mark_not_learnt(parts,
 
 
 def test_a_model_that_opens_no_sid_has_one_malformed_output(parts):
-    outputs, server = rollout(
+    outputs, _ = rollout(
         parts,
         texts=["<think>\nhm\n</think>\n\nhm"],
         codes=CODES,
@@ -134,23 +126,25 @@ def test_a_model_that_opens_no_sid_has_one_malformed_output(parts):
     )
     info = outputs[0].own_info
     assert len(outputs) == 1 and info["thinking_no_item"] == 1 and info["malformed/no_sid"] == 1
-    assert info["missing_beams"] == 3 and outputs[0].own_reward == 0 and "released" not in server.asked
+    assert info["missing_beams"] == 3 and outputs[0].own_reward == 0
 
 
 def test_sampled_items_have_a_seed_of_their_own_for_every_rollout(parts):
-    seeds = [rollout(parts, codes=CODES, stage2="sample", session=session)[1].asked[0][3] for session in (0, 1, 0)]
+    seeds = [
+        rollout(parts, codes=CODES, stage2="sample", session=session)[1].asked[0]["items"].seed for session in (0, 1, 0)
+    ]
     assert seeds[0] == seeds[2] != seeds[1]
-    assert rollout(parts, codes=CODES)[1].asked[0][3] is None
+    assert rollout(parts, codes=CODES)[1].asked[0]["items"].seed is None
 
 
 def test_the_switches_go_to_the_server(parts):
-    assert rollout(parts, codes=CODES)[1].asked[0][1] == "items"
-    assert rollout(parts, codes=CODES, constrained=False)[1].asked[0][1] is None
+    assert rollout(parts, codes=CODES)[1].asked[0]["items"].catalogue == "items"
+    assert rollout(parts, codes=CODES, constrained=False)[1].asked[0]["items"].catalogue is None
     thinks = [
         len(rollout(parts, texts=["<think>\nhm\n</think>"], codes=CODES, think=True, session=s)[1].asked)
         for s in (0, 1)
     ]
-    assert thinks == [3, 2]
+    assert thinks == [2, 1]
 
 
 @pytest.mark.parametrize("mark", ["<|im_end|>", "<|endoftext|>"])

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from onerec.catalog import ItemIndex
-from onerec.items import beam_model
-from onerec.items.decode import batches_by_length, decode_items
+from onerec.items import model as item_model
+from onerec.items.model import ItemModel
+from onerec.items.search import Draws, Prior, batches_by_length, find_items
 from onerec.sid import SidSpec
 
 
@@ -20,6 +21,11 @@ def index(toy_spec):
 
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8], [11, 12, 13, 14]]
+
+
+def decode_items(model, prompts, index, spec, num_beams=32, **options):
+    """`find_items` behind the begin token, with a model of transformers."""
+    return find_items(ItemModel.of(model, spec), [[*p, spec.begin_id] for p in prompts], index, num_beams, **options)
 
 
 def brute_force(model, prompt, index, spec, level=False):
@@ -50,7 +56,7 @@ def test_equals_brute_force_over_the_whole_catalogue(toy_model, toy_spec, index)
     for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
         expected = brute_force(toy_model, prompt, index, toy_spec)
         assert [h.codes for h in hypotheses] == [sid for _, sid in expected]
-        np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], atol=1e-4)
+        np.testing.assert_allclose([h.score for h in hypotheses], [s for s, _ in expected], atol=1e-4)
 
 
 def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, toy_spec, index):
@@ -58,18 +64,18 @@ def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, to
     for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
         expected = brute_force(toy_model, prompt, index, toy_spec, level=True)
         assert [h.codes for h in hypotheses] == [sid for _, sid in expected]
-        np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], atol=1e-4)
+        np.testing.assert_allclose([h.score for h in hypotheses], [s for s, _ in expected], atol=1e-4)
     with pytest.raises(ValueError, match="normalize"):
         decode_items(toy_model, PROMPTS, index, toy_spec, normalize="nothing")
 
 
 def test_blocks_of_rows_and_vocabulary_change_nothing(toy_model, toy_spec, index, monkeypatch):
     whole = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
-    monkeypatch.setitem(beam_model._BLOCKS, "cpu", (8, 8, 3))
+    monkeypatch.setitem(item_model._BLOCKS, "cpu", (8, 8, 3))
     blocks = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
     for a, b in zip(whole, blocks, strict=True):
         assert [h.codes for h in a] == [h.codes for h in b]
-        np.testing.assert_allclose([h.logprob for h in a], [h.logprob for h in b], atol=1e-5)
+        np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [0.1, 300.0])
@@ -79,7 +85,7 @@ def test_flat_and_extreme_logits_are_normalised(toy_model, toy_spec, index, scal
     model.lm_head.weight.data *= scale
     [hypotheses] = decode_items(model, PROMPTS[:1], index, toy_spec, num_beams=len(index.sids))
     expected = brute_force(model, PROMPTS[0], index, toy_spec)
-    np.testing.assert_allclose([h.logprob for h in hypotheses], [s for s, _ in expected], rtol=1e-4)
+    np.testing.assert_allclose([h.score for h in hypotheses], [s for s, _ in expected], rtol=1e-4)
 
 
 def test_in_bfloat16_scores_are_as_near_the_truth_as_brute_force_in_bfloat16(toy_model, toy_spec, index):
@@ -88,9 +94,9 @@ def test_in_bfloat16_scores_are_as_near_the_truth_as_brute_force_in_bfloat16(toy
     ours, brute = [], []
     for prompt, hypotheses in zip(PROMPTS, decoded, strict=True):
         truth = {sid: score for score, sid in brute_force(toy_model, prompt, index, toy_spec)}
-        ours += [abs(h.logprob - truth[h.codes]) for h in hypotheses]
+        ours += [abs(h.score - truth[h.codes]) for h in hypotheses]
         brute += [abs(score - truth[sid]) for score, sid in brute_force(model, prompt, index, toy_spec)]
-        assert [h.logprob for h in hypotheses] == sorted((h.logprob for h in hypotheses), reverse=True)
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
     assert len(ours) == len(brute) and np.mean(ours) < 1.3 * np.mean(brute)
 
 
@@ -99,7 +105,7 @@ def test_in_bfloat16_scores_are_those_of_the_unrounded_softmax(toy_model, toy_sp
     """Logits near 20, where bfloat16's steps are 0.125: the numerator and the denominator of a score are both exact."""
     model = copy.deepcopy(toy_model).bfloat16().to(device)
     model.lm_head.weight.data *= 12
-    beams = beam_model.BeamModel(model, toy_spec)
+    beams = ItemModel.of(model, toy_spec)
     hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16().to(device)
     truth = hidden.double() @ model.lm_head.weight.double().T
     assert truth.abs().max() > 16
@@ -110,7 +116,7 @@ def test_in_bfloat16_scores_are_those_of_the_unrounded_softmax(toy_model, toy_sp
             found = beams.log_normalizer(hidden, layer)
             torch.testing.assert_close(found, rows.logsumexp(-1).float(), atol=1e-4, rtol=0)
         owner, code = torch.arange(5, device=device).repeat_interleave(len(codes)), codes.repeat(5)
-        logits = beams.logits(hidden, 1, owner, code)
+        logits = beams.logits(hidden, first, last, owner, code)
     torch.testing.assert_close(logits, truth[:, first : last + 1].flatten().float(), atol=1e-4, rtol=0)
 
 
@@ -120,7 +126,7 @@ def test_equal_scores_come_by_sid_and_at_a_cut_the_smaller_stays(toy_model, toy_
     for beams in (len(index.sids), 3):
         [hypotheses] = decode_items(model, PROMPTS[:1], index, toy_spec, num_beams=beams)
         assert [h.codes for h in hypotheses] == [tuple(sid) for sid in index.sids.tolist()][:beams]
-        np.testing.assert_allclose([h.logprob for h in hypotheses], -3 * np.log(64), rtol=1e-5)
+        np.testing.assert_allclose([h.score for h in hypotheses], -3 * np.log(64), rtol=1e-5)
 
 
 def test_a_hypothesis_names_its_items_most_popular_first(toy_model, toy_spec):
@@ -153,7 +159,7 @@ def test_equals_generate_with_a_prefix_constraint(toy_model, toy_spec, index):
     expected = out.sequences[:, len(prompt) :].tolist()
     [hypotheses] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=beams)
     assert [toy_spec.token_ids(h.codes).tolist() for h in hypotheses] == expected
-    np.testing.assert_allclose([h.logprob for h in hypotheses], out.sequences_scores.tolist(), atol=1e-4)
+    np.testing.assert_allclose([h.score for h in hypotheses], out.sequences_scores.tolist(), atol=1e-4)
 
 
 def test_batching_does_not_change_the_result(toy_model, toy_spec, index):
@@ -206,3 +212,115 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
     batches = list(batches_by_length(lengths, 40))
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 40 for b in batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_are_those_of_transformers(toy_model, toy_spec, dtype):
+    """Prompts of several lengths in one batch, then a level of beams, beside the model of transformers on each whole sequence."""
+    model = copy.deepcopy(toy_model).to(dtype)
+    engine, rows = ItemModel.of(model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
+    tokens = torch.tensor([[41, 43], [40, 42], [43, 40]])
+    hidden = engine.prefill(rows)
+    after = engine.step(0, torch.zeros_like(tokens), tokens)
+    bound = 1e-5 if dtype == torch.float32 else 0.05
+    for i, row in enumerate(rows):
+        for beam, token in enumerate(tokens[i].tolist()):
+            with torch.inference_mode():
+                whole = model.model(torch.tensor([[*row, token]])).last_hidden_state[0]
+            torch.testing.assert_close(hidden[i, 0], whole[-2], atol=bound, rtol=bound)
+            torch.testing.assert_close(after[i, beam], whole[-1], atol=bound, rtol=bound)
+
+
+def test_draws_follow_the_models_distribution_and_are_a_prompts_own(toy_model, toy_spec, index):
+    n = 4000
+    rows = [[*p, toy_spec.begin_id] for p in PROMPTS]
+    engine = ItemModel.of(toy_model, toy_spec)
+    drawn = find_items(engine, rows, index, n, 1 << 30, draws=Draws([1, 2, 3]))
+    truth = {item.codes: item.score for item in find_items(engine, rows[:1], index, len(index.sids))[0]}
+    # Of the catalogue's tree alone: each level is drawn among the children of its node.
+    for depth in (1, 3):
+        seen = {}
+        for item in drawn[0]:
+            seen[item.codes[:depth]] = seen.get(item.codes[:depth], 0) + 1 / n
+        expected = _chances(engine, rows[0], index, depth)
+        assert seen.keys() <= expected.keys()
+        assert max(abs(seen.get(codes, 0) - chance) for codes, chance in expected.items()) < 4 * (0.25 / n) ** 0.5
+    for item in drawn[0][:50]:
+        assert item.score == pytest.approx(truth[item.codes], abs=1e-4) == pytest.approx(sum(item.logprobs), abs=1e-4)
+    alone = find_items(engine, rows[1:2], index, n, draws=Draws([2]))
+    assert [item.codes for item in alone[0]] == [item.codes for item in drawn[1]]
+    cold = find_items(engine, rows[:1], index, 20, draws=Draws([5], temperature=1e-4))
+    assert {item.codes for item in cold[0]} == {find_items(engine, rows[:1], index, 1)[0][0].codes}
+
+
+def _chances(engine, row, index, depth):
+    """Chance of every prefix of ``depth`` codes when each level is drawn among the children of its node."""
+    items = find_items(engine, [row], index, len(index.sids))[0]
+    chances, step = {(): 1.0}, {item.codes[:d]: item.logprobs[d - 1] for item in items for d in range(1, depth + 1)}
+    for d in range(depth):
+        new = {}
+        for prefix, chance in chances.items():
+            children = [codes for codes in step if len(codes) == d + 1 and codes[:d] == prefix]
+            mass = sum(np.exp(step[codes]) for codes in children)
+            new |= {codes: chance * np.exp(step[codes]) / mass for codes in children}
+        chances = new
+    return chances
+
+
+def test_without_a_catalogue_any_tokens_are_found(toy_model, toy_spec):
+    """Beside every sequence of three tokens among the four likeliest of each step, scored by whole forward passes."""
+    engine, row = ItemModel.of(toy_model, toy_spec), [*PROMPTS[0], toy_spec.begin_id]
+    found = find_items(engine, [row, [*PROMPTS[1], toy_spec.begin_id]], None, 4)[0]
+    beams = [((), 0.0)]
+    for _ in range(3):
+        grown = []
+        for tokens, score in beams:
+            with torch.inference_mode():
+                logprobs = toy_model(torch.tensor([[*row, *tokens]])).logits[0, -1].log_softmax(-1)
+            grown += [((*tokens, token), score + value) for token, value in enumerate(logprobs.tolist())]
+        beams = sorted(grown, key=lambda pair: (-pair[1], pair[0]))[:4]
+    assert [item.token_ids for item in found] == [tokens for tokens, _ in beams]
+    np.testing.assert_allclose([item.score for item in found], [score for _, score in beams], atol=1e-4)
+    assert not found[0].codes and not found[0].pids
+
+
+def test_weights_come_from_a_folder_a_model_or_a_stream(toy_model, toy_spec, index, tmp_path):
+    toy_model.save_pretrained(tmp_path)
+    row = [[*PROMPTS[0], toy_spec.begin_id]]
+
+    def scores(engine):
+        return {item.token_ids: item.score for item in find_items(engine, row, index, 5)[0]}
+
+    expected = pytest.approx(scores(ItemModel.of(toy_model, toy_spec)), abs=1e-5)
+    opened = ItemModel.open(tmp_path, toy_spec, "cpu", torch.float32)
+    assert scores(opened) == expected
+    stream = {name: tensor * 1.5 for name, tensor in toy_model.named_parameters()}
+    opened.load(iter(stream.items()))
+    assert scores(opened) != expected
+    opened.load(toy_model.named_parameters())
+    assert scores(opened) == expected
+    del stream["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(KeyError, match=r"layers\.1\.mlp\.up_proj"):
+        opened.load(stream)
+    with pytest.raises(ValueError, match="dense Qwen3, not llama"):
+        ItemModel({**toy_model.config.to_dict(), "model_type": "llama"}, toy_spec, stream)
+
+
+def test_a_prior_ranks_with_the_model_and_its_own_items_are_scored_exactly(toy_model, toy_spec, index):
+    engine, rows = ItemModel.of(toy_model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
+    truth = [{item.codes: item.score for item in items} for items in find_items(engine, rows, index, len(index.sids))]
+    rng, weight = np.random.default_rng(0), 0.7
+    known = [np.sort(rng.choice(len(index.sids), n, replace=False)) for n in (6, 1, 0)]
+    priors = [Prior(some, rng.normal(size=len(some)).astype(np.float32), -5.0) for some in known]
+    found = find_items(engine, rows, index, 3, priors=priors, prior_weight=weight)
+    alone = find_items(engine, rows, index, 3)
+    for scores, prior, items, beams in zip(truth, priors, found, alone, strict=True):
+        pool = {item.codes for item in beams} | {tuple(index.sids[row].tolist()) for row in prior.rows}
+        total = {codes: scores[codes] + weight * prior.of(np.array([index.row_of(codes)]))[0] for codes in pool}
+        expected = sorted(pool, key=lambda codes: (-total[codes], codes))[:3]
+        assert [item.codes for item in items] == expected
+        np.testing.assert_allclose([item.score for item in items], [total[codes] for codes in expected], atol=1e-4)
+    assert find_items(engine, rows, index, 3, priors=priors) == alone
+    banned = [{item.codes for item in items[:1]} for items in found]
+    rest = find_items(engine, rows, index, 3, exclude=banned, priors=priors, prior_weight=weight)
+    assert not any(item.codes in out for items, out in zip(rest, banned, strict=True) for item in items)
