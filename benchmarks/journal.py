@@ -26,7 +26,7 @@ from onerec.catalog import ItemIndex
 from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
-from onerec.items.decode import Hypothesis
+from onerec.items.item import Item
 from onerec.run import progress, read_json, write_json
 from onerec.sid import SidSpec
 
@@ -166,7 +166,7 @@ class JournaledBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
-    ) -> Finished[list[Hypothesis]]:
+    ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         settings = {"beams": num_beams, "normalize": normalize, "sids": index.digest}
         banned = [()] * len(prompts) if exclude is None else [sorted(map(tuple, sids)) for sids in exclude]
@@ -175,15 +175,15 @@ class JournaledBackend:
         ]
         arguments = (prompts, index, spec, num_beams, exclude, normalize)
 
-        def unpack(value: list[Any]) -> list[Hypothesis]:
-            return [Hypothesis(tuple(codes), score, tuple(index.pids_of(tuple(codes)))) for codes, score in value]
+        def unpack(value: list[Any]) -> list[Item]:
+            return [Item(tuple(codes), score, tuple(index.pids_of(tuple(codes)))) for codes, score in value]
 
         return self._answers(
             "rank",
             settings,
             asked,
             lambda known: self.inner.rank(*arguments, known | done),
-            pack=lambda found: [[list(h.codes), h.logprob] for h in found],
+            pack=lambda found: [[list(h.codes), h.score] for h in found],
             unpack=unpack,
         )
 

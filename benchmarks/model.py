@@ -19,7 +19,7 @@ from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SHARE_ABOVE_0, ArgumentParser
-from onerec.items.decode import NORMALIZE, Hypothesis
+from onerec.items.item import NORMALIZE, Item
 from onerec.model_folder import loading, open_model_folder
 from onerec.sid import SidSpec
 
@@ -80,7 +80,7 @@ class BenchModel:
 
     def rank_items(
         self, prompts: Sequence[list[int]], index: ItemIndex, num_beams: int, label: str, exclude: Excluded = None
-    ) -> list[list[Hypothesis]]:
+    ) -> list[list[Item]]:
         """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
         assert self.spec is not None
         batches = self._phase(label).rank(prompts, index, self.spec, num_beams, exclude, self.normalize)

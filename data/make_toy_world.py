@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(out / "onerec_bench_release.parquet", release_table(rows))
     save(out / "pid2caption.parquet", captions_of([items["video"], items["ad"]]))
     save(out / "product_pid2caption.parquet", captions_of([items["goods"]]))
-    for name, domains in (("item_embedding", ("video", "ad")), ("product_embedding", ("goods",))):
-        pids, vectors = (np.concatenate([getattr(items[d], part) for d in domains]) for part in ("pid", "embedding"))
+    for name, domains in (("item_embedding", [items["video"], items["ad"]]), ("product_embedding", [items["goods"]])):
+        pids, vectors = (np.concatenate([getattr(d, part) for d in domains]) for part in ("pid", "embedding"))
         save(out / f"{name}.parquet", embedding_table(pids, vectors))
 
     rng = np.random.default_rng([args.seed, 4])

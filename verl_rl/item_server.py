@@ -26,8 +26,9 @@ from verl.workers.rollout.utils import ensure_async_iterator
 
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.items.item import Draws, Item
 from onerec.items.model import ItemModel
-from onerec.items.search import Draws, Item, find_items
+from onerec.items.search import find_items
 from onerec.model_folder import read_config
 from onerec.sid import SidSpec
 from onerec.verl.export import merged_weights

@@ -16,7 +16,7 @@ from uuid import uuid4
 import torch
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
-from onerec.items.search import Item
+from onerec.items.item import Item
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import Marks, Response, Thought, after_thinking, encode_prompt, with_item, without_thinking

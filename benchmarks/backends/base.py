@@ -19,7 +19,7 @@ import numpy as np
 
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.items.decode import Hypothesis
+from onerec.items.item import Item
 from onerec.sid import SidSpec
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ class Backend(Protocol):
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
-    ) -> Finished[list[Hypothesis]]:
-        """The best SIDs of the catalogue, as `onerec.items.decode.decode_items` has them."""
+    ) -> Finished[list[Item]]:
+        """The best SIDs of the catalogue, as `onerec.items.search.find_items` has them."""
 
     def next_logprobs(
         self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE

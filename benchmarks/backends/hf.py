@@ -1,4 +1,4 @@
-"""The Hugging Face backend: any device, padded batches by length, item decoding of `onerec.items.decode`."""
+"""The Hugging Face backend: any device, padded batches by length, items by the engine of `onerec.items`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
-from onerec.items.beam_model import float32_logits
-from onerec.items.decode import Hypothesis, batches_by_length, decode_items
+from onerec.items.item import Item, batches_by_length
+from onerec.items.model import ItemModel, float32_logits
+from onerec.items.search import find_items
 from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
 
@@ -84,13 +85,14 @@ class HfBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
-    ) -> Finished[list[Hypothesis]]:
+    ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
+        engine = ItemModel.of(self.model, spec)
         lengths = [len(prompt) + 1 + num_beams * (spec.n_layers - 1) for prompt in prompts]
         for batch in self._batches(lengths, done):
             banned = None if exclude is None else [exclude[i] for i in batch]
-            chosen = [prompts[i] for i in batch]
-            decoded = decode_items(self.model, chosen, index, spec, num_beams, 1 << 60, banned, normalize)
+            chosen = [[*prompts[i], spec.begin_id] for i in batch]
+            decoded = find_items(engine, chosen, index, num_beams, 1 << 60, banned, normalize)
             yield list(zip(batch, decoded, strict=True))
 
     def next_logprobs(

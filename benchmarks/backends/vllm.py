@@ -2,7 +2,7 @@
 
 Items are decoded level by level: one request a beam for one token, its children in the trie as the only ones that can
 follow (`benchmarks.backends.vllm_logits`); the prompt's keys and values come from vLLM's prefix cache. Scores are
-those of `onerec.items.decode`, up to the rounding of vLLM's kernels.
+those of `onerec.items.search`, up to the rounding of vLLM's kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.items.decode import Hypothesis, dead_nodes
+from onerec.items.item import Item
+from onerec.items.search import dead_nodes
 from onerec.run import ROOT, read_json
 from onerec.sid import SidSpec
 
@@ -55,7 +56,7 @@ class Engine:
             logprobs_mode="processed_logprobs",
             logits_processors=[_PROCESSOR],
             disable_log_stats=True,
-            hf_overrides={"head_dtype": "float32"},  # as `onerec.items.beam_model.float32_logits`, and why
+            hf_overrides={"head_dtype": "float32"},  # as `onerec.items.model.float32_logits`, and why
         )
 
     def generate(
@@ -202,7 +203,7 @@ class VllmBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
-    ) -> Finished[list[Hypothesis]]:
+    ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         catalogue: Any = index
         if self.actors:
@@ -214,8 +215,8 @@ class VllmBackend:
             banned = exclude and [exclude[i] for i in batch]
             return "rank", [prompts[i] for i in batch], catalogue, spec, num_beams, banned, normalize
 
-        def hypothesis(score: float, row: int) -> Hypothesis:
-            return Hypothesis(tuple(map(int, index.sids[row])), score, tuple(index.pids_at(row)))
+        def hypothesis(score: float, row: int) -> Item:
+            return Item(tuple(map(int, index.sids[row])), score, tuple(index.pids_at(row)))
 
         for batch in self._spread(len(prompts), done, call):
             yield [(i, [hypothesis(*found) for found in rows]) for i, rows in batch]

@@ -16,7 +16,7 @@ from benchmarks.model import BenchModel
 from benchmarks.results import Scores, scores_of
 from benchmarks.tasks import Example
 from onerec.catalog import ItemIndex
-from onerec.items.decode import Hypothesis
+from onerec.items.item import Item
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 
@@ -57,7 +57,7 @@ class RankEvaluator(Evaluator):
             self.narrow.append((width, self.resolved(found)))
         return self.lines
 
-    def resolved(self, ranked: Sequence[Sequence[Hypothesis]]) -> list[dict[str, Any]]:
+    def resolved(self, ranked: Sequence[Sequence[Item]]) -> list[dict[str, Any]]:
         """Lines of the predictions of the first ``len(ranked)`` examples."""
         rows = zip(self.examples[: len(ranked)], ranked, self.seen[: len(ranked)], strict=True)
         return [line(e, found, self.index, self.args.sid_to_item, self.args.seed, skip) for e, found, skip in rows]
@@ -76,7 +76,7 @@ class RankEvaluator(Evaluator):
 
 
 def line(
-    example: Example, hypotheses: Sequence[Hypothesis], index: ItemIndex, policy: str, seed: int, skip: Collection[int]
+    example: Example, hypotheses: Sequence[Item], index: ItemIndex, policy: str, seed: int, skip: Collection[int]
 ) -> dict[str, Any]:
     """A sample's line of the predictions: decoded SIDs with log-probabilities, and the items that they resolve to."""
     sids = [h.codes for h in hypotheses]
@@ -86,7 +86,7 @@ def line(
         "answer": example.answer_ids,
         "items": resolve(index, sids, policy, seed, example.uuid, skip)[: max(len(sids), 1)],
         "sids": [list(codes) for codes in sids],
-        "logprobs": [round(h.logprob, 5) for h in hypotheses],
+        "logprobs": [round(h.score, 5) for h in hypotheses],
     }
 
 

@@ -1,6 +1,6 @@
 """TIGER (Rajput et al. 2023, arXiv 2305.05065) with this project's SIDs and decoding: a small causal model from scratch
 that reads the SIDs of a history and writes the next one. No text, no pretraining; what the language model adds is the
-distance to it. The paper's encoder-decoder is a decoder alone here, so that `onerec.items.decode` searches it.
+distance to it. The paper's encoder-decoder is a decoder alone here, so that `onerec.items.search` searches it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.catalogues import resolve, sids_of
 from benchmarks.recommenders.base import Options, Training, mean_ndcg, train_epochs
 from onerec.catalog import ItemIndex
-from onerec.items.decode import decode_items
+from onerec.items.model import ItemModel
+from onerec.items.search import find_items
 from onerec.sid import SidSpec
 
 
@@ -57,7 +58,8 @@ class TigerRecommender:
         prompts = [self.encode(history)[-width:] for history in histories]
         banned = [self.index.sids_within(set(s)) for s in skip] if any(skip) else None
         beams = max(self.options.num_beams, n)
-        found = decode_items(self.model, prompts, self.index, self.spec, beams, 1 << 15, banned)
+        engine = ItemModel.of(self.model, self.spec)
+        found = find_items(engine, [[*p, self.spec.begin_id] for p in prompts], self.index, beams, 1 << 15, banned)
         ranked = [[h.codes for h in hypotheses] for hypotheses in found]
         return [resolve(self.index, sids, "all", skip=s)[:n] for sids, s in zip(ranked, skip, strict=True)]
 

@@ -10,69 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from onerec.catalog import ItemIndex
+from onerec.items.item import NORMALIZE, Draws, Item, Prior, batches_by_length
 from onerec.items.model import ItemModel
-
-NORMALIZE = ("vocabulary", "level")
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One found item: a token a layer with its log-probability, their sum; its codes and pids where a catalogue was searched.
-
-    ``pids``: the items that the SID names, most popular first.
-    """
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    score: float
-    codes: tuple[int, ...] = ()
-    pids: tuple[int, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """Items are drawn, with replacement, instead of searched: one ``seed`` a prompt, so that its draws do not depend on its batch."""
-
-    seeds: Sequence[int]
-    temperature: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Prior:
-    """What else is known of a prompt's next item: log-probabilities of SIDs, by their row in `ItemIndex.sids`.
-
-    ``rows`` int64 [n] (rising, each once), ``logs`` float32 [n], and ``rest``, that of every other SID.
-    """
-
-    rows: np.ndarray
-    logs: np.ndarray
-    rest: float
-
-    def of(self, rows: np.ndarray) -> np.ndarray:
-        """The log-probability of each of ``rows``, float32."""
-        if not len(self.rows):
-            return np.full(len(rows), self.rest, np.float32)
-        place = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-        return np.where(self.rows[place] == rows, self.logs[place], np.float32(self.rest))
-
-
-def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices grouped so that a padded batch holds at most ``token_budget`` tokens, longest first, ties in order."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def find_items(
@@ -227,17 +173,17 @@ class _Search:
         columns = (part.tolist() for part in (beams.tokens, beams.logprobs, beams.scores, beams.nodes))
         return [
             [
-                Item(tuple(tokens), tuple(logprobs), score, *self._named(node))
+                Item(*self._named(node, score), tuple(tokens), tuple(logprobs))
                 for tokens, logprobs, score, node in zip(*rows, strict=True)
                 if score > -np.inf
             ]
             for rows in zip(*columns, strict=True)
         ]
 
-    def _named(self, node: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _named(self, node: int, score: float) -> tuple[tuple[int, ...], float, tuple[int, ...]]:
         if self.index is None:
-            return (), ()
-        return tuple(self.index.sids[node].tolist()), tuple(self.index.pids_at(node))
+            return (), score, ()
+        return tuple(self.index.sids[node].tolist()), score, tuple(self.index.pids_at(node))
 
     def _options(self, depth: int, beams: _Beams, hidden: torch.Tensor, wanted: np.ndarray | None) -> _Candidates:
         """Every continuation of every beam: its children in the trie (those ``wanted``), or its likeliest tokens without one."""

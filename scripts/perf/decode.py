@@ -43,7 +43,7 @@ from measure import (
 
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
-from onerec.items.decode import NORMALIZE, decode_items
+from onerec.items.item import NORMALIZE
 from onerec.sid import SidSpec
 
 # Text tokens before the itemic ones, codes a layer, items. `qwen3` is Qwen3's own vocabulary with OneRec's codebooks.
@@ -78,6 +78,8 @@ class World:
     def __init__(self, args: argparse.Namespace, vocabulary: str) -> None:
         import torch
 
+        from onerec.items.model import ItemModel
+
         text, codes, items = VOCABULARIES[vocabulary]
         self.args, self.torch = args, torch
         self.spec = SidSpec((codes,) * 3, first_id=text)
@@ -88,15 +90,17 @@ class World:
         dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
         context = {"max_position_embeddings": args.prompt + 16, "tie_word_embeddings": True}
         self.model = qwen3(args, self.spec.end_id + 1, **context).to(args.device, dtype).eval()
-        self.prompts = rng.integers(0, text, (args.batch, args.prompt - 1)).tolist()
-        self.ids = torch.tensor([[*prompt, self.spec.begin_id] for prompt in self.prompts], device=args.device)
+        prompts = rng.integers(0, text, (args.batch, args.prompt - 1)).tolist()
+        self.ids = torch.tensor([[*prompt, self.spec.begin_id] for prompt in prompts], device=args.device)
+        self.engine = ItemModel.of(self.model, self.spec)
 
     def run(self, side: Side) -> None:
         """The prefill, or item decoding with some beams."""
         beams, normalize = side
         if beams:
-            budget = 1 << 60
-            decode_items(self.model, self.prompts, self.index, self.spec, beams, budget, normalize=normalize)
+            from onerec.items.search import find_items
+
+            find_items(self.engine, self.ids.tolist(), self.index, beams, token_budget=1 << 60, normalize=normalize)
             return
         with self.torch.inference_mode():
             self.model(self.ids, use_cache=True, logits_to_keep=1)
@@ -152,10 +156,10 @@ def print_peak(args: argparse.Namespace) -> None:
         return
     # A short call first: libraries load, thread pools start. Writing 5 sets the kernel's high-water mark back
     # (proc(5)).
-    whole = world.ids, world.prompts
-    world.ids, world.prompts = world.ids[:1, :8], [world.prompts[0][:7]]
+    whole = world.ids
+    world.ids = world.ids[:1, :8]
     world.run(side)
-    world.ids, world.prompts = whole
+    world.ids = whole
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     world.run(side)

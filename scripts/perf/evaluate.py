@@ -34,7 +34,7 @@ from benchmarks.backends import base
 from benchmarks.tasks import TASKS
 from onerec.cli import cli
 from onerec.flags import COUNT_OR_ALL
-from onerec.items.decode import batches_by_length
+from onerec.items.item import batches_by_length
 from onerec.parquet import read_table, write_table
 
 

@@ -1,4 +1,4 @@
-"""Speed of the item stage of a rollout, beside vLLM's own beam search: the same model, prompts, engine and process.
+"""Speed of the item stage of a rollout, beside vLLM's own beam search: the same model, prompts and process.
 
     python scripts/perf/rollout.py --model runs/quickstart/models/sft/hf --rl_data
     runs/quickstart/output/rl_data/test.parquet \\
@@ -55,34 +55,37 @@ class Rollouts:
 
     def __init__(self, args: argparse.Namespace) -> None:
         opened = check_model(args.model)
+        import torch
         from vllm import LLM
 
-        self.beams, self.model, self.catalogue = args.beams, str(args.model), str(args.catalogue)
+        from onerec.items.model import ItemModel
+
+        self.beams = args.beams
         self.spec, self.renderer = opened.spec, opened.renderer
         self.index = ItemIndex.load(args.catalogue, self.spec)
         sizes = {"max_model_len": 1024, "max_num_seqs": 256, "max_num_batched_tokens": 8192}
         self.llm = LLM(
-            model=self.model,
+            model=str(args.model),
             trust_remote_code=False,
             dtype="float32",
             enforce_eager=True,
             enable_prefix_caching=True,
             max_logprobs=-1,
             seed=0,
-            worker_extension_cls="onerec.items.vllm_items.ItemWorker",
             **sizes,
         )
         self.tokenizer = self.llm.get_tokenizer()
+        self.engine = ItemModel.open(args.model, self.spec, "cpu", torch.float32)
 
     def ours(self, prompts: list[list[int]], thinking: int) -> list[list[list[int]]]:
-        """Items' token ids a prompt: thinking sampled once, then the items."""
+        """Items' token ids a prompt: thinking sampled once by vLLM, then the items by the engine."""
+        from onerec.items.search import find_items
+
         if thinking:
             prompts = self._think(prompts, thinking)
         prompts = [[*prompt, self.spec.begin_id] for prompt in prompts]
-        n = len(prompts)
-        arguments = (prompts, [self.catalogue] * n, [self.beams] * n, [None] * n, 1.0, self.model)
-        found = self.llm.collective_rpc("onerec_find_items", args=arguments)[0]
-        return [[ids for ids, _ in items] for items in found]
+        found = find_items(self.engine, prompts, self.index, self.beams, token_budget=1 << 16)
+        return [[list(item.token_ids) for item in items] for items in found]
 
     def _think(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         from vllm import SamplingParams

@@ -219,7 +219,7 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
             ours, theirs = (collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm))
             for a, b in zip(ours, theirs, strict=True):
                 assert [h.codes for h in a] == [h.codes for h in b] and [h.pids for h in a] == [h.pids for h in b]
-                np.testing.assert_allclose([h.logprob for h in a], [h.logprob for h in b], atol=1e-3)
+                np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-3)
     banned = [[h.codes for h in row[:1]] for row in ours]
     ours, theirs = (collected(b.rank(prompts, catalogue, spec, 3, banned), n) for b in (hf, vllm))
     assert [[h.codes for h in row] for row in ours] == [[h.codes for h in row] for row in theirs]

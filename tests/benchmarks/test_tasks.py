@@ -11,7 +11,7 @@ from benchmarks.evaluators import rank
 from benchmarks.results import check_same_data
 from benchmarks.tasks import TASKS, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.errors import InputError
-from onerec.items.decode import Hypothesis
+from onerec.items.item import Item
 from onerec.parquet import write_table
 from onerec.records import message
 from onerec.run import Manifest
@@ -87,7 +87,7 @@ def test_without_a_history_in_the_metadata_the_prompts_sids_are_what_was_seen(re
 def test_sid_level_and_item_level_differ_where_a_sid_names_several_items(release):
     index = load_catalogue(release, "video_ad", RELEASE_SPEC, "count_after_downsample")
     (example,) = load_examples(release, TASKS["video"])
-    line = rank.line(example, [Hypothesis((340, 6566, 5603), -1.0)], index, "popular", 0, ())
+    line = rank.line(example, [Item((340, 6566, 5603), -1.0)], index, "popular", 0, ())
     columns = rank.score([example], [line], RELEASE_SPEC).columns
     assert line["items"] == [11] and columns["pass@1"] == [0] and columns["sid_pass@1"] == [1]
     assert rank.coverage([line], index.n_items) == {"coverage@10": pytest.approx(1 / 3)}

@@ -9,8 +9,9 @@ import torch
 
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.items.item import Draws
 from onerec.items.model import ItemModel
-from onerec.items.search import Draws, find_items
+from onerec.items.search import find_items
 from onerec.sid import SidSpec
 
 

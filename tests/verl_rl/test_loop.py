@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from onerec.items.search import Item
+from onerec.items.item import Item
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
 from verl_rl.assemble import Marks
@@ -25,7 +25,7 @@ class Server:
         self.asked.append(sampling_params)
         if "items" in sampling_params:
             codes = self.codes[: sampling_params["items"].width]
-            found = [Item(tuple(self.spec.token_ids(c).tolist()), (-0.5,) * 3, -1.5) for c in codes]
+            found = [Item(c, -1.5, (), tuple(self.spec.token_ids(c).tolist()), (-0.5,) * 3) for c in codes]
             return SimpleNamespace(extra_fields={"items": found, "global_steps": 4})
         ids = self.tokenizer(next(self.texts), add_special_tokens=False)["input_ids"]
         return SimpleNamespace(token_ids=ids, log_probs=[-1.0] * len(ids), extra_fields={"global_steps": 4})

@@ -8,8 +8,9 @@ import torch
 
 from onerec.catalog import ItemIndex
 from onerec.items import model as item_model
+from onerec.items.item import Draws, Prior, batches_by_length
 from onerec.items.model import ItemModel
-from onerec.items.search import Draws, Prior, batches_by_length, find_items
+from onerec.items.search import find_items
 from onerec.sid import SidSpec
 
 
