@@ -37,10 +37,6 @@ from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything, write_text
 from onerec.sid import SidSpec
 
-# Of the settings of what is trained; the others are counts.
-RANGES = {
-    "lr": POSITIVE, "dim": WIDTH, "tiger_dim": WIDTH, "dropout": SHARE_BELOW_1, "seed": SEED, "device": str,
-}  # fmt: skip
 QUICK = ("popularity", "cooccurrence", "itemknn")
 UNSEEN = "_unseen"  # behind the name of a result that leaves out the items of the history, where one with them stands beside it
 
@@ -97,10 +93,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
-    # Of those that are trained.
-    for field in dataclasses.fields(Options):
-        taken = RANGES.get(field.name, COUNT)
-        add(f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})")
+    # Of sasrec, gru4rec and tiger, which are trained.
+    default = Options()
+    add("--epochs", type=COUNT, default=default.epochs, help="epochs at most")
+    add("--patience", type=COUNT, default=default.patience, help="epochs without a better validation before it stops")
+    add("--batch_size", type=COUNT, default=default.batch_size, help="windows a batch")
+    add("--lr", type=POSITIVE, default=default.lr, help="learning rate of Adam")
+    add("--dropout", type=SHARE_BELOW_1, default=default.dropout, help="dropout, of attention too")
+    add("--max_items", type=COUNT, default=default.max_items, help="items of a history (sasrec, gru4rec)")
+    add("--dim", type=WIDTH, default=default.dim, help="width (sasrec, gru4rec)")
+    add("--tiger_dim", type=WIDTH, default=default.tiger_dim, help="width (tiger)")
+    add("--tiger_layers", type=COUNT, default=default.tiger_layers, help="layers of encoder and of decoder (tiger)")
+    add("--num_beams", type=COUNT, default=default.num_beams, help="beams of the item search (tiger)")
+    add("--seed", type=SEED, default=default.seed, help="seed of the training and of the resamples")
+    add("--device", default=default.device, help="cpu, cuda or auto")
     return parser.parse_args(argv)
 
 
@@ -144,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
     if args.dim % args.heads:
         raise InputError("--heads", f"{args.heads} do not divide --dim {args.dim}", "a divisor of it")
-    options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    names = {field.name for field in dataclasses.fields(Options)}
+    options = Options(**{name: value for name, value in vars(args).items() if name in names})
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained
     spec = load_spec(args.data_dir)

@@ -1,6 +1,6 @@
 """Which checkpoint of a training run ranks best on the validation targets: the one that goes on, chosen without the test.
 
-    python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --sample_size 2500
+    python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --validation_users 2500
 
 ``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
 ``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark files
@@ -48,9 +48,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
     add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
-    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
+    add("--validation_users", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
     add("--seed", type=SEED, default=0, help="seed of that lot")
-    add("--num_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
+    add("--validation_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch")
     add("--device", default="auto", help="cpu, cuda or auto")
@@ -99,8 +99,8 @@ class Validation:
         self.args, self.model, task = args, model, TASKS[args.task]
         self.spec = model.check_spec(load_spec(args.data_dir), args.data_dir)
         examples = load_examples(args.data_dir, task, -1, manifest)
-        if 0 < args.sample_size < len(examples):
-            lot = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
+        if 0 < args.validation_users < len(examples):
+            lot = np.random.default_rng(args.seed).choice(len(examples), args.validation_users, replace=False)
             examples = [examples[i] for i in np.sort(lot)]
         self.examples = examples
         self.index = load_catalogue(args.data_dir, task.catalogue, self.spec)
@@ -111,7 +111,7 @@ class Validation:
     def __call__(self, label: str) -> dict[str, float]:
         """Mean of every metric over the sample."""
         banned = [self.index.sids_within(pids) for pids in self.seen] if self.args.exclude_seen else None
-        found = self.model.rank_items(self.prompts, self.index, self.args.num_beams, label, banned)
+        found = self.model.rank_items(self.prompts, self.index, self.args.validation_beams, label, banned)
         rows = zip(self.examples, found, self.seen, strict=True)
         lines = [rank.line(e, sids, self.index, "all", self.args.seed, skip) for e, sids, skip in rows]
         scores = rank.score(self.examples, lines, self.spec).columns

@@ -18,6 +18,7 @@ from onerec.flags import (
     ArgumentParser,
     integer,
     number,
+    pattern,
 )  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def parser(description: str | None) -> ArgumentParser:
     add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
     add(
         "--sources",
+        type=pattern,
         nargs="+",
         help="replaces the config's sources: file_list.json, folders or Parquet patterns",
     )
@@ -143,7 +145,7 @@ def parser(description: str | None) -> ArgumentParser:
     )
     add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
     # validation
-    add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
+    add("--eval_sources", type=pattern, nargs="+", help="shards held out: their loss is reported, by source as well")
     add("--eval_per_step", type=COUNT_OR_0, default=0, help="steps from one to the next; 0: with checkpoints")
     add("--eval_rows", type=COUNT_OR_ALL, default=64, help="packed rows of a validation, at most; -1: all")
     # log and checkpoints
