@@ -148,10 +148,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks: list[BenchTask] = [TASKS[name] for name in names if TASKS[name].kind == "rank"]
     if not tasks:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
-    if args.dim % args.heads:
-        raise InputError("--heads", f"{args.heads} do not divide --dim {args.dim}", "a divisor of it")
     names = {field.name for field in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in vars(args).items() if name in names})
+    if options.dim % options.heads:
+        raise InputError("--dim", f"is {options.dim}", f"a multiple of the {options.heads} attention heads")
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained
     spec = load_spec(args.data_dir)

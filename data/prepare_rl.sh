@@ -18,5 +18,5 @@ set -a # Python reads these
 [[ -f "$SID_SPEC" ]] || SID_SPEC=""
 set +a
 set -x
-"$PYTHON" prepare_rl.py ${TASKS:+--tasks $TASKS}
+"$PYTHON" prepare_rl.py ${TASKS:+--tasks ${TASKS//,/ }}
 "$PYTHON" validate.py "$OUTPUT_DIR/train.parquet" "$OUTPUT_DIR/test.parquet"

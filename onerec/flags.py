@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,10 +133,11 @@ def _path(text: str) -> Path:
 
 # A flag of several words has a variable that nobody else uses. One of a single word (DEVICE, INPUT, SPLIT) may be exported for
 # something else, or mean another thing in another script (TASKS, CONFIG). These alone are read; the shell scripts explain each.
-ONE_WORD = frozenset(
-    "ADVANTAGE BALANCED CODEBOOK CONSTRAINED DATASETS DROPOUT EPOCHS INIT JUDGE LAYOUT LOGGER LOSS LR NNODES PRECISION RESUME "
-    "SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS WORKERS".split()
-)
+ONE_WORD = frozenset({
+    "ADVANTAGE", "BALANCED", "CODEBOOK", "CONSTRAINED", "DATASETS", "DROPOUT", "EPOCHS", "INIT", "JUDGE", "LAYOUT",
+    "LOGGER", "LOSS", "LR", "NNODES", "PRECISION", "RESUME", "SEED", "SOURCES", "TEMPERATURE", "TOPK", "VALIDATION",
+    "WINDOWS", "WORKERS",
+})  # fmt: skip
 
 
 def variable_of(flag: str) -> str | None:
@@ -163,10 +165,10 @@ class ArgumentParser(argparse.ArgumentParser):
         self.register("type", Path, _path)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found = {}
+        found, given = {}, {str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args)}
         for action in self._actions:
             for name in filter(None, map(variable_of, action.option_strings)):
-                if text := os.environ.get(name, ""):
+                if (text := os.environ.get(name, "")) and not given & set(action.option_strings):
                     action.default, action.required = self._from_variable(action, name, text), False
                     found[name] = text
         if found and processes()[0] == 0:

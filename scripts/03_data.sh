@@ -6,7 +6,8 @@
 #   MAX_PER_SOURCE         distillation: prompts of one source at most                                     (all)
 source "$(dirname "$0")/common.sh"
 settings_of data
-export BASE_DIR="$RUN_DIR"
+# The folders are those below BASE_DIR.
+export BASE_DIR="$RUN_DIR" INPUT_DIR="" OUTPUT_DIR="" INPUT="" OUTPUT_FILE="" SID_SPEC=""
 items="$RAW_DATA/onerec_data"
 product="$items/product_pid2sid.parquet"
 [[ -f "$product" ]] || product=""

@@ -10,16 +10,16 @@
 #   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones     (popularity cooccurrence itemknn)
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-: "${VERSION:=v1.0}" "${TASKS:=}"
+: "${VERSION:=v1.0}" "${TASKS:=}" "${BASELINES:=popularity cooccurrence itemknn}"
 argument "${1:-}" "11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines"
 name="$1"
 if [[ "$name" == baselines ]]; then
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" \
-    --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" ${BASELINES:+--baselines $BASELINES} "${@:2}"
+    --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" --baselines ${BASELINES//,/ } "${@:2}"
   exit
 fi
 flags=()
-[[ -n "$TASKS" ]] && flags+=(--tasks $TASKS)
+[[ -n "$TASKS" ]] && flags+=(--tasks ${TASKS//,/ })
 case "$name" in
   base | stage1 | stage2) [[ -n "${EARLY_SAMPLE_SIZE:-}" ]] && flags+=(--sample_size "$EARLY_SAMPLE_SIZE") ;;
 esac
@@ -33,7 +33,7 @@ if [[ "${ALSO_EXCLUDE_SEEN:-0}" == 1 && "$name" != base && " ${*:2} " != *" --re
   ranked=()
   for task in video ad product label_cond interactive; do
     [[ -d "$BENCHMARK_DATA_DIR/$task" ]] || continue
-    [[ -z "$TASKS" || " $TASKS " == *" $task "* ]] && ranked+=("$task")
+    [[ -z "$TASKS" || " ${TASKS//,/ } " == *" $task "* ]] && ranked+=("$task")
   done
   ((${#ranked[@]})) || exit 0
   unset BEAM_WIDTHS BEAM_SAMPLES

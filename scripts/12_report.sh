@@ -2,14 +2,15 @@
 # 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-results="$BENCHMARK_BASE_DIR/results/${VERSION:=v1.0}"
+: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn}"
+results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done
 baselines=()
-for name in ${BASELINES:-popularity cooccurrence itemknn}; do
+for name in ${BASELINES//,/ }; do
   [[ -f "$results/results_$name/metrics.json" ]] && baselines+=("$results/results_$name")
 done
 titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")

@@ -36,7 +36,7 @@ while (($#)); do
       ;;
     --seed) argument "${2:-}" "--seed: needs a number; --seed 0"; SEED="$2"; shift ;;
     --run_dir) argument "${2:-}" "--run_dir: needs a folder; --run_dir runs/mine"; RUN_DIR="$2"; shift ;;
-    --set) argument "${2:-}" "--set: needs a setting; --set grpo.LEARNING_RATE=1e-3"; sets="$2"$'\n'"$sets"; shift ;;
+    --set) argument "${2:-}" "--set: needs a setting; --set grpo.LEARNING_RATE=1e-3"; sets+="$2"$'\n'; shift ;;
     *)
       echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed, --run_dir or --set" >&2
       exit 2

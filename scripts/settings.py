@@ -20,11 +20,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this clone before what is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import variable_of
+from onerec.run import ROOT
 
 PROFILES = ROOT / "scripts" / "profiles"
 _TRAIN = "pretrain/scripts/common.sh pretrain/options.py"
@@ -43,10 +43,11 @@ STAGES = {
     "benchmarks/evaluate.py benchmarks/model.py benchmarks/baselines.py benchmarks/choose_checkpoint.py",
 }
 # Of the whole run, not of one stage: the quickstart's own flags and variables, and the machine's.
-OF_THE_RUN = frozenset(
-    "SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES VERSION PYTHON VENV RUN_DIR PROFILE "
-    "NPROC NNODES NODE_RANK MASTER_ADDR MASTER_PORT TOKENIZERS_PARALLELISM".split()
-)
+OF_THE_RUN = frozenset({
+    "SEED", "MOVIELENS_DIR", "AMAZON_SEQUENCES", "AMAZON_ATTRIBUTES", "SID_CODES", "RAW_DATA", "BENCHMARK_DATA_DIR",
+    "BENCHMARK_BASE_DIR", "RUN_DIR", "VERSION", "PROFILE", "PYTHON", "VENV", "NPROC", "NNODES", "NODE_RANK",
+    "MASTER_ADDR", "MASTER_PORT", "TOKENIZERS_PARALLELISM",
+})  # fmt: skip
 
 
 @functools.cache
@@ -127,7 +128,7 @@ def file_of(profile: str, name: str) -> Path:
 def settings(profile: str, more: str = "") -> dict[str, dict[str, str]]:
     """Every setting of a run by stage; ``more``: the lines of `--set`. Raises `InputError` for a name that nobody knows."""
     found: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
-    for line in filter(None, more.split("\n")):
+    for line in filter(None, more.split("\n")):  # the last of several goes
         stage, name, value = parse(line)
         found[stage][name] = value
     for folder in folders(profile):

@@ -15,7 +15,9 @@ from onerec.verl.launch import check_data, check_head_size, check_model
 def check(args: argparse.Namespace) -> int:
     """Check everything that a run needs; returns the first extended id. Raises `InputError` in one line."""
     if args.adv_min >= args.adv_max:
-        raise InputError("--distill_adv_min", f"{args.adv_min:g} is not below --distill_adv_max {args.adv_max:g}", "as -30 and 5")
+        raise InputError(
+            "--distill_adv_min", f"{args.adv_min:g} is not below --distill_adv_max {args.adv_max:g}", "as -30 and 5"
+        )
     if args.mini_batch_size != -1 and args.train_batch_size % args.mini_batch_size:
         raise InputError(
             "--mini_batch_size",

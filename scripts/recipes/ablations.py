@@ -16,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
 BASE = "base"
+RL = "RL"  # among the settings of a variant: 1 for a chain with distillation and GRPO
 # What a run's first three stages make, and the models with the number of the stage that makes them.
 DATA = ("raw_data", "toy_raw_data", "tokenizer", "output", "validation")
 MODELS = [
@@ -45,7 +47,7 @@ MODELS = [
     ("07", "stage2"),
     ("08", "sft"),
 ]
-ONCE = {"ALSO_EXCLUDE_SEEN": "0"}  # the tables are of one protocol
+ONCE = "evaluate.ALSO_EXCLUDE_SEEN=0"  # the tables are of one protocol
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
@@ -110,12 +112,14 @@ def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> l
     return list(ordered.values())
 
 
-def profile_settings(profile: str) -> dict[str, str]:
-    """Every setting of a profile, as the environment and the profile leave it."""
-    script = f'set -a; ROOT="$PWD"; source scripts/profiles/{profile}.env; env -0'
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=True)
-    pairs = (entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
-    return {name: value for name, value in pairs}
+def profile_settings(profile: str, more: Sequence[str] = ()) -> dict[str, str]:
+    """Every setting of a profile, ``<stage>.<NAME>`` to its value; ``more``: those that --set changes."""
+    command = [sys.executable, "scripts/settings.py", "list", profile]
+    env = os.environ | {"ONEREC_CODE": str(ROOT), "ONEREC_SETTINGS": "\n".join(more)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(*re.split("[:;] ", done.stderr.removeprefix("error: ").strip(), maxsplit=2))
+    return dict(word.split("=", 1) for word in shlex.split(done.stdout))
 
 
 def resolved(settings: dict[str, str], profile: dict[str, str]) -> dict[str, str]:
@@ -136,17 +140,23 @@ class Runner:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.settings = profile_settings(args.recipe)
+        self.settings = profile_settings(args.recipe, args.set)
         self.measured: dict[str, dict[str, Any]] = {}  # by slug; reading a run's predictions takes seconds
 
     def run_dir(self, slug: str) -> Path:
         """The run of a variant with settings."""
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
-    def environment(self, variant: Variant) -> dict[str, str]:
-        """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
-        own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | ONCE | resolved(variant.settings, self.settings)
-        return os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
+    def chain(self, variant: Variant) -> tuple[list[str], dict[str, str]]:
+        """The command of a chain and its environment: only the last model is evaluated, and of the baselines the cheapest."""
+        changed = resolved(variant.settings, self.settings)
+        sets = ["evaluate.EVAL_STAGES=sft", "evaluate.BASELINES=popularity", ONCE, *self.args.set]
+        sets += [f"{name}={value}" for name, value in changed.items() if name != RL]
+        command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
+        own = {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
+        return command + [word for line in sets for word in ("--set", line)], os.environ | own | {
+            RL: changed.get(RL, "0")
+        }
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """What a variant reached on test and validation; None where it has not been run."""
@@ -154,7 +164,7 @@ class Runner:
             return self.measured[variant.slug]
         run = self.run_dir(slug_of(variant.of) if variant.flags else variant.slug)
         results = run / "benchmarks" / "results" / "v1.0"
-        last = "rl" if variant.settings.get("RL") == "1" else "sft"
+        last = "rl" if variant.settings.get(RL) == "1" else "sft"
         folder = results / (f"results_{variant.slug}" if variant.flags else f"results_{last}")
         if not (folder / "metrics.json").is_file() or not (lines := load_predictions(folder, "video")):
             return None
@@ -190,10 +200,10 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = os.environ | ONCE | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
+            own = {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
+            env = os.environ | own | {"ONEREC_SETTINGS": "\n".join([ONCE, *self.args.set])}
         else:
-            command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
-            env = self.environment(variant)
+            command, env = self.chain(variant)
             if variant.after:
                 self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +256,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
     add("--tables", nargs="+", help="only these tables (default: all)")
     add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
+    add("--set", nargs="+", action="extend", default=[], metavar="SETTING", help="of every run, as sft.DROPOUT=0.2")
     add("--seed", type=SEED, default=0, help="seed of every run")
     add("--jobs", type=PROCESSES, default=1, help="runs at a time; the base's comes first, on its own")
     return parser.parse_args(argv)

@@ -122,7 +122,9 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
 
 
 def test_settings_reach_verl(files):
-    args = parse(files | {"--distill_adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"})
+    args = parse(
+        files | {"--distill_adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"}
+    )
     wanted = overrides(args, 6, on_cpu=True)
     for line in (
         "+distillation.distillation_loss.adv_min=-7.0",
