@@ -37,6 +37,7 @@ CHOICE = "choice.json"
 WEIGHTS = "model.safetensors"
 METRICS = ("recall@1", "recall@10", "ndcg@10")
 _STEP = re.compile(r"global_step(\d+)")
+METRIC = "ndcg@10"  # what the best checkpoint has most of
 log = get_logger("choose")
 
 
@@ -47,7 +48,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, required=True, help="benchmark_data folder of the validation targets")
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
-    add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
     add("--validation_users", type=COUNT_OR_ALL, default=2500, help="users that are asked about, by lot (-1: all)")
     add("--seed", type=SEED, default=0, help="seed of that lot")
     add("--validation_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
@@ -133,15 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info(f"step {step}  {shown}  ({time.monotonic() - start:.0f} s)")
         manifest.input(path)
-    best = best_of(curve, args.metric)
+    best = best_of(curve, METRIC)
     choice = {
-        "best": best["step"], "metric": args.metric, "task": args.task, "users": len(validation.examples),
+        "best": best["step"], "metric": METRIC, "task": args.task, "users": len(validation.examples),
         "data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict(),
     }  # fmt: skip
     write_json(args.run_dir / CHOICE, choice)
     print(
-        f"best of {len(curve)} checkpoints by {args.metric} on {len(validation.examples):,} validation users: step {best['step']} "
-        f"({best[args.metric]:.4f}); {manifest.dropped_text()}"
+        f"best of {len(curve)} checkpoints by {METRIC} on {len(validation.examples):,} validation users: step {best['step']} "
+        f"({best[METRIC]:.4f}); {manifest.dropped_text()}"
     )
 
 

@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--tasks", nargs="+", default=None, help=f"of {', '.join(TASKS)}, {GENERAL} (default: all there are)")
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, from the first (-1: all)")
-    add("--seed", type=SEED, default=0, help="seed of the resamples and of --sid_to_item random")
+    add("--seed", type=SEED, default=0, help="seed of the resamples, of thoughts and of --sid_to_item random")
     # Items.
     add("--num_beams", type=COUNT, default=32, help="beams of the item search")
     add("--sid_to_item", choices=POLICIES, default="all", help="items of a SID that names several")

@@ -21,7 +21,7 @@ from onerec.catalog import ItemIndex
 from onerec.chat import EMPTY_THINK, THINK_CLOSE, end_ids
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SEED, SHARE_ABOVE_0, ArgumentParser, integer
+from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SHARE_ABOVE_0, ArgumentParser, integer
 from onerec.items.decode import NORMALIZE, Hypothesis
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import progress
@@ -352,8 +352,6 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         default=1.0,
         help="thoughts are sampled from this share of likely tokens",
     )
-    add("--thinking_seed", type=SEED, default=0, help="of the thoughts")
-    add("--merge", choices=MERGES, default=MERGES[0], help="score of an item after several thoughts")
     add("--overwrite", action="store_true", help="throw away what a results folder of another model holds")  # fmt: skip
 
 
@@ -363,9 +361,9 @@ def open_model(args: argparse.Namespace, journal: Journal | None) -> BenchModel:
         raise InputError(
             "--thoughts", f"{args.thoughts} greedy thoughts are all the same", "set --thinking_temperature, as 0.6"
         )  # fmt: skip
-    sampling = Sampling(args.thinking_temperature, args.thinking_top_p, args.thinking_seed)
+    sampling = Sampling(args.thinking_temperature, args.thinking_top_p, args.seed)
     return BenchModel(
         args.model_path, args.device, args.token_budget, args.backend, journal,
-        Thinking(args.thoughts, sampling, args.merge), args.normalize, args.tensor_parallel, args.data_parallel,
+        Thinking(args.thoughts, sampling), args.normalize, args.tensor_parallel, args.data_parallel,
         args.precision,
     )  # fmt: skip

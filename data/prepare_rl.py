@@ -25,7 +25,7 @@ from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT, SEED, SHARE, SHARE_ABOVE_0, ArgumentParser
+from onerec.flags import COUNT, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows
 from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="share of the users whose rows are taken, test users included",
     )
     parser.add_argument("--seed", type=SEED, default=42, help="seed of the choice of users")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
     files = {task: args.input_dir / f"{RL_TASKS[task]}.parquet" for task in args.tasks}

@@ -29,7 +29,7 @@ from onerec.files import RL_TEST, RL_TRAIN
 from onerec.flags import COUNT_OR_0, ArgumentParser
 from onerec.parquet import list_parquet, open_parquet
 from onerec.records import check_columns, rl_batches, user_id
-from onerec.run import progress, write_json
+from onerec.run import progress
 from onerec.sid import BEGIN, END, SidSpec
 
 RL_COLUMNS = ("data_source", "prompt", "reward_model", "extra_info")
@@ -180,13 +180,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
     parser.add_argument("--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right")
     parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
-    parser.add_argument("--report", type=Path, help="JSON file for the verdict")
     args = parser.parse_args(argv)
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None
     rows, findings = validate(args.paths, spec, args.show)
-    if args.report:
-        reasons = dict(sorted(findings.reasons.items()))
-        write_json(args.report, {"rows": rows, "bad": reasons, "first": findings.first})
     for bad in findings.first:
         print(f"{bad['file']}: row {bad['row']} (uuid {bad['uuid']}): {bad['reason']}")
     if findings.reasons:

@@ -67,10 +67,6 @@ class Range:
             raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give {self}")
         return value
 
-    def each(self, text: str) -> tuple:
-        """The numbers of a text like 1,10,32."""
-        return tuple(self(part) for part in text.split(","))
-
     def of(self, value: Any, file: object, key: str) -> Any:
         """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
         kinds = (int,) if self.kind is int else (int, float)
@@ -163,6 +159,12 @@ class ArgumentParser(argparse.ArgumentParser):
         more.setdefault("epilog", "A flag of several words can be set as a variable, --num_beams 16 as NUM_BEAMS=16.")
         super().__init__(description=description, **more)
         self.register("type", Path, _path)
+
+    def add_max_bad_ratio(self) -> None:
+        """The flag of every script that reads tables, for `Manifest.check_bad_ratio`."""
+        self.add_argument(
+            "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, given = {}, {str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args)}

@@ -13,7 +13,6 @@ from onerec.flags import (
     POSITIVE,
     PROCESSES,
     SEED,
-    SHARE,
     SHARE_BELOW_1,
     ArgumentParser,
     integer,
@@ -60,7 +59,7 @@ def parser(description: str | None) -> ArgumentParser:
         help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, one "
         "process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    p.add_max_bad_ratio()
     # schedule
     add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
     add("--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak")

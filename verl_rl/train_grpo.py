@@ -48,6 +48,7 @@ from verl_rl.settings import (
 from verl_rl.validation import read_validation, table
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+KS = (1, 10, 32)  # of Pass@k and Recall@k
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
 
 
@@ -111,7 +112,7 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
         stage1_max_tokens=args.stage1_max_tokens,
         catalogues={task: str(path.resolve()) for task, path in catalogues.items()},
         weights=parse_weights(args.reward_weights),
-        ks=args.ks,
+        ks=KS,
         val_beam_size=args.val_beam_size if args.two_stage else 1,
         seed=args.seed,
     )
@@ -180,7 +181,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "data.max_prompt_length": args.prompt_length,
         "data.max_response_length": args.response_length,
         "data.filter_overlong_prompts": False,
-        "data.val_max_samples": args.val_max_samples,
+        "data.val_max_samples": -1,
         "data.validation_shuffle": False,
         "data.seed": args.seed,
         "actor_rollout_ref.model.path": args.base_model.resolve(),

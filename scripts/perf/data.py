@@ -39,6 +39,7 @@ TASKS = (
 )  # fmt: skip
 USERS_PER_GROUP = 2000
 CODEBOOK = 8192
+CAPTIONS = 20_000  # items with a caption
 
 
 def lists(rng: np.random.Generator, lengths: np.ndarray, values: Callable[[int], np.ndarray]) -> pa.Array:
@@ -153,7 +154,7 @@ def rows_of(folder: Path, task: str) -> int:
 def bench_tasks(args: argparse.Namespace, folder: Path) -> None:
     """Every task alone, all of them together, and the yardstick."""
     start = time.perf_counter()
-    make_release(folder, args.users, args.items, args.captions, args.seed)
+    make_release(folder, args.users, args.items, CAPTIONS, args.seed)
     print(
         f"input: {args.users:,} users, {args.items:,} items, seed {args.seed} (made in {time.perf_counter() - start:.0f} s)"
     )
@@ -252,7 +253,6 @@ def main() -> None:
     parser.add_argument("what", choices=["tasks", "mix", "yardstick", "copy"])
     parser.add_argument("--users", type=COUNT, default=5000, help="tasks: users of the input")
     parser.add_argument("--items", type=COUNT, default=500_000, help="tasks: items of each SID table")
-    parser.add_argument("--captions", type=COUNT, default=20_000, help="tasks: items with a caption")
     parser.add_argument("--workers", type=PROCESSES, default=1, help="tasks: processes")
     parser.add_argument("--each", action="store_true", help="tasks: also every task alone")
     parser.add_argument("--no_yardstick", dest="yardstick", action="store_false", help="tasks: without the yardstick")

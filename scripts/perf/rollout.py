@@ -40,8 +40,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", default="video", help="task whose prompts are taken")
     parser.add_argument("--prompts", type=COUNT, default=16, help="prompts at a time")
     parser.add_argument("--beams", type=COUNT, default=32)
-    parser.add_argument("--thinking_tokens", type=COUNT, default=16, help="tokens of thinking of the second pair")
-    parser.add_argument("--rounds", type=COUNT, default=3)
     parser.add_argument("--output", type=Path, default=None, help="JSON file for the numbers")
     return parser.parse_args(argv)
 
@@ -147,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     plain, thinking = coded(False), coded(True)
     begun = [[*prompt, rollouts.spec.begin_id] for prompt in plain]
-    layers, budget = rollouts.spec.n_layers, args.thinking_tokens
+    layers, budget = rollouts.spec.n_layers, 16
     pairs = {
         "rollout": (lambda: rollouts.ours(plain, 0), lambda: rollouts.theirs(plain, layers + 2)),
         "thinking": (
@@ -161,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (ours, theirs) in pairs.items():
         if name == "thinking" and not budget:
             continue
-        found = measure(rollouts, args.rounds, len(rows), {"two_stage": ours, "beam_search": theirs})
+        found = measure(rollouts, 3, len(rows), {"two_stage": ours, "beam_search": theirs})
         ratio = found["two_stage"]["rollouts_per_second"] / found["beam_search"]["rollouts_per_second"]
         result[name] = found | {"ratio": ratio}
         print(

@@ -34,6 +34,7 @@ from onerec.cli import cli
 from onerec.flags import COUNT, POSITIVE, SEED, WIDTH, ArgumentParser
 
 BLOCK = 1 << 14
+CENTRES = 5000  # clusters that the items are drawn from
 
 
 def items(n: int, dim: int, centres: int, seed: int):
@@ -66,7 +67,7 @@ def write_items(file: Path, args: argparse.Namespace, rows_per_group: int = 1 <<
             held.clear()
 
         at = 0
-        for block in items(args.points, args.dim, args.centres, args.seed):
+        for block in items(args.points, args.dim, CENTRES, args.seed):
             held.append((at, block, pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), args.dim)))
             at += len(block)
             if at >= size:
@@ -241,7 +242,6 @@ def main() -> None:
     parser.add_argument("--codes", type=COUNT, default=1024, help="codes a layer")
     parser.add_argument("--layers", type=COUNT, default=3)
     parser.add_argument("--niter", type=COUNT, default=20, help="k-means iterations a layer")
-    parser.add_argument("--centres", type=COUNT, default=5000, help="clusters that the items are drawn from")
     parser.add_argument("--repeats", type=COUNT, default=5)
     parser.add_argument("--gb", type=POSITIVE, default=20.0, help="memory: size of the input")
     parser.add_argument("--limit_gib", type=POSITIVE, help="memory: private memory that the process may have")
