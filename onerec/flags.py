@@ -1,10 +1,11 @@
-"""The house's command line: a flag is also a variable, says its range where it is declared, and errors are the one line.
+"""The command line of every script: a flag is also a variable and says its range; an error is one line.
 
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--num_beams", type=COUNT, default=32, help="beams of the item search")
 
-``--num_beams 16`` goes before NUM_BEAMS=16 in the environment, and that before the default: this is how the shell scripts
-and the profiles (scripts/settings.py) set flags. The ranges read JSON values as well: ``COUNT.of(value, path, "max_length")``.
+``--num_beams 16`` goes before NUM_BEAMS=16 in the environment, and that before the default. This is how the shell
+scripts and the profiles (scripts/settings.py) set flags. The ranges read JSON values as well:
+``COUNT.of(value, path, "max_length")``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ _LARGEST, _HUGE = 2**31 - 1, 1e30
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a flag takes: ``low`` to ``high``, both included unless ``open_low`` or ``open_high``; those of ``also``.
+    """Numbers that a flag takes: ``low`` to ``high``, and ``also``; ``open_low``, ``open_high``: without that end.
 
-    Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN or infinity.
+    Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says, never NaN or
+    infinity.
     """
 
     kind: type
@@ -127,8 +129,8 @@ def _path(text: str) -> Path:
     return Path(pattern(text))
 
 
-# A flag of several words has a variable that nobody else uses. One of a single word (DEVICE, INPUT, SPLIT) may be exported for
-# something else, or mean another thing in another script (TASKS, CONFIG). These alone are read; the shell scripts explain each.
+# A flag of several words has a variable that nobody else uses. A single word (DEVICE, INPUT, SPLIT) may be exported for
+# something else, or mean another thing in another script (TASKS, CONFIG). These alone are read from the environment.
 ONE_WORD = frozenset({
     "ADVANTAGE", "BALANCED", "CODEBOOK", "CONSTRAINED", "DATASETS", "DROPOUT", "EPOCHS", "INIT", "JUDGE", "LAYOUT",
     "LOGGER", "LOSS", "LR", "NNODES", "PRECISION", "RESUME", "SEED", "SOURCES", "TEMPERATURE", "TOPK", "VALIDATION",

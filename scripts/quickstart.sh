@@ -121,7 +121,7 @@ stage 04_base_model scripts/04_base_model.sh
 evaluate 04 base
 # Itemic tokens into the vocabulary.
 stage 05_expand_vocab scripts/05_expand_vocab.sh
-# Stage 1: only the itemic embeddings learn. Stage 2: everything learns, recommendation mixed with general text. (0 steps: left out.)
+# Stage 1: only the itemic embeddings learn. Stage 2: everything learns, general text too. 0 steps leave a stage out.
 if ((${stg1_steps:-1})); then
   stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
   evaluate 06 stage1

@@ -1,12 +1,12 @@
 """The settings of a run: a profile's lines, `--set` of the quickstart, and which names each stage knows.
 
     python3 scripts/settings.py list <profile>                 check all, print them as <stage>.<NAME>=<value>
-    python3 scripts/settings.py export <profile> <stage>       shell lines for eval; what the environment has stays
-    python3 scripts/settings.py file <profile> <name>          the path of a file that is no list of settings, as a mix
-    python3 scripts/settings.py alone <profile>                as list, refusing settings in the environment (the quickstart)
+    python3 scripts/settings.py export <profile> <stage>       shell lines for eval; the environment's own stay
+    python3 scripts/settings.py file <profile> <name>          path of a file without settings, as pretrain.json
+    python3 scripts/settings.py alone <profile>                as list; refuses settings in the environment
 
-A profile is a folder of scripts/profiles: <stage>.env has lines NAME=value, and a file ``parent`` may name the profile that it
-builds on. ONEREC_SETTINGS in the environment (the quickstart exports it) holds further lines <stage>.<NAME>=<value>, which go before the profile's.
+A profile is a folder of scripts/profiles: <stage>.env has lines NAME=value, and a file ``parent`` may name the profile
+that it builds on. The quickstart exports ONEREC_SETTINGS, further lines <stage>.<NAME>=<value>, which go before them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _TRAIN = "pretrain/scripts/common.sh pretrain/options.py"
 STAGES = {
     "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py",
     "tokenizer": "scripts/02_*.sh data/cooccurrence.py tokenizer/[eirt]*_*.py",
-    "data": "scripts/03_*.sh data/onerec_data/run.* data/mix.sh data/prepare_[dmprs]*.sh data/prepare_[dmr]*.py data/validate.py",
-    "base": f"scripts/0[45]_*.sh pretrain/scripts/[et]*_*.sh pretrain/make_tiny_qwen3.py pretrain/expand_vocab.py {_TRAIN}",
+    "data": "scripts/03_*.sh data/onerec_data/run.* data/mix.sh data/prepare_[dmprs]*.sh data/prepare_[dmr]*.py",
+    "base": "scripts/0[45]_*.sh pretrain/scripts/train_base.sh pretrain/scripts/expand_qwen3_vocab.sh "
+    f"pretrain/make_tiny_qwen3.py pretrain/expand_vocab.py {_TRAIN}",
     "stg1": f"scripts/06_*.sh pretrain/run_pretrain_stg1_local.sh pretrain/examples/pretrain_stg1.sh {_TRAIN}",
     "stg2": f"scripts/07_*.sh pretrain/run_pretrain_stg2_local.sh pretrain/examples/pretrain_stg2.sh {_TRAIN}",
     "sft": f"scripts/08_*.sh pretrain/examples/posttrain_sft.sh {_TRAIN}",
@@ -61,7 +62,8 @@ def known(stage: str) -> set[str]:
     for path in (path for pattern in STAGES[stage].split() for path in sorted(ROOT.glob(pattern))):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            names |= {name for flag in re.findall(r'"(--[a-z][a-z0-9_]*)"', text) if (name := variable_of(flag))}
+            flags = re.findall(r'"(--[a-z][a-z0-9_]*)"', text) + re.findall(r"add_(max_bad_ratio)\(", text)
+            names |= {name for flag in flags if (name := variable_of(f"--{flag.removeprefix('--')}"))}
         else:
             text = re.sub(r"(?m)(^| )#.*", "", text)
             names |= set(re.findall(r"\$\{([A-Z][A-Z0-9_]*):?[=+-]", text))
@@ -121,12 +123,12 @@ def folders(profile: str) -> list[Path]:
 
 
 def file_of(profile: str, name: str) -> Path:
-    """A file of a profile that is no list of settings (a mix), its own or that of the profile that it builds on."""
+    """A file of a profile without settings (a mix), its own or that of the profile that it builds on."""
     return next((folder / name for folder in folders(profile) if (folder / name).exists()), folders(profile)[0] / name)
 
 
 def settings(profile: str, more: str = "") -> dict[str, dict[str, str]]:
-    """Every setting of a run by stage; ``more``: the lines of `--set`. Raises `InputError` for a name that nobody knows."""
+    """Every setting of a run by stage; ``more``: the lines of `--set`. Raises `InputError` for an unknown name."""
     found: dict[str, dict[str, str]] = {stage: {} for stage in STAGES}
     for line in filter(None, more.split("\n")):  # the last of several goes
         stage, name, value = parse(line)
@@ -149,7 +151,7 @@ def parse(line: str) -> tuple[str, str, str]:
 
 
 def refuse_environment() -> None:
-    """Raise `InputError` for a setting in the environment: in a whole chain it would reach every stage that has its name."""
+    """Raise `InputError` for a setting in the environment: a chain would give it to every stage."""
     for name in sorted(os.environ):
         stages = [stage for stage in STAGES if os.environ[name] and name in known(stage)]
         if stages:

@@ -2,11 +2,10 @@
 
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
-Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model, the
-unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are not repeated; --jobs
-makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written
-anew after every variant, so that what is there is always what has been measured; a variant that failed is named with its log and
-the others go on.
+A variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model (the
+unchanged run's where it names no other), which is made first. Finished runs are not repeated; --jobs makes several at a
+time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew after
+every variant. A variant that failed is named with its log, and the others go on.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
 
 
 def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> list[Variant]:
-    """``variants``, each once, an evaluation behind the run that it asks for, which is put there where it is missing."""
+    """``variants``, each once, an evaluation behind the run that it asks for."""
     chains = {variant.name: variant for group in tables.values() for variant in group}
     ordered: dict[str, Variant] = {}
     for variant in variants:
@@ -148,7 +147,7 @@ class Runner:
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
     def chain(self, variant: Variant) -> tuple[list[str], dict[str, str]]:
-        """The command of a chain and its environment: only the last model is evaluated, and of the baselines the cheapest."""
+        """Command and environment of a chain: only the last model is evaluated, and the cheapest baseline."""
         changed = resolved(variant.settings, self.settings)
         sets = ["evaluate.EVAL_STAGES=sft", "evaluate.BASELINES=popularity", ONCE, *self.args.set]
         sets += [f"{name}={value}" for name, value in changed.items() if name != RL]
@@ -185,7 +184,8 @@ class Runner:
             return
         done = sorted(path.name for path in (base / ".done").glob("*") if path.name != "settings")
         if variant.after not in done:
-            raise InputError(self.args.list, f"{variant.name} goes on after {variant.after}", f"a stage of {base}: {', '.join(done)}")  # fmt: skip
+            what = f"{variant.name} goes on after {variant.after}"
+            raise InputError(self.args.list, what, f"a stage of {base}: {', '.join(done)}")
         models = [f"models/{name}" for stage, name in MODELS if stage <= variant.after[:2]]
         for name in [*DATA, *models]:
             if (base / name).exists():
@@ -207,9 +207,8 @@ class Runner:
             if variant.after:
                 self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
-        log.info(
-            f"{variant.name}: {' '.join(f'{k}={v}' for k, v in variant.settings.items())}{' '.join(variant.flags)} (log: {path})"
-        )
+        changed = " ".join([*(f"{name}={value}" for name, value in variant.settings.items()), *variant.flags])
+        log.info(f"{variant.name}: {changed} (log: {path})")
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
         if done.returncode in (75, 129, 130, 143) or done.returncode < 0:
@@ -299,7 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     print(write_tables(runner, tables))
     for variant in failed:
-        print(f"error: {args.output_dir / (variant.slug + '.log')}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)  # fmt: skip
+        path = args.output_dir / f"{variant.slug}.log"
+        print(f"error: {path}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)
     return 2 if failed else 0
 
 
