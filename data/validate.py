@@ -26,7 +26,7 @@ from data.sampling import uuid_halves
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT_OR_0, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import list_parquet, open_parquet
 from onerec.records import check_columns, rl_batches, user_id
 from onerec.run import progress
@@ -156,6 +156,9 @@ class RlCheck:
         return next(filter(None, (self._sid(text.encode()) for text in texts)), None)
 
 
+SHOWN = 10  # bad rows that are named
+
+
 def validate(paths: Sequence[str], spec: SidSpec | None, show: int) -> tuple[int, Findings]:
     """(rows, findings) of every file that ``paths`` name."""
     findings = Findings(show)
@@ -179,10 +182,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("paths", nargs="+", help="Parquet files, folders of them or patterns")
     parser.add_argument("--sid_spec", type=Path, help="sid_spec.json of the SIDs; without it any code is right")
-    parser.add_argument("--show", type=COUNT_OR_0, default=10, help="bad rows to name")
     args = parser.parse_args(argv)
     spec = SidSpec.load(args.sid_spec) if args.sid_spec else None
-    rows, findings = validate(args.paths, spec, args.show)
+    rows, findings = validate(args.paths, spec, SHOWN)
     for bad in findings.first:
         print(f"{bad['file']}: row {bad['row']} (uuid {bad['uuid']}): {bad['reason']}")
     if findings.reasons:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from onerec.cli import cli
 from onerec.flags import COUNT, ArgumentParser
 
+ITEMS, HISTORY = 200_000, 300  # in all, of a user
 WAYS = ("itemknn", "cooccurrence", "embeddings")
 
 
@@ -37,7 +38,7 @@ def histories(users: int, items: int, length: int) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> None:
     """One way, in this process."""
-    taken = histories(args.users, args.items, args.history)
+    taken = histories(args.users, ITEMS, HISTORY)
     if args.inside == "embeddings":
         from data import cooccurrence
 
@@ -59,8 +60,6 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (all)")
     parser.add_argument("--users", type=COUNT, default=20_000, help="users (20,000)")
-    parser.add_argument("--items", type=COUNT, default=200_000, help="items (200,000)")
-    parser.add_argument("--history", type=COUNT, default=300, help="items of a user (300)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="what seconds are (wall)")
     parser.add_argument("--inside", choices=WAYS, help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args()
@@ -69,8 +68,8 @@ def main() -> None:
     if args.inside:
         run(args)
         return
-    size = ["--users", str(args.users), "--items", str(args.items), "--history", str(args.history)]
-    print(f"{args.users:,} users with {args.history} of {args.items:,} items")
+    size = ["--users", str(args.users)]
+    print(f"{args.users:,} users with {HISTORY} of {ITEMS:,} items")
     for way in args.ways or WAYS:
         seconds, gib = measured([sys.executable, __file__, "--inside", way, *size], clock=args.clock)
         print(f"{way:13s} {seconds:8.1f} s {gib:6.2f} GiB", flush=True)
