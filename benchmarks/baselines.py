@@ -33,7 +33,7 @@ from benchmarks.tasks import TASKS, BenchTask, choose_tasks
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, ArgumentParser
+from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
 from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything
 
@@ -80,10 +80,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--also_exclude_seen", action="store_true", help=f"the second protocol as well, in results_<baseline>{UNSEEN}/")
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
-    # Of those that are trained.
-    for field in dataclasses.fields(Options):
-        taken = field.metadata.get("taken", COUNT)
-        add(f"--{field.name}", type=taken, default=field.default, help=f"of what is trained ({field.default})")
+    # Of sasrec, gru4rec and tiger, which are trained.
+    default = Options()
+    add("--epochs", type=COUNT, default=default.epochs, help="epochs at most")
+    add("--patience", type=COUNT, default=default.patience, help="epochs without a better validation before it stops")
+    add("--batch_size", type=COUNT, default=default.batch_size, help="windows a batch")
+    add("--lr", type=POSITIVE, default=default.lr, help="learning rate of Adam")
+    add("--dropout", type=SHARE_BELOW_1, default=default.dropout, help="dropout, of attention too")
+    add("--max_items", type=COUNT, default=default.max_items, help="items of a history (sasrec, gru4rec)")
+    add("--dim", type=WIDTH, default=default.dim, help="width (sasrec, gru4rec)")
+    add("--tiger_dim", type=WIDTH, default=default.tiger_dim, help="width (tiger)")
+    add("--tiger_layers", type=COUNT, default=default.tiger_layers, help="layers of encoder and of decoder (tiger)")
+    add("--num_beams", type=COUNT, default=default.num_beams, help="beams of the item search (tiger)")
+    add("--seed", type=SEED, default=default.seed, help="seed of the training and of the resamples")
+    add("--device", default=default.device, help="cpu, cuda or auto")
     return parser.parse_args(argv)
 
 
@@ -93,9 +103,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tasks: list[BenchTask] = [TASKS[name] for name in names if TASKS[name].kind == "rank"]
     if not tasks:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
-    if args.dim % args.heads:
-        raise InputError("--heads", f"{args.heads} do not divide --dim {args.dim}", "a divisor of it")
-    options = Options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Options)})
+    names = {field.name for field in dataclasses.fields(Options)}
+    options = Options(**{name: value for name, value in vars(args).items() if name in names})
+    if options.dim % options.heads:
+        raise InputError("--dim", f"is {options.dim}", f"a multiple of the {options.heads} attention heads")
     if set(args.baselines) - set(QUICK):
         device_of(options.device)  # said before anything is trained
     data = BenchData(args.data_dir)

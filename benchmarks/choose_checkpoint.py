@@ -1,6 +1,6 @@
 """Which checkpoint of a training ranks best on the validation targets: the one that goes on, chosen without the test.
 
-    python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --sample_size 2500
+    python choose_checkpoint.py --run_dir models/stage2 --data_dir validation/benchmark_data --validation_users 2500
 
 ``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
 ``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark
@@ -38,6 +38,7 @@ CHOICE = "choice.json"
 WEIGHTS = "model.safetensors"
 METRICS = ("recall@1", "recall@10", "ndcg@10")
 _STEP = re.compile(r"global_step(\d+)")
+METRIC = "ndcg@10"  # what the best checkpoint has most of
 log = get_logger("choose")
 
 
@@ -48,10 +49,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, required=True, help="benchmark_data folder of the validation targets")
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
     add("--task", choices=ranked, default="video", help="the task that decides")
-    add("--metric", choices=METRICS, default="ndcg@10", help="what the best checkpoint has most of")
-    add("--sample_size", type=COUNT_OR_ALL, default=2500, help="users drawn at random (-1: all)")
+    add("--validation_users", type=COUNT_OR_ALL, default=2500, help="users drawn at random (-1: all)")
     add("--seed", type=SEED, default=0, help="seed of that draw")
-    add("--num_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
+    add("--validation_beams", type=integer(10), default=20, help="beams of the item search, 10 for metrics at 10")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--token_budget", type=COUNT, default=16384, help="tokens of a padded batch")
     add("--device", default="auto", help="cpu, cuda or auto")
@@ -100,8 +100,8 @@ class Validation:
         data = BenchData(args.data_dir)
         self.spec = model.check_spec(data.spec, args.data_dir)
         examples = data.examples(task, -1, manifest)
-        if 0 < args.sample_size < len(examples):
-            drawn = np.random.default_rng(args.seed).choice(len(examples), args.sample_size, replace=False)
+        if 0 < args.validation_users < len(examples):
+            drawn = np.random.default_rng(args.seed).choice(len(examples), args.validation_users, replace=False)
             examples = [examples[i] for i in np.sort(drawn)]
         self.examples, self.index = examples, data.index(task)
         self.prompts = model.prompt_ids([example.messages for example in examples], False, self.spec.n_layers + 1)
@@ -110,7 +110,7 @@ class Validation:
     def __call__(self, label: str) -> dict[str, float]:
         """Mean of every metric over the sample."""
         banned = [self.index.sids_within(pids) for pids in self.seen] if self.args.exclude_seen else None
-        found = self.model.rank_items(self.prompts, self.index, self.args.num_beams, label, banned)
+        found = self.model.rank_items(self.prompts, self.index, self.args.validation_beams, label, banned)
         rows = zip(self.examples, found, self.seen, strict=True)
         lines = [rank.line(e, sids, self.index, "all", self.args.seed, skip) for e, sids, skip in rows]
         scores = rank.score(self.examples, lines, self.spec).columns
@@ -133,14 +133,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         log.info(f"step {step}  {shown}  ({time.monotonic() - start:.0f} s)")
         manifest.input(path)
-    best = best_of(curve, args.metric)
+    best = best_of(curve, METRIC)
     users = len(validation.examples)
-    choice = {"best": best["step"], "metric": args.metric, "task": args.task, "users": users}
+    choice = {"best": best["step"], "metric": METRIC, "task": args.task, "users": users}
     choice |= {"data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict()}
     write_json(args.run_dir / CHOICE, choice)
     print(
-        f"best of {len(curve)} checkpoints by {args.metric} on {users:,} validation users: "
-        f"step {best['step']} ({best[args.metric]:.4f}); {manifest.dropped_text()}"
+        f"best of {len(curve)} checkpoints by {METRIC} on {users:,} validation users: "
+        f"step {best['step']} ({best[METRIC]:.4f}); {manifest.dropped_text()}"
     )
 
 

@@ -1,8 +1,8 @@
 """General ability of several checkpoints, each against the one before it: what a stage cost, what another brought back.
 
-    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir
-    general python general.py … --lm_eval_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
-    python general.py … --lm_eval_tasks gsm8k_local --lm_eval_data_dir data      # out of data/gsm8k/{train,test}.jsonl
+    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir general
+    python general.py … --general_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
+    python general.py … --general_tasks gsm8k_local --general_data_dir data      # out of data/gsm8k/{train,test}.jsonl
 
 Writes <output_dir>/results_<name>/ as evaluate.py does (with the harness' numbers as the task lm_eval) and
 report.md, report.json and report.html. A harness task whose data are not there is named and left out.
@@ -42,9 +42,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="checkpoints, in the chain's order")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder with general/")
     add("--output_dir", type=Path, required=True, help="folder for results_<name>/ and the comparison")
-    add("--lm_eval_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
-    add("--lm_eval_task_dir", type=Path, default=OWN_TASKS, help="folder of harness task YAMLs over local files")
-    add("--lm_eval_data_dir", type=Path, default=Path("."), help="what the YAMLs' data files are relative to")
+    add("--general_tasks", dest="lm_eval_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
+    add(
+        "--general_task_dir",
+        dest="lm_eval_task_dir",
+        type=Path,
+        default=OWN_TASKS,
+        help="folder of harness task YAMLs over local files",
+    )
+    add(
+        "--general_data_dir",
+        dest="lm_eval_data_dir",
+        type=Path,
+        default=Path("."),
+        help="what the YAMLs' data files are relative to",
+    )
     add("--sample_size", type=COUNT_OR_ALL, default=-1, help="rows a task, from the first (-1: all)")
     add("--device", default="auto", help="cpu, cuda or auto")
     return parser.parse_args(argv)
@@ -53,7 +65,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Values, dict[str, list[float]]] | str:
     """Metrics of one harness task by name and their intervals, or the reason why there are none.
 
-    The harness runs in ``--lm_eval_data_dir``; its own progress is passed on every few seconds.
+    The harness runs in ``--general_data_dir``; its own progress is passed on every few seconds.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

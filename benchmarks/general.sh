@@ -4,17 +4,12 @@
 #   lm-evaluation-harness (pip install lm-eval) as far as it is installed and their data are at hand.
 #   GENERAL_TASKS     gsm8k,mmlu,gsm8k_local,… (none)
 #   GENERAL_TASK_DIR  folder of task YAMLs whose data are local files (harness/, which has gsm8k_local)
-#   GENERAL_DATA_DIR  what those files are relative to (here, the folder that the command is given in)
+#   GENERAL_DATA_DIR  what those files are relative to (the folder that the command is given in)
 #   SAMPLE_SIZE       questions a task (-1: all)
 # BENCHMARK_DATA_DIR, DATA_VERSION, BENCHMARK_BASE_DIR and VERSION: see common.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-: "${GENERAL_TASKS:=}"
-: "${GENERAL_TASK_DIR:=$ROOT/benchmarks/harness}"
-: "${GENERAL_DATA_DIR:=.}"
-: "${SAMPLE_SIZE:=-1}"
 command=("$PYTHON" "$ROOT/benchmarks/general.py" --models "$@" --data_dir "$data_dir"
-  --output_dir "$BENCHMARK_BASE_DIR/general/$VERSION" --lm_eval_tasks "$GENERAL_TASKS" --lm_eval_task_dir "$GENERAL_TASK_DIR"
-  --lm_eval_data_dir "$GENERAL_DATA_DIR" --sample_size "$SAMPLE_SIZE")
+  --output_dir "$BENCHMARK_BASE_DIR/general/$VERSION")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
 "${command[@]}"

@@ -25,8 +25,10 @@ from benchmarks.reporting.page import CURVES, report_page
 from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import BOOT, COUNT_OR_0, NUMBER, ArgumentParser
+from onerec.flags import BOOT, NUMBER, ArgumentParser
 from onerec.run import Manifest, read_json_lines, write_json, write_text
+
+EXAMPLES = 2  # of a task that went well, and as many that did not
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,7 +41,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
-    add("--examples", type=COUNT_OR_0, default=2, help="examples a task that went well, and as many that did not")
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.data_dir:
         bench = examples.Bench(args.data_dir, args.titles, args.product_titles)
         last = [row for row in rows if row.kind == "stage"][-1]
-        found["readings"] = examples.readings(last, bench, args.examples)
+        found["readings"] = examples.readings(last, bench, EXAMPLES)
         found["errors"] = examples.errors(last, bench)
     value = {
         "title": args.title,

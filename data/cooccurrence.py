@@ -24,14 +24,14 @@ from data.onerec_data.layout import Layout, load_layout
 from data.onerec_data.users import Users
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, SEED, SHARE, WIDTH, ArgumentParser
+from onerec.flags import SEED, WIDTH, ArgumentParser
 from onerec.parquet import embedding_table, write_table
 from onerec.run import Manifest, progress
 from onerec.sparse import BLOCK, best_of_rows, row_blocks, svd_vectors
 
 SMOOTHING = 0.75
 KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
-_DOMAINS = ("video", "ad", "goods")
+WINDOW = 5  # places between two items of a pair, at most
 
 
 def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Iterator[np.ndarray]:
@@ -116,23 +116,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--input", type=Path, required=True, help="users' table of the release, or of --layout")
     parser.add_argument("--output_path", type=Path, required=True, help="Parquet file with pid and embedding")
-    parser.add_argument("--domain", choices=_DOMAINS, default="video", help="whose items")
     parser.add_argument("--layout", default="release", help="release, simple, or a JSON file")
     parser.add_argument("--dim", type=WIDTH, default=64, help="dimensions")
-    parser.add_argument("--window", type=COUNT, default=5, help="places between two items of a pair, at most")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     manifest, layout = Manifest("cooccurrence", args), load_layout(args.layout)
-    parts = [f"{side}_{args.domain}_pid" for side in ("hist", "target")]
+    parts = [f"{side}_video_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)
     left_out = Built()
-    found = list(sequences(users, layout, args.domain, left_out))
+    found = list(sequences(users, layout, "video", left_out))
     users.note(manifest, left_out, args.max_bad_ratio)
     pids, places = np.unique(np.concatenate(found) if found else np.empty(0, np.int64), return_inverse=True)
     if len(pids) < 3:
         raise InputError(args.input, f"has {len(pids)} items in its training rows", "at least three")
-    pairs = Pairs(places, list(map(len, found)), len(pids), args.window)
+    pairs = Pairs(places, list(map(len, found)), len(pids), WINDOW)
     if not pairs.margin().any():
         raise InputError(args.input, "has no two items in one training row", "histories of two items or more")
     vectors = svd_vectors(ppmi(pairs), args.dim, args.seed, n_iter=10)

@@ -23,7 +23,7 @@ from data.mix import checked, record_files, sized_batches
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, COUNT_OR_ALL, SEED, SHARE, ArgumentParser
+from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser
 from onerec.parquet import write_batches
 from onerec.records import CHAT_MARK, SCHEMA, check_record, dumps, message, parse_messages, parse_segments
 from onerec.run import Manifest
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cap = "prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)"
     add("--max_per_source", type=COUNT_OR_ALL, default=-1, help=cap)
     add("--seed", type=SEED, default=42, help="seed of the sample")
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_distillation", args)
     by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Prompts for on-policy distillation: cd data && bash prepare_distillation.sh. Every variable can be set in the environment.
+# Prompts for on-policy distillation: cd data && bash prepare_distillation.sh
+#   BASE_DIR     folder with raw_data/ and output/                                     (data/)
+#   INPUT        general text: files, folders or patterns                              (raw_data/general_text/sft)
+#   TEXT_INPUT   plain text beside it, whose beginnings become prompts                 (none)
+#   OUTPUT_FILE  where to                                                              (output/onpolicy_distillation.parquet)
+#   NUM_SAMPLES MAX_PER_SOURCE SEED   prompts in all, of one source at most (-1: all)  (200000 -1 42)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 cd "$(dirname "$0")"
 : "${PYTHON:=python}"
 : "${BASE_DIR:=.}"
 : "${INPUT:=$(raw_data "$BASE_DIR")/general_text/sft}"
-: "${TEXT_INPUT:=}" # plain text beside it, whose beginnings become prompts (raw_data/general_text/pretrain)
 : "${OUTPUT_FILE:=$BASE_DIR/output/onpolicy_distillation.parquet}"
-: "${NUM_SAMPLES:=200000}"
-: "${MAX_PER_SOURCE:=-1}" # prompts of one source at most; -1: all
-: "${SEED:=42}"
 set -x
-"$PYTHON" prepare_distillation.py --input "$INPUT" ${TEXT_INPUT:+"$TEXT_INPUT"} --output "$OUTPUT_FILE" --num_samples "$NUM_SAMPLES" --max_per_source "$MAX_PER_SOURCE" --seed "$SEED"
+"$PYTHON" prepare_distillation.py --input "$INPUT" ${TEXT_INPUT:+"$TEXT_INPUT"} --output "$OUTPUT_FILE"
 "$PYTHON" validate.py "$OUTPUT_FILE"

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from data.mix import KEY_COLUMNS
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.flags import COUNT_OR_ALL, SHARE, ArgumentParser
+from onerec.flags import COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import matching
 from onerec.records import (
     Record,
@@ -238,9 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="auto", help="shape of the rows")
     parser.add_argument("--max_rows", type=COUNT_OR_ALL, default=-1, help="rows read, at most (-1: all)")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for pretrain/ and sft/")
-    parser.add_argument(
-        "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which a data set fails"
-    )
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     if (args.dataset is None) == (args.list is None):
         raise InputError("--dataset, --list", "are both given or both missing", "one of the two")

@@ -24,7 +24,7 @@ from data.mix import Source, read_config, source_batches
 from data.shuffle import shuffle_to_shards
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, SEED, SHARE, ArgumentParser
+from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, SEED, ArgumentParser
 from onerec.folders import atomic_path, made_by
 from onerec.run import Manifest, progress
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seed", type=SEED, default=42, help="seed of the samples and of the shuffle")
     add("--buffer_mb", type=COUNT, default=1024, help="record text in memory at a time")
     add("--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards")
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     if bad := [item for item in args.folders if "=" not in item]:
         raise InputError("--folders", f"{bad[0]} has no =", "NAME=PATH")

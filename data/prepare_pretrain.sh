@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mix the pretrain sources into shuffled shards: cd data && bash prepare_pretrain.sh. Every variable of mix.sh can be set in the environment.
+# Mix the pretrain sources into shuffled shards: cd data && bash prepare_pretrain.sh. Variables: see mix.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"
 source "$ROOT/data/mix.sh" pretrain

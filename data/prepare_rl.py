@@ -26,7 +26,7 @@ from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN
-from onerec.flags import COUNT, SEED, SHARE, SHARE_ABOVE_0, ArgumentParser
+from onerec.flags import COUNT, SEED, SHARE_ABOVE_0, ArgumentParser
 from onerec.parquet import count_rows
 from onerec.records import read_record, record_batches, uid_of
 from onerec.run import Manifest
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     share = "share of the users whose rows are taken, test users included"
     add("--user_share", type=SHARE_ABOVE_0, default=1.0, help=share)
     add("--seed", type=SEED, default=42, help="seed of the choice of users")
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_rl", args)
     files = task_files(args.input_dir, args.tasks)

@@ -1,9 +1,11 @@
-"""The house's command line: every number says its range where the flag is declared, and errors are the one line.
+"""The command line of every script: a flag is also a variable and says its range; an error is one line.
 
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of every draw")
+    parser.add_argument("--num_beams", type=COUNT, default=32, help="beams of the item search")
 
-The ranges read JSON values as well: ``COUNT.of(value, path, "max_length")``.
+``--num_beams 16`` goes before NUM_BEAMS=16 in the environment, and that before the default. This is how the shell
+scripts and the profiles (scripts/settings.py) set flags. The ranges read JSON values as well:
+``COUNT.of(value, path, "max_length")``.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from onerec.errors import InputError
+from onerec.run import processes
 from onerec.sid import LAYER_LETTERS
 
 # What the C code below Python takes for a size, and a number that float32 holds with room.
@@ -24,7 +30,7 @@ _LARGEST, _HUGE = 2**31 - 1, 1e30
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a flag takes: ``low`` to ``high``, both included unless ``open_low`` or ``open_high``, and those of ``also``.
+    """Numbers that a flag takes: ``low`` to ``high``, and ``also``; ``open_low``, ``open_high``: without that end.
 
     Called with text (as argparse's ``type``) or used by `of`, it gives an int or a float as ``kind`` says. Never NaN
     or infinity.
@@ -62,10 +68,6 @@ class Range:
         if value not in self:
             raise argparse.ArgumentTypeError(f"is {text or 'empty'}; give {self}")
         return value
-
-    def each(self, text: str) -> tuple:
-        """The numbers of a text like 1,10,32."""
-        return tuple(self(part) for part in text.split(","))
 
     def of(self, value: Any, file: object, key: str) -> Any:
         """A JSON value, checked; raises `InputError` that names ``file`` and ``key``."""
@@ -116,19 +118,79 @@ def plain_name(text: str) -> str:
     return text
 
 
-def _path(text: str) -> Path:
+def pattern(text: str) -> str:
+    """A file, a folder or a pattern of files, as text."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; give a path")
-    return Path(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(pattern(text))
+
+
+# A flag of several words has a variable that nobody else uses. A single word (DEVICE, INPUT, SPLIT) may be exported for
+# something else, or mean another thing in another script (TASKS, CONFIG). These alone are read from the environment.
+ONE_WORD = frozenset({
+    "ADVANTAGE", "BALANCED", "CODEBOOK", "CONSTRAINED", "DATASETS", "DROPOUT", "EPOCHS", "INIT", "JUDGE", "LAYOUT",
+    "LOGGER", "LOSS", "LR", "NNODES", "PRECISION", "RESUME", "SEED", "SOURCES", "TEMPERATURE", "TOPK", "VALIDATION",
+    "WINDOWS", "WORKERS",
+})  # fmt: skip
+
+
+def variable_of(flag: str) -> str | None:
+    """The environment variable that sets ``--flag``; None where there is none."""
+    name = flag.removeprefix("--").upper()
+    return name if flag.startswith("--") and ("_" in name or name in ONE_WORD) else None
+
+
+def words(text: str, paths: bool = False) -> list[str]:
+    """A list in a variable: a line each, or commas or spaces between; ``paths`` may have spaces in them."""
+    between = r"\n" if "\n" in text.strip() else r"," if paths else r"[,\s]"
+    return [word.strip() for word in re.split(between, text) if word.strip()]
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with the house's errors: `InputError` instead of the usage; no path is empty."""
+    """argparse with the house's errors: `InputError` instead of the usage; no path is empty.
+
+    A flag that is not given is looked for in the environment (`variable_of`); an empty variable is one that is not set.
+    """
 
     def __init__(self, description: str | None = None, **more: Any) -> None:
         more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        more.setdefault("epilog", "A flag of several words can be set as a variable, --num_beams 16 as NUM_BEAMS=16.")
         super().__init__(description=description, **more)
         self.register("type", Path, _path)
+
+    def add_max_bad_ratio(self) -> None:
+        """The flag of every script that reads tables, for `Manifest.check_bad_ratio`."""
+        self.add_argument(
+            "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, given = {}, {str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args)}
+        for action in self._actions:
+            for name in filter(None, map(variable_of, action.option_strings)):
+                if (text := os.environ.get(name, "")) and not given & set(action.option_strings):
+                    action.default, action.required = self._from_variable(action, name, text), False
+                    found[name] = text
+        if found and processes()[0] == 0:
+            print("from the environment:", *(f"{name}={shlex.quote(text)}" for name, text in found.items()), flush=True)
+        return super().parse_known_args(args, namespace)
+
+    def _from_variable(self, action: argparse.Action, name: str, text: str) -> Any:
+        """What a flag is with the variable ``name`` set to ``text``; raises `InputError` that names the variable."""
+        several = action.nargs in ("+", "*")
+        texts = words(text, action.type in (Path, pattern)) if several else [text]
+        try:
+            if action.nargs == 0:
+                return switch(text) == action.const
+            return self._get_values(action, texts)
+        except argparse.ArgumentError as error:
+            self.error(f"argument {name}: {error.message}")
+        except argparse.ArgumentTypeError as error:
+            self.error(f"argument {name}: {error}")
 
     def error(self, message: str) -> NoReturn:
         if found := re.match("the following arguments are required: (.*)", message, re.DOTALL):

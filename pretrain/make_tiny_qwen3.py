@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, SEED, WIDTH, ArgumentParser, integer
+from onerec.flags import COUNT, NOT_NEGATIVE, SEED, WIDTH, ArgumentParser, integer
 from onerec.folders import atomic_path, made_by
 from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
@@ -66,12 +66,6 @@ def parser() -> ArgumentParser:
     add("--head_dim", type=WIDTH, default=32, help="width of a head, even")
     add("--intermediate_size", type=WIDTH, default=384, help="width of the MLP")
     add("--max_position_embeddings", type=COUNT, default=4096, help="longest text that the model reads")
-    add(
-        "--rope_theta",
-        type=POSITIVE,
-        default=10000.0,
-        help="base of the rotary positions (Qwen3: 1000000 for 32k texts)",
-    )
     add("--untied", action="store_true", help="an output head of its own, as Qwen3 from 8B on")
     add("--initializer_range", type=NOT_NEGATIVE, default=0.02, help="deviation of the random weights")
     add("--seed", type=SEED, default=0, help="seed of the random weights")
@@ -198,7 +192,7 @@ def save_model(args: argparse.Namespace, vocabulary: int, folder: Path) -> int:
     config = Qwen3Config(
         vocab_size=-(-vocabulary // 128) * 128,  # like the real one, more rows than tokens
         **{name: getattr(args, name) for name in SIZES},
-        rope_parameters={"rope_type": "default", "rope_theta": args.rope_theta},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=not args.untied,
         bos_token_id=id_of(END_OF_TEXT),
         eos_token_id=id_of(IM_END),

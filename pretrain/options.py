@@ -13,11 +13,11 @@ from onerec.flags import (
     POSITIVE,
     PROCESSES,
     SEED,
-    SHARE,
     SHARE_BELOW_1,
     ArgumentParser,
     integer,
     number,
+    pattern,
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def parser(description: str | None) -> ArgumentParser:
     add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
     add(
         "--sources",
+        type=pattern,
         nargs="+",
         help="replaces the config's sources: file_list.json, folders or Parquet patterns",
     )
@@ -58,7 +59,7 @@ def parser(description: str | None) -> ArgumentParser:
         help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, one "
         "process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    p.add_max_bad_ratio()
     # schedule
     add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
     add("--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak")
@@ -143,7 +144,7 @@ def parser(description: str | None) -> ArgumentParser:
     )
     add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
     # validation
-    add("--eval_sources", nargs="+", help="shards held out: their loss is reported, by source as well")
+    add("--eval_sources", type=pattern, nargs="+", help="shards held out: their loss is reported, by source as well")
     add("--eval_per_step", type=COUNT_OR_0, default=0, help="steps from one to the next; 0: with checkpoints")
     add("--eval_rows", type=COUNT_OR_ALL, default=64, help="packed rows of a validation, at most; -1: all")
     # log and checkpoints

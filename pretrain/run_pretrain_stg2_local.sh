@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Stage 2 on one machine, down to a laptop without a GPU: examples/pretrain_stg2.sh with settings for a small model.
-#   MODEL_DIR OUTPUT_DIR DATASET_CONFIG SOURCES …  every variable can be set; further arguments go to train.py
+# Every flag of train.py can be set as a variable; further flags may follow.
 set -euo pipefail
-export MODEL_DIR="${MODEL_DIR:-output/stg1/hf}"
-export OUTPUT_DIR="${OUTPUT_DIR:-output/stg2}"
-export DATASET_CONFIG="${DATASET_CONFIG:-examples/dataset_config/toy_pretrain.json}"
-export NUM_EPOCHS="${NUM_EPOCHS:-1}"
-export LEARNING_RATE="${LEARNING_RATE:-3e-3}" MIN_LR="${MIN_LR:-3e-4}"
-export NUM_TRAINING_STEPS="${NUM_TRAINING_STEPS:--1}"
-export MINIBATCH_SIZE="${MINIBATCH_SIZE:-4096}"
-export SAVE_CHECKPOINT_PER_STEP="${SAVE_CHECKPOINT_PER_STEP:-100}"
+set -a # examples/pretrain_stg2.sh and Python read these
+: "${DATASET_CONFIG:=examples/dataset_config/toy_pretrain.json}"
+: "${NUM_EPOCHS:=1}"
+: "${NUM_TRAINING_STEPS:=-1}" # as the epochs say
+: "${LEARNING_RATE:=3e-3}"
+: "${MIN_LR:=3e-4}"
+: "${MINIBATCH_SIZE:=4096}"
+: "${SAVE_CHECKPOINT_PER_STEP:=100}"
+set +a
 exec bash "$(dirname "$0")/examples/pretrain_stg2.sh" "$@"

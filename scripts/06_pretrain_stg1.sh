@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# 6. Stage 1, itemic-text alignment: the LLM is frozen, only the itemic embeddings learn.
+# 6. Stage 1, itemic-text alignment: the LLM is frozen, only the itemic embeddings learn. Settings: the profile's stg1.env.
+#   NUM_TRAINING_STEPS LEARNING_RATE MAX_LENGTH …   flags of pretrain/train.py
 source "$(dirname "$0")/common.sh"
-export SEED="${SEED:-0}" MAX_LENGTH
+settings_of stg1
 MODEL_DIR="$MODELS/base_itemic" OUTPUT_DIR="$MODELS/stage1" SOURCES="$DATA_OUTPUT/split_data_pretrain" \
-  DATASET_CONFIG=examples/dataset_config/toy_pretrain.json NUM_TRAINING_STEPS="$STG1_STEPS" LEARNING_RATE="$STG1_LR" LOGGING_PER_STEP="$LOG_STEPS" SAVE_CHECKPOINT_PER_STEP="$SAVE_STEPS" \
   become bash "$ROOT/pretrain/run_pretrain_stg1_local.sh"

@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
 # 9. On-policy distillation: the base model teaches the SFT model on its own answers, so that general ability comes back.
+#    Settings: the profile's distill.env.
+#   TOTAL_STEPS LEARNING_RATE LOSS …   flags of verl_distillation/distill.py
+#   ANCHOR_SHARE      share of the prompts that keep the student's own tasks where they are; 0: none  (0.25)
+#   EXPLAIN_ANCHORS   1: half of these ask for descriptions and reasons, 0: all for recommendation    (1)
 source "$(dirname "$0")/common.sh"
-export SEED="${SEED:-0}"
+settings_of distill
 anchors=""
-if [[ "$DISTILL_ANCHOR_SHARE" != 0 ]]; then
+if [[ "${ANCHOR_SHARE:-}" == 0 ]]; then
+  unset ANCHOR_SHARE
+else
   anchors="$DATA_OUTPUT/rl_data/train.parquet"
-  if ((DISTILL_EXPLAIN_ANCHORS)); then
+  if ((${EXPLAIN_ANCHORS:-1})); then
     # Stage 3 makes the file where the data have a task in words.
     if [[ -f "$DATA_OUTPUT/distillation_anchors.parquet" ]]; then
       anchors+=$'\n'"$DATA_OUTPUT/distillation_anchors.parquet"
@@ -14,10 +20,7 @@ if [[ "$DISTILL_ANCHOR_SHARE" != 0 ]]; then
     fi
   fi
 fi
-BASE_MODEL="${BASE_MODEL:-$MODELS/sft/hf}" TEACHER_MODEL="${TEACHER_MODEL:-$MODELS/base/hf}" \
-  DATASET_PARQUET="$DATA_OUTPUT/onpolicy_distillation.parquet" OUTPUT_DIR="$MODELS/distill" \
-  ANCHOR_PARQUET="$anchors" ANCHOR_SHARE="$DISTILL_ANCHOR_SHARE" \
-  LOSS="$DISTILL_LOSS" TOPK="$DISTILL_TOPK" THINK_MODE="$DISTILL_THINK_MODE" TOTAL_STEPS="$DISTILL_STEPS" LEARNING_RATE="$DISTILL_LR" \
-  TRAIN_BATCH_SIZE="$DISTILL_BATCH_SIZE" MINI_BATCH_SIZE="$DISTILL_MINI_BATCH_SIZE" WARMUP_STEPS="$DISTILL_WARMUP_STEPS" MAX_PROMPT_LENGTH="$DISTILL_PROMPT_LENGTH" RESPONSE_LENGTH="$DISTILL_RESPONSE_LENGTH" \
-  LR_SCHEDULER_TYPE=cosine SAVE_FREQ="$DISTILL_SAVE_STEPS" N_GPUS="$DISTILL_N_GPUS" \
+: "${BASE_MODEL:=$MODELS/sft/hf}" "${TEACHER_MODEL:=$MODELS/base/hf}"
+export BASE_MODEL TEACHER_MODEL
+DATASET_PARQUET="$DATA_OUTPUT/onpolicy_distillation.parquet" OUTPUT_DIR="$MODELS/distill" ANCHOR_PARQUET="$anchors" \
   become bash "$ROOT/verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"

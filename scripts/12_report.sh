@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
 source "$(dirname "$0")/common.sh"
-: "${VERSION:=v1.0}"
+settings_of evaluate
+: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn}"
 results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
@@ -9,12 +10,12 @@ for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done
 baselines=()
-for name in $BASELINES; do
+for name in ${BASELINES//,/ }; do
   [[ -f "$results/results_$name/metrics.json" ]] && baselines+=("$results/results_$name")
 done
 titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
-[[ -f "$RAW_DATA/onerec_data/product_pid2caption.parquet" ]] && titles+=(--product_titles "$RAW_DATA/onerec_data/product_pid2caption.parquet")
+product="$RAW_DATA/onerec_data/product_pid2caption.parquet"
+[[ -f "$product" ]] && titles+=(--product_titles "$product")
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
-  --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" \
-  --output_dir "$RUN_DIR/report" \
-  --title "OneRec factory: $(basename "$RUN_DIR"), seed ${SEED:-0}"
+  --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" --output_dir "$RUN_DIR/report" \
+  --title "OneRec factory: $(basename "$RUN_DIR"), seed $SEED"

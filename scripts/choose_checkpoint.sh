@@ -1,19 +1,26 @@
 #!/usr/bin/env bash
 # Between the stages, where VALIDATION_USERS is set: bash scripts/choose_checkpoint.sh stage2|sft [choose_checkpoint.py's flags]
-# Scores the stage's checkpoints on the validation targets of so many users and makes $MODELS/<stage>/hf of the best one; the curve
-# is in $MODELS/<stage>/choice.json. The test targets are never read.
+# Scores the stage's checkpoints on the validation targets of so many users and makes $MODELS/<stage>/hf of the best one; the
+# curve is in $MODELS/<stage>/choice.json. The test targets are never read. Settings: the profile's evaluate.env.
+#   VALIDATION_USERS VALIDATION_BEAMS   users that are asked about (-1: all; 0: the quickstart leaves the choice out), beams (2500 20)
 source "$(dirname "$0")/common.sh"
+settings_of evaluate
 argument "${1:-}" "choose_checkpoint.sh: needs a stage; stage2 or sft"
 stage="$1"
 case "$stage" in
-  stage2) from="$STG2_FROM" ;;
-  sft) from="$SFT_FROM" ;;
-  *) echo "error: choose_checkpoint.sh: $stage is not a stage with checkpoints to choose from; stage2 or sft" >&2; exit 2 ;;
+  stage2) from="$(first_of "$MODELS/stage1/hf" "$MODELS/base_itemic")" ;;
+  sft) from="$(first_of "$MODELS/stage2/hf" "$MODELS/stage1/hf" "$MODELS/base_itemic")" ;;
+  *) echo "error: choose_checkpoint.sh: $stage has no checkpoints to choose from; stage2 or sft" >&2 && exit 2 ;;
 esac
-seen=()
-[[ "$EXCLUDE_SEEN" == 1 ]] && seen=(--exclude_seen)
-run python "$ROOT/benchmarks/choose_checkpoint.py" --run_dir "$MODELS/$stage" --data_dir "$RUN_DIR/validation/benchmark_data" \
-  --sample_size "$VALIDATION_USERS" --num_beams "$VALIDATION_BEAMS" "${seen[@]}" "${@:2}"
+items="$RAW_DATA/onerec_data"
+if [[ ! -f "$RUN_DIR/validation/manifest.json" ]]; then
+  run python "$ROOT/data/onerec_data/run.py" --input "$items/onerec_bench_release.parquet" \
+    --pid2sid "$items/video_ad_pid2sid.parquet" --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" \
+    --tasks --benchmark_split 2
+fi
+# The lot by which users are drawn is the same for every run.
+run python "$ROOT/benchmarks/choose_checkpoint.py" --run_dir "$MODELS/$stage" \
+  --data_dir "$RUN_DIR/validation/benchmark_data" --seed 0 "${@:2}"
 best="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["best"])' "$MODELS/$stage/choice.json")"
-run python "$ROOT/pretrain/convert_checkpoint_to_hf.py" --base_model_dir "$from" --checkpoint_dir "$MODELS/$stage/step$best" \
-  --output_dir "$MODELS/$stage/hf"
+run python "$ROOT/pretrain/convert_checkpoint_to_hf.py" --base_model_dir "$from" \
+  --checkpoint_dir "$MODELS/$stage/step$best" --output_dir "$MODELS/$stage/hf"

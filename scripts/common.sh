@@ -1,12 +1,14 @@
 # Sourced by the numbered scripts and the quickstart: where a run lives, its settings, and how a command is printed.
 #   RUN_DIR  the folder that everything of a run goes into   (runs/quickstart)
-#   PROFILE  the settings of scripts/profiles/<PROFILE>.env  (laptop); each of them can be set in the environment
+#   PROFILE  a folder of scripts/profiles, a file a stage    (laptop)
+#   SEED     seed of the world and of every stage            (0)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
 source "$ROOT/scripts/argument.sh"
 source "$ROOT/scripts/owned.sh"
 : "${VENV:=$ROOT/.venv}"
 : "${PROFILE:=laptop}"
+: "${SEED:=0}"
 : "${RUN_DIR:=$ROOT/runs/quickstart}"
 if ! mkdir -p "$RUN_DIR" 2> /dev/null || [[ ! -w "$RUN_DIR" ]]; then
   echo "error: $RUN_DIR: cannot be written, or is no folder; give a RUN_DIR (--run_dir) that this user may write" >&2
@@ -14,14 +16,7 @@ if ! mkdir -p "$RUN_DIR" 2> /dev/null || [[ ! -w "$RUN_DIR" ]]; then
 fi
 RUN_DIR="$(cd "$RUN_DIR" && pwd)"
 [[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"
-if [[ ! -f "$ROOT/scripts/profiles/$PROFILE.env" ]]; then
-  echo "error: scripts/profiles/$PROFILE.env: no such file; PROFILE is one of $(cd "$ROOT/scripts/profiles" && echo *.env | sed 's/\.env//g')" >&2
-  exit 2
-fi
-set -a
-source "$ROOT/scripts/profiles/$PROFILE.env"
-set +a
-export PROFILE RUN_DIR HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+export PROFILE RUN_DIR SEED HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 
 # Idle OpenMP threads sleep instead of spinning: on shared cores spinning costs several times the work itself.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
@@ -34,11 +29,27 @@ MODELS="$RUN_DIR/models"
 BENCHMARK_DATA_DIR="$DATA_OUTPUT/benchmark_data"
 BENCHMARK_BASE_DIR="$RUN_DIR/benchmarks"
 export BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
-# What stage 2 and SFT begin from: a stage of 0 steps is left out.
-STG2_FROM="$MODELS/stage1/hf"
-((STG1_STEPS)) || STG2_FROM="$MODELS/base_itemic"
-SFT_FROM="$MODELS/stage2/hf"
-((STG2_STEPS)) || SFT_FROM="$STG2_FROM"
+
+# settings_of <stage>: export what the profile (and --set) says of a stage; the environment goes before it.
+settings_of() {
+  local lines
+  lines="$(python3 "$ROOT/scripts/settings.py" export "$PROFILE" "$1")" || exit
+  eval "$lines"
+}
+
+# profile_file <name>: a file of the profile that is no list of settings, its own or that of the profile it builds on.
+profile_file() {
+  python3 "$ROOT/scripts/settings.py" file "$PROFILE" "$1"
+}
+
+# first_of <folder …>: the first that is there, for a stage that may be left out; where none is, the first.
+first_of() {
+  local folder
+  for folder in "$@"; do
+    if [[ -d "$folder" ]]; then echo "$folder" && return; fi
+  done
+  echo "$1"
+}
 
 # run <command …>: print the command, then run it; a signal to the script ends both.
 run() {

@@ -7,15 +7,17 @@
 #   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
 #   --seed <n>           seed of the world and of every stage (0)
 #   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, runs/smoke, runs/movielens of this repository)
+#   --set <stage>.<NAME>=<value>   one setting of this run, as grpo.LEARNING_RATE=1e-3; as often as you like
 # Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
-# Settings: scripts/profiles/*.env, each of them overridable from the environment.
+# Settings: scripts/profiles/<PROFILE>/<stage>.env. A setting in the environment is refused: every stage with that name would take
+# it. A numbered script that you call yourself takes it, before the profile's.
 set -euo pipefail
 caller="$PWD"
 cd "$(dirname "$0")/.."
 source scripts/argument.sh
 source scripts/owned.sh
 
-fresh=0
+fresh=0 sets=""
 given="${PROFILE:-}" # a profile of your own stays under --movielens
 : "${PROFILE:=laptop}"
 while (($#)); do
@@ -24,10 +26,21 @@ while (($#)); do
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
-    --movielens) argument "${2:-}" "--movielens: needs a folder; the one with ml-100k.inter or u.data"; MOVIELENS_DIR="$(cd "$caller" && cd "$2" 2> /dev/null && pwd)" || true; argument "$MOVIELENS_DIR" "$2: no such folder; the one with ml-100k.inter or u.data"; PROFILE="${given:-movielens}"; : "${RUN_DIR:=$PWD/runs/movielens}"; shift ;;
+    --movielens)
+      argument "${2:-}" "--movielens: needs a folder; the one with ml-100k.inter or u.data"
+      MOVIELENS_DIR="$(cd "$caller" && cd "$2" 2> /dev/null && pwd)" || true
+      argument "$MOVIELENS_DIR" "$2: no such folder; the one with ml-100k.inter or u.data"
+      PROFILE="${given:-movielens}"
+      : "${RUN_DIR:=$PWD/runs/movielens}"
+      shift
+      ;;
     --seed) argument "${2:-}" "--seed: needs a number; --seed 0"; SEED="$2"; shift ;;
     --run_dir) argument "${2:-}" "--run_dir: needs a folder; --run_dir runs/mine"; RUN_DIR="$2"; shift ;;
-    *) echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed or --run_dir" >&2; exit 2 ;;
+    --set) argument "${2:-}" "--set: needs a setting; --set grpo.LEARNING_RATE=1e-3"; sets+="$2"$'\n'; shift ;;
+    *)
+      echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed, --run_dir or --set" >&2
+      exit 2
+      ;;
   esac
   shift
 done
@@ -35,12 +48,18 @@ if [[ -z "${RL:-}" ]]; then
   RL=1
   [[ "$(uname -s)" == Linux && "$PROFILE" != smoke ]] || RL=0
 fi
-export SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
+export ONEREC_SETTINGS="$sets" SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
 [[ "$RUN_DIR" == /* ]] || RUN_DIR="$caller/$RUN_DIR"
 
 owned bash scripts/install.sh
 source scripts/common.sh
+found="$(python3 scripts/settings.py alone "$PROFILE")" || exit
+# setting <stage> <NAME>: what the profile or --set says.
+setting() { eval "echo $(sed -n "s/^$1\.$2=//p" <<< "$found")"; }
+eval_stages="$(setting evaluate EVAL_STAGES)" validation_users="$(setting evaluate VALIDATION_USERS)"
+stg1_steps="$(setting stg1 NUM_TRAINING_STEPS)" stg2_steps="$(setting stg2 NUM_TRAINING_STEPS)"
+distill_steps="$(setting distill TOTAL_STEPS)" grpo_steps="$(setting grpo NUM_TRAINING_STEPS)"
 if [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
   echo "error: $RUN_DIR: was not made by the quickstart; give a new folder or an empty one" >&2
   exit 2
@@ -58,10 +77,8 @@ if ((fresh)); then # what the stages make, and nothing else; first that any of t
 fi
 
 # A run keeps one set of settings: numbers from two would not belong in one table.
-settings="$({
-  sed -n 's/^: "${\([A-Z0-9_]*\):=.*/\1/p' scripts/profiles/*.env scripts/profiles/*/*.env
-  printf '%s\n' SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES
-} | sort -u | while read -r name; do printf '%s=%q\n' "$name" "${!name-}"; done)"
+settings="$found
+$(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES; do printf '%s=%q\n' "$name" "${!name}"; done)"
 if ((!fresh)) && [[ -s "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
   echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
   exit 2
@@ -88,9 +105,9 @@ stage() {
   echo "== $name: $((SECONDS - start)) s, $((SECONDS - began)) s in all"
 }
 
-# evaluate <number> <model>: evaluate a model, where EVAL_STAGES names it.
+# evaluate <number> <model>: evaluate a model, where EVAL_STAGES of evaluate.env names it.
 evaluate() {
-  if [[ " $EVAL_STAGES " == *" $2 "* ]]; then stage "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
+  if [[ " $eval_stages " == *" $2 "* ]]; then stage "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
 }
 
 # Raw logs, captions and embeddings: the toy world, MovieLens or Amazon.
@@ -104,28 +121,28 @@ stage 04_base_model scripts/04_base_model.sh
 evaluate 04 base
 # Itemic tokens into the vocabulary.
 stage 05_expand_vocab scripts/05_expand_vocab.sh
-# Stage 1: only the itemic embeddings learn. Stage 2: everything learns, recommendation mixed with general text.
-if ((STG1_STEPS)); then
+# Stage 1: only the itemic embeddings learn. Stage 2: everything learns, general text too. 0 steps leave a stage out.
+if ((${stg1_steps:-1})); then
   stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
   evaluate 06 stage1
 fi
-if ((STG2_STEPS)); then
+if ((${stg2_steps:-1})); then
   stage 07_pretrain_stg2 scripts/07_pretrain_stg2.sh
-  if ((VALIDATION_USERS)); then stage 07_choose scripts/choose_checkpoint.sh stage2; fi
+  if ((${validation_users:-0})); then stage 07_choose scripts/choose_checkpoint.sh stage2; fi
   evaluate 07 stage2
 fi
 # SFT on the eight tasks and general chat.
 stage 08_posttrain_sft scripts/08_posttrain_sft.sh
-if ((VALIDATION_USERS)); then stage 08_choose scripts/choose_checkpoint.sh sft; fi
+if ((${validation_users:-0})); then stage 08_choose scripts/choose_checkpoint.sh sft; fi
 evaluate 08 sft
 if [[ "$RL" == 1 ]]; then
   # On-policy distillation: the base model teaches the SFT model, so that general ability comes back.
-  if ((DISTILL_STEPS)); then
+  if ((${distill_steps:-1})); then
     stage 09_distillation scripts/09_distillation.sh
     evaluate 09 distill
   fi
   # GRPO: what users take is rewarded, on Ray and vLLM.
-  if ((RL_STEPS)); then
+  if ((${grpo_steps:-1})); then
     stage 10_rl_grpo scripts/10_rl_grpo.sh
     evaluate 10 rl
   fi

@@ -20,14 +20,14 @@ SPEC.loader.exec_module(ablations)
 
 LIST = {
     "tables": [
-        {"name": "dropout", "variants": [{"name": "0.3", "set": {"STG2_DROPOUT": "0.3"}}]},
+        {"name": "dropout", "variants": [{"name": "0.3", "set": {"stg2.DROPOUT": "0.3"}}]},
         {
             "name": "rest",
             "variants": [
-                {"name": "SFT only", "set": {"STG2_STEPS": "0", "SFT_STEPS": "=STG2_STEPS+SFT_STEPS", "SFT_LR": "=STG2_LR"}},
+                {"name": "SFT only", "set": {"stg2.NUM_TRAINING_STEPS": "0", "sft.NUM_TRAINING_STEPS": "=stg2.NUM_TRAINING_STEPS+sft.NUM_TRAINING_STEPS", "sft.LEARNING_RATE": "=stg2.LEARNING_RATE"}},
                 {"name": "beam 10", "evaluate": ["--num_beams", "10"]},
                 {"name": "SFT, beam 5", "of": "SFT only", "evaluate": ["--num_beams", "5"]},
-                {"name": "breaks", "set": {"N_LAYERS": "99"}},
+                {"name": "breaks", "set": {"tokenizer.N_LAYERS": "99"}},
             ],
         },
     ]
@@ -40,11 +40,11 @@ def calls(monkeypatch):
     made, real = [], subprocess.run
 
     def run(command, **kwargs):
-        if command[:2] == ["bash", "-c"]:
+        if command[1] == "scripts/settings.py":
             return real(command, **kwargs)
         env = kwargs["env"]
         made.append((command, env))
-        if env.get("N_LAYERS") == "99":
+        if "tokenizer.N_LAYERS=99" in command:
             return subprocess.CompletedProcess(command, 2)
         run_dir = Path(env["RUN_DIR"]) if "--result_name" in command else Path(env["RUNS"]) / "seed0"
         folder = run_dir / "benchmarks/results/v1.0" / f"results_{command[-1] if '--result_name' in command else 'sft'}"
@@ -57,8 +57,6 @@ def calls(monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(ablations.subprocess, "run", run)
-    for name in ("STG2_STEPS", "SFT_STEPS", "STG2_LR"):
-        monkeypatch.delenv(name, raising=False)
     return made
 
 
@@ -69,13 +67,13 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     assert ablations.main(argv) == 2, "one variant failed"
     names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
     assert names == ["base", "0.3", "sft_only", "seed0", "seed0", "breaks"]
-    assert all(env["ALSO_EXCLUDE_SEEN"] == "0" for _, env in calls)
-    environments = {name: env for name, (_, env) in zip(names, calls, strict=True)}
-    assert environments["0.3"]["STG2_DROPOUT"] == "0.3" and "STG2_DROPOUT" not in environments["base"]
+    assert all("evaluate.ALSO_EXCLUDE_SEEN=0" in [*command, env.get("ONEREC_SETTINGS")] for command, env in calls)
+    commands = {name: command for name, (command, _) in zip(names, calls, strict=True)}
+    assert "stg2.DROPOUT=0.3" in commands["0.3"] and "stg2.DROPOUT=0.3" not in commands["base"]
     profile = ablations.profile_settings("amazon_beauty")
-    steps = int(profile["STG2_STEPS"]) + int(profile["SFT_STEPS"])
-    assert environments["sft_only"]["SFT_STEPS"] == str(steps)
-    assert environments["sft_only"]["SFT_LR"] == profile["STG2_LR"]
+    steps = int(profile["stg2.NUM_TRAINING_STEPS"]) + int(profile["sft.NUM_TRAINING_STEPS"])
+    assert f"sft.NUM_TRAINING_STEPS={steps}" in commands["sft_only"]
+    assert f"sft.LEARNING_RATE={profile['stg2.LEARNING_RATE']}" in commands["sft_only"]
     assert calls[3][0] == ["bash", "scripts/11_evaluate.sh", "sft", "--num_beams", "10", "--result_name", "beam_10"]  # fmt: skip
     assert Path(calls[4][1]["RUN_DIR"]).parent.name == "sft_only"
     tables = json.loads((out / "ablations.json").read_text())["tables"]
@@ -96,7 +94,7 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
 
 def test_an_evaluation_brings_the_run_that_it_asks_for(tmp_path, calls):
     evaluation = {"name": "beam 5", "of": "mean", "evaluate": ["--num_beams", "5"]}
-    tables = [{"name": "decoding", "variants": [evaluation]}, {"name": "init", "variants": [{"name": "mean", "set": {"ITEMIC_INIT": "mean"}}]}]  # fmt: skip
+    tables = [{"name": "decoding", "variants": [evaluation]}, {"name": "init", "variants": [{"name": "mean", "set": {"base.INIT": "mean"}}]}]  # fmt: skip
     (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
     argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--list", str(tmp_path / "list.json")]  # fmt: skip
     assert ablations.main([*argv, "--tables", "decoding", "--jobs", "2"]) == 0
@@ -129,23 +127,23 @@ def test_the_list_that_ships_names_settings_that_there_are():
         assert variants
         for variant in variants:
             assert bool(variant.settings) != bool(variant.flags)
-            assert set(variant.settings) <= {*known, "RL"}, variant.name
+            ablations.profile_settings("amazon_beauty", [f"{n}=1" for n in variant.settings if n != "RL"])
             ablations.resolved(variant.settings, known)
             if variant.after:  # nothing that the stages before it read
                 later = {
-                    "04": "ITEMIC_ STG1_ STG2_ SFT_",
-                    "05": "STG1_ STG2_ SFT_",
-                    "06": "STG2_ SFT_",
-                    "08": "RL DISTILL_",
+                    "04": "base.INIT stg1. stg2. sft.",
+                    "05": "stg1. stg2. sft.",
+                    "06": "stg2. sft.",
+                    "08": "RL distill.",
                 }
-                prefixes = (*later[variant.after[:2]].split(), "EVAL_STAGES")
+                prefixes = (*later[variant.after[:2]].split(), "evaluate.EVAL_STAGES")
                 assert all(name.startswith(prefixes) for name in variant.settings), variant.name
 
 
 def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
-    table = {"name": "stages", "variants": [{"name": "on top", "after": "08_choose", "set": {"RL": "1", "EVAL_STAGES": "rl"}},
-                                            {"name": "mean", "after": "04_base_model", "set": {"ITEMIC_INIT": "mean"}},
-                                            {"name": "odd", "after": "05_nothing", "set": {"ITEMIC_INIT": "mean"}}]}  # fmt: skip
+    table = {"name": "stages", "variants": [{"name": "on top", "after": "08_choose", "set": {"RL": "1", "evaluate.EVAL_STAGES": "rl"}},
+                                            {"name": "mean", "after": "04_base_model", "set": {"base.INIT": "mean"}},
+                                            {"name": "odd", "after": "05_nothing", "set": {"base.INIT": "mean"}}]}  # fmt: skip
     (tmp_path / "list.json").write_text(json.dumps({"tables": [table]}))
     out = tmp_path / "out"
     argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip

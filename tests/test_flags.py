@@ -25,7 +25,10 @@ from onerec.flags import (
     Range,
     integer,
     number,
+    pattern,
     plain_name,
+    switch,
+    variable_of,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +39,7 @@ NO_FLAGS = {
     "onerec/keeper.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
+    "scripts/settings.py",
 }
 OUTSIDE = ("nan", "inf", "-inf", "-5", "1e400", "10" * 15, "-" + "10" * 15, "four", "", "1;2", "0x10")
 
@@ -218,6 +222,77 @@ def test_errors_of_argparse_take_the_form_of_the_house(capsys, monkeypatch):
         assert error_of(parser, arguments, capsys) == said
     parser.add_argument("--needed", required=True)
     assert error_of(parser, [], capsys) == "error: --needed: is missing; --help says what it is\n"
+
+
+@pytest.fixture
+def settable(monkeypatch):
+    """A parser with a flag of every sort, and how it reads a command line in an environment."""
+
+    def parse(*arguments: str, **variables: str) -> dict:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        parser = ArgumentParser("what it does")
+        parser.add_argument("--num_beams", type=COUNT, default=32)
+        parser.add_argument("--output_dir", type=Path, required=True)
+        parser.add_argument("--beam_widths", type=COUNT, nargs="*", default=[])
+        parser.add_argument("--sources", type=pattern, nargs="+")
+        parser.add_argument("--dry_run", action="store_true")
+        parser.add_argument("--two_stage", type=switch, default=True)
+        parser.add_argument("--stage2_mode", choices=("beam", "sample"), default="beam")
+        parser.add_argument("--device", default="auto")
+        parser.add_argument("--seed", type=SEED, default=0)
+        try:
+            return vars(parser.parse_args(arguments))
+        finally:
+            for name in variables:
+                monkeypatch.delenv(name)
+
+    return parse
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_default(settable, capsys):
+    assert settable("--output_dir", "o")["num_beams"] == 32 and not capsys.readouterr().out
+    assert settable(OUTPUT_DIR="o", NUM_BEAMS="16")["num_beams"] == 16
+    assert capsys.readouterr().out == "from the environment: NUM_BEAMS=16 OUTPUT_DIR=o\n"
+    assert settable("--output_dir=o", "--num_beams", "8", NUM_BEAMS="none", OUTPUT_DIR="p")["num_beams"] == 8
+    assert not capsys.readouterr().out
+    assert settable("--output_dir", "o", NUM_BEAMS="")["num_beams"] == 32
+
+
+def test_variables_are_checked_as_their_flags_are_and_errors_name_them(settable):
+    for variables, said in (
+        ({"NUM_BEAMS": "0"}, "NUM_BEAMS: is 0; give a whole number from 1"),
+        ({"BEAM_WIDTHS": "1 x"}, "BEAM_WIDTHS: is x; give a whole number from 1"),
+        ({"STAGE2_MODE": "best"}, "STAGE2_MODE: invalid choice: 'best'; choose from 'beam', 'sample'"),
+        ({"DRY_RUN": "maybe"}, "DRY_RUN: is maybe; give 1 or true, 0 or false"),
+    ):
+        with pytest.raises(InputError) as error:
+            settable("--output_dir", "o", **variables)
+        assert str(error.value) == said
+    with pytest.raises(InputError, match="--output_dir: is missing"):
+        settable(OUTPUT_DIR="")
+
+
+def test_lists_and_switches_in_variables(settable):
+    for text in ("1 10", "1,10", "1, 10", "1\n10\n"):
+        assert settable(OUTPUT_DIR="o", BEAM_WIDTHS=text)["beam_widths"] == [1, 10]
+    assert settable(OUTPUT_DIR="o", SOURCES="/a b,/c")["sources"] == ["/a b", "/c"]
+    assert settable(OUTPUT_DIR="o", SOURCES="/a,b\n/c d")["sources"] == ["/a,b", "/c d"]
+    assert settable(OUTPUT_DIR="o", DRY_RUN="1")["dry_run"] and not settable(OUTPUT_DIR="o", DRY_RUN="0")["dry_run"]
+    assert not settable(OUTPUT_DIR="o", TWO_STAGE="False")["two_stage"]
+
+
+# What torchrun, DeepSpeed, verl, Ray, SLURM, MPI, a shell or a container leave in the environment of a process.
+OTHERS = """RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK NODE_RANK NPROC MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
+CUDA_VISIBLE_DEVICES SLURM_NNODES SLURM_JOB_ID RAY_ADDRESS RAY_JOB_ID VLLM_HOST_IP PATH HOME USER NAME HOST HOSTNAME PORT SHELL
+TERM LANG PWD TMPDIR EDITOR PAGER DISPLAY LOGNAME MAIL VERSION DEVICE INPUT OUTPUT SOURCE TARGET SPLIT FORMAT CONFIG MODEL MODE
+DEBUG VERBOSE THREADS JOBS TASK TASKS HELP PYTHON ENV STAGE LIST TITLE USERS ITEMS DIM"""
+
+
+def test_no_flag_takes_a_variable_that_others_export(parsers, settable):
+    names = {variable_of(flag) for parser in parsers.values() for flag in parser._option_string_actions} - {None}
+    assert len(names) > 150 and not names & set(OTHERS.split())
+    assert settable(OUTPUT_DIR="o", DEVICE="meta", TASKS="x", RANK="0")["device"] == "auto"
 
 
 class Broken:

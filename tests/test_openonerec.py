@@ -17,6 +17,7 @@ from onerec.cli import MOVED, REFUSED, WORKS, cli, read_words, translated
 from onerec.errors import InputError
 from onerec.records import record_uuid, text_record, write_records
 from pretrain.dataset_config import CONFIGS, load_config
+from tests.shell_calls import Calls
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [(word, script) for word in read_words() for script in word.scripts or ("",)]
@@ -24,7 +25,12 @@ VARIABLES = [(word, script) for word, script in ROWS if script.endswith(".sh") a
 FLAGS = [(word, script) for word, script in ROWS if word.old.startswith("--")]
 KEYS = [word for word, script in ROWS if script == CONFIGS]
 # What a script cannot do without, and the arguments of those that have some.
-NEEDED = {"BASE_MODEL": "student", "TEACHER_MODEL": "teacher", "NPROC": "2", "PYTHON": "echo"}
+NEEDED = {"BASE_MODEL": "student", "TEACHER_MODEL": "teacher"}
+# Of the variables that take no number.
+VALUES = {
+    "THINK_MODE": "on", "ENABLE_THINK": "1", "ENABLE_NONTHINK": "0", "USE_FORCE_PREFIX": "0", "ITEMIC_LAYER_N": "2",
+    "VOCAB_SIZE_PER_LAYER": "256", "MASK_RESPONSE_IF_HAVE_EXTEND_TOKEN": "True",
+}  # fmt: skip
 ARGUMENTS = {"benchmarks/eval_script.sh": ["model", "name", "false"]}
 
 
@@ -32,24 +38,20 @@ def name(row) -> str:
     return f"{row[1]} {row[0].old}" if isinstance(row, tuple) else row.old
 
 
-def shell(script: str, tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """A shell script with ``echo`` for Python: it prints the commands that it would run."""
-    set_here = {word.old for word, _ in VARIABLES} | {word.new for word, _ in VARIABLES} | {"ONEREC_CODE"}
-    inherited = {key: value for key, value in os.environ.items() if key not in set_here}
+def shell(script: str, tmp_path: Path, *arguments: str, **variables: str) -> tuple[Calls, subprocess.CompletedProcess]:
+    """A shell script with a recorder for Python."""
+    calls = Calls(tmp_path)
     given = {"BENCHMARK_BASE_DIR": str(tmp_path)} if script in ARGUMENTS else {}
-    return subprocess.run(
-        ["bash", str(ROOT / script), *ARGUMENTS.get(script, []), *arguments],
-        env=inherited | NEEDED | given | variables,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = ["bash", str(ROOT / script), *ARGUMENTS.get(script, []), *arguments]
+    return calls, calls.run(command, tmp_path, **(NEEDED | given | variables))
 
 
-def commands(script: str, tmp_path: Path, *arguments: str, **variables: str) -> str:
-    done = shell(script, tmp_path, *arguments, **variables)
+def commands(script: str, tmp_path: Path, *arguments: str, **variables: str) -> list:
+    """What the script would run and with which settings; torchrun's flags too."""
+    calls, done = shell(script, tmp_path, *arguments, **variables)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    launched = [line for line in done.stdout.splitlines() if "launch.py" in line]
+    return [*calls.taken(), *launched]
 
 
 def test_the_table_has_rows_of_every_kind_and_nothing_else():
@@ -65,10 +67,11 @@ def test_the_table_has_rows_of_every_kind_and_nothing_else():
 @pytest.mark.parametrize("row", [row for row in VARIABLES if row[0].how == WORKS], ids=name)
 def test_a_variable_that_works_changes_the_command_under_its_old_name_as_under_its_new_one(row, tmp_path):
     word, script = row
-    value = "0" if word.old.startswith("RUN_") else "7654321"
+    value = VALUES.get(word.new, "0" if word.old.startswith("RUN_") else "7654321")
     if word.old == "DATA_VERSION":  # counts where there is such a folder
         (tmp_path / "data" / value).mkdir(parents=True)
     more = {"BENCHMARK_DATA_DIR": str(tmp_path / "data")} if word.old == "DATA_VERSION" else {}
+    more |= {"NPROC": "2"} if word.old.startswith("MASTER_") else {}
     without = commands(script, tmp_path, **more)
     old = commands(script, tmp_path, **more, **{word.old: value})
     assert old != without and old == commands(script, tmp_path, **more, **{word.new: value})
@@ -77,7 +80,7 @@ def test_a_variable_that_works_changes_the_command_under_its_old_name_as_under_i
 @pytest.mark.parametrize("row", [row for row in VARIABLES if row[0].how == REFUSED], ids=name)
 def test_a_variable_without_a_place_is_one_line_that_says_what_stands_in_its_place(row, tmp_path):
     word, script = row
-    done = shell(script, tmp_path, **{word.old: "7654321"})
+    done = shell(script, tmp_path, **{word.old: "7654321"})[1]
     assert done.returncode == 2 and "train.py" not in done.stdout
     assert done.stderr == f"error: {word.refusal()}\n" and (word.new == "–" or word.new in done.stderr)
 
@@ -85,8 +88,8 @@ def test_a_variable_without_a_place_is_one_line_that_says_what_stands_in_its_pla
 def test_variables_of_another_stage_do_not_stop_a_chain(tmp_path):
     """GRPO's ENABLE_THINK has no place in distillation; where a script of the chain starts it, nobody means it."""
     script = "verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"
-    assert shell(script, tmp_path, ENABLE_THINK="1").returncode == 2
-    assert shell(script, tmp_path, ENABLE_THINK="1", ONEREC_CODE=str(ROOT)).returncode == 0
+    assert shell(script, tmp_path, ENABLE_THINK="1")[1].returncode == 2
+    assert shell(script, tmp_path, ENABLE_THINK="1", ONEREC_CODE=str(ROOT))[1].returncode == 0
 
 
 @functools.cache
@@ -144,9 +147,9 @@ def test_a_host_file_says_how_many_nodes_there_are(tmp_path):
     script = "verl_distillation/recipe/onpolicy_distill/run_qwen3_distill.sh"
     hosts = tmp_path / "hostfile"
     hosts.write_text("10.0.0.1\n10.0.0.2 slots=8\n\n10.0.0.3\n")
-    assert " --nnodes 3 " in commands(script, tmp_path, str(hosts), "--dry_run")
-    assert " --nnodes 1 " in commands(script, tmp_path, "--dry_run")
-    absent = shell(script, tmp_path, "/no/hostfile")
+    assert commands(script, tmp_path, str(hosts), "--dry_run")[0][1]["nnodes"] == 3
+    assert commands(script, tmp_path, "--dry_run")[0][1]["nnodes"] == 1
+    absent = shell(script, tmp_path, "/no/hostfile")[1]
     assert absent.returncode == 2
     assert absent.stderr == "error: /no/hostfile: no such host file; one with a node a line, or NNODES=<nodes>\n"
 
@@ -215,13 +218,20 @@ def test_a_config_without_the_folder_says_so(clone):
 
 @pytest.mark.parametrize("script", ["data/onerec_data/run.sh", "data/prepare_distillation.sh", "data/download.sh"])
 def test_raw_data_at_the_root_is_found_and_that_of_data_goes_before_it(clone, script):
-    def said() -> str:
-        done = subprocess.run(["bash", str(clone / script)], env=os.environ | {"PYTHON": "echo"}, capture_output=True, text=True)  # fmt: skip
-        return done.stdout
+    place = clone / "data/onerec_data" if "onerec_data" in script else clone / "data"
 
-    assert f"{clone}/raw_data" in said()
+    def folders() -> set[Path]:
+        """The folders raw_data that the script's Python is given."""
+        calls = Calls(clone.parent)
+        done = calls.run(["bash", str(clone / script)], clone)
+        assert done.returncode == 0, done.stderr
+        _, argv, environment = json.loads(calls.file.read_text().splitlines()[0])
+        words = [word for word in [*argv, environment.get("OUTPUT_DIR", "")] if "raw_data" in word]
+        return {Path(os.path.normpath(place / word[: word.rindex("raw_data") + 8])) for word in words}
+
+    assert folders() == {clone / "raw_data"}
     (clone / "data/raw_data").mkdir()
-    assert f"{clone}/raw_data" not in said() and re.search(r" \.{1,2}/raw_data", said())
+    assert folders() == {clone / "data/raw_data"}
 
 
 @pytest.mark.parametrize(

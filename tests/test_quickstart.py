@@ -42,13 +42,15 @@ def quickstart(run_dir: Path, *flags: str) -> list[str]:
         "--no-rl",
         "--run_dir",
         str(run_dir),
+        # Four layers all the way also show that no stage takes SIDs for three codes.
+        "--set",
+        "tokenizer.COLLISIONS=extra_layer",
         *flags,
     ]
 
 
 def environment() -> dict[str, str]:
-    # Four layers all the way also show that no stage takes SIDs for three codes.
-    return {**os.environ, "OMP_NUM_THREADS": "2", "COLLISIONS": "extra_layer"}
+    return {**os.environ, "OMP_NUM_THREADS": "2"}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):

@@ -17,28 +17,29 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
 # A few steps of a model of a few thousand parameters: what is tested is the chain, not its numbers.
-SMALL = {
-    "N_USERS": "150", "N_VIDEOS": "240", "N_ADS": "24", "N_GOODS": "48", "N_FACTS": "10", "N_TEXTS": "40",
-    "CODEBOOK_SIZE": "32", "EMBEDDING_DIM": "16", "RL_TEST_SIZE": "5", "MAX_LENGTH": "1024", "BASE_STEPS": "4",
-    "STG1_STEPS": "4", "STG2_STEPS": "12", "SFT_STEPS": "8", "SAVE_STEPS": "6", "SFT_SAVE_STEPS": "4", "LOG_STEPS": "4",
-    "VALIDATION_USERS": "40", "EVAL_SAMPLE_SIZE": "60", "BEAM_WIDTHS": "10", "BEAM_SAMPLES": "10", "NUM_BEAMS": "10",
-    "FREE_SIDS": "5", "TEXT_SAMPLE_SIZE": "2", "MAX_ANSWER_TOKENS": "8", "EVAL_STAGES": "sft", "EVAL_TASKS": "video",
-    "BASELINES": "popularity sasrec", "BASELINE_EPOCHS": "1", "OMP_NUM_THREADS": "2",
-    "TINY_ARGS": "--vocab_size 300 --hidden_size 32 --num_hidden_layers 1 --num_attention_heads 1 --num_key_value_heads 1 "
-    "--intermediate_size 64 --initializer_range 0.08",
-}  # fmt: skip
-
+SMALL = """
+world.N_USERS=150 world.N_VIDEOS=240 world.N_ADS=24 world.N_GOODS=48 world.N_FACTS=10 world.N_TEXTS=40
+tokenizer.CODEBOOK_SIZE=32 tokenizer.EMBEDDING_DIM=16 data.TEST_SIZE=5
+base.VOCAB_SIZE=300 base.HIDDEN_SIZE=32 base.NUM_HIDDEN_LAYERS=1 base.NUM_ATTENTION_HEADS=1 base.NUM_KEY_VALUE_HEADS=1
+base.INTERMEDIATE_SIZE=64 base.NUM_TRAINING_STEPS=4 base.MAX_LENGTH=1024
+stg1.NUM_TRAINING_STEPS=4 stg1.MAX_LENGTH=1024 stg2.NUM_TRAINING_STEPS=12 stg2.MAX_LENGTH=1024
+stg2.SAVE_CHECKPOINT_PER_STEP=6 sft.NUM_TRAINING_STEPS=8 sft.MAX_LENGTH=1024 sft.SAVE_CHECKPOINT_PER_STEP=4
+evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 evaluate.BEAM_SAMPLES=10 evaluate.NUM_BEAMS=10
+evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8 evaluate.EVAL_STAGES=sft evaluate.TASKS=video
+evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
+"""
 
 # Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are asked of the
 # invented log.
-CHAIN = {"STG1_STEPS": "0", "VALIDATION_USERS": "0", "ALSO_EXCLUDE_SEEN": "0", "BASELINES": "popularity"}
+CHAIN = ["stg1.NUM_TRAINING_STEPS=0", "evaluate.VALIDATION_USERS=0", "evaluate.ALSO_EXCLUDE_SEEN=0", "evaluate.BASELINES=popularity"]  # fmt: skip
 
 
-def recipe(name: str, data: Path, runs: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def recipe(name: str, data: Path, runs: Path, *settings: str, seeds: str = "0") -> subprocess.CompletedProcess[str]:
+    sets = [word for setting in (*SMALL.split(), *settings) for word in ("--set", setting)]
     return subprocess.run(
-        ["bash", str(ROOT / "scripts" / "recipes" / f"{name}.sh"), str(data)],
+        ["bash", str(ROOT / "scripts" / "recipes" / f"{name}.sh"), str(data), *sets],
         cwd=ROOT,
-        env=os.environ | SMALL | {"RUNS": str(runs), "SEEDS": "0"} | settings,
+        env=os.environ | {"RUNS": str(runs), "SEEDS": seeds, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         timeout=1800,
@@ -100,7 +101,7 @@ def test_beauty_on_an_invented_log(invented, tmp_path):
         lines = load_predictions(run / "benchmarks/results/v1.0" / f"results_{name}", "video")
         repeats = sum(item in histories[line["uid"]] for line in lines for item in line["items"])
         assert len(lines) == 60 and (repeats >= least if least else repeats == 0)
-    other = recipe("amazon_beauty", invented, tmp_path, STG2_DROPOUT="0.3")
+    other = recipe("amazon_beauty", invented, tmp_path, "stg2.DROPOUT=0.3")
     assert other.returncode == 2 and "was begun with other settings" in other.stderr
 
 
@@ -117,8 +118,8 @@ def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data
         write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
         tmp_path / "runs",
     )
-    imported = {"SIDS": "imported", "N_LAYERS": "3", "CODEBOOK_SIZE": "256", "COLLISIONS": "own", "ITEMIC_INIT": "mean"}  # fmt: skip
-    assert finished(recipe("amazon_beauty", data, runs, **CHAIN, **imported), runs)["sft"]["users"] == 60
+    imported = ["tokenizer.SIDS=imported", "tokenizer.N_LAYERS=3", "tokenizer.CODEBOOK_SIZE=256", "tokenizer.COLLISIONS=own", "base.INIT=mean"]  # fmt: skip
+    assert finished(recipe("amazon_beauty", data, runs, *CHAIN, *imported), runs)["sft"]["users"] == 60
     spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
     assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4
     assert spec["collision"] == "extra_layer"
@@ -132,9 +133,9 @@ def test_toys_on_one_per_cent_and_again_with_another_seed(shared_data, tmp_path)
     name = "Toys_and_Games_item2attributes.json"
     (tmp_path / name).write_text((real / name).read_text())
     runs = tmp_path / "runs"
-    assert finished(recipe("amazon_toys", tmp_path, runs, **CHAIN), runs)["sft"]["users"] == 60
+    assert finished(recipe("amazon_toys", tmp_path, runs, *CHAIN), runs)["sft"]["users"] == 60
     # In the same folder what is there stays, and the table is of both.
-    again = recipe("amazon_toys", tmp_path, runs, SEEDS="0 1", **CHAIN)
+    again = recipe("amazon_toys", tmp_path, runs, *CHAIN, seeds="0 1")
     assert "== 08_posttrain_sft: finished before" in again.stdout
     rows = finished(again, runs)
     assert len(rows["sft"]["metrics"]["recall@10"]["seeds"]) == 2 and rows["sft"]["users"] == 60
@@ -149,10 +150,9 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
     for name in ("ml-100k.item", "ml-100k.user"):
         (data / name).write_bytes((real / name).read_bytes())
     # Histories are long here: a shorter row would leave their samples out.
+    longer = [f"{stage}.MAX_LENGTH=4096" for stage in ("stg1", "stg2", "sft")]
     runs = tmp_path / "runs"
-    rows = finished(
-        recipe("movielens100k", data, runs, **CHAIN | {"MAX_LENGTH": "4096", "VALIDATION_USERS": "40"}), runs
-    )
+    rows = finished(recipe("movielens100k", data, runs, *CHAIN, *longer, "evaluate.VALIDATION_USERS=40"), runs)
     assert rows["sft"]["users"] == 10
 
 

@@ -33,7 +33,7 @@ def test_a_script_parses(path):
     [
         "recipes/amazon_beauty.sh", "recipes/amazon_toys.sh", "recipes/movielens100k.sh", "recipes/ablations.sh",
         "recipes/ablations.sh amazon_toys", "choose_checkpoint.sh", "11_evaluate.sh", "quickstart.sh --seed",
-        "quickstart.sh --run_dir", "quickstart.sh --movielens",
+        "quickstart.sh --run_dir", "quickstart.sh --movielens", "quickstart.sh --set",
     ],
 )  # fmt: skip
 def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
@@ -205,3 +205,22 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(in
         assert not any(Path(f"/proc/{pid}").exists() for pid in below)
     (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nexit 5\n")
     assert "01_world: failed" in quickstart(installed, "--run_dir", str(tmp_path / "run")).stderr
+
+
+def test_settings_of_a_run_are_kept_with_it_and_wrong_ones_begin_nothing(installed, tmp_path):
+    run, change = ["--run_dir", str(tmp_path / "run")], ["--set", "grpo.LEARNING_RATE=1e-3"]
+    wrong = quickstart(installed, *run, "--set", "grpo.LEARNIN_RATE=1")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and wrong.stderr.endswith("; LEARNING_RATE\n")
+    everywhere = quickstart(installed | {"LEARNING_RATE": "1"}, *run)
+    assert everywhere.returncode == 2 and everywhere.stderr.count("\n") == 1
+    assert "LEARNING_RATE: is set in the environment" in everywhere.stderr
+    assert "--set base.LEARNING_RATE=1 or --set stg1.LEARNING_RATE=1" in everywhere.stderr
+    assert not (tmp_path / "run" / ".done").exists()
+    assert "01_world: failed" in quickstart(installed, *run, *change, "--set", "world.N_USERS=7").stderr
+    kept = (tmp_path / "run" / ".done" / "settings").read_text()
+    assert "grpo.LEARNING_RATE=1e-3\n" in kept and "world.N_USERS=7\n" in kept and "world.N_ADS=24\n" in kept
+    other = quickstart(installed, *run, *change)
+    assert (
+        other.returncode == 2
+        and "was begun with other settings (< world.N_USERS=7 > world.N_USERS=150 )" in other.stderr
+    )

@@ -31,7 +31,7 @@ from onerec.content import files_digest, model_digest
 from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.files import shard_name
-from onerec.flags import COUNT, SEED, SHARE, ArgumentParser, integer
+from onerec.flags import COUNT, SEED, ArgumentParser, integer
 from onerec.folders import LOCK, locked, remove_folder
 from onerec.parquet import (
     Kind,
@@ -110,7 +110,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="start over where other shards are there")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
 

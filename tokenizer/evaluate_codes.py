@@ -25,7 +25,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT, SEED, SHARE, ArgumentParser
+from onerec.flags import COUNT, SEED, ArgumentParser
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max_queries", type=COUNT, default=10_000, help="items whose neighbours are searched")
     parser.add_argument("--max_items", type=COUNT, default=200_000, help="items that they are searched among")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the two samples")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
 

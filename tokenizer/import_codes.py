@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
-from onerec.flags import CODES, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
+from onerec.flags import CODES, LAYERS, SEED, WIDTH, ArgumentParser
 from onerec.parquet import embedding_table, whole_number, write_batches, write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=("none", "extra_layer"),
         help="what the file's last layer that is kept does: extra_layer where it numbers the items of a SID",
     )
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     parser.add_argument("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
     parser.add_argument("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of --embedding_path")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
-from onerec.flags import COUNT, COUNT_OR_ALL, SHARE, ArgumentParser
+from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser
 from onerec.parquet import count_rows, list_parquet, write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)"
     )
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     if args.output_path is None:
         source = Path(args.emb_path)

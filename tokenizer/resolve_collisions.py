@@ -29,7 +29,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import SHARE, ArgumentParser, integer
+from onerec.flags import ArgumentParser, integer
 from onerec.folders import clear, together
 from onerec.parquet import Kind, read_table, write_batches
 from onerec.run import Manifest
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=-1,
         help="extra_layer: size of the new layer (-1: the largest bucket's)",
     )
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
 

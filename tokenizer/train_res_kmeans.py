@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.distributed import process_group
 from onerec.errors import InputError
-from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, SHARE, WIDTH, ArgumentParser
+from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, WIDTH, ArgumentParser
 from onerec.run import Manifest, get_logger, processes
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help=f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)",
     )
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the sample and of training")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
 
 
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):

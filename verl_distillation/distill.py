@@ -69,8 +69,10 @@ def parser() -> ArgumentParser:
         help="policy gradient on the sampled token, or the whole of the teacher's top k",
     )
     signal.add_argument("--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens")
-    signal.add_argument("--adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
-    signal.add_argument("--adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
+    signal.add_argument(
+        "--distill_adv_max", dest="adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above"
+    )
+    signal.add_argument("--distill_adv_min", dest="adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
     signal.add_argument(
         "--extend_vocab_start_token",
         type=integer(0, also=(-1,)),

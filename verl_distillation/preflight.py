@@ -16,7 +16,9 @@ def check(args: argparse.Namespace) -> int:
     """Check everything that a run needs; returns the first extended id. Raises `InputError` in one line."""
     length, prompts = args.max_prompt_length + args.response_length, args.train_batch_size
     if args.adv_min >= args.adv_max:
-        raise InputError("--adv_min", f"{args.adv_min:g} is not below --adv_max {args.adv_max:g}", "as -30 and 5")
+        raise InputError(
+            "--distill_adv_min", f"{args.adv_min:g} is not below --distill_adv_max {args.adv_max:g}", "as -30 and 5"
+        )
     if args.mini_batch_size != -1 and prompts % args.mini_batch_size:
         what = f"{args.mini_batch_size} does not divide the {prompts} prompts of a step"
         raise InputError("--mini_batch_size", what, "a divisor, or -1")

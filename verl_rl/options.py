@@ -138,10 +138,8 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         help="steps between validations (-1: never); the last step is one",
     )
     add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
-    add("--ks", type=COUNT.each, default="1,10,32", help="k of Pass@k and Recall@k")
-    add("--val_max_samples", type=COUNT_OR_ALL, default=-1, help="rows of the test file (-1: all)")
     add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")
-    add("--max_checkpoints", type=COUNT, default=2, help="checkpoints kept")
+    add("--keep_checkpoints", dest="max_checkpoints", type=COUNT, default=2, help="checkpoints kept")
     # Machine
     add(
         "--n_gpus",

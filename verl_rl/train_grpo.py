@@ -40,6 +40,7 @@ from verl_rl.rewards import lowest_score, parse_weights
 from verl_rl.settings import DEFAULT_CATALOGUE, VLLM_ROLLOUT, RolloutSettings
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+KS = (1, 10, 32)  # of Pass@k and Recall@k
 AGENT = Path(__file__).with_name("recipe") / "onerec" / "agent.yaml"
 
 
@@ -71,7 +72,7 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
         stage1_max_tokens=args.stage1_max_tokens,
         catalogues={task: str(path.resolve()) for task, path in catalogues.items()},
         weights=weights,
-        ks=args.ks,
+        ks=KS,
         val_beam_size=args.val_beam_size if args.two_stage else 1,
         seed=args.seed,
     )
@@ -171,7 +172,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "+data.onerec_rollouts": args.rollout_n,
         "data.max_prompt_length": args.prompt_length,
         "data.filter_overlong_prompts": False,
-        "data.val_max_samples": args.val_max_samples,
+        "data.val_max_samples": -1,
         "data.validation_shuffle": False,
         "actor_rollout_ref.model.path": model,
         f"{ACTOR}.ppo_max_token_len_per_gpu": max(args.max_tokens_per_gpu, length),

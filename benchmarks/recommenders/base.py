@@ -15,7 +15,6 @@ from benchmarks.backends.base import device_of
 from benchmarks.metrics import ndcg_at_k
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
-from onerec.flags import POSITIVE, SEED, SHARE_BELOW_1, WIDTH
 from onerec.run import get_logger
 
 if TYPE_CHECKING:
@@ -25,14 +24,9 @@ Sequences = list[tuple[list[int], list[int]]]
 VALIDATION_SHARE, VALIDATION_MOST = 0.1, 500
 
 
-def setting(default: Any, taken: Callable[[str], Any]) -> Any:
-    """A setting whose flag takes something else than a count."""
-    return dataclasses.field(default=default, metadata={"taken": taken})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of the recommenders that are trained; each is a flag of baselines.py.
+    """Settings of the recommenders that are trained.
 
     ``max_items`` is how much of a history they see.
     """
@@ -40,18 +34,18 @@ class Options:
     epochs: int = 30
     patience: int = 3
     batch_size: int = 128
-    lr: float = setting(1e-3, POSITIVE)
-    dim: int = setting(64, WIDTH)
+    lr: float = 1e-3
+    dim: int = 64
     layers: int = 2
     heads: int = 2
-    dropout: float = setting(0.2, SHARE_BELOW_1)
+    dropout: float = 0.2
     max_items: int = 50
-    tiger_dim: int = setting(128, WIDTH)
+    tiger_dim: int = 128
     tiger_layers: int = 4
     tiger_items: int = 20
     num_beams: int = 32
-    seed: int = setting(0, SEED)
-    device: str = setting("auto", str)
+    seed: int = 0
+    device: str = "auto"
 
     @property
     def place(self) -> torch.device:

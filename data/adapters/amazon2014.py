@@ -40,7 +40,7 @@ from data.adapters.release import (
 )
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.flags import SHARE, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import whole_number
 from onerec.run import Manifest, progress, read_json
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--attributes", type=Path, help="JSON of item id to attribute ids")
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     add_arguments(parser, n_targets=10, validation=True)
     args = parser.parse_args(argv)
     if (args.reviews is None) == (args.sequences is None):

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone befor
 from data.adapters.release import add_arguments, caption_table, release_table, split_rows, video_columns, write_release
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import SHARE, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import whole_number
 from onerec.run import Manifest
 
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--input", type=Path, required=True, help="folder of MovieLens 100k, RecBole's or the original files"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
-    parser.add_argument("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
     add_arguments(parser, N_TARGETS, validation=False)
     args = parser.parse_args(argv)
     manifest = Manifest("movielens", args)

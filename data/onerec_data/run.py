@@ -28,7 +28,7 @@ from data.onerec_data.users import Captions, Users, available_parts
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import PROCESSES, SEED, SHARE, ArgumentParser, integer
+from onerec.flags import PROCESSES, SEED, ArgumentParser, integer
 from onerec.folders import locked, together
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
@@ -47,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--seed", type=SEED, default=42, help="seed of every draw")
     add("--workers", type=PROCESSES, default=1, help="processes that build records")
     add("--all_splits", action="store_true", help="training records from the test users too")
-    add("--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails")
+    parser.add_max_bad_ratio()
 
 
 class Run:

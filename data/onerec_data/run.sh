@@ -1,7 +1,15 @@
 #!/usr/bin/env bash
 # All RecIF tasks, in one pass: cd data/onerec_data && bash run.sh
-# Every variable can be set in the environment. RUN_<TASK>=0 switches a task off; a task whose columns the input lacks is
-# left out by itself. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs without a chain of thought.
+#   RAW_DATA            folder of the release, for the files below                            (../raw_data, or the root's)
+#   INPUT_METADATA      the logs: a file, a folder or a pattern
+#   PID2SID_MAPPING PRODUCT_PID2SID_MAPPING   SIDs of videos and ads, and of products; empty: the product task is left out
+#   CAPTION_INPUT GENERAL_HELDOUT             captions; held-out general text, where there is such a folder
+#   OUTPUT_BASE_DIR     where the records go                                                  (../output)
+#   LAYOUT              release, simple, or a JSON file: which column plays which part         (release)
+#   SEED WORKERS        of the wordings; processes                                            (42 1)
+#   RUN_<TASK>          0 switches a task off. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs without a
+#                       chain of thought. A task whose columns the input lacks is left out by itself.
+#   RUN_BENCHMARK BENCHMARK_SPLIT   the benchmark's files; whose targets they ask for: 1 test, 2 validation   (1 1)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 cd "$(dirname "$0")"
@@ -9,18 +17,11 @@ cd "$(dirname "$0")"
 : "${RAW_DATA:=$(raw_data ..)}"
 : "${INPUT_METADATA:=$RAW_DATA/onerec_data/onerec_bench_release.parquet}"
 : "${PID2SID_MAPPING:=$RAW_DATA/onerec_data/video_ad_pid2sid.parquet}"
-# Empty where the logs have no products: the product task is then left out.
 : "${PRODUCT_PID2SID_MAPPING=$RAW_DATA/onerec_data/product_pid2sid.parquet}"
 : "${CAPTION_INPUT:=$RAW_DATA/onerec_data/pid2caption.parquet}"
-: "${GENERAL_HELDOUT:=$RAW_DATA/general_text/heldout}"
 : "${OUTPUT_BASE_DIR:=../output}"
-# release, simple, or a JSON file of your own: which column plays which part.
-: "${LAYOUT:=release}"
-: "${SEED:=42}"
-: "${WORKERS:=1}"
-: "${RUN_BENCHMARK:=1}"
-# Whose targets the benchmark asks for: 1 test, 2 validation (leave-one-out adapters make both).
-: "${BENCHMARK_SPLIT:=1}"
+export GENERAL_HELDOUT="${GENERAL_HELDOUT:-$RAW_DATA/general_text/heldout}"
+[[ -d "$GENERAL_HELDOUT" ]] || GENERAL_HELDOUT=""
 
 skip=() also=()
 unset RUN_PRETRAIN_SID2CAPTION # OpenOneRec's older name, which entry.sh has taken
@@ -31,11 +32,7 @@ for switch in "${!RUN_PRETRAIN_@}" "${!RUN_SFT_@}"; do
     1) also+=("${task,,}") ;;
   esac
 done
-product=()
-[[ -n "$PRODUCT_PID2SID_MAPPING" ]] && product=(--product_pid2sid "$PRODUCT_PID2SID_MAPPING")
-heldout=()
-[[ -d "$GENERAL_HELDOUT" ]] && heldout=(--general_heldout "$GENERAL_HELDOUT")
 set -x
-"$PYTHON" run.py --input "$INPUT_METADATA" --pid2sid "$PID2SID_MAPPING" "${product[@]}" \
-  --caption "$CAPTION_INPUT" --output_dir "$OUTPUT_BASE_DIR" --layout "$LAYOUT" --seed "$SEED" --workers "$WORKERS" \
-  --benchmark "$RUN_BENCHMARK" --benchmark_split "$BENCHMARK_SPLIT" "${heldout[@]}" ${skip[@]+--skip "${skip[@]}"} ${also[@]+--also "${also[@]}"}
+"$PYTHON" run.py --input "$INPUT_METADATA" --pid2sid "$PID2SID_MAPPING" --caption "$CAPTION_INPUT" \
+  ${PRODUCT_PID2SID_MAPPING:+--product_pid2sid "$PRODUCT_PID2SID_MAPPING"} --output_dir "$OUTPUT_BASE_DIR" \
+  --benchmark "${RUN_BENCHMARK:-1}" ${skip[@]+--skip "${skip[@]}"} ${also[@]+--also "${also[@]}"}

@@ -1,25 +1,19 @@
 #!/usr/bin/env bash
 # Stage 2, co-pretraining: every parameter, recommendation data and general text mixed. The paper's settings for Qwen3-1.7B.
 # One node: bash examples/pretrain_stg2.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
+# Every flag of train.py can be set as a variable (LEARNING_RATE, SOURCES, MAX_LENGTH, …); further flags may follow.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
+set -a # Python reads these
 : "${MODEL_DIR:=output/stg1/hf}"
 : "${OUTPUT_DIR:=output/stg2}"
 : "${TOKEN_DIR=$OUTPUT_DIR/tokens}" # empty: each process keeps the tokens in memory
 : "${DATASET_CONFIG:=examples/dataset_config/pretrain.json}"
-: "${LEARNING_RATE:=2e-4}"
-: "${MIN_LR:=1e-4}"
-: "${WEIGHT_DECAY:=0.1}"
-: "${LR_SCHEDULER_TYPE:=cosine}"
-: "${NUM_WARMUP_STEPS:=-1}" # a tenth of the steps
+: "${MIN_LR:=1e-4}" # of a LEARNING_RATE of 2e-4
 : "${NUM_TRAINING_STEPS:=5000}"
-: "${GRADIENT_ACCUMULATION_STEPS:=1}"
-: "${MINIBATCH_SIZE:=16384}"
-: "${LOGGING_PER_STEP:=5}"
-: "${SAVE_CHECKPOINT_PER_STEP:=500}"
-: "${SEED:=19260817}"
+: "${MINIBATCH_SIZE:=16384}" # positions whose logits exist at a time
+set +a
 
 cd "$(dirname "$0")/.."
 source scripts/common.sh
-train_flags
-launch train.py "${FLAGS[@]}" "$@"
+train "$@"

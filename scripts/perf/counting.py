@@ -24,13 +24,14 @@ from measure import ArgumentParser, add_clock, add_numbers, measured
 
 from onerec.cli import cli
 
+ITEMS, HISTORY = 200_000, 300  # in all, of a user
 WAYS = ("itemknn", "cooccurrence", "embeddings")
 
 
 def run(args: argparse.Namespace) -> None:
     """One way, in this process."""
-    drawn = np.random.default_rng(0).random((args.users, args.history))
-    taken = (args.items * drawn**2).astype(np.int64)
+    drawn = np.random.default_rng(0).random((args.users, HISTORY))
+    taken = (ITEMS * drawn**2).astype(np.int64)
     if args.inside == "embeddings":
         from data import cooccurrence
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)} (all)")
-    add_numbers(parser, users=(20_000, "users"), items=(200_000, "items"), history=(300, "items of a user"))
+    add_numbers(parser, users=(20_000, "users"))
     add_clock(parser)
     parser.add_argument("--inside", choices=WAYS, help=argparse.SUPPRESS)  # the process that is measured
     args = parser.parse_args()
@@ -61,8 +62,8 @@ def main() -> None:
     if args.inside:
         run(args)
         return
-    size = ["--users", str(args.users), "--items", str(args.items), "--history", str(args.history)]
-    print(f"{args.users:,} users with {args.history} of {args.items:,} items")
+    size = ["--users", str(args.users)]
+    print(f"{args.users:,} users with {HISTORY} of {ITEMS:,} items")
     for way in args.ways or WAYS:
         seconds, gib = measured([sys.executable, __file__, "--inside", way, *size], clock=args.clock)
         print(f"{way:13s} {seconds:8.1f} s {gib:6.2f} GiB", flush=True)

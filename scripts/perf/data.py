@@ -36,6 +36,7 @@ LABELS = {"longview": 0.3, "like": 0.05, "follow": 0.01, "forward": 0.01, "not_i
 SPEC = SidSpec((8192,) * 3)
 NAMES = [task.name for task in TASKS.values() if task.default]
 USERS_PER_GROUP = 2000
+CAPTIONS = 20_000  # items with a caption
 
 
 def lists(lengths: np.ndarray, values: Callable[[int], np.ndarray]) -> pa.Array:
@@ -132,7 +133,7 @@ def yardstick(folder: Path) -> None:
 
 def bench_tasks(args: argparse.Namespace, folder: Path) -> None:
     """All eleven tasks together, one of them alone, and the yardstick."""
-    make_release(folder, args.users, args.items, args.captions)
+    make_release(folder, args.users, args.items, CAPTIONS)
     print(f"input: {args.users:,} users, {args.items:,} items")
     print(f"{'task':<28}{'rows':>10}{'seconds':>10}{'rows/s':>10}{'GiB':>8}")
     inputs = {"input": "release", "pid2sid": "video_ad_pid2sid", "product_pid2sid": "product_pid2sid"}
@@ -216,7 +217,7 @@ def main() -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("what", choices=["tasks", "mix", "yardstick", "copy"])
     add_numbers(parser, users=(5000, "tasks: users of the input"), items=(500_000, "tasks: items of each SID table"))
-    add_numbers(parser, captions=(20_000, "tasks: items with a caption"), workers=(1, "tasks: processes"))
+    add_numbers(parser, workers=(1, "tasks: processes"))
     add_numbers(parser, buffer_mb=(512, "mix: memory for rows"))
     add_numbers(parser, repeats=(3, "runs of each side; the fastest counts, the largest peak"))
     parser.add_argument("--no_yardstick", dest="yardstick", action="store_false", help="tasks: without the yardstick")

@@ -153,7 +153,7 @@ def main() -> None:
 
     plain, thinking = coded(False), coded(True)
     begun = [[*prompt, rollouts.spec.begin_id] for prompt in plain]
-    layers, budget = rollouts.spec.n_layers, args.thinking_tokens
+    layers, budget = rollouts.spec.n_layers, 16
     pairs = {
         "rollout": (lambda: rollouts.ours(plain, 0), lambda: rollouts.theirs(plain, layers + 2)),
         "thinking": (

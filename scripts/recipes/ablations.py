@@ -2,11 +2,10 @@
 
     python scripts/recipes/ablations.py --recipe amazon_beauty --folder data/beauty_sids --output_dir runs/ablations
 
-Every variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's
-model, the unchanged one's where it names no other; a run that an evaluation asks for is made first. Finished runs are
-not repeated; --jobs makes several at a time, each on OMP_NUM_THREADS threads. The tables, ablations.md and
-ablations.json in --output_dir, are written anew after every variant, so that they always show what has been
-measured; a variant that failed is named with its log and the others go on.
+A variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model (the
+unchanged run's where it names no other), which is made first. Finished runs are not repeated; --jobs makes several at a
+time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew after
+every variant. A variant that failed is named with its log, and the others go on.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +35,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
 BASE = "base"
+RL = "RL"  # among the settings of a variant: 1 for a chain with distillation and GRPO
 # What a run's first three stages make, and the models with the number of the stage that makes them.
 DATA = ("raw_data", "toy_raw_data", "tokenizer", "output", "validation")
 MODELS = [
@@ -45,7 +46,7 @@ MODELS = [
     ("07", "stage2"),
     ("08", "sft"),
 ]
-ONCE = {"ALSO_EXCLUDE_SEEN": "0"}  # the tables are of one protocol
+ONCE = "evaluate.ALSO_EXCLUDE_SEEN=0"  # the tables are of one protocol
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
@@ -95,7 +96,7 @@ def read_tables(path: Path) -> dict[str, list[Variant]]:
 
 
 def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> list[Variant]:
-    """``variants``, each once, an evaluation behind the run that it asks for, which is added where it is missing."""
+    """``variants``, each once, an evaluation behind the run that it asks for."""
     chains = {variant.name: variant for group in tables.values() for variant in group}
     ordered: dict[str, Variant] = {}
     for variant in variants:
@@ -105,12 +106,14 @@ def in_order(variants: Sequence[Variant], tables: dict[str, list[Variant]]) -> l
     return list(ordered.values())
 
 
-def profile_settings(profile: str) -> dict[str, str]:
-    """Every setting of a profile, as the environment and the profile leave it."""
-    script = f'set -a; ROOT="$PWD"; source scripts/profiles/{profile}.env; env -0'
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, check=True)
-    pairs = (entry.split("=", 1) for entry in done.stdout.decode().split("\0") if "=" in entry)
-    return {name: value for name, value in pairs}
+def profile_settings(profile: str, more: Sequence[str] = ()) -> dict[str, str]:
+    """Every setting of a profile, ``<stage>.<NAME>`` to its value; ``more``: those that --set changes."""
+    command = [sys.executable, "scripts/settings.py", "list", profile]
+    env = os.environ | {"ONEREC_CODE": str(ROOT), "ONEREC_SETTINGS": "\n".join(more)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(*re.split("[:;] ", done.stderr.removeprefix("error: ").strip(), maxsplit=2))
+    return dict(word.split("=", 1) for word in shlex.split(done.stdout))
 
 
 def resolved(settings: dict[str, str], profile: dict[str, str]) -> dict[str, str]:
@@ -131,17 +134,23 @@ class Runner:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.settings = profile_settings(args.recipe)
+        self.settings = profile_settings(args.recipe, args.set)
         self.measured: dict[str, dict[str, Any]] = {}  # by slug; reading a run's predictions takes seconds
 
     def run_dir(self, slug: str) -> Path:
         """The run of a variant with settings."""
         return self.args.output_dir.resolve() / slug / f"seed{self.args.seed}"
 
-    def environment(self, variant: Variant) -> dict[str, str]:
-        """What the chain is called with: no model but the last is evaluated, once, and of the baselines the cheapest."""
-        own = {"EVAL_STAGES": "sft", "BASELINES": "popularity"} | ONCE | resolved(variant.settings, self.settings)
-        return os.environ | own | {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
+    def chain(self, variant: Variant) -> tuple[list[str], dict[str, str]]:
+        """Command and environment of a chain: only the last model is evaluated, and the cheapest baseline."""
+        changed = resolved(variant.settings, self.settings)
+        sets = ["evaluate.EVAL_STAGES=sft", "evaluate.BASELINES=popularity", ONCE, *self.args.set]
+        sets += [f"{name}={value}" for name, value in changed.items() if name != RL]
+        command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
+        own = {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
+        return command + [word for line in sets for word in ("--set", line)], os.environ | own | {
+            RL: changed.get(RL, "0")
+        }
 
     def result(self, variant: Variant) -> dict[str, Any] | None:
         """What a variant reached on test and validation; None where it has not been run."""
@@ -149,7 +158,7 @@ class Runner:
             return self.measured[variant.slug]
         run = self.run_dir(slug_of(variant.of) if variant.flags else variant.slug)
         results = run / "benchmarks" / "results" / "v1.0"
-        last = "rl" if variant.settings.get("RL") == "1" else "sft"
+        last = "rl" if variant.settings.get(RL) == "1" else "sft"
         folder = results / (f"results_{variant.slug}" if variant.flags else f"results_{last}")
         if not (folder / "metrics.json").is_file() or not (lines := load_predictions(folder, "video")):
             return None
@@ -186,14 +195,14 @@ class Runner:
         path = self.args.output_dir / f"{variant.slug}.log"
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
-            env = os.environ | ONCE | {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
+            own = {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
+            env = os.environ | own | {"ONEREC_SETTINGS": "\n".join([ONCE, *self.args.set])}
         else:
-            command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
-            env = self.environment(variant)
+            command, env = self.chain(variant)
             if variant.after:
                 self.begin(variant)
         path.parent.mkdir(parents=True, exist_ok=True)
-        changed = " ".join([*(f"{k}={v}" for k, v in variant.settings.items()), *variant.flags])
+        changed = " ".join([*(f"{name}={value}" for name, value in variant.settings.items()), *variant.flags])
         log.info(f"{variant.name}: {changed} (log: {path})")
         with path.open("wb") as file:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT)
@@ -239,6 +248,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
     add("--tables", nargs="+", help="only these tables (default: all)")
     add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
+    add("--set", nargs="+", action="extend", default=[], metavar="SETTING", help="of every run, as sft.DROPOUT=0.2")
     add("--seed", type=SEED, default=0, help="seed of every run")
     add("--jobs", type=PROCESSES, default=1, help="runs at a time; the base's comes first, on its own")
     return parser.parse_args(argv)
@@ -281,8 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
     print(write_tables(runner, tables))
     for variant in failed:
-        file = args.output_dir / f"{variant.slug}.log"
-        print(f"error: {file}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)
+        path = args.output_dir / f"{variant.slug}.log"
+        print(f"error: {path}: {variant.name} failed; mend it and run the same command again", file=sys.stderr)
     return 2 if failed else 0
 
 

@@ -2,7 +2,7 @@
 #   SEEDS    seeds, one run each                       (0 1 2)
 #   RUNS     folder of the runs, seed<k>/ in it        (runs/<recipe>)
 #   RL       1: distillation and GRPO too, as --rl     (0)
-# Every setting of the profile can be set in the environment as well.
+# Settings: the profile, and --set <stage>.<NAME>=<value> as for the quickstart.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
 cd "$ROOT"

@@ -165,7 +165,7 @@ def test_what_has_learnt_nothing_is_not_measured(name):
         (["--dropout", "2"], "--dropout: is 2; give a number from 0 to below 1"),
         (["--seed", "-1"], "--seed: is -1"),
         (["--lr", "nan"], "--lr: is nan"),
-        (["--heads", "3"], "--heads: 3 do not divide --dim 64"),
+        (["--dim", "63"], "--dim: is 63; a multiple of the 2 attention heads"),
         (["--device", "meta"], "--device: meta is not there"),
     ],
 )

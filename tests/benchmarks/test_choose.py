@@ -30,7 +30,7 @@ def run_dir(tiny_checkpoint, tmp_path):
 
 
 def test_the_curve_is_what_the_benchmark_measures_and_the_best_is_said(run_dir, tiny_data, tmp_path, capsys):
-    main(["--run_dir", str(run_dir), "--data_dir", str(tiny_data), "--num_beams", "16"])
+    main(["--run_dir", str(run_dir), "--data_dir", str(tiny_data), "--validation_beams", "16"])
     choice = json.loads((run_dir / "choice.json").read_text())
     assert [point["step"] for point in choice["curve"]] == [1, 2, 10] and choice["users"] == 12
     best = max(choice["curve"], key=lambda point: point["ndcg@10"])
@@ -49,9 +49,9 @@ def test_a_sample_is_by_the_seed(run_dir, tiny_data):
         str(run_dir),
         "--data_dir",
         str(tiny_data),
-        "--num_beams",
+        "--validation_beams",
         "16",
-        "--sample_size",
+        "--validation_users",
         "5",
     ]
     curves = []
@@ -69,10 +69,10 @@ def test_the_earlier_of_two_equal_ones_is_taken():
 
 
 def test_what_is_no_checkpoint_is_one_line(run_dir, tiny_data, tmp_path):
-    flags = ["--data_dir", str(tiny_data), "--num_beams", "16"]
+    flags = ["--data_dir", str(tiny_data), "--validation_beams", "16"]
     with pytest.raises(InputError, match="holds no step<N>"):
         main(["--run_dir", str(tmp_path), *flags])
-    for wrong in (["--num_beams", "5"], ["--sample_size", "0"]):
+    for wrong in (["--validation_beams", "5"], ["--validation_users", "0"]):
         with pytest.raises(InputError, match=wrong[0]):
             main(["--run_dir", str(run_dir), *flags, *wrong])
     file = run_dir / "step1" / "global_step1" / "model.safetensors"

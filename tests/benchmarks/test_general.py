@@ -34,7 +34,7 @@ metadata: {version: 1.0}
 
 
 def test_general_ability_before_and_after(checkpoint, data, tmp_path, capsys):
-    general.main(["--models", f"before={checkpoint}", f"after={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--lm_eval_tasks", "gsm8k"])  # fmt: skip
+    general.main(["--models", f"before={checkpoint}", f"after={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--general_tasks", "gsm8k"])  # fmt: skip
     value = json.loads((tmp_path / "g" / "report.json").read_text())
     assert [row["label"] for row in value["rows"]] == ["before", "after"]
     assert {c["metric"] for c in value["paired"]} == {"exact_match", "bits_per_byte"}
@@ -51,7 +51,7 @@ def test_harness_results_become_metrics_with_intervals():
 
 def test_a_folder_of_tasks_that_is_not_there_is_named(checkpoint, data, tmp_path):
     with pytest.raises(InputError, match="nowhere: is no folder"):
-        general.main(["--models", f"a={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--lm_eval_tasks", "t", "--lm_eval_task_dir", str(tmp_path / "nowhere")])  # fmt: skip
+        general.main(["--models", f"a={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--general_tasks", "t", "--general_task_dir", str(tmp_path / "nowhere")])  # fmt: skip
     assert not (tmp_path / "g").exists()
 
 

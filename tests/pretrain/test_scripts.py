@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.shell_calls import Calls
+
 STAGE = Path(__file__).resolve().parents[2] / "pretrain"
 
 
@@ -26,42 +28,42 @@ def printed(script: str, *args: str, cwd: Path, **env: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("script", "wanted"),
+    ("script", "config", "steps", "rate"),
     [
-        ("run_pretrain_stg1_local.sh", "dataset_config/stg1.json"),
-        ("run_pretrain_stg2_local.sh", "toy_pretrain.json"),
-        ("run_posttrain_sft_local.sh", "toy_sft.json"),
-        ("examples/pretrain_stg1.sh", "--num_training_steps 2000"),
-        ("examples/pretrain_stg1.sh", "dataset_config/stg1.json"),
-        ("examples/pretrain_stg2.sh", "--num_training_steps 5000"),
-        ("examples/pretrain_stg2.sh", "dataset_config/pretrain.json"),
-        ("examples/posttrain_sft.sh", "dataset_config/sft.json"),
+        ("run_pretrain_stg1_local.sh", "stg1.json", -1, 1e-2),
+        ("run_pretrain_stg2_local.sh", "toy_pretrain.json", -1, 3e-3),
+        ("run_posttrain_sft_local.sh", "toy_sft.json", -1, 3e-3),
+        ("examples/pretrain_stg1.sh", "stg1.json", 2000, 2e-4),
+        ("examples/pretrain_stg2.sh", "pretrain.json", 5000, 2e-4),
+        ("examples/posttrain_sft.sh", "sft.json", 5000, 2e-4),
     ],
 )
-def test_training_scripts_pass_their_variables_on(script, wanted, tmp_path):
-    out = printed(
-        script,
-        "--keep_checkpoints",
-        "7",
-        cwd=tmp_path,
-        MODEL_DIR="/m",
-        OUTPUT_DIR="/o",
-        SOURCES="/a,/b",
-        MAX_LENGTH="99",
-        LEARNING_RATE="0.5",
-    )
-    assert wanted in out
-    for flag in (
-        "--model_dir /m",
-        "--output_dir /o",
-        "--sources /a /b",
-        "--max_length 99",
-        "--learning_rate 0.5",
-        "--keep_checkpoints 7",
-    ):
-        assert flag in out
-    assert ("--freeze_llm" in out) == ("stg1" in script)
-    assert "--resume_from auto" in out and "--resume_from" not in printed(script, cwd=tmp_path, RESUME="0")
+def test_training_scripts_have_their_settings_and_take_those_of_the_environment(script, config, steps, rate, tmp_path):
+    calls = Calls(tmp_path)
+
+    def taken(*flags: str, **variables: str) -> dict:
+        done = calls.run(["bash", str(STAGE / script), *flags], tmp_path, **variables)
+        assert done.returncode == 0, done.stderr
+        [(name, values)] = calls.taken()
+        assert name == "pretrain/train.py"
+        return values
+
+    plain = taken()
+    assert plain["dataset_config"] == f"examples/dataset_config/{config}"
+    assert (plain["num_training_steps"], plain["learning_rate"]) == (steps, rate)
+    assert plain["freeze_llm"] == ("stg1" in script) and plain["token_dir"] == f"{plain['output_dir']}/tokens"
+    assert plain["resume_from"] == "auto" and plain["resume_training_state"]
+    variables = {
+        "MODEL_DIR": "/m",
+        "OUTPUT_DIR": "/o",
+        "SOURCES": "/a b,/c",
+        "MAX_LENGTH": "99",
+        "LEARNING_RATE": "0.5",
+    }
+    given = taken("--keep_checkpoints", "7", RESUME="0", TOKEN_DIR="", **variables)
+    assert given["sources"] == ["/a b", "/c"] and given["token_dir"] is None and given["resume_from"] is None
+    wanted = {"model_dir": "/m", "output_dir": "/o", "max_length": 99, "learning_rate": 0.5, "keep_checkpoints": 7}
+    assert {name: given[name] for name in wanted} == wanted
 
 
 def test_several_processes_are_started_by_torchrun(tmp_path):
@@ -76,15 +78,14 @@ def test_several_processes_are_started_by_torchrun(tmp_path):
 
 
 def test_expansion_takes_a_spec_or_sizes(tmp_path):
-    by_size = printed(
-        "scripts/expand_qwen3_vocab.sh",
-        cwd=tmp_path,
-        HF_MODEL_DIR="/m",
-        ITEMIC_LAYER_N="4",
-        VOCAB_SIZE_PER_LAYER="256",
-    )
-    assert "--hf_model_dir /m --output_model_dir /m_itemic --itemic_layer_n 4 --vocab_size_per_layer 256" in by_size
-    assert "--sid_spec /s" in printed("scripts/expand_qwen3_vocab.sh", cwd=tmp_path, SID_SPEC="/s")
+    calls = Calls(tmp_path)
+    command = ["bash", str(STAGE / "scripts/expand_qwen3_vocab.sh")]
+    calls.run(command, tmp_path, HF_MODEL_DIR="/m", ITEMIC_LAYER_N="4", VOCAB_SIZE_PER_LAYER="256")
+    by_size = calls.taken()[0][1]
+    assert (by_size["hf_model_dir"], by_size["output_model_dir"]) == ("/m", "/m_itemic")
+    assert (by_size["itemic_layer_n"], by_size["vocab_size_per_layer"], by_size["sid_spec"]) == (4, 256, None)
+    calls.run(command, tmp_path, SID_SPEC="/s")
+    assert calls.taken()[0][1]["sid_spec"] == "/s"
 
 
 def test_conversion_and_check_say_which_arguments_they_need(tmp_path):

@@ -77,7 +77,7 @@ def test_what_is_wrong_is_said_before_ray_starts(files, tmp_path):
         ({"--dataset_parquet": empty}, "has no rows"),
         ({"--train_batch_size": 9}, "has 8 prompts, fewer than one batch of 9"),
         ({"--max_prompt_length": 50}, "has a context of 64 tokens"),
-        ({"--adv_min": 6}, "6 is not below --adv_max 5"),
+        ({"--distill_adv_min": 6}, "6 is not below --distill_adv_max 5"),
         ({"--temperature": 0}, "is 0"),
         ({"--mini_batch_size": 3}, "3 does not divide the 4 prompts of a step"),
         ({"--mini_batch_size": 0}, "--mini_batch_size: is 0; give a whole number from 1, or -1"),
@@ -122,7 +122,9 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
 
 
 def test_settings_reach_verl(files):
-    args = parse(files | {"--adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"})
+    args = parse(
+        files | {"--distill_adv_min": -7, "--think_mode": "off", "--mask_response_if_have_extend_token": "True"}
+    )
     wanted = overrides(args, 6, on_cpu=True)
     for line in (
         "+distillation.distillation_loss.adv_min=-7.0",
