@@ -30,15 +30,6 @@ DOCUMENTS = sorted(
     for path in (*ROOT.glob("*.md"), *(p for top in TOPS for p in (ROOT / top).rglob("*.md")))
     if not re.search(r"/(output|raw_data|results|models)/", path.relative_to(ROOT).as_posix())
 )
-# Made by branches that are merged with this one; empty afterwards.
-PENDING = {
-    "onerec/tasks.py",
-    "onerec/render/",
-    "onerec/render/__init__.py",
-    "onerec/render/qwen3.py",
-    "data/adapters/release.py",
-}
-PENDING |= {"--set", "settings.py"}
 # Tables of OpenOneRec's words, held by tests/test_openonerec.py; measurements in the words of their day.
 HISTORY = re.compile(r"docs/from_openonerec\.md|RESULTS\.md|experiments/.+/README\.md")
 TODAY = [name for name in DOCUMENTS if not HISTORY.fullmatch(name)]
@@ -135,7 +126,7 @@ def missing_files(text: str, folder: Path) -> list[str]:
     for span in re.findall(r"`([^`\n]+)`", without_code(text)):
         for path in braces(span):
             named = SCRIPT.match(path) or (re.match(r"[\w./-]+$", path) and path.split("/")[0] in TOPS and "/" in path)
-            if named and path not in PENDING and not WRITTEN.search(path) and not found(path.rstrip("/"), folder):
+            if named and not WRITTEN.search(path) and not found(path.rstrip("/"), folder):
                 missing.append(path)
     return missing
 
@@ -210,7 +201,7 @@ def wrong_commands(text: str, folder: Path) -> list[str]:
         if path is None:
             wrong.append(script)
             continue
-        unknown = [flag for flag in flags if flag not in known_flags(path) | PENDING]
+        unknown = [flag for flag in flags if flag not in known_flags(path)]
         wrong += [f"{script} {flag}" for flag in unknown if path.suffix != ".py" or not helps(path, flag)]
     return wrong
 
@@ -235,7 +226,6 @@ def test_variables_are_known(stage):
     assert unknown_variables(read(f"{stage}/README.md"), stage) == []
 
 
-@pytest.mark.skipif(not (ROOT / "scripts/settings.py").exists(), reason="comes with the profiles' branch")
 def test_settings_that_are_shown_are_known():
     shown = [one for name in TODAY for one in re.findall(r"--set (\w+\.\w+=[^\s`<]+)", read(name))]
     command = [sys.executable, str(ROOT / "scripts/settings.py"), "list", "laptop"]
