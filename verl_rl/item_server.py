@@ -1,8 +1,10 @@
 """The item engine as a verl rollout: a server beside every training process, with its weights, that finds items.
 
-It is all of the rollout ``onerec_items``: no vLLM is started where nothing is to be thought. Beside vLLM (`verl_rl.server`), which
-then writes the thoughts, it is the second half of ``onerec_vllm``. Weights come from the training process of the same GPU, some at a
-time: by CUDA IPC, or on a CPU through Ray. (verl's own sender imports vLLM, which takes every process of a run many seconds.)
+It is all of the rollout ``onerec_items``: no vLLM is started where nothing is to be thought. Beside vLLM
+(`verl_rl.server`), which then writes the thoughts, it is the second half of ``onerec_vllm``. Weights come from the
+training process of the same GPU, some at a
+time: by CUDA IPC, or on a CPU through Ray. (verl's own sender imports vLLM, which takes every process of a run many
+seconds.)
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ _TOKENS = 1 << 16
 class Wanted:
     """What is wanted behind a prompt that ends in the SID's begin token.
 
-    catalogue: a pid2sid.parquet, or None for any tokens. seed: None for the ``width`` best, otherwise as many draws at ``temperature``.
+    catalogue: a pid2sid.parquet, or None for any tokens. seed: None for the ``width`` best, otherwise as many draws at
+    ``temperature``.
     """
 
     catalogue: str | None
@@ -65,7 +68,8 @@ def _index(path: str, model: str) -> ItemIndex:
 
 
 class ItemServer:
-    """Ray actor: the engine of one GPU (or CPU process). It has no weights before the first `renew`, nor while it sleeps.
+    """Ray actor: the engine of one GPU (or CPU process). It has no weights before the first `renew`, nor while it
+    sleeps.
 
     devices: what of the node's GPUs it sees; empty on a CPU.
     """

@@ -1,4 +1,6 @@
-"""verl's vLLM server with an item server beside it, as the rollout ``onerec_vllm``: vLLM writes the thought, the engine finds the items."""
+"""verl's vLLM server with an item server beside it, as the rollout ``onerec_vllm``: vLLM writes the thought, the engine
+finds the items.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class OneRecWorkerExtension(vLLMColocateWorkerExtension):
     """verl's own, which can also serve an average of two models."""
 
     def onerec_load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
-        """Serve the average of the newest checkpoint and the base model, put in place as verl puts in a step's weights."""
+        """Serve the average of the newest checkpoint and the base model, loaded as verl loads a step's weights."""
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
         for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):

@@ -12,10 +12,11 @@ NORMALIZE = ("vocabulary", "level")
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One found item: its codes, the log-probability of its tokens given the prompt (`onerec.items.search`), and its pids.
+    """One found item: its codes, the log-probability of its tokens given the prompt (`onerec.items.search`), and its
+    pids.
 
-    ``pids``: the items that the SID names, most popular first. ``token_ids``, ``logprobs``: a token a layer with its own
-    log-probability. Where no catalogue was searched there are tokens alone.
+    ``pids``: the items that the SID names, most popular first. ``token_ids``, ``logprobs``: a token a layer with its
+    own log-probability. Where no catalogue was searched there are tokens alone.
     """
 
     codes: tuple[int, ...]
@@ -27,7 +28,9 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """Items are drawn, with replacement, instead of searched: one ``seed`` a prompt, so that its draws do not depend on its batch."""
+    """Items are drawn, with replacement, instead of searched: one ``seed`` a prompt, so that its draws do not depend on
+    its batch.
+    """
 
     seeds: Sequence[int]
     temperature: float = 1.0

@@ -1,12 +1,14 @@
 """A dense Qwen3 that is run for items: prompts once and packed, then level after level of beams.
 
-Its weights are tensors by their Hugging Face names, wherever they come from: a checkpoint folder, a model of transformers
-(shared, not copied), or a stream that replaces them (RL's weight sync). The arithmetic is that of transformers' Qwen3.
+Its weights are tensors by their Hugging Face names, wherever they come from: a checkpoint folder, a model of
+transformers (shared, not copied), or a stream that replaces them (RL's weight sync). The arithmetic is that of
+transformers' Qwen3.
 
-A batch of prompts has no padding but in its attention, and the last layer runs on each prompt's last token alone, as nothing else of
-it is read. The beams of a prompt are the queries of one attention against the prompt's keys and values as the prefill left
-them; a beam's own ancestors, one key a level, are kept beside it and joined in the same softmax (the idea of tree attention:
-SpecInfer, arXiv 2305.09781, section 4; and of shared-prefix attention: Hydragen, arXiv 2402.05099).
+A batch of prompts has no padding but in its attention, and the last layer runs on each prompt's last token alone, as
+nothing else of it is read. The beams of a prompt are the queries of one attention against the prompt's keys and values
+as the prefill left them; a beam's own ancestors, one key a level, are kept beside it and joined in the same softmax
+(the idea of tree attention: SpecInfer, arXiv 2305.09781, section 4; and of shared-prefix attention: Hydragen, arXiv
+2402.05099).
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from onerec.errors import InputError
 from onerec.model_folder import needed_tensors, read_config
 from onerec.sid import SidSpec
 
-# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its cache, so that
-# the passes over a product's result cost little; on a GPU what keeps it busy.
+# Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its
+# cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
 _BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-_LAYER = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.q_norm", "self_attn.k_norm",
-          "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+_LAYER = (
+    "input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.q_norm self_attn.k_norm "
+    "self_attn.o_proj post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.down_proj"
+).split()
 
 
 class ItemModel:
@@ -38,7 +42,8 @@ class ItemModel:
         config: ``config.json`` of a dense Qwen3. spec: its SIDs, with ids.
         weights: every tensor by its Hugging Face name, of one type and on one device; a tied head may be missing.
 
-    Raises ValueError for another family, a bias, sliding windows, and codes beyond the vocabulary; KeyError names a missing tensor.
+    Raises ValueError for another family, a bias, sliding windows, and codes beyond the vocabulary; KeyError names a
+    missing tensor.
     """
 
     def __init__(self, config: Mapping[str, Any], spec: SidSpec, weights: Mapping[str, torch.Tensor]) -> None:
@@ -127,7 +132,7 @@ class ItemModel:
 
     @torch.inference_mode()
     def step(self, depth: int, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed ``tokens`` behind the beams ``parents`` of level ``depth`` ([B, W] each); hidden states, [B, W, hidden]."""
+        """Feed ``tokens`` [B, W] behind the beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden]."""
         if depth:
             self.own = [[_of_parents(pair, parents) for pair in levels] for levels in self.own]
         n, width = tokens.shape
@@ -206,7 +211,8 @@ class ItemModel:
     def logits(
         self, hidden: torch.Tensor, first: int, last: int, owner: torch.Tensor, code: torch.Tensor
     ) -> torch.Tensor:
-        """Logits, float32 [C], of token ``first + code`` (at most ``last``) behind row ``owner`` (never falling) of hidden [N, hidden].
+        """Logits, float32 [C], of token ``first + code`` (at most ``last``) behind row ``owner`` (never falling) of
+        hidden [N, hidden].
 
         Only rows of the level's own codes are read. The logits are those of `float32_logits`.
         """
@@ -227,7 +233,9 @@ class ItemModel:
         return out
 
     def best_tokens(self, hidden: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, ids) of the ``width`` likeliest tokens behind each row of hidden [N, hidden], ids rising; [N, width] each."""
+        """(logits, ids) of the ``width`` likeliest tokens behind each row of hidden [N, hidden], ids rising; [N, width]
+        each.
+        """
         values, ids = [], []
         for rows in hidden.split(max(1, self.max_logits // len(self.head))):
             value, id = float32_logits(rows, self.head).topk(min(width, len(self.head)))
@@ -239,8 +247,8 @@ class ItemModel:
     def log_normalizer(self, hidden: torch.Tensor, layer: int | None, near: torch.Tensor | None = None) -> torch.Tensor:
         """Log of the softmax's denominator, float32 [N], over the whole vocabulary or over one ``layer``'s codes.
 
-        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the logits is saved.
-        The logits are made block by block and never held together.
+        hidden: [N, hidden]. near: any logit of each row, float32 [N]: with one near the largest, a pass over the logits
+        is saved. The logits are made block by block and never held together.
         """
         first, last = (0, len(self.head) - 1) if layer is None else self.spec.layer_ranges[layer]
         weight = self.head[first : last + 1]
@@ -296,8 +304,9 @@ class _Packing:
 def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``hidden`` [..., H] times the head's rows ``weight`` [V, H]: float32 [..., V], whatever the type of the two.
 
-    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two bfloat16
-    numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16 product.
+    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two
+    bfloat16 numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16
+    product.
     """
     if weight.dtype == torch.float32:
         return hidden @ weight.T

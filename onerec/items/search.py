@@ -1,9 +1,11 @@
-"""The search for items: beams, or draws, over the SIDs that exist (or over any tokens), level by level, on the model's device.
+"""The search for items: beams, or draws, over the SIDs that exist (or over any tokens), level by level, on the model's
+device.
 
-A score is the sum of the log-probabilities of an item's tokens. By default they are those of the softmax over the whole vocabulary,
-so that a score is what the model itself would say; with as many beams as there are SIDs the search is exhaustive and the
-ranking exact. ``normalize="level"`` divides by the level's own codes only, as if no other token could follow: the same work
-without the product with the text vocabulary. Equal scores are ordered by SID (by tokens, where any may follow).
+A score is the sum of the log-probabilities of an item's tokens. By default they are those of the softmax over the whole
+vocabulary, so that a score is what the model itself would say; with as many beams as there are SIDs the search is
+exhaustive and the ranking exact. ``normalize="level"`` divides by the level's own codes only, as if no other token
+could follow: the same work without the product with the text vocabulary. Equal scores are ordered by SID (by tokens,
+where any may follow).
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ def find_items(
         index: the catalogue; None lets any token follow (a draw is then made among a beam's ``width`` likeliest).
         token_budget: tokens of a batch, its beams counted.
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
-        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's codes.
-        priors: for every prompt what ranks together with the model: ``score + prior_weight · log prior`` of the beams' SIDs and of
-            those that the prior names, which the model scores exactly. `Item.score` is then that sum.
+        normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's
+        codes.
+        priors: for every prompt what ranks together with the model: ``score + prior_weight · log prior`` of the beams'
+            SIDs and of those that the prior names, which the model scores exactly. `Item.score` is then that sum.
 
-    Beams give fewer items where the catalogue has fewer. Raises ValueError where the catalogue's codebooks are not the model's.
+    Beams give fewer items where the catalogue has fewer. Raises ValueError where the catalogue's codebooks are not the
+    model's.
     """
     if width < 1:
         raise ValueError(f"a search of width {width} finds nothing")
@@ -74,7 +78,9 @@ def find_items(
 
 @dataclasses.dataclass
 class _Beams:
-    """B prompts, W beams each, best first: scores float32 (-inf: an empty slot), nodes of the trie, and what led there [B, W, level]."""
+    """B prompts, W beams each, best first: scores float32 (-inf: an empty slot), nodes of the trie, and what led there
+    [B, W, level].
+    """
 
     scores: torch.Tensor
     nodes: torch.Tensor
@@ -84,7 +90,9 @@ class _Beams:
 
 @dataclasses.dataclass
 class _Candidates:
-    """C continuations, by prompt, then by beam, then by token: beam (of all B x W), child node, token, log-probability, score."""
+    """C continuations, by prompt, then by beam, then by token: beam (of all B x W), child node, token, log-probability,
+    score.
+    """
 
     owner: torch.Tensor
     child: torch.Tensor
@@ -140,7 +148,9 @@ class _Search:
         return ranked
 
     def _beams(self, hidden: torch.Tensor, wanted: list[np.ndarray] | None = None) -> _Beams:
-        """The beams behind the prompts' last hidden states [B, 1, hidden]: the best, the drawn, or all that is ``wanted``."""
+        """The beams behind the prompts' last hidden states [B, 1, hidden]: the best, the drawn, or all that is
+        ``wanted``.
+        """
         n, n_layers, device = len(hidden), self.model.spec.n_layers, self.model.device
         start = torch.zeros(n, 1, device=device)
         beams = _Beams(start, start.long(), start.long()[..., None][..., :0], start[..., None][..., :0])
@@ -186,7 +196,9 @@ class _Search:
         return tuple(self.index.sids[node].tolist()), score, tuple(self.index.pids_at(node))
 
     def _options(self, depth: int, beams: _Beams, hidden: torch.Tensor, wanted: np.ndarray | None) -> _Candidates:
-        """Every continuation of every beam: its children in the trie (those ``wanted``), or its likeliest tokens without one."""
+        """Every continuation of every beam: its children in the trie (those ``wanted``), or its likeliest tokens
+        without one.
+        """
         hidden, scores = hidden.flatten(0, 1), beams.scores.flatten()
         if self.levels is None:
             alive = torch.nonzero(scores > -torch.inf)[:, 0]
@@ -215,7 +227,9 @@ class _Search:
     def _logprobs(
         self, depth: int, first: int, last: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor
     ) -> torch.Tensor:
-        """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of hidden [N, hidden]."""
+        """Log-probability, float32 [C], of every candidate's ``code`` behind its ``owner``, a row of hidden [N,
+        hidden].
+        """
         logits = self.model.logits(hidden, first, last, owner, code)
         if not len(logits):
             return logits
@@ -263,7 +277,9 @@ class _Search:
 
 
 def _extended(beams: _Beams, kept: _Candidates) -> tuple[_Beams, torch.Tensor, torch.Tensor]:
-    """The beams that the candidates ``kept`` (by prompt) lead to, their parents' places [B, W'], and each prompt's first of ``kept``."""
+    """The beams that the candidates ``kept`` (by prompt) lead to, their parents' places [B, W'], and each prompt's
+    first of ``kept``.
+    """
     n, beams_each = beams.nodes.shape
     prompt = kept.owner // beams_each
     counts = torch.bincount(prompt, minlength=n)
@@ -303,7 +319,9 @@ def _trie(index: ItemIndex, device: Any) -> list[tuple[torch.Tensor, torch.Tenso
 
 
 def wanted_nodes(index: ItemIndex, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """For every level the nodes on the way to each prompt's SIDs (``rows`` of `ItemIndex.sids`), as sorted keys prompt · n_nodes + node."""
+    """For every level the nodes on the way to each prompt's SIDs (``rows`` of `ItemIndex.sids`), as sorted keys prompt
+    · n_nodes + node.
+    """
     prompts = np.repeat(np.arange(len(rows)), list(map(len, rows)))
     leaves = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     return [
