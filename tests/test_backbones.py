@@ -145,6 +145,7 @@ def test_a_new_family_renders_masks_and_stops_by_its_entry_in_the_table(toy):
     from transformers import AutoTokenizer
 
     from pretrain import check_hf_model, expand_vocab, train
+    from pretrain.dataset_config import DatasetConfig
     from pretrain.tokenization import tokenize_shards
 
     flags = ["--hf_model_dir", str(toy / "base"), "--output_model_dir", str(toy / "m")]
@@ -158,7 +159,8 @@ def test_a_new_family_renders_masks_and_stops_by_its_entry_in_the_table(toy):
     # Training renders, masks and ends texts as the family does; the thinking of a record gets its marks.
     records = [chat_record(record_uuid(i), "a", {}, [message(m["role"], m["content"]) for m in CHAT]) for i in range(8)]
     write_records(toy / "data/part-0.parquet", records)
-    samples = tokenize_shards([toy / "data/part-0.parquet"], toy / "m", model.spec, True, True, 99)
+    config = DatasetConfig(sources=(), max_length=99, add_think_pattern=True)
+    samples = tokenize_shards([toy / "data/part-0.parquet"], config, toy / "m", model.spec)
     answer = "[think]\n一加一\n[/think]\n\n二[end]"
     assert tokenizer.decode(samples.ids[: samples.starts[1]]) == "[user]1+1[end][model]" + answer
     assert tokenizer.decode(samples.ids[samples.learn]) == answer * 8
@@ -179,7 +181,7 @@ def test_a_new_family_is_evaluated_and_rewarded_by_its_entry_in_the_table(toy):
     from benchmarks.model import BenchModel
     from verl_rl import assemble, rewards
 
-    model = BenchModel(toy / "base", "cpu")
+    model = BenchModel(toy / "base")
     [prompt] = model.prompt_ids([CHAT[:1]], False, 8)
     assert model.tokenizer.decode(prompt) == "[user]1+1[end][model][think]\n\n[/think]\n\n"
     # A prompt that is too long keeps what opens the user's turn.

@@ -29,10 +29,19 @@ from onerec.sid import SidSpec
 # cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
 _BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-_LAYER = (
-    "input_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.q_norm self_attn.k_norm "
-    "self_attn.o_proj post_attention_layernorm mlp.gate_proj mlp.up_proj mlp.down_proj"
-).split()
+_LAYER = [
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.q_norm",
+    "self_attn.k_norm",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+]
 
 
 class ItemModel:
