@@ -63,16 +63,32 @@ def _see_all(value: Any) -> bool:
 
 # What a configuration may say: keys, which values fit, and how they are called.
 _RANGES = (
-    (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_number, "a whole number of 1 or more"),
-    (("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"), lambda v: v is None or _is_number(v), "a whole number of 1 or more"),
+    (
+        ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        _is_number,
+        "a whole number of 1 or more",
+    ),
+    (
+        ("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
+        lambda v: v is None or _is_number(v),
+        "a whole number of 1 or more",
+    ),
     (("tie_word_embeddings", "attention_bias"), lambda v: v in (None, False, True), "true or false"),
-    (("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"), lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more"),
+    (
+        ("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"),
+        lambda v: v is None or _is_number(v, 0, (int, float)),
+        "a number of 0 or more",
+    ),
     (("use_sliding_window",), lambda v: v in (None, False), "false: every stage lets a token see all before it"),
     (("layer_types",), _see_all, "full_attention in every layer: every stage lets a token see all before it"),
     (("quantization_config",), lambda v: v is None, "weights that are not quantised"),
-    (("dtype", "torch_dtype"), lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16"),
+    (
+        ("dtype", "torch_dtype"),
+        lambda v: v in (None, "float32", "float16", "bfloat16", "float64"),
+        "float32, float16 or bfloat16",
+    ),
     (("eos_token_id",), _are_ids, "an id, a list of ids, or null"),
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +156,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 raise InputError(file, f"{key} is {config.get(key)!r}"[:200], right)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     if heads % (config.get("num_key_value_heads") or heads):
-        raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
+        raise InputError(
+            file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}"
+        )
     null = config["model_type"] in _HEAD_DIM and config.get("head_dim", 0) is None
     if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         right = f"an even number; without it {heads} heads divide hidden_size {width}"

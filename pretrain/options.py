@@ -18,7 +18,7 @@ from onerec.flags import (
     integer,
     number,
     pattern,
-)  # fmt: skip
+)
 
 
 def parser(description: str | None) -> ArgumentParser:

@@ -22,9 +22,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("onerec", "data", "tokenizer", "pretrain", "verl_distillation", "verl_rl", "benchmarks")
 # These start other scripts, or none of the project's code.
 STARTERS = {
-    "entry.sh", "mix.sh", "argument.sh", "owned.sh", "install.sh", "ray_slurm.sh", "ray_start.sh", "slurm.sh", "run_posttrain_sft_local.sh",
-    "run_pretrain_stg1_local.sh", "run_pretrain_stg2_local.sh", "pretrain/scripts/common.sh",
-}  # fmt: skip
+    "entry.sh",
+    "mix.sh",
+    "argument.sh",
+    "owned.sh",
+    "install.sh",
+    "ray_slurm.sh",
+    "ray_start.sh",
+    "slurm.sh",
+    "run_posttrain_sft_local.sh",
+    "run_pretrain_stg1_local.sh",
+    "run_pretrain_stg2_local.sh",
+    "pretrain/scripts/common.sh",
+}
 
 
 def files(pattern: str) -> list[Path]:
@@ -80,10 +90,17 @@ def test_a_python_script_runs_its_own_clone_and_says_so_where_another_was_instal
     write_table(tmp_path / "embedding.parquet", table)
     flags = ["--n_layers", "2", "--codebook_size", "4", "--dim", "4"]
     said = run(
-        [sys.executable, "train_res_kmeans.py", "--data_path", str(tmp_path / "embedding.parquet"),
-         "--model_path", str(tmp_path / "model"), *flags],
+        [
+            sys.executable,
+            "train_res_kmeans.py",
+            "--data_path",
+            str(tmp_path / "embedding.parquet"),
+            "--model_path",
+            str(tmp_path / "model"),
+            *flags,
+        ],
         clone / "tokenizer",
-    )  # fmt: skip
+    )
     assert f"stage of {clone}/tokenizer/embeddings.py" in said
     from onerec.run import _installed_from
 
@@ -103,7 +120,7 @@ def test_an_entry_point_puts_its_root_first_before_it_imports_the_projects_code(
         body = ast.parse(text).body
         depth = len(path.relative_to(ROOT).parts) - 1
         # The second: yardsticks, which take the root from the module beside them.
-        right = (f"sys.path.insert(0, str(Path(__file__).resolve().parents[{depth}]))", "sys.path.insert(0, str(ROOT))")  # fmt: skip
+        right = (f"sys.path.insert(0, str(Path(__file__).resolve().parents[{depth}]))", "sys.path.insert(0, str(ROOT))")
         first = [node.lineno for node in body if ast.unparse(node) in right]
         imports = [
             node.lineno

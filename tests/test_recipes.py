@@ -31,7 +31,12 @@ evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
 
 # Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are asked of the
 # invented log.
-CHAIN = ["stg1.NUM_TRAINING_STEPS=0", "evaluate.VALIDATION_USERS=0", "evaluate.ALSO_EXCLUDE_SEEN=0", "evaluate.BASELINES=popularity"]  # fmt: skip
+CHAIN = [
+    "stg1.NUM_TRAINING_STEPS=0",
+    "evaluate.VALIDATION_USERS=0",
+    "evaluate.ALSO_EXCLUDE_SEEN=0",
+    "evaluate.BASELINES=popularity",
+]
 
 
 def recipe(name: str, data: Path, runs: Path, *settings: str, seeds: str = "0") -> subprocess.CompletedProcess[str]:
@@ -118,7 +123,13 @@ def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data
         write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
         tmp_path / "runs",
     )
-    imported = ["tokenizer.SIDS=imported", "tokenizer.N_LAYERS=3", "tokenizer.CODEBOOK_SIZE=256", "tokenizer.COLLISIONS=own", "base.INIT=mean"]  # fmt: skip
+    imported = [
+        "tokenizer.SIDS=imported",
+        "tokenizer.N_LAYERS=3",
+        "tokenizer.CODEBOOK_SIZE=256",
+        "tokenizer.COLLISIONS=own",
+        "base.INIT=mean",
+    ]
     assert finished(recipe("amazon_beauty", data, runs, *CHAIN, *imported), runs)["sft"]["users"] == 60
     spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
     assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4

@@ -31,11 +31,19 @@ def test_a_script_parses(path):
 @pytest.mark.parametrize(
     "command",
     [
-        "recipes/amazon_beauty.sh", "recipes/amazon_toys.sh", "recipes/movielens100k.sh", "recipes/ablations.sh",
-        "recipes/ablations.sh amazon_toys", "choose_checkpoint.sh", "11_evaluate.sh", "quickstart.sh --seed",
-        "quickstart.sh --run_dir", "quickstart.sh --movielens", "quickstart.sh --set",
+        "recipes/amazon_beauty.sh",
+        "recipes/amazon_toys.sh",
+        "recipes/movielens100k.sh",
+        "recipes/ablations.sh",
+        "recipes/ablations.sh amazon_toys",
+        "choose_checkpoint.sh",
+        "11_evaluate.sh",
+        "quickstart.sh --seed",
+        "quickstart.sh --run_dir",
+        "quickstart.sh --movielens",
+        "quickstart.sh --set",
     ],
-)  # fmt: skip
+)
 def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
     monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
     name, *arguments = command.split()

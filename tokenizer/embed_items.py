@@ -58,8 +58,18 @@ NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
-_SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", "max_tokens", "dtype",
-         "embedding_dtype", "shard_rows")  # fmt: skip
+_SAME = (
+    "text_column",
+    "template",
+    "encoder",
+    "pooling",
+    "instruction",
+    "dim",
+    "max_tokens",
+    "dtype",
+    "embedding_dtype",
+    "shard_rows",
+)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -28,7 +28,7 @@ from onerec.flags import (
     integer,
     number,
     switch,
-)  # fmt: skip
+)
 from onerec.run import Manifest
 from onerec.verl.cluster import has_accelerator
 from onerec.verl.export import export

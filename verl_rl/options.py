@@ -18,7 +18,7 @@ from onerec.flags import (
     SHARE_BELOW_1,
     ArgumentParser,
     switch,
-)  # fmt: skip
+)
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS
 

@@ -140,8 +140,23 @@ def test_a_text_longer_than_the_context_is_scored_whole(model):
 
 def evaluate(checkpoint, data, *more):
     output = data.parent / "r"
-    main(["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(output),
-          "--num_beams", "16", "--max_thinking_tokens", "4", *more])  # fmt: skip
+    main(
+        [
+            "--model_path",
+            str(checkpoint),
+            "--result_name",
+            "x",
+            "--data_dir",
+            str(data),
+            "--output_dir",
+            str(output),
+            "--num_beams",
+            "16",
+            "--max_thinking_tokens",
+            "4",
+            *more,
+        ]
+    )
     folder = output / "results_x"
     return json.loads((folder / "metrics.json").read_text())["tasks"], folder
 
@@ -159,7 +174,10 @@ def test_sampled_thinking_through_the_whole_evaluation(tiny_checkpoint, tiny_dat
 def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
     spec = model.spec
     items = [spec.text([i % 4, i // 4 % 4, i // 16]) for i in range(40)]
-    conversation = [{"role": "system", "content": "规则"}, {"role": "user", "content": "看过" + "，".join(items) + "。推荐"}]  # fmt: skip
+    conversation = [
+        {"role": "system", "content": "规则"},
+        {"role": "user", "content": "看过" + "，".join(items) + "。推荐"},
+    ]
     prompts = Prompts(model.tokenizer, 300, spec, model.renderer)
     [ids] = prompts.encode([conversation], False, 8)
     text = model.tokenizer.decode(ids)

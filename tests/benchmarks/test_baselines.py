@@ -28,10 +28,16 @@ SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
 def data(tmp_path):
     """One video task of two test users, and the sequences of three training users."""
     rows = [
-        {"uuid": str(i), "source": "s", "messages": '[{"role":"user","content":[{"type":"text","text":"q"}]}]',
-         "metadata": json.dumps({"uid": i, "answer": SPEC.text([0, 0, answer[0] % 8]), "answer_pid": answer, "history_pid": history})}
+        {
+            "uuid": str(i),
+            "source": "s",
+            "messages": '[{"role":"user","content":[{"type":"text","text":"q"}]}]',
+            "metadata": json.dumps(
+                {"uid": i, "answer": SPEC.text([0, 0, answer[0] % 8]), "answer_pid": answer, "history_pid": history}
+            ),
+        }
         for i, (history, answer) in enumerate([([1, 2], [3, 4]), ([5], [9])])
-    ]  # fmt: skip
+    ]
     write_table(tmp_path / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     table = {
         "uid": [1, 2, 3],
@@ -70,7 +76,9 @@ def test_item_neighbours_by_hand():
 def random_training(seed):
     """Sequences of few items, so that counts and cosines tie; some users have several, some items come twice."""
     rng = np.random.default_rng(seed)
-    draw = [(rng.integers(0, 40, rng.integers(0, 9)) * 3, rng.integers(0, 40, rng.integers(1, 4)) * 3) for _ in range(60)]  # fmt: skip
+    draw = [
+        (rng.integers(0, 40, rng.integers(0, 9)) * 3, rng.integers(0, 40, rng.integers(1, 4)) * 3) for _ in range(60)
+    ]
     users = rng.integers(0, 40, 60).tolist()
     return Training([(h.tolist(), t.tolist()) for h, t in draw], users=users)
 
@@ -206,7 +214,19 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(data, tmp_path, device, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=f"--device: {device} is not there"):
-        baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "popularity", "sasrec", "--device", device])  # fmt: skip
+        baselines.main(
+            [
+                "--data_dir",
+                str(data),
+                "--output_dir",
+                str(tmp_path / "r"),
+                "--baselines",
+                "popularity",
+                "sasrec",
+                "--device",
+                device,
+            ]
+        )
     assert not (tmp_path / "r").exists()
 
 

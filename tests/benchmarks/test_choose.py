@@ -35,8 +35,24 @@ def test_the_curve_is_what_the_benchmark_measures_and_the_best_is_said(run_dir, 
     assert [point["step"] for point in choice["curve"]] == [1, 2, 10] and choice["users"] == 12
     best = max(choice["curve"], key=lambda point: point["ndcg@10"])
     assert choice["best"] == best["step"] and f"step {best['step']} (" in capsys.readouterr().out
-    evaluate(["--model_path", str(run_dir / "hf"), "--result_name", "x", "--data_dir", str(tiny_data), "--output_dir",
-              str(tmp_path / "r"), "--tasks", "video", "--num_beams", "16", "--free_sids", "0"])  # fmt: skip
+    evaluate(
+        [
+            "--model_path",
+            str(run_dir / "hf"),
+            "--result_name",
+            "x",
+            "--data_dir",
+            str(tiny_data),
+            "--output_dir",
+            str(tmp_path / "r"),
+            "--tasks",
+            "video",
+            "--num_beams",
+            "16",
+            "--free_sids",
+            "0",
+        ]
+    )
     measured = json.loads((tmp_path / "r/results_x/metrics.json").read_text())
     assert choice["data"] == measured["data"]["tests"]["video"]
     wanted = {name: measured["tasks"]["video"][name] for name in ("recall@1", "recall@10", "ndcg@10")}

@@ -10,8 +10,25 @@ from onerec.sid import SidSpec
 
 
 def predictions(checkpoint, data, folder, *more):
-    main(["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(folder),
-          "--tasks", "video", "--free_sids", "0", "--bootstrap", "0", *more])  # fmt: skip
+    main(
+        [
+            "--model_path",
+            str(checkpoint),
+            "--result_name",
+            "x",
+            "--data_dir",
+            str(data),
+            "--output_dir",
+            str(folder),
+            "--tasks",
+            "video",
+            "--free_sids",
+            "0",
+            "--bootstrap",
+            "0",
+            *more,
+        ]
+    )
     return load_predictions(folder / "results_x", "video")
 
 

@@ -41,14 +41,28 @@ def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(tiny_
 
     if torch.cuda.is_available():
         pytest.skip("needs two GPUs or a CPU build of vLLM")
-    flags = ["--model_path", str(tiny_checkpoint), "--data_dir", str(tiny_data), "--output_dir", str(tmp_path),
-             "--free_sids", "0", "--num_beams", "16", "--tasks", "video"]  # fmt: skip
+    flags = [
+        "--model_path",
+        str(tiny_checkpoint),
+        "--data_dir",
+        str(tiny_data),
+        "--output_dir",
+        str(tmp_path),
+        "--free_sids",
+        "0",
+        "--num_beams",
+        "16",
+        "--tasks",
+        "video",
+    ]
 
     def run(mode, *more):
         return subprocess.run(
-            [sys.executable, "-c", CHILD, mode, *flags, *more], capture_output=True, text=True,
+            [sys.executable, "-c", CHILD, mode, *flags, *more],
+            capture_output=True,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
-        )  # fmt: skip
+        )
 
     engines = ["--result_name", "vllm", "--backend", "vllm", "--data_parallel", "2"]
     killed = run("kill", *engines)

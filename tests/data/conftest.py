@@ -36,11 +36,16 @@ def release(tmp_path: Path):
         write=write,
         output=tmp_path / "output",
         argv=lambda *more: [
-            "--input", str(input_path),
-            "--pid2sid", str(tmp_path / "video_ad_pid2sid.parquet"),
-            "--product_pid2sid", str(tmp_path / "product_pid2sid.parquet"),
-            "--caption", str(tmp_path / "pid2caption.parquet"),
-            "--output_dir", str(tmp_path / "output"),
+            "--input",
+            str(input_path),
+            "--pid2sid",
+            str(tmp_path / "video_ad_pid2sid.parquet"),
+            "--product_pid2sid",
+            str(tmp_path / "product_pid2sid.parquet"),
+            "--caption",
+            str(tmp_path / "pid2caption.parquet"),
+            "--output_dir",
+            str(tmp_path / "output"),
             *more,
         ],
-    )  # fmt: skip
+    )

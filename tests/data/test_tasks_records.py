@@ -41,10 +41,18 @@ def test_every_task_gives_valid_records_of_the_training_users(release):
         assert all(check_record(row) is None for row in table)
         assert len({row["uuid"] for row in table}) == len(table)
     assert counts == {
-        "pretrain_video_rec": 2, "pretrain_user_profile": 2, "pretrain_item_understand": 2, "sft_video_rec": 2,
-        "sft_interactive_rec": 2, "sft_label_cond_rec": 2, "sft_label_pred": 4, "sft_ad_rec": 2, "sft_product_rec": 2,
-        "sft_item_understand": 2, "sft_rec_reason": 2,
-    }  # fmt: skip
+        "pretrain_video_rec": 2,
+        "pretrain_user_profile": 2,
+        "pretrain_item_understand": 2,
+        "sft_video_rec": 2,
+        "sft_interactive_rec": 2,
+        "sft_label_cond_rec": 2,
+        "sft_label_pred": 4,
+        "sft_ad_rec": 2,
+        "sft_product_rec": 2,
+        "sft_item_understand": 2,
+        "sft_rec_reason": 2,
+    }
 
 
 def test_video_rec_shows_the_history_and_answers_with_the_targets(release):

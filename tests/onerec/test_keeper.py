@@ -74,8 +74,11 @@ def start(mark: str, what: str = "", *more: str) -> subprocess.Popen:
     """A script that owns `TREE`, when both of its deaf processes are up."""
     script = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, what, TREE, mark, *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert script.stdout is not None
     assert [script.stdout.readline() for _ in range(1 if what else 2)]
     return script

@@ -51,9 +51,15 @@ def test_masks_of_real_conversations(world, tmp_path, switch):
     talks = conversations()
     assert len(talks) > 280
     records = [
-        {"uuid": record_uuid("real", i), "source": "gsm8k", "metadata": "{}", "segments": None, "messages": json.dumps(messages)}
+        {
+            "uuid": record_uuid("real", i),
+            "source": "gsm8k",
+            "metadata": "{}",
+            "segments": None,
+            "messages": json.dumps(messages),
+        }
         for i, (messages, _) in enumerate(talks)
-    ]  # fmt: skip
+    ]
     write_records(tmp_path / "part-0.parquet", records)
     config = {"sources": str(tmp_path), "max_length": 4096, "add_think_pattern": switch}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -148,7 +148,7 @@ def test_shards_are_merged_to_the_model_of_their_step(world, runs, name, tmp_pat
         )
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        logits = {path: load_lm(path)(ids).logits for path in (tmp_path / "3", tmp_path / "6", runs / name / "hf")}  # fmt: skip
+        logits = {path: load_lm(path)(ids).logits for path in (tmp_path / "3", tmp_path / "6", runs / name / "hf")}
         one = load_lm(runs / "one/hf")(ids).logits
     assert torch.equal(logits[tmp_path / "6"], logits[runs / name / "hf"])
     torch.testing.assert_close(logits[tmp_path / "6"], one, rtol=1e-2, atol=1e-2)

@@ -378,14 +378,23 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
         Path(__file__).resolve().parents[2] / "pretrain/examples/pretrain_stg2.sh",
     )
     variables = {
-        "MODEL_DIR": world / "base_itemic", "OUTPUT_DIR": output, "DATASET_CONFIG": world / "config.json",
-        "NUM_TRAINING_STEPS": 5000, "LOGGING_PER_STEP": 1, "NPROC": processes, "MASTER_PORT": free_port(),
-        "PYTHON": sys.executable, "OMP_NUM_THREADS": 1,
-    }  # fmt: skip
+        "MODEL_DIR": world / "base_itemic",
+        "OUTPUT_DIR": output,
+        "DATASET_CONFIG": world / "config.json",
+        "NUM_TRAINING_STEPS": 5000,
+        "LOGGING_PER_STEP": 1,
+        "NPROC": processes,
+        "MASTER_PORT": free_port(),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": 1,
+    }
     with subprocess.Popen(
-        ["bash", str(script)], env=os.environ | {name: str(value) for name, value in variables.items()},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as run:  # fmt: skip
+        ["bash", str(script)],
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
         before = []
         for line in run.stdout:
             before.append(line)

@@ -195,15 +195,32 @@ def test_the_time_of_a_step_is_split():
             "update_weights": 0.5,
         }
     )
-    assert split == {"generation": 4.0, "log_probabilities": 2.0, "update": 2.0, "weight_sync": 0.5, "checkpoint": 0.0, "other": 1.5}  # fmt: skip
+    assert split == {
+        "generation": 4.0,
+        "log_probabilities": 2.0,
+        "update": 2.0,
+        "weight_sync": 0.5,
+        "checkpoint": 0.0,
+        "other": 1.5,
+    }
 
 
 def settings(**values):
     base = dict(
-        two_stage=True, stage2="beam", beam_size=4, constrained=True, think=False, nonthink=True, force_prefix=True,
-        stage1_max_tokens=8, catalogues={"default": "a b'\"$.parquet", "product": "p"}, weights={"full_hit": 1.0}, ks=(1, 10),
-        val_beam_size=4, seed=0,
-    )  # fmt: skip
+        two_stage=True,
+        stage2="beam",
+        beam_size=4,
+        constrained=True,
+        think=False,
+        nonthink=True,
+        force_prefix=True,
+        stage1_max_tokens=8,
+        catalogues={"default": "a b'\"$.parquet", "product": "p"},
+        weights={"full_hit": 1.0},
+        ks=(1, 10),
+        val_beam_size=4,
+        seed=0,
+    )
     return RolloutSettings(**(base | values))
 
 
@@ -225,8 +242,16 @@ def test_which_rollouts_think_and_which_catalogue_a_task_takes():
 
 def test_validation_is_read_from_every_attempt(tmp_path):
     def line(step, value):
-        return json.dumps({"step": step, "data": {"val-aux/onerec/video/recall@10/mean@1": value,
-                                                  "val-aux/onerec/ad/recall@10/mean@1": 0.0, "actor/lr": 1}})  # fmt: skip
+        return json.dumps(
+            {
+                "step": step,
+                "data": {
+                    "val-aux/onerec/video/recall@10/mean@1": value,
+                    "val-aux/onerec/ad/recall@10/mean@1": 0.0,
+                    "actor/lr": 1,
+                },
+            }
+        )
 
     (tmp_path / "metrics_0.jsonl").write_text(line(0, 0.2) + "\n" + line(2, 0.3) + '\n{"step": 3, "da')
     (tmp_path / "metrics_1.jsonl").write_text(line(4, 0.4) + "\n")
@@ -270,8 +295,16 @@ def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_
     started = []
     monkeypatch.setattr(train_grpo, "launch", lambda *args: started.append(args))
     monkeypatch.setattr(train_grpo, "export", lambda *args: None)
-    argv = ["--base_model", str(tmp_path / "base"), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"),
-            "--catalogue", str(tmp_path / "items")]  # fmt: skip
+    argv = [
+        "--base_model",
+        str(tmp_path / "base"),
+        "--data_dir",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--catalogue",
+        str(tmp_path / "items"),
+    ]
     train_grpo.main(argv)
     train_grpo.main(argv)
     (tmp_path / "train.parquet").write_bytes(b"rowz")
@@ -333,11 +366,20 @@ def test_a_beam_keeps_its_own_reward_when_verl_writes_the_last_ones_over_it():
     from verl_rl.rollout import BeamOutput
 
     first, last = (
-        BeamOutput(prompt_ids=[1], response_ids=[5, 6], response_mask=[0, 1], response_logprobs=[0.0, -1.0], num_turns=2,
-                   reward_score=value, own_reward=value, own_info={"full_hit": value}, metrics={},
-                   extra_fields={"reward_extra_info": {"full_hit": value}})
+        BeamOutput(
+            prompt_ids=[1],
+            response_ids=[5, 6],
+            response_mask=[0, 1],
+            response_logprobs=[0.0, -1.0],
+            num_turns=2,
+            reward_score=value,
+            own_reward=value,
+            own_info={"full_hit": value},
+            metrics={},
+            extra_fields={"reward_extra_info": {"full_hit": value}},
+        )
         for value in (1.0, 0.0)
-    )  # fmt: skip
+    )
     # What verl's worker does to the outputs of one rollout.
     first.reward_score = last.reward_score
     first.extra_fields["reward_extra_info"] = last.extra_fields["reward_extra_info"]

@@ -153,10 +153,18 @@ def test_equals_generate_with_a_prefix_constraint(toy_model, toy_spec, index):
         return sorted({sid[len(done)] for sid in existing if sid[: len(done)] == done})
 
     out = toy_model.generate(
-        torch.tensor([prompt]), max_new_tokens=3, num_beams=beams, num_return_sequences=beams, do_sample=False,
-        prefix_allowed_tokens_fn=allowed, return_dict_in_generate=True, output_scores=True, length_penalty=0.0,
-        eos_token_id=63, pad_token_id=0,
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        max_new_tokens=3,
+        num_beams=beams,
+        num_return_sequences=beams,
+        do_sample=False,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
+        eos_token_id=63,
+        pad_token_id=0,
+    )
     expected = out.sequences[:, len(prompt) :].tolist()
     [hypotheses] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=beams)
     assert [toy_spec.token_ids(h.codes).tolist() for h in hypotheses] == expected
