@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onerec.errors import InputError
+from tests.arguments import as_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("ablations", ROOT / "scripts" / "recipes" / "ablations.py")
@@ -70,16 +71,7 @@ def calls(monkeypatch):
 def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_path, calls, capsys):
     (tmp_path / "list.json").write_text(json.dumps(LIST))
     out = tmp_path / "out"
-    argv = [
-        "--recipe",
-        "amazon_beauty",
-        "--folder",
-        str(tmp_path),
-        "--output_dir",
-        str(out),
-        "--list",
-        str(tmp_path / "list.json"),
-    ]
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=out, list=tmp_path / "list.json")
     assert ablations.main(argv) == 2, "one variant failed"
     names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
     assert names == ["base", "0.3", "sft_only", "seed0", "seed0", "breaks"]
@@ -115,16 +107,7 @@ def test_an_evaluation_brings_the_run_that_it_asks_for(tmp_path, calls):
         {"name": "init", "variants": [{"name": "mean", "set": {"base.INIT": "mean"}}]},
     ]
     (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
-    argv = [
-        "--recipe",
-        "amazon_beauty",
-        "--folder",
-        str(tmp_path),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--list",
-        str(tmp_path / "list.json"),
-    ]
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=tmp_path / "out", list=tmp_path / "list.json")
     assert ablations.main([*argv, "--tables", "decoding", "--jobs", "2"]) == 0
     assert [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls] == ["base", "mean", "seed0"]
     evaluation["of"] = "median"
@@ -179,16 +162,7 @@ def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
     }
     (tmp_path / "list.json").write_text(json.dumps({"tables": [table]}))
     out = tmp_path / "out"
-    argv = [
-        "--recipe",
-        "amazon_beauty",
-        "--folder",
-        str(tmp_path),
-        "--output_dir",
-        str(out),
-        "--list",
-        str(tmp_path / "list.json"),
-    ]
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=out, list=tmp_path / "list.json")
     with pytest.raises(InputError, match="mean goes on after 04_base_model; a stage of"):
         ablations.main([*argv, "--variants", "mean"])
     base = out / "base" / "seed0"

@@ -18,6 +18,7 @@ from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 TEXTS = ["看过一些", "推荐", "你好，请推荐一个视频"]
 
@@ -142,18 +143,14 @@ def evaluate(checkpoint, data, *more):
     output = data.parent / "r"
     main(
         [
-            "--model_path",
-            str(checkpoint),
-            "--result_name",
-            "x",
-            "--data_dir",
-            str(data),
-            "--output_dir",
-            str(output),
-            "--num_beams",
-            "16",
-            "--max_thinking_tokens",
-            "4",
+            *as_flags(
+                model_path=checkpoint,
+                result_name="x",
+                data_dir=data,
+                output_dir=output,
+                num_beams=16,
+                max_thinking_tokens=4,
+            ),
             *more,
         ]
     )

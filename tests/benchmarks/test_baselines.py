@@ -19,6 +19,7 @@ from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
 from onerec.sparse import best_of_rows
+from tests.arguments import as_flags
 
 SPEC = SidSpec((8, 8, 8))
 SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
@@ -190,17 +191,7 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
     assert value["tasks"]["video"]["recall@10"] == 0.25 and value["tasks"]["video"]["pass@1"] == 0.5
     assert value["tasks"]["video"]["sid_pass@1"] == 0.5 and value["data"]["tests"]["video"]
     assert value["intervals"]["video"]["pass@1"] == [0, 1]
-    baselines.main(
-        [
-            "--data_dir",
-            str(data),
-            "--output_dir",
-            str(tmp_path / "r"),
-            "--bootstrap",
-            "50",
-            "--also_exclude_seen",
-        ]
-    )
+    baselines.main([*as_flags(data_dir=data, output_dir=tmp_path / "r", bootstrap=50), "--also_exclude_seen"])
     both = [load_predictions(tmp_path / "r" / f"results_popularity{end}", "video") for end in ("", "_unseen")]
     assert [[line["uuid"] for line in lines] for lines in both] == [[line["uuid"] for line in both[0]]] * 2
     assert not any({1, 2, 5} & set(line["items"]) for line in both[1])
@@ -215,17 +206,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_written(data, tmp
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=f"--device: {device} is not there"):
         baselines.main(
-            [
-                "--data_dir",
-                str(data),
-                "--output_dir",
-                str(tmp_path / "r"),
-                "--baselines",
-                "popularity",
-                "sasrec",
-                "--device",
-                device,
-            ]
+            as_flags(data_dir=data, output_dir=tmp_path / "r", baselines=["popularity", "sasrec"], device=device)
         )
     assert not (tmp_path / "r").exists()
 

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import general
 from benchmarks.model import BenchModel
 from onerec.errors import InputError
+from tests.arguments import as_flags
 from tests.benchmarks.test_evaluate import checkpoint, data  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,17 +36,12 @@ metadata: {version: 1.0}
 
 def test_general_ability_before_and_after(checkpoint, data, tmp_path, capsys):
     general.main(
-        [
-            "--models",
-            f"before={checkpoint}",
-            f"after={checkpoint}",
-            "--data_dir",
-            str(data),
-            "--output_dir",
-            str(tmp_path / "g"),
-            "--general_tasks",
-            "gsm8k",
-        ]
+        as_flags(
+            models=[f"before={checkpoint}", f"after={checkpoint}"],
+            data_dir=data,
+            output_dir=tmp_path / "g",
+            general_tasks="gsm8k",
+        )
     )
     value = json.loads((tmp_path / "g" / "report.json").read_text())
     assert [row["label"] for row in value["rows"]] == ["before", "after"]
@@ -67,18 +63,13 @@ def test_harness_results_become_metrics_with_intervals():
 def test_a_folder_of_tasks_that_is_not_there_is_named(checkpoint, data, tmp_path):
     with pytest.raises(InputError, match="nowhere: is no folder"):
         general.main(
-            [
-                "--models",
-                f"a={checkpoint}",
-                "--data_dir",
-                str(data),
-                "--output_dir",
-                str(tmp_path / "g"),
-                "--general_tasks",
-                "t",
-                "--general_task_dir",
-                str(tmp_path / "nowhere"),
-            ]
+            as_flags(
+                models=f"a={checkpoint}",
+                data_dir=data,
+                output_dir=tmp_path / "g",
+                general_tasks="t",
+                general_task_dir=tmp_path / "nowhere",
+            )
         )
     assert not (tmp_path / "g").exists()
 

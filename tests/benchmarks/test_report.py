@@ -18,6 +18,7 @@ from onerec.parquet import write_table
 from onerec.records import message
 from onerec.run import write_text
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 SPEC = SidSpec((8, 8, 8))
 CHROMIUM = next(
@@ -112,28 +113,16 @@ def world(tmp_path):
     write_table(titles, pa.table({"pid": list(range(8)), "dense_caption": names}))
     (sft / "predictions_video.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
-        "argv": [
-            "--results",
-            str(base),
-            str(stage2),
-            str(sft),
-            "--labels",
-            "base <LLM>",
-            "stage 2",
-            "SFT",
-            "--baselines",
-            str(popularity),
-            "--train_logs",
-            f"SFT={log}",
-            "--data_dir",
-            str(data),
-            "--titles",
-            str(titles),
-            "--bootstrap",
-            "200",
-            "--output_dir",
-            str(tmp_path / "out"),
-        ],
+        "argv": as_flags(
+            results=[base, stage2, sft],
+            labels=["base <LLM>", "stage 2", "SFT"],
+            baselines=popularity,
+            train_logs=f"SFT={log}",
+            data_dir=data,
+            titles=titles,
+            bootstrap=200,
+            output_dir=tmp_path / "out",
+        ),
         "out": tmp_path / "out",
     }
 

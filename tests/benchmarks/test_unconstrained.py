@@ -7,25 +7,21 @@ from benchmarks.evaluate import main
 from benchmarks.results import load_predictions
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 
 def predictions(checkpoint, data, folder, *more):
     main(
         [
-            "--model_path",
-            str(checkpoint),
-            "--result_name",
-            "x",
-            "--data_dir",
-            str(data),
-            "--output_dir",
-            str(folder),
-            "--tasks",
-            "video",
-            "--free_sids",
-            "0",
-            "--bootstrap",
-            "0",
+            *as_flags(
+                model_path=checkpoint,
+                result_name="x",
+                data_dir=data,
+                output_dir=folder,
+                tasks="video",
+                free_sids=0,
+                bootstrap=0,
+            ),
             *more,
         ]
     )

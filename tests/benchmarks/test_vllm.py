@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.arguments import as_flags
+
 # An evaluation in a process of its own, prompts handed out two at a time; with "kill" it dies after its third write.
 CHILD = """
 import os, signal, sys
@@ -41,20 +43,9 @@ def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(tiny_
 
     if torch.cuda.is_available():
         pytest.skip("needs two GPUs or a CPU build of vLLM")
-    flags = [
-        "--model_path",
-        str(tiny_checkpoint),
-        "--data_dir",
-        str(tiny_data),
-        "--output_dir",
-        str(tmp_path),
-        "--free_sids",
-        "0",
-        "--num_beams",
-        "16",
-        "--tasks",
-        "video",
-    ]
+    flags = as_flags(
+        model_path=tiny_checkpoint, data_dir=tiny_data, output_dir=tmp_path, free_sids=0, num_beams=16, tasks="video"
+    )
 
     def run(mode, *more):
         return subprocess.run(

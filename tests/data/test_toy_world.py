@@ -11,22 +11,10 @@ from data.toy.items import SUBTOPICS, latent_space, make_items
 from data.toy.reference import measure, recall_at
 from data.toy.users import World, simulate_user
 from onerec.errors import InputError
+from tests.arguments import as_flags
 
 LABELS = ("longview", "like", "follow", "forward", "not_interested")
-SMALL = [
-    "--n_users",
-    "120",
-    "--n_videos",
-    "240",
-    "--n_ads",
-    "24",
-    "--n_goods",
-    "48",
-    "--n_texts",
-    "60",
-    "--n_facts",
-    "12",
-]
+SMALL = as_flags(n_users=120, n_videos=240, n_ads=24, n_goods=48, n_texts=60, n_facts=12)
 COLUMNS = {
     "uid",
     "split",

@@ -25,6 +25,7 @@ from onerec.sid import BEGIN, END, SidSpec
 from pretrain import tokenization
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
+from tests.arguments import as_flags
 
 
 def load(
@@ -359,14 +360,9 @@ def test_source_weights_that_cannot_be_meant_are_refused(world, tmp_path, weight
     (tmp_path / "config.json").write_text(json.dumps({**value, "source_weights": weights}))
     with pytest.raises(InputError, match=says):
         main(
-            [
-                "--model_dir",
-                str(world / "base_itemic"),
-                "--output_dir",
-                str(tmp_path / "o"),
-                "--dataset_config",
-                str(tmp_path / "config.json"),
-            ]
+            as_flags(
+                model_dir=world / "base_itemic", output_dir=tmp_path / "o", dataset_config=tmp_path / "config.json"
+            )
         )
     assert not (tmp_path / "o").exists()
 

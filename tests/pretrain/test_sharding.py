@@ -21,6 +21,7 @@ from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.sharding import Fsdp, choose
 from pretrain.train import main
+from tests.arguments import as_flags
 from tests.pretrain.test_train import argv, curve, weights
 
 STAGE = Path(__file__).resolve().parents[2] / "pretrain"
@@ -137,14 +138,11 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_go_on_to
 def test_shards_are_merged_to_the_model_of_their_step(world, runs, name, tmp_path):
     for step in (3, 6):
         convert_checkpoint_to_hf.main(
-            [
-                "--base_model_dir",
-                str(world / "base_itemic"),
-                "--checkpoint_dir",
-                str(runs / f"{name}/step{step}"),
-                "--output_dir",
-                str(tmp_path / str(step)),
-            ]
+            as_flags(
+                base_model_dir=world / "base_itemic",
+                checkpoint_dir=runs / f"{name}/step{step}",
+                output_dir=tmp_path / str(step),
+            )
         )
     ids = torch.arange(40)[None]
     with torch.no_grad():

@@ -16,6 +16,7 @@ from onerec.catalog import ItemIndex, read_pid2sid
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 from tests.tokenizer.test_kmeans import save
 from tokenizer.evaluate_codes import main as evaluate
 from tokenizer.res_kmeans import ResKmeans
@@ -115,16 +116,7 @@ def reassigned(tmp_path, codes, vectors, *flags):
     output = tmp_path / "out" / "pid2sid.parquet"
     resolve(
         [
-            "--method",
-            "reassign",
-            "--pid2sid",
-            str(path),
-            "--output_path",
-            str(output),
-            "--emb_path",
-            emb,
-            "--model_path",
-            str(tmp_path),
+            *as_flags(method="reassign", pid2sid=path, output_path=output, emb_path=emb, model_path=tmp_path),
             *map(str, flags),
         ]
     )

@@ -15,6 +15,7 @@ import torch
 
 from onerec.errors import InputError
 from onerec.parquet import write_table
+from tests.arguments import as_flags
 from tokenizer.embed_items import main
 from tokenizer.text_encoder import TextEncoder
 
@@ -168,16 +169,9 @@ def catalogue(tmp_path_factory):
 
 def argv(catalogue, output, *more):
     return [
-        "--input",
-        str(catalogue / "in"),
-        "--output_path",
-        str(output),
-        "--encoder",
-        str(catalogue / "model"),
-        "--shard_rows",
-        "4",
-        "--max_bad_ratio",
-        "0.2",
+        *as_flags(
+            input=catalogue / "in", output_path=output, encoder=catalogue / "model", shard_rows=4, max_bad_ratio="0.2"
+        ),
         *more,
     ]
 

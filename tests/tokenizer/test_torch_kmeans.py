@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from onerec.errors import InputError
+from tests.arguments import as_flags
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.infer_res_kmeans import sid_keys
@@ -85,18 +86,7 @@ def test_a_beam_lowers_the_error_of_what_is_written(tmp_path):
     train(["--data_path", path, "--model_path", str(tmp_path), "--codebook_size", "8", "--dim", "16"])
     model, errors = load_quantizer(tmp_path), []
     for beam in (1, 4):
-        infer(
-            [
-                "--model_path",
-                str(tmp_path),
-                "--emb_path",
-                path,
-                "--output_path",
-                str(tmp_path / "o.parquet"),
-                "--beam",
-                str(beam),
-            ]
-        )
+        infer(as_flags(model_path=tmp_path, emb_path=path, output_path=tmp_path / "o.parquet", beam=beam))
         codes = np.array(pq.read_table(tmp_path / "o.parquet")["codes"].to_pylist())
         errors.append(((vectors - model.decode(codes)) ** 2).sum(1).mean())
     assert errors[1] < 0.99 * errors[0]
@@ -237,16 +227,7 @@ def test_an_interrupted_encoding_leaves_nothing_half_written(tmp_path, monkeypat
         return encode(self, *args)
 
     monkeypatch.setattr(ResKmeans, "encode", stop)
-    argv = [
-        "--model_path",
-        str(tmp_path / "m"),
-        "--emb_path",
-        path,
-        "--output_path",
-        str(tmp_path / "out"),
-        "--batch_size",
-        "50",
-    ]
+    argv = as_flags(model_path=tmp_path / "m", emb_path=path, output_path=tmp_path / "out", batch_size=50)
     with pytest.raises(KeyboardInterrupt):
         infer(argv)
     assert list((tmp_path / "out").iterdir()) == []
@@ -265,19 +246,7 @@ def test_sids_are_told_apart_where_int64_cannot_number_them():
 @pytest.mark.slow
 def test_several_processes_train_the_model_of_one(tmp_path):
     path = save(tmp_path / "emb.parquet", gaussian(2001))
-    flags = [
-        "--data_path",
-        path,
-        "--codebook_size",
-        "32",
-        "--dim",
-        "16",
-        "--backend",
-        "torch",
-        "--init",
-        "kmeans++",
-        "--balanced",
-    ]
+    flags = [*as_flags(data_path=path, codebook_size=32, dim=16, backend="torch", init="kmeans++"), "--balanced"]
     train([*flags, "--model_path", str(tmp_path / "one")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [

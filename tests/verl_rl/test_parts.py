@@ -11,6 +11,7 @@ from onerec.errors import InputError
 from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
+from tests.arguments import as_flags
 from verl_rl import assemble, metrics, options, train_grpo
 from verl_rl.metrics import read_validation, table
 from verl_rl.settings import RolloutSettings
@@ -295,16 +296,9 @@ def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_
     started = []
     monkeypatch.setattr(train_grpo, "launch", lambda *args: started.append(args))
     monkeypatch.setattr(train_grpo, "export", lambda *args: None)
-    argv = [
-        "--base_model",
-        str(tmp_path / "base"),
-        "--data_dir",
-        str(tmp_path),
-        "--output_dir",
-        str(tmp_path / "out"),
-        "--catalogue",
-        str(tmp_path / "items"),
-    ]
+    argv = as_flags(
+        base_model=tmp_path / "base", data_dir=tmp_path, output_dir=tmp_path / "out", catalogue=tmp_path / "items"
+    )
     train_grpo.main(argv)
     train_grpo.main(argv)
     (tmp_path / "train.parquet").write_bytes(b"rowz")
