@@ -1,7 +1,7 @@
 """A model folder (a Hugging Face checkpoint) is checked here before anything of it runs.
 
-Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
-`onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
+Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is
+one of `onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
 ``trust_remote_code=False`` itself.
 """
 
@@ -323,7 +323,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
+    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is not listed."""
     width, heads, size = config["hidden_size"], config["num_attention_heads"], head_dim(config)
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}

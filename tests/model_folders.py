@@ -1,4 +1,4 @@
-"""A tiny language model's folder for tests, written without torch: real weights, a real tokenizer, SIDs where asked for."""
+"""A tiny language model's folder for tests, written without torch: real weights, a real tokenizer, SIDs on request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ CONFIG: dict[str, Any] = {
 
 
 def tiny_model(folder: Path, words: list[str], spec: SidSpec | None = None, rows: int = 16, **config: Any) -> Path:
-    """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``, of which those of ``spec`` and turn marks are added ones."""
+    """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``.
+
+    Those of ``spec`` and the turn marks are added tokens.
+    """
     from tokenizers import AddedToken, Tokenizer, models
 
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""docs/from_openonerec.md, walked row by row: every word of OpenOneRec is taken as there, or one line names what stands in its place."""
+"""docs/from_openonerec.md, row by row: every word of OpenOneRec is taken, or one line names what stands in its place."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def prepare_pretrain(clone: Path, **variables: str) -> dict:
 
 
 def test_a_mix_of_other_folders_and_of_data_downloaded_to_the_root(clone):
-    """GENERAL_TEXT_PATH, REC_DATA_PATH and MAX_ROWS as in OpenOneRec's README; without them raw_data/ at the root is found."""
+    """GENERAL_TEXT_PATH, REC_DATA_PATH and MAX_ROWS as in OpenOneRec's README; without them the root's raw_data/."""
     for task in ("video_rec", "user_profile", "item_understand"):
         records(clone / f"data/output/pretrain_{task}.parquet", task, 4)
         records(clone / f"elsewhere/pretrain_{task}.parquet", f"other_{task}", 2)

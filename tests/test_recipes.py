@@ -24,13 +24,13 @@ base.VOCAB_SIZE=300 base.HIDDEN_SIZE=32 base.NUM_HIDDEN_LAYERS=1 base.NUM_ATTENT
 base.INTERMEDIATE_SIZE=64 base.NUM_TRAINING_STEPS=4 base.MAX_LENGTH=1024
 stg1.NUM_TRAINING_STEPS=4 stg1.MAX_LENGTH=1024 stg2.NUM_TRAINING_STEPS=12 stg2.MAX_LENGTH=1024
 stg2.SAVE_CHECKPOINT_PER_STEP=6 sft.NUM_TRAINING_STEPS=8 sft.MAX_LENGTH=1024 sft.SAVE_CHECKPOINT_PER_STEP=4
-evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 evaluate.BEAM_SAMPLES=10 evaluate.NUM_BEAMS=10
-evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8 evaluate.EVAL_STAGES=sft evaluate.TASKS=video
-evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
+evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 evaluate.BEAM_SAMPLES=10
+evaluate.NUM_BEAMS=10 evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8
+evaluate.EVAL_STAGES=sft evaluate.TASKS=video evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
 """
 
-# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are asked of the
-# invented log.
+# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are
+# asked of the invented log.
 CHAIN = [
     "stg1.NUM_TRAINING_STEPS=0",
     "evaluate.VALIDATION_USERS=0",

@@ -75,7 +75,7 @@ def test_samples_follow_the_models_probabilities(model, prompts):
 def test_an_answer_ends_where_the_checkpoint_says_and_the_mark_is_no_part_of_it(
     tiny_checkpoint, model, prompts, tmp_path
 ):
-    """The greedy answer's third token is made an end of the checkpoint: two tokens are left, as vLLM would leave them."""
+    """The greedy answer's third token becomes an end token: two tokens are left, as vLLM would leave them."""
     [answer] = model.generate(prompts[:1], 8, [], "t")
     third = next(at for at in range(2, 8) if answer[at] not in answer[:at])
     folder = tmp_path / "ends"
@@ -108,7 +108,7 @@ def test_windows_score_every_token_but_the_first_once():
 
 
 def test_in_bfloat16_probabilities_and_the_next_token_are_not_rounded_to_its_8_bits(tiny_checkpoint, prompts):
-    """What is made of the hidden states is what float64 makes of them; rounded logits would be off by 0.004 and more, and tie."""
+    """Scores from the hidden states equal float64's; rounded logits would be off by 0.004 and more, and tie."""
     backend = BenchModel(tiny_checkpoint, device="cpu", precision="bf16").backend
     head = backend.model.get_output_embeddings().weight
     assert head.dtype == torch.bfloat16
@@ -253,7 +253,7 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
 
 @pytest.mark.slow
 def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
-    """Two Ray actors stand for two engines: every prompt comes back once, with its own result, what is done left out."""
+    """Two Ray actors stand for two engines: each prompt comes back once with its own result; finished ones are skipped."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from benchmarks.backends import vllm
 

@@ -1,4 +1,4 @@
-"""The checkpoint that goes on: the one that ranks best on the validation targets, and nothing is taken for one that is none."""
+"""The checkpoint that goes on is the one that ranks best on the validation targets; what is no checkpoint is refused."""
 
 from __future__ import annotations
 

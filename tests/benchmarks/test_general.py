@@ -76,7 +76,7 @@ def test_a_folder_of_tasks_that_is_not_there_is_named(checkpoint, data, tmp_path
 
 @pytest.mark.slow
 def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_checkpoint, data, tmp_path):
-    """gsm8k_local as shipped, a task of one's own whose accuracy is worked out here, and one whose data are not there."""
+    """gsm8k_local as shipped, a task whose accuracy is worked out here, and a task whose data are missing."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "two_choices.yaml").write_text(CHOICES)

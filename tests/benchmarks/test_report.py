@@ -25,14 +25,18 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 # A page that holds the report in a frame of some width, and writes what can be seen there into its own text.
-PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe><pre id="out"></pre><script>
+PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe>
+<pre id="out"></pre><script>
 f.onload = () => {{ const d = f.contentDocument, seen = e => e.getBoundingClientRect().height > 0;
 const style = f.contentWindow.getComputedStyle(d.body);
 out.textContent = JSON.stringify({{ scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
-headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent), rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
-charts: [...d.querySelectorAll("svg")].filter(seen).length, hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
+headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent),
+rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
+charts: [...d.querySelectorAll("svg")].filter(seen).length,
+hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
 columns: f.contentWindow.getComputedStyle(d.querySelector(".grid2")).gridTemplateColumns.split(" ").length,
-back: style.backgroundColor, ink: style.color, links: [...d.querySelectorAll("[src], link, script")].length }}); }}; </script>"""
+back: style.backgroundColor, ink: style.color,
+links: [...d.querySelectorAll("[src], link, script")].length }}); }}; </script>"""
 
 
 def result(folder, name, recall, em=None, **more):

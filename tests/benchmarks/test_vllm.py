@@ -1,4 +1,4 @@
-"""Two vLLM engines as Ray actors: what hf gives, and a run killed in the middle goes on. Runs where vLLM is installed."""
+"""Two vLLM engines as Ray actors give what hf gives, and a killed run goes on. Runs where vLLM is installed."""
 
 import json
 import os

@@ -113,7 +113,7 @@ def test_label_cond_draws_among_the_kinds_present(release):
 
 
 def test_label_cond_draws_no_kind_without_a_sid(release):
-    """Of every user's five kinds with a target only the last has an item with a SID: everybody has a row, of that kind."""
+    """Of each user's five kinds of targets only the last has an item with a SID: all users have a row, of that kind."""
     masks = {f"target_video_{label}": [int(label == LABELS[-1]), int(label != LABELS[-1])] for label in LABELS}
     release.write([user(i, target_video_pid=[4, 999], **masks) for i in range(1, 11)])
     main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0"))

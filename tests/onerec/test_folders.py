@@ -1,4 +1,4 @@
-"""Output folders: replaced only where they are ours, whole after a kill at any point, one run at a time, and dead runs' leavings go."""
+"""Output folders: only ours are replaced, whole after a kill at any point, one run at a time, no leavings of dead runs."""
 
 from __future__ import annotations
 

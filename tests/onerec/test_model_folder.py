@@ -1,4 +1,4 @@
-"""Damaged model folders, each told in one line by the opener and by a command that uses it, and nothing of them executed."""
+"""Damaged model folders: the opener and a command that uses it say so in one line, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind
 
 
 def test_python_beside_a_model_is_never_run(good, tmp_path):
-    """What transformers would look for beside a backbone that it knows: its classes, its tokenizer, its way to generate."""
+    """What transformers would look for beside a backbone that it knows: classes, a tokenizer, a way to generate."""
     from transformers import AutoTokenizer
 
     from pretrain.model import load_lm
@@ -370,7 +370,7 @@ def test_an_encoder_is_opened_in_the_same_way(good, tmp_path):
 
 
 def said(call: ast.Call) -> tuple[str, str] | None:
-    """(keyword, value) that a call must say: transformers and vLLM not to run a folder's Python, torch to read tensors alone."""
+    """(keyword, value) that a call must say: no Python of a folder in transformers and vLLM, tensors alone in torch."""
     whole = ast.unparse(call.func)
     if whole == "torch.load":
         return "weights_only", "True"

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, lack a part or hold a foreign pickle: one line, nothing run, nothing begun afresh in silence."""
+"""Checkpoints that are cut, lack a part or hold a foreign pickle: one line, nothing run, no silent fresh start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that share a model train what one process trains: DDP, ZeRO-1/2/3 and FSDP2 on gloo, with resume and conversion."""
+"""Processes that share a model train what one trains: DDP, ZeRO-1/2/3 and FSDP2 on gloo, with resume and conversion."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def torchrun(processes: int, script: Path, *args: str) -> None:
 def runs(world, tmp_path_factory) -> Path:
     """Folders of runs: ``one`` and ``one_stage1`` of one process that accumulates two rows, and those of two processes.
 
-    ``<way>`` trains everything, is stopped between two checkpoints and goes on; ``<way>_stage1`` trains itemic rows alone.
+    ``<way>`` trains everything, is stopped between two checkpoints and goes on; ``<way>_stage1`` trains itemic rows
+    alone.
     """
     root = tmp_path_factory.mktemp("sharding")
     frozen, two_rows = ["--freeze_llm"], ["--gradient_accumulation_steps", "2"]
@@ -238,7 +239,7 @@ def test_stage_1_shards_leave_out_what_is_frozen_so_their_weights_alone_are_no_b
 
 
 def test_no_module_of_the_stage_hides_one_of_pythons():
-    """``python train.py`` puts this folder first on the path: a statistics.py here took torch.compile and DeepSpeed down."""
+    """``python train.py`` puts this folder first on the path: a statistics.py here broke torch.compile and DeepSpeed."""
     hidden = {path.stem for path in STAGE.glob("*.py")} & (sys.stdlib_module_names | {"torch", "numpy"})
     assert not hidden - {"__init__"}
 

@@ -1,4 +1,4 @@
-"""Item tokenizers, encoders and embeddings that are damaged or foreign: one line, nothing run, nothing left in the way."""
+"""Item tokenizers, encoders and embeddings that are damaged or foreign: one line, nothing run, nothing left behind."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ START = 40  # first extended id of 54
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """`StudentEngine` of one process, without the workers around it; the tests set what its model's configuration says."""
+    """`StudentEngine` of one process, without the workers around it; the tests set its model's configuration."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "onerec.verl.cpu")

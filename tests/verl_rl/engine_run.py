@@ -1,4 +1,4 @@
-"""One process: verl's FSDP2 engine and ours, on the same rows; prints a JSON line of what each gave, and how far they are apart.
+"""One process: verl's FSDP2 engine and ours on the same rows; prints a JSON line of what each gave and how they differ.
 
     python tests/verl_rl/engine_run.py <folder> --device cpu|cuda
 

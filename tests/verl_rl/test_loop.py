@@ -16,7 +16,7 @@ from verl_rl.settings import RolloutSettings
 
 
 class Server:
-    """Answers what asks for text with given texts and what asks for items with given codes; remembers what it was asked."""
+    """Answers requests for text with given texts and requests for items with given codes; remembers the requests."""
 
     def __init__(self, tokenizer, spec, texts=(), codes=()):
         self.tokenizer, self.spec, self.texts, self.codes, self.asked = tokenizer, spec, iter(texts), codes, []

@@ -131,7 +131,7 @@ def test_maxrl_is_the_gradient_of_the_logarithm_of_the_expected_reward():
     shares = torch.cat([log_probs[:4].softmax(0), log_probs[4:].softmax(0)])
     (shares * scores).sum().div(2).log().backward()
     found = likelihood_advantages(scores, ["p"] * 6, rollouts, log_probs.detach())
-    # With beams' probabilities alone, beside the likelihood of the thoughts: what all beams of a thought get is the thought's.
+    # With the beams' probabilities alone, beside the likelihood of the thoughts: a thought gets what all its beams get.
     own = (
         found / 6
         - torch.tensor(np.repeat([float(found[:4].sum()), float(found[4:].sum())], [4, 2])) / 6 * shares.detach()

@@ -1,4 +1,4 @@
-"""Rows that share their prompts: as trees they have the log-probabilities, entropies and gradients that they have one by one."""
+"""Rows that share their prompts: as trees they have the log-probabilities, entropies and gradients of single rows."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def decode_items(model, prompts, index, spec, num_beams=32, **options):
 
 
 def brute_force(model, prompt, index, spec, level=False):
-    """Score every SID of the catalogue by one full forward pass each; ``level``: softmax over the layer's codes only."""
+    """Score each SID of the catalogue by a full forward pass; ``level``: softmax over the layer's codes only."""
     scored = []
     for sid in index.sids:
         tokens = spec.token_ids(sid).tolist()
@@ -225,7 +225,7 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hidden_states_are_those_of_transformers(toy_model, toy_spec, dtype):
-    """Prompts of several lengths in one batch, then a level of beams, beside the model of transformers on each whole sequence."""
+    """Prompts of several lengths in a batch, then a level of beams, against transformers' model on each whole sequence."""
     model = copy.deepcopy(toy_model).to(dtype)
     engine, rows = ItemModel.of(model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
     tokens = torch.tensor([[41, 43], [40, 42], [43, 40]])
