@@ -56,8 +56,8 @@ def parser(description: str | None) -> ArgumentParser:
     add("--num_workers", type=PROCESSES, help="replaces the config's num_workers: processes that tokenize")
     add(
         "--token_dir",
-        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, "
-        "one process tokenizes for all that see it; without it each keeps all tokens in memory",
+        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the "
+        "data, one process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
     p.add_max_bad_ratio()
     # schedule

@@ -1,4 +1,4 @@
-"""docs/from_openonerec.md, row by row: every word of OpenOneRec is taken, or one line names what stands in its place."""
+"""docs/from_openonerec.md, row by row: each word of OpenOneRec is taken, or a line names what stands in its place."""
 
 from __future__ import annotations
 

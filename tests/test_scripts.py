@@ -114,7 +114,7 @@ def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
 
 
 def test_nodes_of_a_ray_cluster_agree_on_whether_they_ask_for_a_token(tmp_path):
-    """Ray decides it by a file in the home folder, which a run on one machine leaves and the other nodes do not have."""
+    """Ray decides by a file in the home folder, which a run on one machine leaves and other nodes do not have."""
     ssh = tmp_path / "ssh"
     ssh.write_text("#!/bin/sh\n")
     ssh.chmod(0o755)

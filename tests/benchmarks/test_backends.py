@@ -253,7 +253,7 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
 
 @pytest.mark.slow
 def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
-    """Two Ray actors stand for two engines: each prompt comes back once with its own result; finished ones are skipped."""
+    """Two Ray actors stand for two engines: each prompt comes back once with its result; finished ones are skipped."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from benchmarks.backends import vllm
 

@@ -1,4 +1,4 @@
-"""The checkpoint that goes on is the one that ranks best on the validation targets; what is no checkpoint is refused."""
+"""The checkpoint that goes on is the one that ranks best on the validation targets; others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output folders: only ours are replaced, whole after a kill at any point, one run at a time, no leavings of dead runs."""
+"""Output folders: only ours are replaced, whole after any kill, one run at a time, dead runs' leavings go."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_stage_1_shards_leave_out_what_is_frozen_so_their_weights_alone_are_no_b
 
 
 def test_no_module_of_the_stage_hides_one_of_pythons():
-    """``python train.py`` puts this folder first on the path: a statistics.py here broke torch.compile and DeepSpeed."""
+    """``python train.py`` puts this folder first on the path: a statistics.py broke torch.compile and DeepSpeed."""
     hidden = {path.stem for path in STAGE.glob("*.py")} & (sys.stdlib_module_names | {"torch", "numpy"})
     assert not hidden - {"__init__"}
 

@@ -114,7 +114,7 @@ def check_export(models: Path, out: Path) -> None:
 
 
 def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkpoint_is_a_model(models, ray_cluster):
-    """Steps of the top-k loss on an existing cluster, with anchors among the prompts; the student's server is killed."""
+    """Steps of the top-k loss on an existing cluster, anchors among the prompts; the student's server is killed."""
     out = models / "out"
     settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
     settings |= {"ANCHOR_PARQUET": str(models / "anchors.parquet"), "ANCHOR_SHARE": "0.25"}

@@ -140,7 +140,7 @@ def test_an_error_of_the_script_is_one_line(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed on this machine")
 def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world, tmp_path, ray_cluster):
-    """Rollouts with and without thinking, tensor parallel, two training processes; SIGTERM; two steps more on two nodes."""
+    """Rollouts with and without thinking, tensor parallel, two processes; SIGTERM; two more steps on a cluster."""
     import torch
     from safetensors.torch import load_file
 
@@ -186,8 +186,8 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
     assert {"onerec/video/partial_hit", "onerec/ad/entropy"} <= set(first)
     assert "val-aux/onerec/video/recall@10/mean@1" in second
 
-    # The same on an existing cluster, one training process and server on each of its nodes, with MaxRL's advantages; what
-    # it exports is the average of both models, validated once more on the servers that are there.
+    # The same on an existing cluster, one training process and server on each of its nodes, with MaxRL's advantages;
+    # what it exports is the average of both models, validated once more on the servers that are there.
     kept = last_checkpoint(out / "checkpoints")
     assert kept >= 1
     settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": 2, "N_GPUS": 1, "ROLLOUT_TP_SIZE": 1}

@@ -225,7 +225,7 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hidden_states_are_those_of_transformers(toy_model, toy_spec, dtype):
-    """Prompts of several lengths in a batch, then a level of beams, against transformers' model on each whole sequence."""
+    """Prompts of several lengths in a batch, then a level of beams, against transformers on each whole sequence."""
     model = copy.deepcopy(toy_model).to(dtype)
     engine, rows = ItemModel.of(model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
     tokens = torch.tensor([[41, 43], [40, 42], [43, 40]])
