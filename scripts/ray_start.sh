@@ -5,7 +5,7 @@
 #   REPO           this repository's folder on every machine (the same path as here)
 #   RAY_AUTH_MODE  disabled: whoever reaches the head's port can run code there; token: who has ~/.ray/auth_token, which
 #                  must be the same file on every machine (ray get-auth-token --generate)
-# Models, data and OUTPUT_DIR lie at the same paths everywhere, as on a shared file system. The run's variables go along.
+# Models, data and OUTPUT_DIR lie at the same paths everywhere (a shared file system). The run's variables go along.
 set -euo pipefail
 : "${RAY_PORT:=6379}"
 : "${REPO:=$(cd "$(dirname "$0")/.." && pwd)}"

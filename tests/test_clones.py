@@ -21,20 +21,11 @@ from onerec.records import record_uuid, text_record, write_records
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("onerec", "data", "tokenizer", "pretrain", "verl_distillation", "verl_rl", "benchmarks")
 # These start other scripts, or none of the project's code.
-STARTERS = {
-    "entry.sh",
-    "mix.sh",
-    "argument.sh",
-    "owned.sh",
-    "install.sh",
-    "ray_slurm.sh",
-    "ray_start.sh",
-    "slurm.sh",
-    "run_posttrain_sft_local.sh",
-    "run_pretrain_stg1_local.sh",
-    "run_pretrain_stg2_local.sh",
-    "pretrain/scripts/common.sh",
-}
+_STARTERS = """
+entry.sh mix.sh argument.sh owned.sh install.sh ray_slurm.sh ray_start.sh slurm.sh run_posttrain_sft_local.sh
+run_pretrain_stg1_local.sh run_pretrain_stg2_local.sh pretrain/scripts/common.sh
+"""
+STARTERS = set(_STARTERS.split())
 
 
 def files(pattern: str) -> list[Path]:

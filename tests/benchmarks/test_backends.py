@@ -142,17 +142,15 @@ def test_a_text_longer_than_the_context_is_scored_whole(model):
 def evaluate(checkpoint, data, *more):
     output = data.parent / "r"
     main(
-        [
-            *as_flags(
-                model_path=checkpoint,
-                result_name="x",
-                data_dir=data,
-                output_dir=output,
-                num_beams=16,
-                max_thinking_tokens=4,
-            ),
+        as_flags(
             *more,
-        ]
+            model_path=checkpoint,
+            result_name="x",
+            data_dir=data,
+            output_dir=output,
+            num_beams=16,
+            max_thinking_tokens=4,
+        )
     )
     folder = output / "results_x"
     return json.loads((folder / "metrics.json").read_text())["tasks"], folder

@@ -191,7 +191,7 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
     assert value["tasks"]["video"]["recall@10"] == 0.25 and value["tasks"]["video"]["pass@1"] == 0.5
     assert value["tasks"]["video"]["sid_pass@1"] == 0.5 and value["data"]["tests"]["video"]
     assert value["intervals"]["video"]["pass@1"] == [0, 1]
-    baselines.main([*as_flags(data_dir=data, output_dir=tmp_path / "r", bootstrap=50), "--also_exclude_seen"])
+    baselines.main(as_flags("--also_exclude_seen", data_dir=data, output_dir=tmp_path / "r", bootstrap=50))
     both = [load_predictions(tmp_path / "r" / f"results_popularity{end}", "video") for end in ("", "_unseen")]
     assert [[line["uuid"] for line in lines] for lines in both] == [[line["uuid"] for line in both[0]]] * 2
     assert not any({1, 2, 5} & set(line["items"]) for line in both[1])

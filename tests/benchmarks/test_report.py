@@ -21,9 +21,8 @@ from onerec.sid import SidSpec
 from tests.arguments import as_flags
 
 SPEC = SidSpec((8, 8, 8))
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 # A page that holds the report in a frame of some width, and writes what can be seen there into its own text.
 PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe>
 <pre id="out"></pre><script>
@@ -61,11 +60,8 @@ def world(tmp_path):
     """Three stages, a baseline, a training log, benchmark data with titles and predictions of the last stage."""
     base = result(tmp_path, "base", None, 0.8)
     stage2 = result(tmp_path, "stage2", [0, 0, 0, 0.1, 0, 0.1], 0.6)
-    beams = {
-        "video": [
-            {"width": w, "samples": 6, "recall@1": 0.1, "recall@10": w / 100, "recall@32": w / 50} for w in (4, 16)
-        ]
-    }
+    line = {"samples": 6, "recall@1": 0.1}
+    beams = {"video": [line | {"width": w, "recall@10": w / 100, "recall@32": w / 50} for w in (4, 16)]}
     sft = result(
         tmp_path,
         "sft",
@@ -98,16 +94,8 @@ def world(tmp_path):
         )
         sids = [i, 7] if i % 2 else [6, 7]
         items = [*range(100, 109), i] if i % 2 else sids  # a hit in the last of the ten places is a hit that is shown
-        lines.append(
-            {
-                "uuid": str(i),
-                "uid": i,
-                "answer": [i],
-                "items": items,
-                "sids": [[0, 0, p] for p in sids],
-                "thought": "想" * 30,
-            }
-        )
+        line = {"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids]}
+        lines.append(line | {"thought": "想" * 30})
     write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
     write_table(data / "video_ad_pid2sid.parquet", pa.table({"pid": list(range(8)), "codes": codes}))

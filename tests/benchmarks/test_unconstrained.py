@@ -12,18 +12,16 @@ from tests.arguments import as_flags
 
 def predictions(checkpoint, data, folder, *more):
     main(
-        [
-            *as_flags(
-                model_path=checkpoint,
-                result_name="x",
-                data_dir=data,
-                output_dir=folder,
-                tasks="video",
-                free_sids=0,
-                bootstrap=0,
-            ),
+        as_flags(
             *more,
-        ]
+            model_path=checkpoint,
+            result_name="x",
+            data_dir=data,
+            output_dir=folder,
+            tasks="video",
+            free_sids=0,
+            bootstrap=0,
+        )
     )
     return load_predictions(folder / "results_x", "video")
 

@@ -36,14 +36,12 @@ def release(tmp_path: Path):
         spec=spec,
         write=write,
         output=tmp_path / "output",
-        argv=lambda *more: [
-            *as_flags(
-                input=input_path,
-                pid2sid=tmp_path / "video_ad_pid2sid.parquet",
-                product_pid2sid=tmp_path / "product_pid2sid.parquet",
-                caption=tmp_path / "pid2caption.parquet",
-                output_dir=tmp_path / "output",
-            ),
+        argv=lambda *more: as_flags(
             *more,
-        ],
+            input=input_path,
+            pid2sid=tmp_path / "video_ad_pid2sid.parquet",
+            product_pid2sid=tmp_path / "product_pid2sid.parquet",
+            caption=tmp_path / "pid2caption.parquet",
+            output_dir=tmp_path / "output",
+        ),
     )

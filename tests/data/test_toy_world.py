@@ -15,24 +15,11 @@ from tests.arguments import as_flags
 
 LABELS = ("longview", "like", "follow", "forward", "not_interested")
 SMALL = as_flags(n_users=120, n_videos=240, n_ads=24, n_goods=48, n_texts=60, n_facts=12)
-COLUMNS = {
-    "uid",
-    "split",
-    "hist_video_pid",
-    "target_video_pid",
-    "hist_longview_video_list",
-    "hist_ad_pid",
-    "target_ad_pid",
-    "hist_goods_pid",
-    "target_goods_pid",
-    "inter_user_profile",
-    "inter_keyword_to_items",
-    "reco_gsu_caption",
-    "reco_target_caption",
-    "reco_cot",
-    "target_pid",
-    *(f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS),
-}
+_COLUMNS = """
+uid split hist_video_pid target_video_pid hist_longview_video_list hist_ad_pid target_ad_pid hist_goods_pid
+target_goods_pid inter_user_profile inter_keyword_to_items reco_gsu_caption reco_target_caption reco_cot target_pid
+"""
+COLUMNS = set(_COLUMNS.split()) | {f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS}
 
 
 @pytest.fixture(scope="module")

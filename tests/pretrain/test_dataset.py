@@ -294,28 +294,8 @@ def test_pieces_give_the_ids_of_the_whole_text(world):
     spec = SidSpec.load(world / "base_itemic")
     sid = spec.text([1, 2, 3])
     rng = random.Random(0)
-    parts = [
-        sid,
-        spec.tokens[0],
-        spec.tokens[-2],
-        spec.tokens[-1],
-        "<|im_start|>",
-        "<|im_end|>",
-        "<think>",
-        "user\n",
-        "用户看过",
-        " a b",
-        "\n\n",
-        "e\u0301",
-        "\u0338x",
-        "<s_",
-        "<",
-        "12 + 7",
-        "🦊",
-        "naïve",
-        "</think>",
-        " ",
-    ]
+    texts = "<|im_start|>~<|im_end|>~<think>~user\n~用户看过~ a b~\n\n~e\u0301~\u0338x~<s_~<~12 + 7~🦊~naïve~</think>~ "
+    parts = [sid, spec.tokens[0], *spec.tokens[-2:], *texts.split("~")]
     run = re.compile(rf"(?:{re.escape(BEGIN)}(?:<s_[a-c]_\d+>)+{re.escape(END)})+")
     for _ in range(400):
         text = "".join(rng.choices(parts, k=rng.randrange(1, 12)))

@@ -115,10 +115,9 @@ def reassigned(tmp_path, codes, vectors, *flags):
     path, emb = table(tmp_path / "in", codes), save(tmp_path / "emb.parquet", vectors)
     output = tmp_path / "out" / "pid2sid.parquet"
     resolve(
-        [
-            *as_flags(method="reassign", pid2sid=path, output_path=output, emb_path=emb, model_path=tmp_path),
-            *map(str, flags),
-        ]
+        as_flags(
+            *map(str, flags), method="reassign", pid2sid=path, output_path=output, emb_path=emb, model_path=tmp_path
+        )
     )
     spec = SidSpec.load(tmp_path / "out")
     assert spec == SidSpec((4, 4), collision="reassign")

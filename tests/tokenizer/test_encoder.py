@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from onerec.errors import InputError
 from onerec.parquet import write_table
-from tests.arguments import as_flags
+from tests.arguments import as_flags, torchrun
 from tokenizer.embed_items import main
 from tokenizer.text_encoder import TextEncoder
 
@@ -168,12 +167,14 @@ def catalogue(tmp_path_factory):
 
 
 def argv(catalogue, output, *more):
-    return [
-        *as_flags(
-            input=catalogue / "in", output_path=output, encoder=catalogue / "model", shard_rows=4, max_bad_ratio="0.2"
-        ),
+    return as_flags(
         *more,
-    ]
+        input=catalogue / "in",
+        output_path=output,
+        encoder=catalogue / "model",
+        shard_rows=4,
+        max_bad_ratio="0.2",
+    )
 
 
 def test_shards_follow_rows_across_files_and_doubles_are_seen_across_shards(catalogue, tmp_path, capsys):
@@ -188,12 +189,8 @@ def test_shards_follow_rows_across_files_and_doubles_are_seen_across_shards(cata
     many = pa.concat_tables([pq.read_table(file) for file in files])
     assert one["pid"].to_pylist() == [0, 1, 2, 3, 4, 5, 6, 8, 9] == many["pid"].to_pylist()
     assert one["embedding"].equals(many["embedding"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "many",
-        "many.manifest.json",
-        "one.manifest.json",
-        "one.parquet",
-    ]
+    written = ["many", "many.manifest.json", "one.manifest.json", "one.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 def test_a_stopped_run_goes_on_with_the_missing_shards(catalogue, tmp_path, monkeypatch):
@@ -263,18 +260,8 @@ def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, mo
 def test_half_precision_columns_and_concat(catalogue, tmp_path):
     beside = pa.array([[3.0, 4.0]], pa.list_(pa.float32(), 2))
     write_table(tmp_path / "co.parquet", pa.table({"pid": [3], "embedding": beside}))
-    main(
-        argv(
-            catalogue,
-            tmp_path / "o.parquet",
-            "--embedding_dtype",
-            "float16",
-            "--dtype",
-            "bfloat16",
-            "--concat",
-            f"{tmp_path / 'co.parquet'}:2",
-        )
-    )
+    flags = as_flags(embedding_dtype="float16", dtype="bfloat16", concat=f"{tmp_path / 'co.parquet'}:2")
+    main(argv(catalogue, tmp_path / "o.parquet", *flags))
     column = pq.read_table(tmp_path / "o.parquet")["embedding"]
     assert column.type == pa.list_(pa.float16(), 18)
     rows = np.array(column.to_pylist(), np.float32)
@@ -292,15 +279,7 @@ def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):
 def test_several_processes_give_the_bytes_of_one(catalogue, tmp_path):
     main(argv(catalogue, tmp_path / "one.parquet"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(ROOT / "tokenizer/embed_items.py"),
-    ]
+    command = torchrun(2, ROOT / "tokenizer/embed_items.py")
     subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=300)
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from onerec.errors import InputError
-from tests.arguments import as_flags
+from tests.arguments import as_flags, torchrun
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.infer_res_kmeans import sid_keys
@@ -246,18 +245,10 @@ def test_sids_are_told_apart_where_int64_cannot_number_them():
 @pytest.mark.slow
 def test_several_processes_train_the_model_of_one(tmp_path):
     path = save(tmp_path / "emb.parquet", gaussian(2001))
-    flags = [*as_flags(data_path=path, codebook_size=32, dim=16, backend="torch", init="kmeans++"), "--balanced"]
+    flags = as_flags("--balanced", data_path=path, codebook_size=32, dim=16, backend="torch", init="kmeans++")
     train([*flags, "--model_path", str(tmp_path / "one")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(ROOT / "tokenizer/train_res_kmeans.py"),
-    ]
+    command = torchrun(2, ROOT / "tokenizer/train_res_kmeans.py")
     subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=300)
     layers = {}
     for name in ("one", "two"):

@@ -16,6 +16,20 @@ from onerec.sid import SidSpec
 CODEBOOKS = (8, 8, 8)
 
 
+# Settings of a rollout; tests add the beams, the catalogues and the cut-offs.
+ROLLOUT = {
+    "two_stage": True,
+    "stage2": "beam",
+    "constrained": True,
+    "think": False,
+    "nonthink": True,
+    "force_prefix": True,
+    "stage1_max_tokens": 8,
+    "weights": {"full_hit": 1.0},
+    "seed": 0,
+}
+
+
 def write_model(folder: Path) -> SidSpec:
     """A random Qwen3 with a byte-level tokenizer that holds the itemic tokens."""
     import torch

@@ -12,6 +12,7 @@ from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
 from tests.arguments import as_flags
+from tests.verl_rl.conftest import ROLLOUT
 from verl_rl import assemble, metrics, options, train_grpo
 from verl_rl.metrics import read_validation, table
 from verl_rl.settings import RolloutSettings
@@ -207,22 +208,9 @@ def test_the_time_of_a_step_is_split():
 
 
 def settings(**values):
-    base = dict(
-        two_stage=True,
-        stage2="beam",
-        beam_size=4,
-        constrained=True,
-        think=False,
-        nonthink=True,
-        force_prefix=True,
-        stage1_max_tokens=8,
-        catalogues={"default": "a b'\"$.parquet", "product": "p"},
-        weights={"full_hit": 1.0},
-        ks=(1, 10),
-        val_beam_size=4,
-        seed=0,
-    )
-    return RolloutSettings(**(base | values))
+    catalogues = {"default": "a b'\"$.parquet", "product": "p"}
+    base = {"beam_size": 4, "catalogues": catalogues, "ks": (1, 10), "val_beam_size": 4}
+    return RolloutSettings(**ROLLOUT | base | values)
 
 
 def test_settings_survive_hydras_command_line():

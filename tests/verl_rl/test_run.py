@@ -21,6 +21,10 @@ from onerec.verl.export import last_checkpoint
 from tests.clusters import command_lines, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "verl_rl" / "recipe" / "onerec" / "run_grpo.sh"
+SMALL = """
+TRAIN_BATCH_SIZE=4 STAGE2_BEAM_SIZE=4 VAL_BEAM_SIZE=8 PROMPT_LENGTH=128 RESPONSE_LENGTH=32 STAGE1_MAX_TOKENS=6
+MAX_NUM_SEQS=16 MAX_NUM_BATCHED_TOKENS=512 LEARNING_RATE=1e-3 NUM_TRAINING_STEPS=2 TEST_FREQ=2 SAVE_FREQ=2
+"""
 
 
 def command(world: Path, output: Path, **variables: object) -> dict[str, object]:
@@ -35,19 +39,8 @@ def command(world: Path, output: Path, **variables: object) -> dict[str, object]
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "TRAIN_BATCH_SIZE": 4,
-        "STAGE2_BEAM_SIZE": 4,
-        "VAL_BEAM_SIZE": 8,
-        "PROMPT_LENGTH": 128,
-        "RESPONSE_LENGTH": 32,
-        "STAGE1_MAX_TOKENS": 6,
-        "MAX_NUM_SEQS": 16,
-        "MAX_NUM_BATCHED_TOKENS": 512,
-        "LEARNING_RATE": "1e-3",
-        "NUM_TRAINING_STEPS": 2,
-        "TEST_FREQ": 2,
-        "SAVE_FREQ": 2,
     }
+    settings |= dict(word.split("=") for word in SMALL.split())
     environment = {**os.environ, **{name: str(value) for name, value in (settings | variables).items()}}
     return {"args": ["bash", str(SCRIPT)], "env": environment, "text": True}
 
