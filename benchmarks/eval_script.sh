@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Evaluate a checkpoint: cd benchmarks && bash eval_script.sh <model_path> <result_name> <enable_thinking> [evaluate.py's flags]
+# Evaluate a checkpoint:
+#   cd benchmarks && bash eval_script.sh <model_path> <result_name> <enable_thinking> [evaluate.py's flags]
 # BENCHMARK_DATA_DIR, DATA_VERSION, BENCHMARK_BASE_DIR and VERSION: see common.sh.
 # Often used flags: --tasks video ad, --sample_size 1000, --judge gemini.
 # The log holds the configuration, one line a task and the table; progress goes to the terminal, errors to both.
@@ -25,7 +26,7 @@ exec 3> >(tee -i "$problems" >&2)
 tee_pid=$!
 exec 4> >(tee -ai "$log")
 log_pid=$!
-# In the background, where a signal to this shell can be passed on; the evaluation then ends with 75: the same command goes on.
+# In the background, so that a signal to this shell can be passed on; the evaluation then ends with 75.
 "${command[@]}" >&4 2>&3 &
 run=$!
 trap 'kill -TERM "$run" 2> /dev/null || true' TERM HUP INT

@@ -1,6 +1,6 @@
 """General ability of several checkpoints, each against the one before it: what a stage cost, what another brought back.
 
-    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir general
+    python general.py --models base=models/base/hf sft=models/sft/hf --data_dir output/benchmark_data --output_dir out
     python general.py … --general_tasks gsm8k,mmlu      # by lm-evaluation-harness, where its data are at hand
     python general.py … --general_tasks gsm8k_local --general_data_dir data      # out of data/gsm8k/{train,test}.jsonl
 

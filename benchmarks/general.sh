@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # General ability before and after: bash general.sh <name>=<model_path> [<name>=<model_path> …]
-#   Exact match and bits per byte on the project's held-out text of BENCHMARK_DATA_DIR; and the tasks of GENERAL_TASKS by
-#   lm-evaluation-harness (pip install lm-eval) as far as it is installed and their data are at hand.
+#   Exact match and bits per byte on the project's held-out text of BENCHMARK_DATA_DIR; and the tasks of GENERAL_TASKS
+#   by lm-evaluation-harness (pip install lm-eval) as far as it is installed and their data are at hand.
 #   GENERAL_TASKS     gsm8k,mmlu,gsm8k_local,… (none)
 #   GENERAL_TASK_DIR  folder of task YAMLs whose data are local files (harness/, which has gsm8k_local)
 #   GENERAL_DATA_DIR  what those files are relative to (the folder that the command is given in)

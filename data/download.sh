@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The three OpenOneRec data sets into the root's raw_data (data/raw_data where that is there): cd data && bash download.sh
+# The three OpenOneRec data sets into the root's raw_data (data/raw_data where that is there):
+#   cd data && bash download.sh
 # Stopped, it goes on where it was.
 #   HF_ENDPOINT HF_TOKEN   a mirror, a token
 #   DATASETS     of recif, pretrain and sft  (all three)

@@ -1,6 +1,6 @@
 # Sourced by prepare_pretrain.sh and prepare_sft.sh with the kind of the mix, pretrain or sft.
 #   CONFIG BASE_DIR   the mix's sources, and the folder that their paths start from  (configs/<kind>.json .)
-#   OUTPUT_DIR        the shards                                                     (output/split_data_<kind> of BASE_DIR)
+#   OUTPUT_DIR        the shards                                                  (output/split_data_<kind> of BASE_DIR)
 #   GENERAL_TEXT_PATH REC_DATA_PATH   other folders, relative to BASE_DIR, than the config's folders of these names
 #   ROWS_PER_FILE     rows of a shard              (the config's; 1000 where it says none)
 #   SEED BUFFER_MB    of the shuffle               (42 1024)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Prompts for on-policy distillation: cd data && bash prepare_distillation.sh
-#   BASE_DIR     folder with raw_data/ and output/                                     (data/)
-#   INPUT        general text: files, folders or patterns                              (raw_data/general_text/sft)
-#   TEXT_INPUT   plain text beside it, whose beginnings become prompts                 (none)
-#   OUTPUT_FILE  where to                                                              (output/onpolicy_distillation.parquet)
+#   BASE_DIR     folder with raw_data/ and output/                                (data/)
+#   INPUT        general text: files, folders or patterns                         (raw_data/general_text/sft)
+#   TEXT_INPUT   plain text beside it, whose beginnings become prompts            (none)
+#   OUTPUT_FILE  where to                                                         (output/onpolicy_distillation.parquet)
 #   NUM_SAMPLES MAX_PER_SOURCE SEED   prompts in all, of one source at most (-1: all)  (200000 -1 42)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/entry.sh"

@@ -47,8 +47,13 @@ PROMPT = ("prompt", "instruction", "question", "problem", "query", "input")
 RESPONSE = ("response", "output", "answer", "completion", "solution", "chosen")
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "rationale", "chain_of_thought")
 MESSAGES = ("messages", "conversations", "conversation", "dialogue")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
-         "system": "system", "tool": "tool", "function": "tool", "observation": "tool"}  # fmt: skip
+_NAMES_OF_ROLES = {
+    "user": "human user",
+    "assistant": "gpt assistant model",
+    "system": "system",
+    "tool": "tool function observation",
+}
+ROLES = {name: role for role, names in _NAMES_OF_ROLES.items() for name in names.split()}
 FORMATS = ("auto", "text", "prompt", "messages", "sharegpt", "records")
 _LOADERS = {"parquet": "parquet", "json": "json", "jsonl": "json", "csv": "csv", "txt": "text"}
 LIST_COLUMNS = ("name", "dataset", "config", "split", "format")

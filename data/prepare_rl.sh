@@ -3,7 +3,7 @@
 #   INPUT_DIR OUTPUT_DIR  the records of run.sh, and where to  (output output/rl_data, both of BASE_DIR)
 #   TASKS        those to take, by their short names            (all that have records)
 #   TEST_SIZE    test rows a task                              (1000)
-#   USER_SHARE   share of the users whose rows RL takes, its test users included; a mix with exclude_users leaves them out  (1)
+#   USER_SHARE   share of the users whose rows RL takes, with its test users; exclude_users of a mix leaves them out (1)
 #   SEED         of the choice of users                        (42)
 #   SID_SPEC     checks SIDs against their codebooks, where there is such a file
 set -euo pipefail

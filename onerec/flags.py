@@ -131,11 +131,11 @@ def _path(text: str) -> Path:
 
 # A flag of several words has a variable that nobody else uses. A single word (DEVICE, INPUT, SPLIT) may be exported for
 # something else, or mean another thing in another script (TASKS, CONFIG). These alone are read from the environment.
-ONE_WORD = frozenset({
-    "ADVANTAGE", "BALANCED", "CODEBOOK", "CONSTRAINED", "DATASETS", "DROPOUT", "EPOCHS", "INIT", "JUDGE", "LAYOUT",
-    "LOGGER", "LOSS", "LR", "NNODES", "PRECISION", "RESUME", "SEED", "SOURCES", "TEMPERATURE", "TOPK", "VALIDATION",
-    "WINDOWS", "WORKERS",
-})  # fmt: skip
+_ONE_WORD = """
+ADVANTAGE BALANCED CODEBOOK CONSTRAINED DATASETS DROPOUT EPOCHS INIT JUDGE LAYOUT LOGGER LOSS LR NNODES PRECISION
+RESUME SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS WORKERS
+"""
+ONE_WORD = frozenset(_ONE_WORD.split())
 
 
 def variable_of(flag: str) -> str | None:

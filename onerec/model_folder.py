@@ -1,7 +1,7 @@
 """A model folder (a Hugging Face checkpoint) is checked here before anything of it runs.
 
-Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is one of
-`onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
+Nothing in the folder is executed or unpickled: weights are safetensors, told by their headers, and a ``model_type`` is
+one of `onerec.render.RENDERERS`, so that no Python file beside it is asked for. What loads a folder afterwards says
 ``trust_remote_code=False`` itself.
 """
 
@@ -47,10 +47,19 @@ _LAYER = {
 # What a family has besides, by its model_type, and the width of a head where a configuration of it does not say.
 _OWN_TENSORS = {"qwen3": {"self_attn.q_norm.weight": "d", "self_attn.k_norm.weight": "d"}}
 _HEAD_DIM = {"qwen3": 128}
+_DTYPES = (None, "float32", "float16", "bfloat16", "float64")
 
 
 def _is_number(value: Any, least: int = 1, kinds: tuple[type, ...] = (int,)) -> bool:
     return type(value) in kinds and least <= value < 1 << 31
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_rate_or_none(value: Any) -> bool:
+    return value is None or _is_number(value, 0, (int, float))
 
 
 def _are_ids(value: Any) -> bool:
@@ -62,17 +71,18 @@ def _see_all(value: Any) -> bool:
 
 
 # What a configuration may say: keys, which values fit, and how they are called.
+_COUNT = "a whole number of 1 or more"
 _RANGES = (
-    (("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), _is_number, "a whole number of 1 or more"),
-    (("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"), lambda v: v is None or _is_number(v), "a whole number of 1 or more"),
-    (("tie_word_embeddings", "attention_bias"), lambda v: v in (None, False, True), "true or false"),
-    (("rms_norm_eps", "initializer_range", "attention_dropout", "rope_theta"), lambda v: v is None or _is_number(v, 0, (int, float)), "a number of 0 or more"),
-    (("use_sliding_window",), lambda v: v in (None, False), "false: every stage lets a token see all before it"),
-    (("layer_types",), _see_all, "full_attention in every layer: every stage lets a token see all before it"),
-    (("quantization_config",), lambda v: v is None, "weights that are not quantised"),
-    (("dtype", "torch_dtype"), lambda v: v in (None, "float32", "float16", "bfloat16", "float64"), "float32, float16 or bfloat16"),
-    (("eos_token_id",), _are_ids, "an id, a list of ids, or null"),
-)  # fmt: skip
+    ("vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads", _is_number, _COUNT),
+    ("num_key_value_heads head_dim max_position_embeddings sliding_window", _is_number_or_none, _COUNT),
+    ("tie_word_embeddings attention_bias", lambda v: v in (None, False, True), "true or false"),
+    ("rms_norm_eps initializer_range attention_dropout rope_theta", _is_rate_or_none, "a number of 0 or more"),
+    ("use_sliding_window", lambda v: v in (None, False), "false: every stage lets a token see all before it"),
+    ("layer_types", _see_all, "full_attention in every layer: every stage lets a token see all before it"),
+    ("quantization_config", lambda v: v is None, "weights that are not quantised"),
+    ("dtype torch_dtype", lambda v: v in _DTYPES, "float32, float16 or bfloat16"),
+    ("eos_token_id", _are_ids, "an id, a list of ids, or null"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +145,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     config = _open_config(Path(path))
     renderer_of(path, config)
     for keys, fits, right in _RANGES:
-        for key in keys:
+        for key in keys.split():
             if not fits(config.get(key)):
                 raise InputError(file, f"{key} is {config.get(key)!r}"[:200], right)
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    if heads % (config.get("num_key_value_heads") or heads):
-        raise InputError(file, f"num_key_value_heads is {config['num_key_value_heads']}", f"a divisor of num_attention_heads {heads}")  # fmt: skip
+    shared = config.get("num_key_value_heads") or heads
+    if heads % shared:
+        raise InputError(file, f"num_key_value_heads is {shared}", f"a divisor of num_attention_heads {heads}")
     null = config["model_type"] in _HEAD_DIM and config.get("head_dim", 0) is None
     if null or head_dim(config) % 2 or (not config.get("head_dim") and width % heads):
         right = f"an even number; without it {heads} heads divide hidden_size {width}"
@@ -305,7 +316,7 @@ def _check_weights(path: Path, config: dict[str, Any]) -> None:
 
 
 def needed_tensors(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is none of its own."""
+    """(name, shape) of every tensor of a language model, by its checked configuration; a tied head is not listed."""
     width, heads, size = config["hidden_size"], config["num_attention_heads"], head_dim(config)
     keys = config.get("num_key_value_heads") or heads
     sizes = {"h": width, "i": config["intermediate_size"], "q": heads * size, "k": keys * size, "d": size}

@@ -49,7 +49,8 @@ def parser() -> ArgumentParser:
         choices=("mean", "normal", "codebook"),
         default="mean",
         help="new rows: mean of the old rows plus noise at their scale, normal with the model's initializer_range, or "
-        "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin near",
+        "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin "
+        "near",
     )
     add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
     add("--seed", type=SEED, default=0, help="seed of the noise")

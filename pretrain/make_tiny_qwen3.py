@@ -50,7 +50,8 @@ def parser() -> ArgumentParser:
         "--corpus",
         nargs="+",
         required=True,
-        help=f"what the BPE is trained on: Parquet files, folders or patterns (columns segments, messages, {', '.join(TEXT_COLUMNS)}), JSON or text files, folders of JSON files",
+        help="what the BPE is trained on: Parquet files, folders or patterns (columns segments, messages, "
+        f"{', '.join(TEXT_COLUMNS)}), JSON or text files, folders of JSON files",
     )
     add("--output_dir", required=True, help="folder of the checkpoint")
     add(

@@ -18,7 +18,7 @@ from onerec.flags import (
     integer,
     number,
     pattern,
-)  # fmt: skip
+)
 
 
 def parser(description: str | None) -> ArgumentParser:
@@ -56,8 +56,8 @@ def parser(description: str | None) -> ArgumentParser:
     add("--num_workers", type=PROCESSES, help="replaces the config's num_workers: processes that tokenize")
     add(
         "--token_dir",
-        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the data, one "
-        "process tokenizes for all that see it; without it each keeps all tokens in memory",
+        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the "
+        "data, one process tokenizes for all that see it; without it each keeps all tokens in memory",
     )
     p.add_max_bad_ratio()
     # schedule
@@ -128,8 +128,8 @@ def parser(description: str | None) -> ArgumentParser:
         "--attn_implementation",
         choices=("auto", "packed_sdpa", "packed_varlen", "flash_attention_2"),
         default="auto",
-        help="attention over packed rows; auto on a GPU is flash_attention_2 where flash-attn is there, else PyTorch's own "
-        "kernel of that kind (packed_varlen), and packed_sdpa where neither can run",
+        help="attention over packed rows; auto on a GPU is flash_attention_2 where flash-attn is there, else PyTorch's "
+        "own kernel of that kind (packed_varlen), and packed_sdpa where neither can run",
     )
     add("--compile", action="store_true", help="torch.compile of every layer")
     add("--compile_backend", default="inductor", help="backend of --compile, as torch names them")

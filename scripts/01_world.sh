@@ -2,7 +2,7 @@
 # 1. Raw logs, captions, embeddings and general text into $RUN_DIR/raw_data. Settings: the profile's world.env.
 #   WORLD     toy        made on the spot                                                               (toy)
 #             movielens  MovieLens 100k: MOVIELENS_DIR names its folder
-#             amazon     Amazon 2014: AMAZON_SEQUENCES, and where they are at hand AMAZON_ATTRIBUTES (item to attribute ids)
+#             amazon     Amazon 2014: AMAZON_SEQUENCES and, where given, AMAZON_ATTRIBUTES (item to attribute ids)
 #   N_USERS N_VIDEOS N_ADS N_GOODS N_FACTS N_TEXTS   sizes of the toy world, whose general text every world has
 #   N_TARGETS WINDOWS VALIDATION   real logs: targets of a training row, rows a user, a target kept for validation (1)
 source "$(dirname "$0")/common.sh"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # 2. Items to SIDs, then a report on the codes. Settings: the profile's tokenizer.env.
-#   SIDS         trained here, or imported: the first N_LAYERS of the codes in SID_CODES, which somebody else made   (trained)
+#   SIDS         trained here, or imported: the first N_LAYERS of the codes in SID_CODES                  (trained)
 #   N_LAYERS CODEBOOK_SIZE BALANCED   of the quantiser that is trained
-#   QUANTIZER    res_kmeans, or pq, opq, rq_vae to compare                                                           (res_kmeans)
-#   COLLISIONS   items with one SID: none, reassign, extra_layer; imported: own keeps the file's layer that numbers them (none)
-#   EMBEDDING_DIM ENCODER   embeddings of the captions: tfidf_svd, a model's folder, none                            (64 tfidf_svd)
-#   COOCCURRENCE_WEIGHT     beside them, embeddings of what is watched together in training; 0: without              (0)
-#   CODES_WEIGHT CODES_LAYERS CODES_SIZE   and of the codes in SID_CODES                                             (0 3 256)
+#   QUANTIZER    res_kmeans, or pq, opq, rq_vae to compare                                                (res_kmeans)
+#   COLLISIONS   items with one SID: none, reassign, extra_layer; imported: own keeps the file's layer     (none)
+#   EMBEDDING_DIM ENCODER   embeddings of the captions: tfidf_svd, a model's folder, none                 (64 tfidf_svd)
+#   COOCCURRENCE_WEIGHT     beside them, embeddings of what is watched together in training; 0: without   (0)
+#   CODES_WEIGHT CODES_LAYERS CODES_SIZE   and of the codes in SID_CODES                                  (0 3 256)
 source "$(dirname "$0")/common.sh"
 settings_of tokenizer
 : "${SIDS:=trained}" "${SID_CODES:=}" "${N_LAYERS:=3}" "${QUANTIZER:=res_kmeans}" "${COLLISIONS:=none}"

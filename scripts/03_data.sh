@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# 3. Logs and SIDs to training records and benchmark files, then the RL data, the mixes of pretraining and SFT (which may
-#    leave RL's users out) and the prompts of distillation with its anchors. Settings: the profile's data.env, and its mixes
-#    pretrain.json and sft.json.
+# 3. Logs and SIDs to training records and benchmark files, then the RL data, the mixes of pretraining and SFT
+#    (which may leave RL's users out) and the prompts of distillation with its anchors. Settings: the profile's
+#    data.env, and its mixes pretrain.json and sft.json.
 #   TEST_SIZE USER_SHARE   RL data: test rows a task; share of the users whose training rows only RL sees  (1000 1)
 #   MAX_PER_SOURCE         distillation: prompts of one source at most                                     (all)
 source "$(dirname "$0")/common.sh"
@@ -18,7 +18,7 @@ run bash "$ROOT/data/prepare_rl.sh"
 CONFIG="$(profile_file pretrain.json)" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$(profile_file sft.json)" run bash "$ROOT/data/prepare_sft.sh"
 TEXT_INPUT="$RAW_DATA/general_text/pretrain" run bash "$ROOT/data/prepare_distillation.sh"
-# Prompts of the tasks that explain, on which distillation keeps the student what it was; those of recommendation are RL's.
+# Prompts of the tasks that explain, where distillation keeps the student as it was; those of recommendation are RL's.
 explain="$(python -c 'import sys, pathlib, onerec.tasks
 print(*onerec.tasks.explained(pathlib.Path(sys.argv[1])), sep="\n")' "$DATA_OUTPUT")"
 if [[ -n "$explain" ]]; then

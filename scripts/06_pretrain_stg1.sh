@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# 6. Stage 1, itemic-text alignment: the LLM is frozen, only the itemic embeddings learn. Settings: the profile's stg1.env.
+# 6. Stage 1, itemic-text alignment: the LLM is frozen, only the itemic embeddings learn.
+#    Settings: the profile's stg1.env.
 #   NUM_TRAINING_STEPS LEARNING_RATE MAX_LENGTH …   flags of pretrain/train.py
 source "$(dirname "$0")/common.sh"
 settings_of stg1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# 9. On-policy distillation: the base model teaches the SFT model on its own answers, so that general ability comes back.
+# 9. On-policy distillation: the base model teaches the SFT model on its own answers; general ability comes back.
 #    Settings: the profile's distill.env.
 #   TOTAL_STEPS LEARNING_RATE LOSS …   flags of verl_distillation/distill.py
 #   ANCHOR_SHARE      share of the prompts that keep the student's own tasks where they are; 0: none  (0.25)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# 11. Evaluate one model of the run: bash scripts/11_evaluate.sh base|stage1|stage2|sft|distill|rl|baselines [evaluate.py's flags]
+# 11. Evaluate one model of the run:
+#   bash scripts/11_evaluate.sh base|stage1|stage2|sft|distill|rl|baselines [evaluate.py's flags]
 #     The base LLM has no SIDs, so only its general ability is measured. Settings: the profile's evaluate.env.
 #   TASKS               tasks of the benchmark, of models with SIDs                              (all there are)
 #   SAMPLE_SIZE EARLY_SAMPLE_SIZE   rows a task (-1: all); the same of the models before SFT     (-1, as the others)
@@ -7,7 +8,8 @@
 #   BEAM_WIDTHS BEAM_SAMPLES        SFT: recall against beam width
 #   EXCLUDE_SEEN=1      the items of the history are never recommended
 #   ALSO_EXCLUDE_SEEN=1 the ranking tasks a second time in this way, as results_<name>_unseen
-#   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones     (popularity cooccurrence itemknn)
+#   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones
+#                       (popularity cooccurrence itemknn)
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
 : "${VERSION:=v1.0}" "${TASKS:=}" "${BASELINES:=popularity cooccurrence itemknn}"

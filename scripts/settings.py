@@ -44,11 +44,11 @@ STAGES = {
     "benchmarks/evaluate.py benchmarks/model.py benchmarks/baselines.py benchmarks/choose_checkpoint.py",
 }
 # Of the whole run, not of one stage: the quickstart's own flags and variables, and the machine's.
-OF_THE_RUN = frozenset({
-    "SEED", "MOVIELENS_DIR", "AMAZON_SEQUENCES", "AMAZON_ATTRIBUTES", "SID_CODES", "RAW_DATA", "BENCHMARK_DATA_DIR",
-    "BENCHMARK_BASE_DIR", "RUN_DIR", "VERSION", "PROFILE", "PYTHON", "VENV", "NPROC", "NNODES", "NODE_RANK",
-    "MASTER_ADDR", "MASTER_PORT", "TOKENIZERS_PARALLELISM",
-})  # fmt: skip
+_OF_THE_RUN = """
+SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES RAW_DATA BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
+RUN_DIR VERSION PROFILE PYTHON VENV NPROC NNODES NODE_RANK MASTER_ADDR MASTER_PORT TOKENIZERS_PARALLELISM
+"""
+OF_THE_RUN = frozenset(_OF_THE_RUN.split())
 
 
 @functools.cache

@@ -8,8 +8,8 @@ cd "$ROOT"
 bash scripts/install.sh --dev
 export PATH="$PWD/$VENV/bin:$PATH" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# Three files at a time, in the order and the groups of tests/conftest.py: on two cores too, where runs of several processes wait for
-# one after another to start.
+# Three files at a time, in the order and the groups of tests/conftest.py: on two cores too, where runs of several
+# processes wait for one after another to start.
 select=(-n 3 --dist loadscope --no-loadscope-reorder)
 if [[ "${1:-}" == "--fast" ]]; then
   select+=(-m "not slow")

@@ -32,7 +32,7 @@ class RayCluster(NamedTuple):
     pid: int
 
     def at_work(self) -> list[str]:
-        """Command lines of actors and of what they started; the cluster's own processes and workers without work are not among them."""
+        """Command lines of actors and of what they started, without the cluster's own processes and idle workers."""
         own = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
         lines = command_lines(self.pid)
         return [line for line in lines if line.startswith(("ray::", "VLLM::")) and not line.startswith(own)]
@@ -64,9 +64,11 @@ def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
     """A cluster (None where a node did not come up) and what `ray start` said; it is gone when the block is left."""
     # Not under pytest's folders: the paths of Ray's sockets may have 107 characters.
     folder, port = tempfile.mkdtemp(prefix="ray"), free_port()
-    node = f"{Path(sys.executable).with_name('ray')} start --num-cpus 20 --num-gpus 3 --object-store-memory 200000000 --dashboard-agent-listen-port 0"
+    node = f"{Path(sys.executable).with_name('ray')} start --num-cpus 20 --num-gpus 3"
+    node += " --object-store-memory 200000000 --dashboard-agent-listen-port 0"
     head = f"--head --port {port} --temp-dir {folder} --ray-client-server-port {free_port()} --include-dashboard false"
-    # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all, and run them at the lowest priority.
+    # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all, and run them at
+    # the lowest priority.
     settings = {
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_niceness": "0",
@@ -91,7 +93,7 @@ def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[RayCluster]:
-    """A Ray cluster of two nodes with three slots each, started as by an administrator: nothing of ours in its environment."""
+    """A Ray cluster of two nodes with three slots each, started as by an administrator, without our environment."""
     for _ in range(3):
         # Ray gives a node 30 seconds to come up, which a busy machine may not have.
         with _two_nodes() as (cluster, said):

@@ -20,14 +20,15 @@ for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
-# The files that take minutes, in the order in which workers begin them: none is left for the end, where the others would wait for it.
+# The files that take minutes, in the order in which workers begin them: none is left for the end, where the others
+# would wait for it.
 LONGEST = [
     "verl_rl/test_run.py",
     "test_recipes.py",
     "pretrain/test_sharding.py",
     "test_quickstart.py",
 ]
-# Runs of verl with Ray and vLLM servers take half of the machine's memory each: one worker does them, one after another.
+# Runs of verl with Ray and vLLM servers take half of the machine's memory each: one worker does them in turn.
 VERL_RUNS = ["verl_rl/test_run.py", "verl_distillation/test_run.py"]
 
 

@@ -1,4 +1,4 @@
-"""A tiny language model's folder for tests, written without torch: real weights, a real tokenizer, SIDs where asked for."""
+"""A tiny language model's folder for tests, written without torch: real weights, a real tokenizer, SIDs on request."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ from onerec.model_folder import needed_tensors
 from onerec.sid import SidSpec
 
 CONFIG: dict[str, Any] = {
-    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 64, "tie_word_embeddings": True,
-}  # fmt: skip
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
 
 
 def tiny_model(folder: Path, words: list[str], spec: SidSpec | None = None, rows: int = 16, **config: Any) -> Path:
-    """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``, of which those of ``spec`` and turn marks are added ones."""
+    """Write a Qwen3 (or what ``config`` says; ``...`` leaves a key out) whose tokens are ``words``.
+
+    Those of ``spec`` and the turn marks are added tokens.
+    """
     from tokenizers import AddedToken, Tokenizer, models
 
     folder.mkdir(parents=True)

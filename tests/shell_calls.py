@@ -1,4 +1,4 @@
-"""What a shell script would run: the Python scripts that it calls and what each takes from its flags and the environment."""
+"""What a shell script would run: the Python scripts that it calls, with their settings from flags and environment."""
 
 from __future__ import annotations
 

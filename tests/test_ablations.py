@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onerec.errors import InputError
+from tests.arguments import as_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("ablations", ROOT / "scripts" / "recipes" / "ablations.py")
@@ -24,14 +25,21 @@ LIST = {
         {
             "name": "rest",
             "variants": [
-                {"name": "SFT only", "set": {"stg2.NUM_TRAINING_STEPS": "0", "sft.NUM_TRAINING_STEPS": "=stg2.NUM_TRAINING_STEPS+sft.NUM_TRAINING_STEPS", "sft.LEARNING_RATE": "=stg2.LEARNING_RATE"}},
+                {
+                    "name": "SFT only",
+                    "set": {
+                        "stg2.NUM_TRAINING_STEPS": "0",
+                        "sft.NUM_TRAINING_STEPS": "=stg2.NUM_TRAINING_STEPS+sft.NUM_TRAINING_STEPS",
+                        "sft.LEARNING_RATE": "=stg2.LEARNING_RATE",
+                    },
+                },
                 {"name": "beam 10", "evaluate": ["--num_beams", "10"]},
                 {"name": "SFT, beam 5", "of": "SFT only", "evaluate": ["--num_beams", "5"]},
                 {"name": "breaks", "set": {"tokenizer.N_LAYERS": "99"}},
             ],
         },
     ]
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def calls(monkeypatch):
 def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_path, calls, capsys):
     (tmp_path / "list.json").write_text(json.dumps(LIST))
     out = tmp_path / "out"
-    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=out, list=tmp_path / "list.json")
     assert ablations.main(argv) == 2, "one variant failed"
     names = [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls]
     assert names == ["base", "0.3", "sft_only", "seed0", "seed0", "breaks"]
@@ -74,7 +82,7 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
     steps = int(profile["stg2.NUM_TRAINING_STEPS"]) + int(profile["sft.NUM_TRAINING_STEPS"])
     assert f"sft.NUM_TRAINING_STEPS={steps}" in commands["sft_only"]
     assert f"sft.LEARNING_RATE={profile['stg2.LEARNING_RATE']}" in commands["sft_only"]
-    assert calls[3][0] == ["bash", "scripts/11_evaluate.sh", "sft", "--num_beams", "10", "--result_name", "beam_10"]  # fmt: skip
+    assert calls[3][0] == ["bash", "scripts/11_evaluate.sh", "sft", "--num_beams", "10", "--result_name", "beam_10"]
     assert Path(calls[4][1]["RUN_DIR"]).parent.name == "sft_only"
     tables = json.loads((out / "ablations.json").read_text())["tables"]
     assert [row["name"] for row in tables["dropout"]] == ["base", "0.3"]
@@ -94,9 +102,12 @@ def test_every_variant_is_run_once_and_what_was_measured_is_in_the_tables(tmp_pa
 
 def test_an_evaluation_brings_the_run_that_it_asks_for(tmp_path, calls):
     evaluation = {"name": "beam 5", "of": "mean", "evaluate": ["--num_beams", "5"]}
-    tables = [{"name": "decoding", "variants": [evaluation]}, {"name": "init", "variants": [{"name": "mean", "set": {"base.INIT": "mean"}}]}]  # fmt: skip
+    tables = [
+        {"name": "decoding", "variants": [evaluation]},
+        {"name": "init", "variants": [{"name": "mean", "set": {"base.INIT": "mean"}}]},
+    ]
     (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
-    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=tmp_path / "out", list=tmp_path / "list.json")
     assert ablations.main([*argv, "--tables", "decoding", "--jobs", "2"]) == 0
     assert [Path(env.get("RUNS", env.get("RUN_DIR"))).name for _, env in calls] == ["base", "mean", "seed0"]
     evaluation["of"] = "median"
@@ -141,12 +152,17 @@ def test_the_list_that_ships_names_settings_that_there_are():
 
 
 def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
-    table = {"name": "stages", "variants": [{"name": "on top", "after": "08_choose", "set": {"RL": "1", "evaluate.EVAL_STAGES": "rl"}},
-                                            {"name": "mean", "after": "04_base_model", "set": {"base.INIT": "mean"}},
-                                            {"name": "odd", "after": "05_nothing", "set": {"base.INIT": "mean"}}]}  # fmt: skip
+    table = {
+        "name": "stages",
+        "variants": [
+            {"name": "on top", "after": "08_choose", "set": {"RL": "1", "evaluate.EVAL_STAGES": "rl"}},
+            {"name": "mean", "after": "04_base_model", "set": {"base.INIT": "mean"}},
+            {"name": "odd", "after": "05_nothing", "set": {"base.INIT": "mean"}},
+        ],
+    }
     (tmp_path / "list.json").write_text(json.dumps({"tables": [table]}))
     out = tmp_path / "out"
-    argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(out), "--list", str(tmp_path / "list.json")]  # fmt: skip
+    argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=out, list=tmp_path / "list.json")
     with pytest.raises(InputError, match="mean goes on after 04_base_model; a stage of"):
         ablations.main([*argv, "--variants", "mean"])
     base = out / "base" / "seed0"
@@ -162,7 +178,14 @@ def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
     assert ablations.main([*argv, "--jobs", "2", "--variants", "mean", "on top"]) == 0
     mean, top = out / "mean" / "seed0", out / "on_top" / "seed0"
     assert sorted(p.name for p in (mean / ".done").iterdir()) == ["01_world", "04_base_model"]
-    assert sorted(p.name for p in (top / ".done").iterdir()) == ["01_world", "04_base_model", "05_expand_vocab", "08_choose"]  # fmt: skip
+    stages = ["01_world", "04_base_model", "05_expand_vocab", "08_choose"]
+    assert sorted(p.name for p in (top / ".done").iterdir()) == stages
     made = {str(p.relative_to(mean)) for p in mean.rglob("*") if p.is_file() and "results" not in p.parts}
-    assert made == {".done/01_world", ".done/04_base_model", "raw_data/log", "models/base/weights", "models/sft/choice.json"}  # fmt: skip
+    assert made == {
+        ".done/01_world",
+        ".done/04_base_model",
+        "raw_data/log",
+        "models/base/weights",
+        "models/sft/choice.json",
+    }
     assert (top / "models/sft/weights").exists() and (top / "models/base_itemic/weights").exists()

@@ -19,6 +19,7 @@ from onerec.records import chat_record, message, record_uuid, write_records
 from onerec.render import CHAT_MARK, RENDERERS, Renderer
 from onerec.render.base import Piece, message_text, thought_and_answer
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 from tests.benchmarks.conftest import tiny_data  # noqa: F401 (a fixture)
 from tests.model_folders import tiny_model
 
@@ -132,10 +133,18 @@ def toy(tmp_path, monkeypatch):
     tokenizer.chat_template = "any"
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     return tmp_path
@@ -165,14 +174,7 @@ def test_a_new_family_renders_masks_and_stops_by_its_entry_in_the_table(toy):
     assert tokenizer.decode(samples.ids[: samples.starts[1]]) == "[user]1+1[end][model]" + answer
     assert tokenizer.decode(samples.ids[samples.learn]) == answer * 8
     (toy / "config.json").write_text('{"sources": ["data"], "max_length": 99}')
-    flags = [
-        "--model_dir",
-        str(toy / "m"),
-        "--dataset_config",
-        str(toy / "config.json"),
-        "--output_dir",
-        str(toy / "o"),
-    ]
+    flags = as_flags(model_dir=toy / "m", dataset_config=toy / "config.json", output_dir=toy / "o")
     assert not train.main([*flags, "--num_training_steps", "1"])
     assert not check_hf_model.main(["--hf_model_dir", str(toy / "o/hf"), "--max_new_tokens", "4"])
 

@@ -21,10 +21,11 @@ from onerec.records import record_uuid, text_record, write_records
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("onerec", "data", "tokenizer", "pretrain", "verl_distillation", "verl_rl", "benchmarks")
 # These start other scripts, or none of the project's code.
-STARTERS = {
-    "entry.sh", "mix.sh", "argument.sh", "owned.sh", "install.sh", "ray_slurm.sh", "ray_start.sh", "slurm.sh", "run_posttrain_sft_local.sh",
-    "run_pretrain_stg1_local.sh", "run_pretrain_stg2_local.sh", "pretrain/scripts/common.sh",
-}  # fmt: skip
+_STARTERS = """
+entry.sh mix.sh argument.sh owned.sh install.sh ray_slurm.sh ray_start.sh slurm.sh run_posttrain_sft_local.sh
+run_pretrain_stg1_local.sh run_pretrain_stg2_local.sh pretrain/scripts/common.sh
+"""
+STARTERS = set(_STARTERS.split())
 
 
 def files(pattern: str) -> list[Path]:
@@ -80,10 +81,17 @@ def test_a_python_script_runs_its_own_clone_and_says_so_where_another_was_instal
     write_table(tmp_path / "embedding.parquet", table)
     flags = ["--n_layers", "2", "--codebook_size", "4", "--dim", "4"]
     said = run(
-        [sys.executable, "train_res_kmeans.py", "--data_path", str(tmp_path / "embedding.parquet"),
-         "--model_path", str(tmp_path / "model"), *flags],
+        [
+            sys.executable,
+            "train_res_kmeans.py",
+            "--data_path",
+            str(tmp_path / "embedding.parquet"),
+            "--model_path",
+            str(tmp_path / "model"),
+            *flags,
+        ],
         clone / "tokenizer",
-    )  # fmt: skip
+    )
     assert f"stage of {clone}/tokenizer/embeddings.py" in said
     from onerec.run import _installed_from
 

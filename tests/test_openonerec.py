@@ -1,4 +1,4 @@
-"""docs/from_openonerec.md, walked row by row: every word of OpenOneRec is taken as there, or one line names what stands in its place."""
+"""docs/from_openonerec.md, row by row: each word of OpenOneRec is taken, or a line names what stands in its place."""
 
 from __future__ import annotations
 
@@ -28,9 +28,14 @@ KEYS = [word for word, script in ROWS if script == CONFIGS]
 NEEDED = {"BASE_MODEL": "student", "TEACHER_MODEL": "teacher"}
 # Of the variables that take no number.
 VALUES = {
-    "THINK_MODE": "on", "ENABLE_THINK": "1", "ENABLE_NONTHINK": "0", "USE_FORCE_PREFIX": "0", "ITEMIC_LAYER_N": "2",
-    "VOCAB_SIZE_PER_LAYER": "256", "MASK_RESPONSE_IF_HAVE_EXTEND_TOKEN": "True",
-}  # fmt: skip
+    "THINK_MODE": "on",
+    "ENABLE_THINK": "1",
+    "ENABLE_NONTHINK": "0",
+    "USE_FORCE_PREFIX": "0",
+    "ITEMIC_LAYER_N": "2",
+    "VOCAB_SIZE_PER_LAYER": "256",
+    "MASK_RESPONSE_IF_HAVE_EXTEND_TOKEN": "True",
+}
 ARGUMENTS = {"benchmarks/eval_script.sh": ["model", "name", "false"]}
 
 
@@ -58,7 +63,14 @@ def test_the_table_has_rows_of_every_kind_and_nothing_else():
     assert {word.how for word, _ in ROWS} == {WORKS, REFUSED, MOVED}
     assert min(len(VARIABLES), len(FLAGS), len(KEYS)) > 15
     assert all(word.what for word, _ in ROWS)
-    assert all((ROOT / script).exists() for _, script in ROWS if script and "*" not in script and "/" in script and not script.startswith(("recipes/", "tools/", "scripts/ray-vllm")))  # fmt: skip
+    assert all(
+        (ROOT / script).exists()
+        for _, script in ROWS
+        if script
+        and "*" not in script
+        and "/" in script
+        and not script.startswith(("recipes/", "tools/", "scripts/ray-vllm"))
+    )
     walked = {id(word) for word, _ in (*VARIABLES, *FLAGS)} | {id(word) for word in KEYS}
     others = [word.old for word, _ in ROWS if id(word) not in walked and word.how != MOVED]
     assert others == ["<hostfile>", "<key=value>"], "each of these has a test below"
@@ -127,7 +139,13 @@ def test_a_scripts_own_command_line_says_every_flag_that_has_no_place():
 
 @pytest.mark.parametrize("word", KEYS, ids=name)
 def test_a_key_of_the_dataset_config_is_taken_or_its_line_says_what_stands_in_its_place(word, tmp_path):
-    values = {"name": "chat_completion_parquet", "model_class": "Qwen3ForCausalLM", "itemic_id_range": [1, 2], "sources": "a", "base_model_dir": "b"}  # fmt: skip
+    values = {
+        "name": "chat_completion_parquet",
+        "model_class": "Qwen3ForCausalLM",
+        "itemic_id_range": [1, 2],
+        "sources": "a",
+        "base_model_dir": "b",
+    }
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"sources": "a", word.old: values.get(word.old, 1)}))
     if word.how == WORKS:
@@ -191,7 +209,7 @@ def prepare_pretrain(clone: Path, **variables: str) -> dict:
 
 
 def test_a_mix_of_other_folders_and_of_data_downloaded_to_the_root(clone):
-    """GENERAL_TEXT_PATH, REC_DATA_PATH and MAX_ROWS as in OpenOneRec's README; without them raw_data/ at the root is found."""
+    """GENERAL_TEXT_PATH, REC_DATA_PATH and MAX_ROWS as in OpenOneRec's README; without them the root's raw_data/."""
     for task in ("video_rec", "user_profile", "item_understand"):
         records(clone / f"data/output/pretrain_{task}.parquet", task, 4)
         records(clone / f"elsewhere/pretrain_{task}.parquet", f"other_{task}", 2)
@@ -209,7 +227,9 @@ def test_a_config_without_the_folder_says_so(clone):
     config = clone / "mine.json"
     config.write_text(json.dumps({"sources": [{"name": "a", "path": "a.parquet"}]}))
     command = [sys.executable, "prepare_mix.py", "--config", str(config), "--output_dir", "o"]
-    done = subprocess.run([*command, "--folders", "GENERAL_TEXT_PATH=x"], cwd=clone / "data", capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [*command, "--folders", "GENERAL_TEXT_PATH=x"], cwd=clone / "data", capture_output=True, text=True
+    )
     assert done.returncode == 2 and "mine.json: has no folder GENERAL_TEXT_PATH; " in done.stderr
     config.write_text(json.dumps({"sources": [{"name": "a", "path": "${RAW}/a.parquet"}]}))
     done = subprocess.run(command, cwd=clone / "data", capture_output=True, text=True)

@@ -24,14 +24,19 @@ base.VOCAB_SIZE=300 base.HIDDEN_SIZE=32 base.NUM_HIDDEN_LAYERS=1 base.NUM_ATTENT
 base.INTERMEDIATE_SIZE=64 base.NUM_TRAINING_STEPS=4 base.MAX_LENGTH=1024
 stg1.NUM_TRAINING_STEPS=4 stg1.MAX_LENGTH=1024 stg2.NUM_TRAINING_STEPS=12 stg2.MAX_LENGTH=1024
 stg2.SAVE_CHECKPOINT_PER_STEP=6 sft.NUM_TRAINING_STEPS=8 sft.MAX_LENGTH=1024 sft.SAVE_CHECKPOINT_PER_STEP=4
-evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 evaluate.BEAM_SAMPLES=10 evaluate.NUM_BEAMS=10
-evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8 evaluate.EVAL_STAGES=sft evaluate.TASKS=video
-evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
+evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 evaluate.BEAM_SAMPLES=10
+evaluate.NUM_BEAMS=10 evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8
+evaluate.EVAL_STAGES=sft evaluate.TASKS=video evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
 """
 
-# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are asked of the
-# invented log.
-CHAIN = ["stg1.NUM_TRAINING_STEPS=0", "evaluate.VALIDATION_USERS=0", "evaluate.ALSO_EXCLUDE_SEEN=0", "evaluate.BASELINES=popularity"]  # fmt: skip
+# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are
+# asked of the invented log.
+CHAIN = [
+    "stg1.NUM_TRAINING_STEPS=0",
+    "evaluate.VALIDATION_USERS=0",
+    "evaluate.ALSO_EXCLUDE_SEEN=0",
+    "evaluate.BASELINES=popularity",
+]
 
 
 def recipe(name: str, data: Path, runs: Path, *settings: str, seeds: str = "0") -> subprocess.CompletedProcess[str]:
@@ -118,7 +123,13 @@ def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data
         write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
         tmp_path / "runs",
     )
-    imported = ["tokenizer.SIDS=imported", "tokenizer.N_LAYERS=3", "tokenizer.CODEBOOK_SIZE=256", "tokenizer.COLLISIONS=own", "base.INIT=mean"]  # fmt: skip
+    imported = [
+        "tokenizer.SIDS=imported",
+        "tokenizer.N_LAYERS=3",
+        "tokenizer.CODEBOOK_SIZE=256",
+        "tokenizer.COLLISIONS=own",
+        "base.INIT=mean",
+    ]
     assert finished(recipe("amazon_beauty", data, runs, *CHAIN, *imported), runs)["sft"]["users"] == 60
     spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
     assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4

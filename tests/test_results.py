@@ -17,9 +17,16 @@ results = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(results)
 PAGE = "# A title\n\nQuestion: What\nof it?\n\n<!-- results: t -->\nold\n<!-- end of results -->\n\nDecided: so.\n"
 TABLE = {
-    "name": "t", "title": "T", "command": "bash x.sh", "machine": "a machine", "seeds": [0, 1], "section": "GRPO",
-    "columns": ["model", "recall", "change", "loss"], "units": {"change": "%"}, "signed": ["change"],
-}  # fmt: skip
+    "name": "t",
+    "title": "T",
+    "command": "bash x.sh",
+    "machine": "a machine",
+    "seeds": [0, 1],
+    "section": "GRPO",
+    "columns": ["model", "recall", "change", "loss"],
+    "units": {"change": "%"},
+    "signed": ["change"],
+}
 ROWS = """[
  {"model": "a", "recall": 0.0620, "change": 4.20, "loss": null},
  {"model": "b", "recall": {"mean": 0.1, "sd": 0.02}, "change": -1, "loss": [12345, 2]},

@@ -31,11 +31,19 @@ def test_a_script_parses(path):
 @pytest.mark.parametrize(
     "command",
     [
-        "recipes/amazon_beauty.sh", "recipes/amazon_toys.sh", "recipes/movielens100k.sh", "recipes/ablations.sh",
-        "recipes/ablations.sh amazon_toys", "choose_checkpoint.sh", "11_evaluate.sh", "quickstart.sh --seed",
-        "quickstart.sh --run_dir", "quickstart.sh --movielens", "quickstart.sh --set",
+        "recipes/amazon_beauty.sh",
+        "recipes/amazon_toys.sh",
+        "recipes/movielens100k.sh",
+        "recipes/ablations.sh",
+        "recipes/ablations.sh amazon_toys",
+        "choose_checkpoint.sh",
+        "11_evaluate.sh",
+        "quickstart.sh --seed",
+        "quickstart.sh --run_dir",
+        "quickstart.sh --movielens",
+        "quickstart.sh --set",
     ],
-)  # fmt: skip
+)
 def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
     monkeypatch.setenv("RUN_DIR", str(tmp_path / "run"))
     name, *arguments = command.split()
@@ -106,7 +114,7 @@ def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
 
 
 def test_nodes_of_a_ray_cluster_agree_on_whether_they_ask_for_a_token(tmp_path):
-    """Ray decides it by a file in the home folder, which a run on one machine leaves: the head would ask, the others would not have it."""
+    """Ray decides by a file in the home folder, which a run on one machine leaves and other nodes do not have."""
     ssh = tmp_path / "ssh"
     ssh.write_text("#!/bin/sh\n")
     ssh.chmod(0o755)

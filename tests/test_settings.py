@@ -45,24 +45,40 @@ def test_a_stage_knows_the_flags_of_its_scripts(stage):
         names = {variable_of(flag) for flag in parser_of(script)._option_string_actions} - {None}
         unknown = names - settings.known(stage) - settings.OF_THE_RUN
         # Paths are the run's, not settings.
-        assert all(name.endswith(("_DIR", "_PATH", "_MODEL", "_PARQUET", "_SPEC", "_HELDOUT", "_PID2SID")) or name in ("SOURCES", "CODEBOOK") for name in unknown), (script, unknown)  # fmt: skip
+        assert all(
+            name.endswith(("_DIR", "_PATH", "_MODEL", "_PARQUET", "_SPEC", "_HELDOUT", "_PID2SID"))
+            or name in ("SOURCES", "CODEBOOK")
+            for name in unknown
+        ), (script, unknown)
 
 
 @pytest.fixture
 def profiles(tmp_path, monkeypatch):
     """A profile ``child`` of a profile ``house``."""
-    for name, text in (("house/grpo.env", "LEARNING_RATE=1e-3 # why\nSAVE_FREQ=5\n"), ("house/mix.json", "{}"),
-                       ("child/grpo.env", "# nothing\n\nSAVE_FREQ=7\nREWARD_WEIGHTS='full_hit=1'\n"), ("child/parent", "house\n")):  # fmt: skip
+    for name, text in (
+        ("house/grpo.env", "LEARNING_RATE=1e-3 # why\nSAVE_FREQ=5\n"),
+        ("house/mix.json", "{}"),
+        ("child/grpo.env", "# nothing\n\nSAVE_FREQ=7\nREWARD_WEIGHTS='full_hit=1'\n"),
+        ("child/parent", "house\n"),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(settings, "PROFILES", tmp_path)
     monkeypatch.setattr(settings, "ROOT", ROOT if tmp_path.is_relative_to(ROOT) else tmp_path, raising=True)
-    monkeypatch.setattr(settings, "known", lambda stage: {"LEARNING_RATE", "SAVE_FREQ", "REWARD_WEIGHTS"} if stage == "grpo" else {"NUM_BEAMS"})  # fmt: skip
+    monkeypatch.setattr(
+        settings,
+        "known",
+        lambda stage: {"LEARNING_RATE", "SAVE_FREQ", "REWARD_WEIGHTS"} if stage == "grpo" else {"NUM_BEAMS"},
+    )
     return tmp_path
 
 
 def test_a_profile_has_its_own_lines_and_those_of_its_parent(profiles):
-    assert settings.settings("child")["grpo"] == {"LEARNING_RATE": "1e-3", "SAVE_FREQ": "7", "REWARD_WEIGHTS": "full_hit=1"}  # fmt: skip
+    assert settings.settings("child")["grpo"] == {
+        "LEARNING_RATE": "1e-3",
+        "SAVE_FREQ": "7",
+        "REWARD_WEIGHTS": "full_hit=1",
+    }
     assert settings.file_of("child", "mix.json") == profiles / "house" / "mix.json"
     more = "grpo.SAVE_FREQ=8\ngrpo.SAVE_FREQ=9\n"
     assert settings.settings("child", more)["grpo"]["SAVE_FREQ"] == "9"

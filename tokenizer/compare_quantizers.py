@@ -37,8 +37,15 @@ QUANTIZERS = {
     "OPQ": (train_baseline, ["--kind", "opq"], []),
     "PQ": (train_baseline, ["--kind", "pq"], []),
 }
-HEADINGS = ("quantiser", "relative error", "collision rate", "largest bucket", "prefixes of 1 / 2 codes",
-            "perplexity a layer", "neighbours agree at 1 / 2 codes")  # fmt: skip
+HEADINGS = (
+    "quantiser",
+    "relative error",
+    "collision rate",
+    "largest bucket",
+    "prefixes of 1 / 2 codes",
+    "perplexity a layer",
+    "neighbours agree at 1 / 2 codes",
+)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

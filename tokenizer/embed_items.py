@@ -58,8 +58,7 @@ NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
-_SAME = ("text_column", "template", "encoder", "pooling", "instruction", "dim", "max_tokens", "dtype",
-         "embedding_dtype", "shard_rows")  # fmt: skip
+_SAME = "text_column template encoder pooling instruction dim max_tokens dtype embedding_dtype shard_rows"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -247,7 +246,7 @@ def make_encoder(args: argparse.Namespace) -> TextEncoder:
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None:
     """Begin the folder of shards, or go on with it; raises `InputError` where they are of other settings or inputs."""
-    settings = {name: getattr(args, name) for name in _SAME}
+    settings = {name: getattr(args, name) for name in _SAME.split()}
     settings["input"] = files_digest(files)
     parted = [other.partition(":") for other in args.concat]
     settings["concat"] = [[files_digest([name]), weight] for name, _, weight in parted]

@@ -193,8 +193,18 @@ def add_captions(path: Path, buckets: list[dict[str, Any]]) -> None:
         bucket["captions"] = [texts.get(pid) for pid in bucket["pids"]]
 
 
-HEADINGS = ("layer", "codes used", "bits", "perplexity", "items a code", "prefixes",
-            "error", "relative", "neighbours agree", "by chance")  # fmt: skip
+HEADINGS = (
+    "layer",
+    "codes used",
+    "bits",
+    "perplexity",
+    "items a code",
+    "prefixes",
+    "error",
+    "relative",
+    "neighbours agree",
+    "by chance",
+)
 
 
 def depth_rows(report: dict[str, Any]) -> list[list[str]]:
@@ -226,7 +236,7 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
     sizes = report["bucket_sizes"]
     top = max(sizes)
     bounds = np.unique(np.geomspace(1, top + 1, min(top, _BINS) + 1).round().astype(int))
-    counts = [sum(n for size, n in sizes.items() if low <= size < high) for low, high in itertools.pairwise(bounds)]  # fmt: skip
+    counts = [sum(n for size, n in sizes.items() if low <= size < high) for low, high in itertools.pairwise(bounds)]
     found = [{"heading": "SIDs by how many items they name", "svg": histogram(bounds.tolist(), counts)}]
     for layer, size in enumerate(report["codebook_sizes"]):
         used = np.bincount(codes[:, layer], minlength=size)

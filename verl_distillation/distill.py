@@ -28,7 +28,7 @@ from onerec.flags import (
     integer,
     number,
     switch,
-)  # fmt: skip
+)
 from onerec.run import Manifest
 from onerec.verl.cluster import has_accelerator
 from onerec.verl.export import export
@@ -51,8 +51,8 @@ def parser() -> ArgumentParser:
         type=Path,
         nargs="+",
         default=[],
-        help="prompts of recommendation (rl_data/train.parquet) and other tasks on which the student as it came is the teacher, from "
-        "each file the same number; needs forward_kl_topk",
+        help="prompts of recommendation (rl_data/train.parquet) and other tasks on which the student as it came is the "
+        "teacher, from each file the same number; needs forward_kl_topk",
     )
     models.add_argument(
         "--anchor_share",

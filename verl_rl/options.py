@@ -18,7 +18,7 @@ from onerec.flags import (
     SHARE_BELOW_1,
     ArgumentParser,
     switch,
-)  # fmt: skip
+)
 from verl_rl.advantage import ADVANTAGES
 from verl_rl.rewards import REWARDS
 
@@ -55,7 +55,8 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         "--enable_nonthink",
         type=switch,
         default=True,
-        help="answers without; with both, rollouts alternate; with neither, the prompt has no switch and the model decides",
+        help="answers without; with both, rollouts alternate; with neither, the prompt has no switch and the model "
+        "decides",
     )
     add(
         "--use_force_prefix",
@@ -118,7 +119,8 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
         "--share_prompts",
         type=switch,
         default=True,
-        help="compute the prompt of a group once for all its items (sdpa attention); 0: verl's own rows, flash attention on a GPU",
+        help="compute the prompt of a group once for all its items (sdpa attention); 0: verl's own rows, flash "
+        "attention on a GPU",
     )
     add(
         "--merge_ratio",

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # All RecIF tasks, in one pass: cd data/onerec_data && bash run.sh
-#   RAW_DATA            folder of the release, for the files below                            (../raw_data, or the root's)
+#   RAW_DATA            folder of the release, for the files below                          (../raw_data, or the root's)
 #   INPUT_METADATA      the logs: a file, a folder or a pattern
-#   PID2SID_MAPPING PRODUCT_PID2SID_MAPPING   SIDs of videos and ads, and of products; empty: the product task is left out
+#   PID2SID_MAPPING PRODUCT_PID2SID_MAPPING   SIDs of videos and ads, and of products; empty: no product task
 #   CAPTION_INPUT GENERAL_HELDOUT             captions; held-out general text, where there is such a folder
-#   OUTPUT_BASE_DIR     where the records go                                                  (../output)
-#   LAYOUT              release, simple, or a JSON file: which column plays which part         (release)
-#   SEED WORKERS        of the wordings; processes                                            (42 1)
-#   RUN_<TASK>          0 switches a task off. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs without a
-#                       chain of thought. A task whose columns the input lacks is left out by itself.
+#   OUTPUT_BASE_DIR     where the records go                                                (../output)
+#   LAYOUT              release, simple, or a JSON file: which column plays which part       (release)
+#   SEED WORKERS        of the wordings; processes                                          (42 1)
+#   RUN_<TASK>          0 switches a task off. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs
+#                       without a chain of thought. A task whose columns the input lacks is left out by itself.
 #   RUN_BENCHMARK BENCHMARK_SPLIT   the benchmark's files; whose targets they ask for: 1 test, 2 validation   (1 1)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"

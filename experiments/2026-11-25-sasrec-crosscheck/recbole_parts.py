@@ -23,10 +23,19 @@ class Items:
 
 def main() -> None:
     settings = {
-        "hidden_size": 16, "inner_size": 64, "n_layers": 2, "n_heads": 2, "MAX_ITEM_LIST_LENGTH": LENGTH,
-        "loss_type": "CE", "layer_norm_eps": 1e-5, "train_neg_sample_args": None, "use_gpu": False, "topk": [1, 5, K],
-        "metrics": ["Hit", "Recall", "NDCG"], "state": "ERROR",
-    }  # fmt: skip
+        "hidden_size": 16,
+        "inner_size": 64,
+        "n_layers": 2,
+        "n_heads": 2,
+        "MAX_ITEM_LIST_LENGTH": LENGTH,
+        "loss_type": "CE",
+        "layer_norm_eps": 1e-5,
+        "train_neg_sample_args": None,
+        "use_gpu": False,
+        "topk": [1, 5, K],
+        "metrics": ["Hit", "Recall", "NDCG"],
+        "state": "ERROR",
+    }
     output = sys.argv.pop()
     config = Config(model="SASRec", dataset="data", config_dict=settings)
     rng = np.random.default_rng(0)

@@ -26,17 +26,34 @@ def main() -> None:
     os.makedirs(os.path.join(folder, "data"))
     os.symlink(path, os.path.join(folder, "data", "data.inter"))
     settings = {
-        "data_path": folder, "checkpoint_dir": folder, "seed": given["seed"], "epochs": given["epochs"],
+        "data_path": folder,
+        "checkpoint_dir": folder,
+        "seed": given["seed"],
+        "epochs": given["epochs"],
         "stopping_step": given["patience"] - 1,  # RecBole stops when more epochs than that have not been better
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "train_neg_sample_args": None, "loss_type": "CE",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "train_neg_sample_args": None,
+        "loss_type": "CE",
         "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-        "metrics": ["Hit", "NDCG"], "topk": [10], "valid_metric": "NDCG@10", "train_batch_size": given["batch_size"],
-        "eval_batch_size": 1 << 21, "hidden_size": given["dim"], "inner_size": 4 * given["dim"],
-        "n_layers": 2, "n_heads": 2,
-        "hidden_dropout_prob": given["dropout"], "attn_dropout_prob": given["dropout"], "learning_rate": given["lr"],
-        "MAX_ITEM_LIST_LENGTH": given["max_items"], "use_gpu": False, "show_progress": False, "state": "INFO",
-        "save_dataset": False, "log_wandb": False,
-    }  # fmt: skip
+        "metrics": ["Hit", "NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "train_batch_size": given["batch_size"],
+        "eval_batch_size": 1 << 21,
+        "hidden_size": given["dim"],
+        "inner_size": 4 * given["dim"],
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dropout_prob": given["dropout"],
+        "attn_dropout_prob": given["dropout"],
+        "learning_rate": given["lr"],
+        "MAX_ITEM_LIST_LENGTH": given["max_items"],
+        "use_gpu": False,
+        "show_progress": False,
+        "state": "INFO",
+        "save_dataset": False,
+        "log_wandb": False,
+    }
     sys.argv = sys.argv[:1]
     config = Config(model="SASRec", dataset="data", config_dict=settings)
     init_seed(config["seed"], config["reproducibility"])

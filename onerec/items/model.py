@@ -141,7 +141,7 @@ class ItemModel:
 
     @torch.inference_mode()
     def step(self, depth: int, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed ``tokens`` [B, W] behind the beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden]."""
+        """Feed ``tokens`` [B, W] behind beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden]."""
         if depth:
             self.own = [[_of_parents(pair, parents) for pair in levels] for levels in self.own]
         n, width = tokens.shape

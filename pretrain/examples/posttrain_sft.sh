@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SFT: every parameter, instructions of all tasks with general chat, loss on the answers. The paper's settings for Qwen3-1.7B.
+# SFT: every parameter, instructions of all tasks with general chat, loss on the answers. Settings: the paper's (1.7B).
 # One node: bash examples/posttrain_sft.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
 # Every flag of train.py can be set as a variable (LEARNING_RATE, SOURCES, MAX_LENGTH, …); further flags may follow.
 set -euo pipefail

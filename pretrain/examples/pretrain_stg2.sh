@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 2, co-pretraining: every parameter, recommendation data and general text mixed. The paper's settings for Qwen3-1.7B.
+# Stage 2, co-pretraining: every parameter, recommendation data and general text mixed. Settings: the paper's (1.7B).
 # One node: bash examples/pretrain_stg2.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
 # Every flag of train.py can be set as a variable (LEARNING_RATE, SOURCES, MAX_LENGTH, …); further flags may follow.
 set -euo pipefail

@@ -5,11 +5,12 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@300
-# Any of this folder's scripts on SLURM, one torchrun a node: sbatch --nodes 4 examples/slurm.sh examples/pretrain_stg2.sh
-# Variables that the script reads go through the environment (sbatch exports it). Five minutes before the job's time is over, and when
-# SLURM takes the nodes back, the training writes a checkpoint after its running step and ends with status 75; the job goes back into the
-# queue, and goes on from there, as the scripts pass --resume_from auto. A step and a checkpoint that take longer want more than
-# --signal=B:TERM@300, and a partition whose GraceTime is as long.
+# Any of this folder's scripts on SLURM, one torchrun a node:
+#   sbatch --nodes 4 examples/slurm.sh examples/pretrain_stg2.sh
+# Variables that the script reads go through the environment (sbatch exports it). Five minutes before the job's time is
+# over, and when SLURM takes the nodes back, the training writes a checkpoint after its running step and ends with
+# status 75; the job goes back into the queue, and goes on from there, as the scripts pass --resume_from auto. A step
+# and a checkpoint that take longer want more than --signal=B:TERM@300, and a partition whose GraceTime is as long.
 set -euo pipefail
 script="${1:?error: slurm.sh: needs a script; examples/pretrain_stg1.sh, pretrain_stg2.sh or posttrain_sft.sh}"
 shift
@@ -29,7 +30,7 @@ while :; do # a signal ends the wait, not the step
   wait "$step" || status=$?
   kill -0 "$step" 2> /dev/null || break
 done
-# The node that ends first has srun kill the others, which then say 128 and more. A job that was cancelled is not running any more.
+# The node that ends first has srun kill the others, which then say 128 and more. A cancelled job no longer runs.
 if ((status == 75 || (stopping && status > 128))) && [[ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" == RUNNING ]]; then
   echo "stopped; job $SLURM_JOB_ID goes back into the queue"
   scontrol requeue "$SLURM_JOB_ID"

@@ -16,7 +16,8 @@ run() {
 
 # train <flags …>: become train.py on every process, so that a signal reaches it and its exit status is the script's:
 #   0   done        2   one line says what is wrong
-#   75  SIGTERM ended it (a cluster takes the node back), with a checkpoint: run the same command again to go on        130  Ctrl-C, likewise
+#   75  SIGTERM ended it (a cluster takes the node back), with a checkpoint: run the same command again to go on
+#   130 Ctrl-C, likewise
 # Every flag of train.py can be set as a variable: LEARNING_RATE=1e-3, SOURCES=a,b. Two have defaults of their own:
 #   ENABLE_GRADIENT_CHECKPOINTING   1 where there is a GPU
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Make the base LLM of a small world: a tiny random Qwen3, then a few minutes of general text, plain and chat.
-#   RAW_DATA    the raw_data folder with general_text/ and onerec_data/     (../data/raw_data, or the root's)
-#   PROMPTS     prompt templates that the tokenizer should cover            (../data/onerec_data/prompts, where it exists)
-#   TINY_DIR    where the untrained model goes                              (models/tiny)
-#   HIDDEN_SIZE NUM_HIDDEN_LAYERS VOCAB_SIZE …   its shape: flags of make_tiny_qwen3.py   (128 wide, 4 layers, 2,048 BPE tokens)
-#   OUTPUT_DIR  the training run; the base LLM is OUTPUT_DIR/hf             (output/base)
+#   RAW_DATA    the raw_data folder with general_text/ and onerec_data/   (../data/raw_data, or the root's)
+#   PROMPTS     prompt templates that the tokenizer should cover          (../data/onerec_data/prompts, where it exists)
+#   TINY_DIR    where the untrained model goes                            (models/tiny)
+#   HIDDEN_SIZE NUM_HIDDEN_LAYERS VOCAB_SIZE …   its shape: flags of make_tiny_qwen3.py
+#                                                (128 wide, 4 layers, 2,048 BPE tokens)
+#   OUTPUT_DIR  the training run; the base LLM is OUTPUT_DIR/hf           (output/base)
 # Every flag of train.py can be set as a variable; further flags may follow.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every figure that this project wants from one GPU, in order of worth: bash scripts/perf/gpu.sh [<output folder>] [step …]
-# On an H200 the steps before k-means took 4.5 minutes. Each has its own time limit; one that fails or takes too long is named, the others run.
+# Every figure that this project wants from one GPU, in order of worth:
+#   bash scripts/perf/gpu.sh [<output folder>] [step …]
+# On an H200 the steps before k-means took 4.5 minutes. Each has a time limit; one that fails is named, the others run.
 # Writes <step>.log, gpu.json (card, versions, each step's command, seconds, status, output) and gpu.md into the folder.
 #   DEVICE=cpu  the same steps at toy sizes, to try the script where there is no GPU
 set -uo pipefail

@@ -4,8 +4,8 @@
 
 A variant of ablations.json is a whole run of the recipe's chain (one seed), or another evaluation of a run's model (the
 unchanged run's where it names no other), which is made first. Finished runs are not repeated; --jobs makes several at a
-time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew after
-every variant. A variant that failed is named with its log, and the others go on.
+time, each on OMP_NUM_THREADS threads. The tables, ablations.md and ablations.json in --output_dir, are written anew
+after every variant. A variant that failed is named with its log, and the others go on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# One table for every question of ablations.json: bash scripts/recipes/ablations.sh <recipe> <its folder> [ablations.py's flags]
+# One table for every question of ablations.json:
+#   bash scripts/recipes/ablations.sh <recipe> <its folder> [ablations.py's flags]
 #   bash scripts/recipes/ablations.sh amazon_beauty data/beauty_sids --tables dropout decoding
 #   ABLATION_RUNS   folder of the runs (runs/ablations/<recipe>); a second run goes on where the first stopped
-# The variants' settings: ablations.json; all others as in the recipe's profile, or as --set <stage>.<NAME>=<value> … says.
+# The variants' settings: ablations.json; all others as the recipe's profile, or --set <stage>.<NAME>=<value> says.
 source "$(dirname "$0")/common.sh"
 argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty, amazon_toys or movielens100k"
 argument "${2:-}" "ablations.sh: needs the data folder of the recipe; bash scripts/recipes/ablations.sh $1 <folder>"

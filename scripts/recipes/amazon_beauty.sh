@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Amazon 2014 Beauty, leave one out, the whole catalogue ranked: bash scripts/recipes/amazon_beauty.sh <folder> [quickstart's flags]
-#   <folder>   with inter.json (user to items in time order) and index_rqkmeans.json (item to content codes), as published by
-#              github.com/NonameUntitled/tiger
+# Amazon 2014 Beauty, leave one out, the whole catalogue ranked:
+#   bash scripts/recipes/amazon_beauty.sh <folder> [quickstart's flags]
+#   <folder>   with inter.json (user to items in time order) and index_rqkmeans.json (item to content codes), as
+#              published by github.com/NonameUntitled/tiger
 # Settings: scripts/profiles/amazon_beauty/. SEEDS="0 1 2", RUNS=runs/amazon_beauty; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
 argument "${1:-}" "amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json"

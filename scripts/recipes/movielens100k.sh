@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# MovieLens 100k, leave one out: bash scripts/recipes/movielens100k.sh <folder with ml-100k.inter or u.data> [quickstart's flags]
+# MovieLens 100k, leave one out:
+#   bash scripts/recipes/movielens100k.sh <folder with ml-100k.inter or u.data> [quickstart's flags]
 # Settings: scripts/profiles/movielens100k/. SEEDS="0 1 2", RUNS=runs/movielens100k; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
 argument "${1:-}" "movielens100k.sh: needs a folder; the one with ml-100k.inter or u.data"

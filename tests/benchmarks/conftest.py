@@ -32,10 +32,17 @@ def tiny_checkpoint(tmp_path_factory):
     tokenizer.add_tokens(spec.tokens)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=384, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=384,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     spec.save(folder)

@@ -61,10 +61,13 @@ class Handler(BaseHTTPRequestHandler):
             fault, answer(body["messages"][0]["content"])
         )
         value = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }  # fmt: skip
+        }
         bodies = {"html": b"<html>busy</html>", "deep body": deep.encode(), "null": b"null"}
         data = bodies.get(fault) or json.dumps(value).encode()
         self.send_response(status)

@@ -18,6 +18,7 @@ from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 TEXTS = ["看过一些", "推荐", "你好，请推荐一个视频"]
 
@@ -74,7 +75,7 @@ def test_samples_follow_the_models_probabilities(model, prompts):
 def test_an_answer_ends_where_the_checkpoint_says_and_the_mark_is_no_part_of_it(
     tiny_checkpoint, model, prompts, tmp_path
 ):
-    """The greedy answer's third token is made an end of the checkpoint: two tokens are left, as vLLM would leave them."""
+    """The greedy answer's third token becomes an end token: two tokens are left, as vLLM would leave them."""
     [answer] = model.generate(prompts[:1], 8, [], "t")
     third = next(at for at in range(2, 8) if answer[at] not in answer[:at])
     folder = tmp_path / "ends"
@@ -107,7 +108,7 @@ def test_windows_score_every_token_but_the_first_once():
 
 
 def test_in_bfloat16_probabilities_and_the_next_token_are_not_rounded_to_its_8_bits(tiny_checkpoint, prompts):
-    """What is made of the hidden states is what float64 makes of them; rounded logits would be off by 0.004 and more, and tie."""
+    """Scores from the hidden states equal float64's; rounded logits would be off by 0.004 and more, and tie."""
     backend = BenchModel(tiny_checkpoint, device="cpu", precision="bf16").backend
     head = backend.model.get_output_embeddings().weight
     assert head.dtype == torch.bfloat16
@@ -140,8 +141,17 @@ def test_a_text_longer_than_the_context_is_scored_whole(model):
 
 def evaluate(checkpoint, data, *more):
     output = data.parent / "r"
-    main(["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(output),
-          "--num_beams", "16", "--max_thinking_tokens", "4", *more])  # fmt: skip
+    main(
+        as_flags(
+            *more,
+            model_path=checkpoint,
+            result_name="x",
+            data_dir=data,
+            output_dir=output,
+            num_beams=16,
+            max_thinking_tokens=4,
+        )
+    )
     folder = output / "results_x"
     return json.loads((folder / "metrics.json").read_text())["tasks"], folder
 
@@ -159,7 +169,10 @@ def test_sampled_thinking_through_the_whole_evaluation(tiny_checkpoint, tiny_dat
 def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):
     spec = model.spec
     items = [spec.text([i % 4, i // 4 % 4, i // 16]) for i in range(40)]
-    conversation = [{"role": "system", "content": "规则"}, {"role": "user", "content": "看过" + "，".join(items) + "。推荐"}]  # fmt: skip
+    conversation = [
+        {"role": "system", "content": "规则"},
+        {"role": "user", "content": "看过" + "，".join(items) + "。推荐"},
+    ]
     prompts = Prompts(model.tokenizer, 300, spec, model.renderer)
     [ids] = prompts.encode([conversation], False, 8)
     text = model.tokenizer.decode(ids)
@@ -238,7 +251,7 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
 
 @pytest.mark.slow
 def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
-    """Two Ray actors stand for two engines: every prompt comes back once, with its own result, what is done left out."""
+    """Two Ray actors stand for two engines: each prompt comes back once with its result; finished ones are skipped."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from benchmarks.backends import vllm
 

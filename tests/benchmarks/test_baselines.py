@@ -19,6 +19,7 @@ from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
 from onerec.sparse import best_of_rows
+from tests.arguments import as_flags
 
 SPEC = SidSpec((8, 8, 8))
 SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
@@ -28,10 +29,16 @@ SEQUENCES = [([1, 2], [3, 7]), ([2], [3]), ([5], [7])]
 def data(tmp_path):
     """One video task of two test users, and the sequences of three training users."""
     rows = [
-        {"uuid": str(i), "source": "s", "messages": '[{"role":"user","content":[{"type":"text","text":"q"}]}]',
-         "metadata": json.dumps({"uid": i, "answer": SPEC.text([0, 0, answer[0] % 8]), "answer_pid": answer, "history_pid": history})}
+        {
+            "uuid": str(i),
+            "source": "s",
+            "messages": '[{"role":"user","content":[{"type":"text","text":"q"}]}]',
+            "metadata": json.dumps(
+                {"uid": i, "answer": SPEC.text([0, 0, answer[0] % 8]), "answer_pid": answer, "history_pid": history}
+            ),
+        }
         for i, (history, answer) in enumerate([([1, 2], [3, 4]), ([5], [9])])
-    ]  # fmt: skip
+    ]
     write_table(tmp_path / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     table = {
         "uid": [1, 2, 3],
@@ -70,7 +77,9 @@ def test_item_neighbours_by_hand():
 def random_training(seed):
     """Sequences of few items, so that counts and cosines tie; some users have several, some items come twice."""
     rng = np.random.default_rng(seed)
-    draw = [(rng.integers(0, 40, rng.integers(0, 9)) * 3, rng.integers(0, 40, rng.integers(1, 4)) * 3) for _ in range(60)]  # fmt: skip
+    draw = [
+        (rng.integers(0, 40, rng.integers(0, 9)) * 3, rng.integers(0, 40, rng.integers(1, 4)) * 3) for _ in range(60)
+    ]
     users = rng.integers(0, 40, 60).tolist()
     return Training([(h.tolist(), t.tolist()) for h, t in draw], users=users)
 
@@ -182,17 +191,7 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
     assert value["tasks"]["video"]["recall@10"] == 0.25 and value["tasks"]["video"]["pass@1"] == 0.5
     assert value["tasks"]["video"]["sid_pass@1"] == 0.5 and value["data"]["tests"]["video"]
     assert value["intervals"]["video"]["pass@1"] == [0, 1]
-    baselines.main(
-        [
-            "--data_dir",
-            str(data),
-            "--output_dir",
-            str(tmp_path / "r"),
-            "--bootstrap",
-            "50",
-            "--also_exclude_seen",
-        ]
-    )
+    baselines.main(as_flags("--also_exclude_seen", data_dir=data, output_dir=tmp_path / "r", bootstrap=50))
     both = [load_predictions(tmp_path / "r" / f"results_popularity{end}", "video") for end in ("", "_unseen")]
     assert [[line["uuid"] for line in lines] for lines in both] == [[line["uuid"] for line in both[0]]] * 2
     assert not any({1, 2, 5} & set(line["items"]) for line in both[1])
@@ -206,7 +205,9 @@ def test_baselines_write_what_evaluate_does(data, tmp_path):
 def test_a_device_that_is_not_there_is_said_before_anything_is_written(data, tmp_path, device, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=f"--device: {device} is not there"):
-        baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "popularity", "sasrec", "--device", device])  # fmt: skip
+        baselines.main(
+            as_flags(data_dir=data, output_dir=tmp_path / "r", baselines=["popularity", "sasrec"], device=device)
+        )
     assert not (tmp_path / "r").exists()
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that goes on: the one that ranks best on the validation targets, and nothing is taken for one that is none."""
+"""The checkpoint that goes on is the one that ranks best on the validation targets; others are refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.choose_checkpoint import best_of, main
 from benchmarks.evaluate import main as evaluate
 from onerec.errors import InputError
+from tests.arguments import as_flags
 
 
 @pytest.fixture
@@ -35,8 +36,17 @@ def test_the_curve_is_what_the_benchmark_measures_and_the_best_is_said(run_dir, 
     assert [point["step"] for point in choice["curve"]] == [1, 2, 10] and choice["users"] == 12
     best = max(choice["curve"], key=lambda point: point["ndcg@10"])
     assert choice["best"] == best["step"] and f"step {best['step']} (" in capsys.readouterr().out
-    evaluate(["--model_path", str(run_dir / "hf"), "--result_name", "x", "--data_dir", str(tiny_data), "--output_dir",
-              str(tmp_path / "r"), "--tasks", "video", "--num_beams", "16", "--free_sids", "0"])  # fmt: skip
+    evaluate(
+        as_flags(
+            model_path=run_dir / "hf",
+            result_name="x",
+            data_dir=tiny_data,
+            output_dir=tmp_path / "r",
+            tasks="video",
+            num_beams=16,
+            free_sids=0,
+        )
+    )
     measured = json.loads((tmp_path / "r/results_x/metrics.json").read_text())
     assert choice["data"] == measured["data"]["tests"]["video"]
     wanted = {name: measured["tasks"]["video"][name] for name in ("recall@1", "recall@10", "ndcg@10")}
@@ -44,16 +54,7 @@ def test_the_curve_is_what_the_benchmark_measures_and_the_best_is_said(run_dir, 
 
 
 def test_a_sample_is_by_the_seed(run_dir, tiny_data):
-    flags = [
-        "--run_dir",
-        str(run_dir),
-        "--data_dir",
-        str(tiny_data),
-        "--validation_beams",
-        "16",
-        "--validation_users",
-        "5",
-    ]
+    flags = as_flags(run_dir=run_dir, data_dir=tiny_data, validation_beams=16, validation_users=5)
     curves = []
     for seed in ("0", "0", "1"):
         main([*flags, "--seed", seed])

@@ -90,7 +90,7 @@ def test_the_same_checkpoint_gives_the_same_metrics_at_any_batch_size(checkpoint
 
 
 def test_bits_per_byte_of_texts_beyond_the_context(checkpoint, data, tmp_path):
-    """To a model that finds all of its 384 tokens alike each byte-level token costs log2 384 bits, in a text of any length."""
+    """A model to which all of its 384 tokens are equal needs log2 384 bits for each, in a text of any length."""
     from transformers import AutoModelForCausalLM
 
     folder = tmp_path / "uniform"

@@ -14,6 +14,7 @@ import pytest
 from benchmarks import general
 from benchmarks.model import BenchModel
 from onerec.errors import InputError
+from tests.arguments import as_flags
 from tests.benchmarks.test_evaluate import checkpoint, data  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,14 @@ metadata: {version: 1.0}
 
 
 def test_general_ability_before_and_after(checkpoint, data, tmp_path, capsys):
-    general.main(["--models", f"before={checkpoint}", f"after={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--general_tasks", "gsm8k"])  # fmt: skip
+    general.main(
+        as_flags(
+            models=[f"before={checkpoint}", f"after={checkpoint}"],
+            data_dir=data,
+            output_dir=tmp_path / "g",
+            general_tasks="gsm8k",
+        )
+    )
     value = json.loads((tmp_path / "g" / "report.json").read_text())
     assert [row["label"] for row in value["rows"]] == ["before", "after"]
     assert {c["metric"] for c in value["paired"]} == {"exact_match", "bits_per_byte"}
@@ -43,7 +51,10 @@ def test_general_ability_before_and_after(checkpoint, data, tmp_path, capsys):
 
 
 def test_harness_results_become_metrics_with_intervals():
-    results = {"gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.1}, "piqa": {"acc,none": 0.5, "acc_stderr,none": "N/A"}}  # fmt: skip
+    results = {
+        "gsm8k": {"alias": "gsm8k", "exact_match,strict-match": 0.25, "exact_match_stderr,strict-match": 0.1},
+        "piqa": {"acc,none": 0.5, "acc_stderr,none": "N/A"},
+    }
     found, intervals = general.harness_metrics({"results": results})
     assert found == {"gsm8k exact_match (strict-match)": 0.25, "piqa acc": 0.5}
     assert intervals == {"gsm8k exact_match (strict-match)": [0.054, 0.446]}
@@ -51,13 +62,21 @@ def test_harness_results_become_metrics_with_intervals():
 
 def test_a_folder_of_tasks_that_is_not_there_is_named(checkpoint, data, tmp_path):
     with pytest.raises(InputError, match="nowhere: is no folder"):
-        general.main(["--models", f"a={checkpoint}", "--data_dir", str(data), "--output_dir", str(tmp_path / "g"), "--general_tasks", "t", "--general_task_dir", str(tmp_path / "nowhere")])  # fmt: skip
+        general.main(
+            as_flags(
+                models=f"a={checkpoint}",
+                data_dir=data,
+                output_dir=tmp_path / "g",
+                general_tasks="t",
+                general_task_dir=tmp_path / "nowhere",
+            )
+        )
     assert not (tmp_path / "g").exists()
 
 
 @pytest.mark.slow
 def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_checkpoint, data, tmp_path):
-    """gsm8k_local as shipped, a task of one's own whose accuracy is worked out here, and one whose data are not there."""
+    """gsm8k_local as shipped, a task whose accuracy is worked out here, and a task whose data are missing."""
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (pip install lm-eval)")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "two_choices.yaml").write_text(CHOICES)
@@ -69,10 +88,16 @@ def test_the_harness_runs_over_local_files_and_agrees_with_our_own_scores(tiny_c
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / f"{path}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     env = os.environ | {
-        "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "BENCHMARK_DATA_DIR": str(data), "BENCHMARK_BASE_DIR": str(tmp_path / "out"),
-        "GENERAL_TASKS": "two_choices,gsm8k_local,lost", "GENERAL_TASK_DIR": str(tmp_path / "tasks"), "GENERAL_DATA_DIR": str(tmp_path),
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache"),
-    }  # fmt: skip
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "BENCHMARK_DATA_DIR": str(data),
+        "BENCHMARK_BASE_DIR": str(tmp_path / "out"),
+        "GENERAL_TASKS": "two_choices,gsm8k_local,lost",
+        "GENERAL_TASK_DIR": str(tmp_path / "tasks"),
+        "GENERAL_DATA_DIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
     script = str(ROOT / "benchmarks" / "general.sh")
     done = subprocess.run(["bash", script, f"tiny={tiny_checkpoint}"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

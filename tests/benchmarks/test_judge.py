@@ -203,7 +203,15 @@ def test_a_score_is_a_whole_number_from_one_to_five(bad):
         text.parse_score(bad)
 
 
-@pytest.mark.parametrize("bad", ['{"points": [{"point": "a", "importance": 6}]}', '{"points": [{"point": "a"}]}', '{"points": [{"point": " ", "importance": 1}]}', "{}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"points": [{"point": "a", "importance": 6}]}',
+        '{"points": [{"point": "a"}]}',
+        '{"points": [{"point": " ", "importance": 1}]}',
+        "{}",
+    ],
+)
 def test_points_without_importance_from_one_to_five_do_not_parse(bad):
     with pytest.raises((ValueError, KeyError, TypeError)):
         text.parse_points(bad)

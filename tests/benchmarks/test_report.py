@@ -18,18 +18,24 @@ from onerec.parquet import write_table
 from onerec.records import message
 from onerec.run import write_text
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 SPEC = SidSpec((8, 8, 8))
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)  # fmt: skip
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 # A page that holds the report in a frame of some width, and writes what can be seen there into its own text.
-PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe><pre id="out"></pre><script>
+PROBE = """<iframe id="f" src="report.html" style="width: {width}px; height: 900px; border: 0"></iframe>
+<pre id="out"></pre><script>
 f.onload = () => {{ const d = f.contentDocument, seen = e => e.getBoundingClientRect().height > 0;
 const style = f.contentWindow.getComputedStyle(d.body);
 out.textContent = JSON.stringify({{ scroll: d.documentElement.scrollWidth, client: d.documentElement.clientWidth,
-headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent), rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
-charts: [...d.querySelectorAll("svg")].filter(seen).length, hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
+headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent),
+rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
+charts: [...d.querySelectorAll("svg")].filter(seen).length,
+hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
 columns: f.contentWindow.getComputedStyle(d.querySelector(".grid2")).gridTemplateColumns.split(" ").length,
-back: style.backgroundColor, ink: style.color, links: [...d.querySelectorAll("[src], link, script")].length }}); }}; </script>"""
+back: style.backgroundColor, ink: style.color,
+links: [...d.querySelectorAll("[src], link, script")].length }}); }}; </script>"""
 
 
 def result(folder, name, recall, em=None, **more):
@@ -54,11 +60,17 @@ def world(tmp_path):
     """Three stages, a baseline, a training log, benchmark data with titles and predictions of the last stage."""
     base = result(tmp_path, "base", None, 0.8)
     stage2 = result(tmp_path, "stage2", [0, 0, 0, 0.1, 0, 0.1], 0.6)
-    beams = {"video": [{"width": w, "samples": 6, "recall@1": 0.1, "recall@10": w / 100, "recall@32": w / 50} for w in (4, 16)]}  # fmt: skip
+    line = {"samples": 6, "recall@1": 0.1}
+    beams = {"video": [line | {"width": w, "recall@10": w / 100, "recall@32": w / 50} for w in (4, 16)]}
     sft = result(
-        tmp_path, "sft", [0.5, 0.4, 0.3, 0.2, 0.3, 0.4], 0.5, beams=beams,
-        intervals={"video": {"recall@10": [0.25, 0.45]}}, unjudged={"rec_reason": {"no judge set": 2}},
-    )  # fmt: skip
+        tmp_path,
+        "sft",
+        [0.5, 0.4, 0.3, 0.2, 0.3, 0.4],
+        0.5,
+        beams=beams,
+        intervals={"video": {"recall@10": [0.25, 0.45]}},
+        unjudged={"rec_reason": {"no judge set": 2}},
+    )
     popularity = result(tmp_path, "popularity", [0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
     log = tmp_path / "train_log.jsonl"
     log.write_text(
@@ -82,7 +94,8 @@ def world(tmp_path):
         )
         sids = [i, 7] if i % 2 else [6, 7]
         items = [*range(100, 109), i] if i % 2 else sids  # a hit in the last of the ten places is a hit that is shown
-        lines.append({"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids], "thought": "想" * 30})  # fmt: skip
+        line = {"uuid": str(i), "uid": i, "answer": [i], "items": items, "sids": [[0, 0, p] for p in sids]}
+        lines.append(line | {"thought": "想" * 30})
     write_table(data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
     codes = pa.array([[0, 0, p] for p in range(8)], pa.list_(pa.int32()))
     write_table(data / "video_ad_pid2sid.parquet", pa.table({"pid": list(range(8)), "codes": codes}))
@@ -92,13 +105,18 @@ def world(tmp_path):
     write_table(titles, pa.table({"pid": list(range(8)), "dense_caption": names}))
     (sft / "predictions_video.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
-        "argv": [
-            "--results", str(base), str(stage2), str(sft), "--labels", "base <LLM>", "stage 2", "SFT",
-            "--baselines", str(popularity), "--train_logs", f"SFT={log}", "--data_dir", str(data),
-            "--titles", str(titles), "--bootstrap", "200", "--output_dir", str(tmp_path / "out"),
-        ],
+        "argv": as_flags(
+            results=[base, stage2, sft],
+            labels=["base <LLM>", "stage 2", "SFT"],
+            baselines=popularity,
+            train_logs=f"SFT={log}",
+            data_dir=data,
+            titles=titles,
+            bootstrap=200,
+            output_dir=tmp_path / "out",
+        ),
         "out": tmp_path / "out",
-    }  # fmt: skip
+    }
 
 
 def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
@@ -138,17 +156,31 @@ def test_a_browser_shows_the_report(world, width, dark):
     report.main(world["argv"])
     (world["out"] / "probe.html").write_text(PROBE.format(width=width))
     command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
-        f"--user-data-dir={world['out']}/profile", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--virtual-time-budget=4000", f"file://{world['out']}/probe.html",
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--dump-dom",
+        f"--user-data-dir={world['out']}/profile",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--virtual-time-budget=4000",
+        f"file://{world['out']}/probe.html",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="out">(.+?)</pre>', done.stdout)
     assert found, done.stderr[-2000:]
     seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert seen["client"] == width or seen["client"] == width - 15  # less a scroll bar
     assert seen["scroll"] <= seen["client"], "the page scrolls sideways"
-    wanted = {"Paired differences", "Metrics", "Training curves", "Recall against beam width", "Examples to read", "Errors to learn from"}  # fmt: skip
+    wanted = {
+        "Paired differences",
+        "Metrics",
+        "Training curves",
+        "Recall against beam width",
+        "Examples to read",
+        "Errors to learn from",
+    }
     assert wanted <= set(seen["headings"]) and seen["rows"] == 4 and seen["charts"] >= 8
     assert seen["hits"] and all(text.startswith("第") for text in seen["hits"])
     assert (seen["columns"] == 1) == (width < 600) and seen["links"] == 0
@@ -182,14 +214,26 @@ METRICS = {"name": "x", "tasks": {"video": {"recall@10": 0.1}}}
 @pytest.mark.parametrize(
     "value",
     [
-        5, None, [], {}, {"tasks": []}, {"name": "x", "tasks": {"video": [1]}}, {"name": 5, "tasks": {}},
-        {"name": "x", "tasks": {"video": {"recall@10": "high"}}}, {"name": "x", "tasks": {"video": {"recall@10": [1]}}},
-        {"name": "x", "tasks": {"video": {"recall@10": math.inf}}}, {"name": "x", "tasks": {"video": {"recall@10": 10**400}}},
-        METRICS | {"intervals": {"video": {"recall@10": [1]}}}, METRICS | {"intervals": {"video": {"recall@10": [None, 1]}}},
-        METRICS | {"intervals": []}, METRICS | {"data": {"tests": {"video": 5}}}, METRICS | {"data": 5},
-        METRICS | {"beams": {"video": [{"width": "4"}]}}, METRICS | {"beams": {"video": 3}},
+        5,
+        None,
+        [],
+        {},
+        {"tasks": []},
+        {"name": "x", "tasks": {"video": [1]}},
+        {"name": 5, "tasks": {}},
+        {"name": "x", "tasks": {"video": {"recall@10": "high"}}},
+        {"name": "x", "tasks": {"video": {"recall@10": [1]}}},
+        {"name": "x", "tasks": {"video": {"recall@10": math.inf}}},
+        {"name": "x", "tasks": {"video": {"recall@10": 10**400}}},
+        METRICS | {"intervals": {"video": {"recall@10": [1]}}},
+        METRICS | {"intervals": {"video": {"recall@10": [None, 1]}}},
+        METRICS | {"intervals": []},
+        METRICS | {"data": {"tests": {"video": 5}}},
+        METRICS | {"data": 5},
+        METRICS | {"beams": {"video": [{"width": "4"}]}},
+        METRICS | {"beams": {"video": 3}},
     ],
-)  # fmt: skip
+)
 def test_metrics_of_another_shape_are_refused(tmp_path, value):
     (tmp_path / "metrics.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=r"metrics\.json: is not a result of evaluate\.py"):
@@ -228,7 +272,9 @@ def test_json_lines_end_at_line_feeds_alone(tmp_path):
     assert load_predictions(tmp_path, "rec_reason") == [value, value]
 
 
-@pytest.mark.parametrize("line", ["{}", '{"step": "1", "loss": 1}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}', "3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line", ["{}", '{"step": "1", "loss": 1}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}', "3"]
+)
 def test_a_training_log_of_another_shape_is_refused(world, tmp_path, line):
     (tmp_path / "train_log.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match=r"train_log\.jsonl: "):

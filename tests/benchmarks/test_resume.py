@@ -14,9 +14,17 @@ from benchmarks.evaluate import main
 from benchmarks.journal import Journal, work_keys
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
+from tests.arguments import as_flags
 
-FLAGS = ["--free_sids", "0", "--num_beams", "16", "--max_thinking_tokens", "4", "--token_budget", "350", "--device", "cpu",
-         "--enable_thinking", "true", "--thinking_temperature", "0.9"]  # fmt: skip
+FLAGS = as_flags(
+    free_sids=0,
+    num_beams=16,
+    max_thinking_tokens=4,
+    token_budget=350,
+    device="cpu",
+    enable_thinking="true",
+    thinking_temperature="0.9",
+)
 
 # The evaluation in a process of its own, which sends itself a signal inside its tenth write of results.
 KILLED = """
@@ -37,8 +45,7 @@ cli(lambda: evaluate.main(sys.argv[2:]))()
 
 
 def argv(checkpoint, data, output, *more):
-    return ["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(output),
-            *FLAGS, *more]  # fmt: skip
+    return [*as_flags(model_path=checkpoint, result_name="x", data_dir=data, output_dir=output), *FLAGS, *more]
 
 
 def files_of(output):
@@ -51,8 +58,9 @@ def files_of(output):
 def signalled(sent, arguments):
     return subprocess.run(
         [sys.executable, "-c", KILLED, str(int(sent)), *arguments],
-        capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_a_run_that_gets_sigterm_keeps_what_it_has_and_says_go_on(tiny_checkpoint, tiny_data, tmp_path):

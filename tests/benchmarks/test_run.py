@@ -29,15 +29,24 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def eight(data):
     """The data with a test file of every task."""
-    for task, key in (("ad", "answer_pid"), ("product", "answer_iid"), ("label_cond", "answer_pid"), ("interactive", "answer_pid")):  # fmt: skip
+    for task, key in (
+        ("ad", "answer_pid"),
+        ("product", "answer_iid"),
+        ("label_cond", "answer_pid"),
+        ("interactive", "answer_pid"),
+    ):
         rows = [test_row(i, [i, i + 1], [i + 3], key) for i in range(4)]
         write_table(data / task / f"{task}_test.parquet", pa.Table.from_pylist(rows))
     for task, answer in (("item_understand", "aaa b"), ("rec_reason", "因为喜欢 score=4")):
         rows = [
-            {"uuid": str(i), "source": "s", "messages": json.dumps([message("user", f"讲什么{i}")]),
-             "metadata": json.dumps({"uid": i, "answer": answer})}
+            {
+                "uuid": str(i),
+                "source": "s",
+                "messages": json.dumps([message("user", f"讲什么{i}")]),
+                "metadata": json.dumps({"uid": i, "answer": answer}),
+            }
             for i in range(3)
-        ]  # fmt: skip
+        ]
         write_table(data / task / f"{task}_test.parquet", pa.Table.from_pylist(rows))
     write_table(data / "product_pid2sid.parquet", pa.parquet.read_table(data / "video_ad_pid2sid.parquet"))
     return data
@@ -171,8 +180,9 @@ def test_eval_script_passes_a_signal_on_and_waits_for_what_it_ends_with(tmp_path
     with subprocess.Popen(
         ["bash", str(ROOT / "benchmarks" / "eval_script.sh"), "model", "mine", "false"],
         env={**os.environ, "PYTHON": str(python), "BENCHMARK_BASE_DIR": str(tmp_path)},
-        stdout=subprocess.PIPE, text=True,
-    ) as script:  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as script:
         assert "begun\n" in iter(script.stdout.readline, "")
         script.send_signal(sent)
         assert script.stdout.read() == "ended\n"  # and nobody holds the pipe any more

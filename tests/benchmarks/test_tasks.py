@@ -104,12 +104,15 @@ def test_valid_sids_among_freely_generated_tokens(toy_spec):
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        ({key(8191, 8191, 8191): [{"pid": 1, "count": 1}], str(8192**3): [{"pid": 2, "count": 1}]}, "code 8192 in layer 0"),
+        (
+            {key(8191, 8191, 8191): [{"pid": 1, "count": 1}], str(8192**3): [{"pid": 2, "count": 1}]},
+            "code 8192 in layer 0",
+        ),
         ({key(0, 0, 0): [{"pid": 1}]}, "no usable items"),
         ({key(0, 0, 0): [{"pid": 1, "count": 1}], key(0, 0, 1): [{"pid": 1, "count": 1}]}, "names a pid twice"),
         ({}, "holds no SID"),
     ],
-)  # fmt: skip
+)
 def test_a_catalogue_that_is_wrong_is_refused(tmp_path, value, match):
     (tmp_path / "sid2pid.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=match):
@@ -145,7 +148,12 @@ def test_a_few_unusable_rows_are_counted_and_many_refused(tmp_path):
 
 
 def test_a_user_who_stands_twice_with_the_same_prompt_and_answer_counts_once(tmp_path):
-    rows = [row("a", {"uid": 1, "answer_pid": [1]}), row("b", {"uid": 1, "answer_pid": [1]}), row("a", {"uid": 2, "answer_pid": [1]}), row("c", {"uid": 1, "answer_pid": [3]}, "另一问")]  # fmt: skip
+    rows = [
+        row("a", {"uid": 1, "answer_pid": [1]}),
+        row("b", {"uid": 1, "answer_pid": [1]}),
+        row("a", {"uid": 2, "answer_pid": [1]}),
+        row("c", {"uid": 1, "answer_pid": [3]}, "另一问"),
+    ]
     write(tmp_path, "video", rows)
     manifest = Manifest("test")
     assert [e.uuid for e in load_examples(tmp_path, TASKS["video"], manifest=manifest)] == ["a", "c"]

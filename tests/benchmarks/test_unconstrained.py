@@ -7,11 +7,22 @@ from benchmarks.evaluate import main
 from benchmarks.results import load_predictions
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 
 
 def predictions(checkpoint, data, folder, *more):
-    main(["--model_path", str(checkpoint), "--result_name", "x", "--data_dir", str(data), "--output_dir", str(folder),
-          "--tasks", "video", "--free_sids", "0", "--bootstrap", "0", *more])  # fmt: skip
+    main(
+        as_flags(
+            *more,
+            model_path=checkpoint,
+            result_name="x",
+            data_dir=data,
+            output_dir=folder,
+            tasks="video",
+            free_sids=0,
+            bootstrap=0,
+        )
+    )
     return load_predictions(folder / "results_x", "video")
 
 

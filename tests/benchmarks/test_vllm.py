@@ -1,4 +1,4 @@
-"""Two vLLM engines as Ray actors: what hf gives, and a run killed in the middle goes on. Runs where vLLM is installed."""
+"""Two vLLM engines as Ray actors give what hf gives, and a killed run goes on. Runs where vLLM is installed."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+
+from tests.arguments import as_flags
 
 # An evaluation in a process of its own, prompts handed out two at a time; with "kill" it dies after its third write.
 CHILD = """
@@ -41,14 +43,17 @@ def test_two_engines_under_ray_give_what_hf_gives_and_a_killed_run_goes_on(tiny_
 
     if torch.cuda.is_available():
         pytest.skip("needs two GPUs or a CPU build of vLLM")
-    flags = ["--model_path", str(tiny_checkpoint), "--data_dir", str(tiny_data), "--output_dir", str(tmp_path),
-             "--free_sids", "0", "--num_beams", "16", "--tasks", "video"]  # fmt: skip
+    flags = as_flags(
+        model_path=tiny_checkpoint, data_dir=tiny_data, output_dir=tmp_path, free_sids=0, num_beams=16, tasks="video"
+    )
 
     def run(mode, *more):
         return subprocess.run(
-            [sys.executable, "-c", CHILD, mode, *flags, *more], capture_output=True, text=True,
+            [sys.executable, "-c", CHILD, mode, *flags, *more],
+            capture_output=True,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
-        )  # fmt: skip
+        )
 
     engines = ["--result_name", "vllm", "--backend", "vllm", "--data_parallel", "2"]
     killed = run("kill", *engines)

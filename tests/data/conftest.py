@@ -10,6 +10,7 @@ import pytest
 
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 from tests.data.tests_data import release_table, user
 
 
@@ -35,12 +36,12 @@ def release(tmp_path: Path):
         spec=spec,
         write=write,
         output=tmp_path / "output",
-        argv=lambda *more: [
-            "--input", str(input_path),
-            "--pid2sid", str(tmp_path / "video_ad_pid2sid.parquet"),
-            "--product_pid2sid", str(tmp_path / "product_pid2sid.parquet"),
-            "--caption", str(tmp_path / "pid2caption.parquet"),
-            "--output_dir", str(tmp_path / "output"),
+        argv=lambda *more: as_flags(
             *more,
-        ],
-    )  # fmt: skip
+            input=input_path,
+            pid2sid=tmp_path / "video_ad_pid2sid.parquet",
+            product_pid2sid=tmp_path / "product_pid2sid.parquet",
+            caption=tmp_path / "pid2caption.parquet",
+            output_dir=tmp_path / "output",
+        ),
+    )

@@ -1,4 +1,4 @@
-"""What the data stage, the tokenizer and the benchmark make of strangers' columns: the exact ids, a refusal, or a counted bad row."""
+"""Strangers' columns in the data stage, the tokenizer and the benchmark: exact ids, a refusal, or a bad row."""
 
 from __future__ import annotations
 

@@ -101,8 +101,14 @@ def hub(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(*more, **environment):
-        env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-               "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}  # fmt: skip
+        env = {
+            **os.environ,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **environment,
+        }
         command = [
             sys.executable,
             "data/download.py",

@@ -77,8 +77,16 @@ def test_the_same_row_twice_is_counted_in_the_simple_layout_too(release):
 
 def test_a_layout_of_ones_own_names_the_columns(release, tmp_path):
     layout = tmp_path / "mine.json"
-    layout.write_text(json.dumps({"columns": {"uid": "member", "hist_video_pid": "seen", "target_video_pid": "next"}, "key": ["uid"],
-                                  "sids": {"codes": "sid3"}, "captions": {"caption": "title"}}))  # fmt: skip
+    layout.write_text(
+        json.dumps(
+            {
+                "columns": {"uid": "member", "hist_video_pid": "seen", "target_video_pid": "next"},
+                "key": ["uid"],
+                "sids": {"codes": "sid3"},
+                "captions": {"caption": "title"},
+            }
+        )
+    )
     write_table(release.input, pa.table({"member": [7], "seen": [[1, 2]], "next": [[3]]}))
     table = pq.read_table(release.folder / "video_ad_pid2sid.parquet").rename_columns(["pid", "sid3"])
     write_table(release.folder / "video_ad_pid2sid.parquet", table)

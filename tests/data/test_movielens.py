@@ -74,8 +74,12 @@ def test_each_user_gives_a_training_row_and_a_test_row_without_a_leak(films):
     for uid in (1, 3, 4):
         (held_out,) = rows[uid, 1]["target_video_pid"]
         train = {key: value for key, value in rows[uid, 0].items() if key != "uid"}
-        lists = [pid for name, value in train.items() if name.endswith(("_pid", "_list")) and isinstance(value, list)
-                 for pid in value]  # fmt: skip
+        lists = [
+            pid
+            for name, value in train.items()
+            if name.endswith(("_pid", "_list")) and isinstance(value, list)
+            for pid in value
+        ]
         texts = " ".join(value for value in train.values() if isinstance(value, str))
         assert held_out not in lists and train["target_pid"] != held_out
         assert str(held_out) not in texts and f"Film {held_out}" not in texts

@@ -41,10 +41,18 @@ def test_every_task_gives_valid_records_of_the_training_users(release):
         assert all(check_record(row) is None for row in table)
         assert len({row["uuid"] for row in table}) == len(table)
     assert counts == {
-        "pretrain_video_rec": 2, "pretrain_user_profile": 2, "pretrain_item_understand": 2, "sft_video_rec": 2,
-        "sft_interactive_rec": 2, "sft_label_cond_rec": 2, "sft_label_pred": 4, "sft_ad_rec": 2, "sft_product_rec": 2,
-        "sft_item_understand": 2, "sft_rec_reason": 2,
-    }  # fmt: skip
+        "pretrain_video_rec": 2,
+        "pretrain_user_profile": 2,
+        "pretrain_item_understand": 2,
+        "sft_video_rec": 2,
+        "sft_interactive_rec": 2,
+        "sft_label_cond_rec": 2,
+        "sft_label_pred": 4,
+        "sft_ad_rec": 2,
+        "sft_product_rec": 2,
+        "sft_item_understand": 2,
+        "sft_rec_reason": 2,
+    }
 
 
 def test_video_rec_shows_the_history_and_answers_with_the_targets(release):
@@ -105,7 +113,7 @@ def test_label_cond_draws_among_the_kinds_present(release):
 
 
 def test_label_cond_draws_no_kind_without_a_sid(release):
-    """Of every user's five kinds with a target only the last has an item with a SID: everybody has a row, of that kind."""
+    """Of each user's five kinds of targets only the last has an item with a SID: all users have a row, of that kind."""
     masks = {f"target_video_{label}": [int(label == LABELS[-1]), int(label != LABELS[-1])] for label in LABELS}
     release.write([user(i, target_video_pid=[4, 999], **masks) for i in range(1, 11)])
     main(release.argv("--tasks", "sft_label_cond_rec", "--benchmark", "0"))

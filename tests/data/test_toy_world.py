@@ -11,17 +11,15 @@ from data.toy.items import SUBTOPICS, latent_space, make_items
 from data.toy.reference import measure, recall_at
 from data.toy.users import World, simulate_user
 from onerec.errors import InputError
+from tests.arguments import as_flags
 
 LABELS = ("longview", "like", "follow", "forward", "not_interested")
-SMALL = [
-    "--n_users", "120", "--n_videos", "240", "--n_ads", "24", "--n_goods", "48", "--n_texts", "60", "--n_facts", "12",
-]  # fmt: skip
-COLUMNS = {
-    "uid", "split", "hist_video_pid", "target_video_pid", "hist_longview_video_list", "hist_ad_pid", "target_ad_pid",
-    "hist_goods_pid", "target_goods_pid", "inter_user_profile", "inter_keyword_to_items", "reco_gsu_caption",
-    "reco_target_caption", "reco_cot", "target_pid",
-    *(f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS),
-}  # fmt: skip
+SMALL = as_flags(n_users=120, n_videos=240, n_ads=24, n_goods=48, n_texts=60, n_facts=12)
+_COLUMNS = """
+uid split hist_video_pid target_video_pid hist_longview_video_list hist_ad_pid target_ad_pid hist_goods_pid
+target_goods_pid inter_user_profile inter_keyword_to_items reco_gsu_caption reco_target_caption reco_cot target_pid
+"""
+COLUMNS = set(_COLUMNS.split()) | {f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS}
 
 
 @pytest.fixture(scope="module")

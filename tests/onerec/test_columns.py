@@ -1,4 +1,4 @@
-"""Whatever a stranger's column is stored as: the exact values come out, or `InputError`, or a value that is null and counted."""
+"""However a stranger's column is stored: the exact values come out, or `InputError`, or a null that is counted."""
 
 from __future__ import annotations
 

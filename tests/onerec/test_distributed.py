@@ -25,9 +25,9 @@ def open_alone():
 def held_by_gloo() -> weakref.ref:
     """A tensor of a collective that is done, which only gloo's thread still holds.
 
-    To let go of it the thread needs the interpreter's lock, which this one keeps from the start on: a switch interval without
-    end, and no call that gives the lock up. (Where gloo was done before its call came back, the tensor has gone with ``work``:
-    the next one is larger.)
+    To let go of it the thread needs the interpreter's lock, which this one keeps from the start on: a switch interval
+    without end, and no call that gives the lock up. (Where gloo was done before its call came back, the tensor has gone
+    with ``work``: the next one is larger.)
     """
     import torch
     import torch.distributed as dist

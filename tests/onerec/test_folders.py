@@ -1,4 +1,4 @@
-"""Output folders: replaced only where they are ours, whole after a kill at any point, one run at a time, and dead runs' leavings go."""
+"""Output folders: only ours are replaced, whole after any kill, one run at a time, dead runs' leavings go."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def test_replacing_a_folder_by_name(tmp_path):
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 128 vs 22"), "x: no space left"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "x: no space left"),
     ],
-)  # fmt: skip
+)
 def test_a_full_disk_is_named_by_the_output_whoever_says_it(tmp_path, error, line):
     with pytest.raises(InputError, match=line), atomic_path(tmp_path / "x"):
         raise error

@@ -16,13 +16,15 @@ from onerec.keeper import STOPPED, owned
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the keeper adopts orphans on Linux only")
 
-# A command like a run of Ray: a child in a session of its own whose parent is gone and that ignores SIGTERM, a deaf grandchild
-# of a process that dies, and itself.
+# A command like a run of Ray: a child in a session of its own whose parent is gone and that ignores SIGTERM, a deaf
+# grandchild of a process that dies, and itself.
 TREE = """
 import os, signal, subprocess, sys, time
 mark = sys.argv[1]
-sleep = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(300)", mark]
-daemon = [sys.executable, "-c", "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)", *sleep]
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(300)"
+sleep = [sys.executable, "-c", deaf, mark]
+orphan = "import subprocess, sys; subprocess.Popen(sys.argv[1:], start_new_session=True)"
+daemon = [sys.executable, "-c", orphan, *sleep]
 subprocess.run(daemon, check=True)
 subprocess.Popen(sleep, start_new_session=True)
 time.sleep(300 if len(sys.argv) < 3 else float(sys.argv[2]))
@@ -74,8 +76,11 @@ def start(mark: str, what: str = "", *more: str) -> subprocess.Popen:
     """A script that owns `TREE`, when both of its deaf processes are up."""
     script = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, what, TREE, mark, *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert script.stdout is not None
     assert [script.stdout.readline() for _ in range(1 if what else 2)]
     return script

@@ -1,4 +1,4 @@
-"""Damaged model folders, each told in one line by the opener and by a command that uses it, and nothing of them executed."""
+"""Damaged model folders: the opener and a command that uses it say so in one line, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -143,7 +143,10 @@ DAMAGES = {
     "vocabulary is missing": (edit(vocab_size=...), "vocab_size is None"),
     "negative heads": (edit(num_attention_heads=-4), "num_attention_heads is -4"),
     "no heads": (edit(num_attention_heads=0, num_key_value_heads=0), "num_attention_heads is 0"),
-    "heads that do not divide": (edit(num_attention_heads=3, num_key_value_heads=2), "num_key_value_heads is 2; a divisor"),
+    "heads that do not divide": (
+        edit(num_attention_heads=3, num_key_value_heads=2),
+        "num_key_value_heads is 2; a divisor",
+    ),
     "an odd head": (edit(head_dim=7), "head_dim is 7; an even number"),
     "endless layers": (edit(num_hidden_layers=1 << 30), "do not hold model.layers.1."),
     "more layers than anything": (edit(num_hidden_layers=10**30), "num_hidden_layers is 1000"),
@@ -152,13 +155,22 @@ DAMAGES = {
     "epsilon is no number": (edit(rms_norm_eps=float("nan")), "rms_norm_eps is nan"),
     "an unknown type": (edit(dtype="float3"), "dtype is 'float3'"),
     "an end as text": (edit(eos_token_id="</s>"), "eos_token_id is '</s>'"),
-    "an end below 0": (text("generation_config.json", '{"eos_token_id": [1, -2]}'), "generation_config.json: eos_token_id"),
-    "generation config is a list": (text("generation_config.json", "[]"), "generation_config.json: is not a JSON object"),
+    "an end below 0": (
+        text("generation_config.json", '{"eos_token_id": [1, -2]}'),
+        "generation_config.json: eos_token_id",
+    ),
+    "generation config is a list": (
+        text("generation_config.json", "[]"),
+        "generation_config.json: is not a JSON object",
+    ),
     "a theta as text": (edit(rope_theta="1e6"), "rope_theta is '1e6'"),
     "quantised": (edit(quantization_config={"bits": 4}), "quantization_config is"),
     "an adapter": (text("adapter_config.json", "{}"), "is an adapter"),
     "no weights": (text("model.safetensors", None), "no model.safetensors"),
-    "pickled weights": (evil("pytorch_model.bin", instead="model.safetensors"), "pytorch_model.bin: holds weights as a pickle"),
+    "pickled weights": (
+        evil("pytorch_model.bin", instead="model.safetensors"),
+        "pytorch_model.bin: holds weights as a pickle",
+    ),
     "a pickle called safetensors": (evil("model.safetensors"), "is not a whole safetensors file"),
     "empty weights": (text("model.safetensors", b""), "model.safetensors: is empty"),
     "weights are a pointer": (text("model.safetensors", POINTER), "model.safetensors: is a Git LFS pointer"),
@@ -168,7 +180,10 @@ DAMAGES = {
     "a header that is a list": (text("model.safetensors", struct.pack("<Q", 2) + b"[]"), "is not a whole"),
     "endless values": (header(a={"dtype": "F32", "shape": [1], "data_offsets": [0, float("inf")]}), "is not a whole"),
     "a tensor without a shape": (header(a={"dtype": "F32"}), "is not a whole"),
-    "bytes that are not the shape's": (header(a={"dtype": "F32", "shape": [9], "data_offsets": [0, 64]}), "not those of its shape"),
+    "bytes that are not the shape's": (
+        header(a={"dtype": "F32", "shape": [9], "data_offsets": [0, 64]}),
+        "not those of its shape",
+    ),
     "values beyond the file": (header(a={"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}), "is shorter than"),
     "a tensor is missing": (weights(lambda t: t.pop(NORM)), f"do not hold {NORM}"),
     "a tensor of another shape": (weights(lambda t: t.update({NORM: np.ones(9, np.float32)})), r"is \[9\]; \[8\]"),
@@ -180,33 +195,56 @@ DAMAGES = {
         "holds model.layers.1.mlp.up_proj.weight, which config.json does not know",
     ),
     "a sliding window": (edit(use_sliding_window=True), "use_sliding_window is True; false"),
-    "layers with windows": (edit(layer_types=["sliding_attention"]), "layer_types is .*; full_attention in every layer"),
+    "layers with windows": (
+        edit(layer_types=["sliding_attention"]),
+        "layer_types is .*; full_attention in every layer",
+    ),
     "another family": (edit(model_type="llama"), "m: is a llama; a family with a renderer: qwen3$"),
     "a shard is missing": (sharded(f2_safetensors=None), "2.safetensors: no such file, and"),
     "a shard is empty": (sharded(f2_safetensors=b""), "2.safetensors: is empty"),
     "an index without a map": (sharded(index=lambda places: {}), "has no weight_map"),
     "an index of numbers": (sharded(index=lambda places: {"weight_map": {NORM: 1}}), "goes with the file '1'"),
-    "an index that points elsewhere": (sharded(index=lambda places: {"weight_map": {NORM: "../x.safetensors"}}), "goes with the file"),
-    "an index of a pickle": (sharded(index=lambda places: {"weight_map": {NORM: "x.bin"}}), "goes with the file 'x.bin'"),
+    "an index that points elsewhere": (
+        sharded(index=lambda places: {"weight_map": {NORM: "../x.safetensors"}}),
+        "goes with the file",
+    ),
+    "an index of a pickle": (
+        sharded(index=lambda places: {"weight_map": {NORM: "x.bin"}}),
+        "goes with the file 'x.bin'",
+    ),
     "an index that is wrong": (
-        sharded(index=lambda places: {"weight_map": dict.fromkeys(places, "1.safetensors")}), "1.safetensors: does not hold"
+        sharded(index=lambda places: {"weight_map": dict.fromkeys(places, "1.safetensors")}),
+        "1.safetensors: does not hold",
     ),
     "two sets of weights": (
-        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'), "goes with the file 'model.safetensors'"
+        text("model.safetensors.index.json", '{"weight_map": {"a": "o.safetensors"}}'),
+        "goes with the file 'model.safetensors'",
     ),
     "no tokenizer": (text("tokenizer.json", None), "has no tokenizer.json"),
     "a tokenizer that is none": (text("tokenizer.json", '{"model": 5}'), "tokenizer.json: cannot be loaded"),
     "a tokenizer that is a list": (text("tokenizer.json", "[]"), "tokenizer.json: is not a JSON object"),
     "a tokenizer that is a pointer": (text("tokenizer.json", POINTER), "tokenizer.json: is a Git LFS pointer"),
     "a tokenizer config that is none": (text("tokenizer_config.json", "{,}"), "tokenizer_config.json: is not JSON"),
-    "a tokenizer that is too large": (lambda f: tiny_tokenizer(f, [*WORDS, *SPEC.tokens, "e", "f", "g", "h", "i"]), "has the id"),
-    "a tokenizer without SIDs": (lambda f: tiny_tokenizer(f, WORDS), "its tokenizer has <s_a_0> at None, its sid_spec.json at 6"),
-    "SIDs at other ids": (lambda f: SidSpec((2, 3), first_id=5).save(f), "its tokenizer has <s_a_0> at 6, its sid_spec.json at 5"),
-    "SIDs beyond the vocabulary": (lambda f: SidSpec((2, 3), first_id=12).save(f), "no ids inside its 16 embedding rows"),
+    "a tokenizer that is too large": (
+        lambda f: tiny_tokenizer(f, [*WORDS, *SPEC.tokens, "e", "f", "g", "h", "i"]),
+        "has the id",
+    ),
+    "a tokenizer without SIDs": (
+        lambda f: tiny_tokenizer(f, WORDS),
+        "its tokenizer has <s_a_0> at None, its sid_spec.json at 6",
+    ),
+    "SIDs at other ids": (
+        lambda f: SidSpec((2, 3), first_id=5).save(f),
+        "its tokenizer has <s_a_0> at 6, its sid_spec.json at 5",
+    ),
+    "SIDs beyond the vocabulary": (
+        lambda f: SidSpec((2, 3), first_id=12).save(f),
+        "no ids inside its 16 embedding rows",
+    ),
     "SIDs without ids": (lambda f: SidSpec((2, 3)).save(f), "no ids inside its 16 embedding rows"),
     "SIDs that are none": (text("sid_spec.json", "{}"), "is not a SID specification"),
     "code of its own": (own_code, "is a evil"),
-}  # fmt: skip
+}
 
 
 def tiny_tokenizer(folder: Path, words: list[str]) -> None:
@@ -253,7 +291,7 @@ def test_what_others_write_is_taken(good, tmp_path, change):
 
 
 @pytest.mark.parametrize("kind", RENDERERS)
-@pytest.mark.parametrize("more", [{}, {"tie_word_embeddings": False, "attention_bias": True, "head_dim": ...}])  # fmt: skip
+@pytest.mark.parametrize("more", [{}, {"tie_word_embeddings": False, "attention_bias": True, "head_dim": ...}])
 def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind, more):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -276,7 +314,7 @@ def test_the_tensors_of_an_architecture_are_those_of_transformers(tmp_path, kind
 
 
 def test_python_beside_a_model_is_never_run(good, tmp_path):
-    """What transformers would look for beside a backbone that it knows: its classes, its tokenizer, its way to generate."""
+    """What transformers would look for beside a backbone that it knows: classes, a tokenizer, a way to generate."""
     from transformers import AutoTokenizer
 
     from pretrain.model import load_lm
@@ -332,7 +370,7 @@ def test_an_encoder_is_opened_in_the_same_way(good, tmp_path):
 
 
 def said(call: ast.Call) -> tuple[str, str] | None:
-    """(keyword, value) that a call must say: transformers and vLLM not to run a folder's Python, torch to read tensors alone."""
+    """(keyword, value) that a call must say: no Python of a folder in transformers and vLLM, tensors alone in torch."""
     whole = ast.unparse(call.func)
     if whole == "torch.load":
         return "weights_only", "True"

@@ -132,5 +132,6 @@ def test_progress_passes_everything_through_and_names_rate_and_time_left(capsys)
 
 
 def test_importing_the_contracts_pulls_in_no_torch():
-    code = "import sys, onerec.sid, onerec.records, onerec.render, onerec.catalog, onerec.items.item; sys.exit('torch' in sys.modules)"
+    code = "import sys, onerec.sid, onerec.records, onerec.render, onerec.catalog, onerec.items.item; "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

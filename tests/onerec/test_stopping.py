@@ -45,8 +45,11 @@ def begun(tmp_path):
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py"), str(output)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root)},
-    ) as run:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as run:
         children = []
         try:
             assert any(line.startswith("begun") for line in run.stdout)

@@ -65,7 +65,7 @@ def make_records(spec: SidSpec) -> tuple[list, list]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
-    """``general/``, ``rec/`` with a file list, ``sid_spec.json``, ``base`` (tied), ``base_itemic``, ``untied_itemic``, ``config.json``."""
+    """``general/``, ``rec/``, ``sid_spec.json``, ``config.json``; the models ``base`` (tied) and two ``…_itemic``."""
     from pretrain import expand_vocab, make_tiny_qwen3
 
     root = tmp_path_factory.mktemp("pretrain")

@@ -2,7 +2,7 @@
 
     torchrun --nproc_per_node 2 sharded_runs.py runs.json
 
-``runs.json``: a list of ``{"argv": […], "kill_at": step or null}``; a killed run ends, on every process, before that step.
+``runs.json``: a list of ``{"argv": […], "kill_at": step or null}``; a killed run ends before that step everywhere.
 ``"signal_at": step``: the last process gets SIGTERM within that step. ``"status"``: what the run is to return.
 """
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, lack a part or hold a foreign pickle: one line, nothing run, nothing begun afresh in silence."""
+"""Checkpoints that are cut, lack a part or hold a foreign pickle: one line, nothing run, no silent fresh start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain import convert_checkpoint_to_hf
 from pretrain.sharding import read_trained
 from pretrain.train import main
 
-STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "loss_state.json")  # fmt: skip
+STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "loss_state.json")
 
 
 class Evil:
@@ -30,8 +30,14 @@ class Evil:
 
 
 def argv(world: Path, output: Path, *extra: str) -> list[str]:
-    flags = {"--model_dir": world / "base_itemic", "--dataset_config": world / "config.json", "--output_dir": output,
-             "--num_training_steps": 2, "--save_checkpoint_per_step": 1, "--logging_per_step": 1}  # fmt: skip
+    flags = {
+        "--model_dir": world / "base_itemic",
+        "--dataset_config": world / "config.json",
+        "--output_dir": output,
+        "--num_training_steps": 2,
+        "--save_checkpoint_per_step": 1,
+        "--logging_per_step": 1,
+    }
     return [str(item) for pair in flags.items() for item in pair] + list(extra)
 
 
@@ -94,18 +100,23 @@ DAMAGES = {
     "a run of text": (content("run.json", {"world_size": "1"}), "not those of this step"),
     "sums of another length": (content("loss_state.json", {"tokens_seen": 1, "sums": [1.0]}), "loss_state.json"),
     "sums of text": (content("loss_state.json", {"tokens_seen": "x", "sums": []}), "loss_state.json"),
-    "an optimizer of another model": (lambda f: torch.save({"state": {}, "param_groups": []}, f / "optimizer.pt"), "optimizer.pt"),
+    "an optimizer of another model": (
+        lambda f: torch.save({"state": {}, "param_groups": []}, f / "optimizer.pt"),
+        "optimizer.pt",
+    ),
     "a fresh optimizer": (state("optimizer.pt", lambda v: v["state"].clear()), "it is of step 0"),
     "an optimizer of another step": (
-        state("optimizer.pt", lambda v: [s["step"].fill_(3) for s in v["state"].values()]), "it is of step 3"
+        state("optimizer.pt", lambda v: [s["step"].fill_(3) for s in v["state"].values()]),
+        "it is of step 3",
     ),
     "an optimizer of other shapes": (
-        state("optimizer.pt", lambda v: v["state"][0].update(exp_avg=torch.zeros(3))), "it is of other parameters"
+        state("optimizer.pt", lambda v: v["state"][0].update(exp_avg=torch.zeros(3))),
+        "it is of other parameters",
     ),
     "a fresh schedule": (state("scheduler.pt", lambda v: v.update(last_epoch=0)), "it is of step 0"),
     "a schedule of text": (state("scheduler.pt", lambda v: v.update(last_epoch="1")), "scheduler.pt"),
     "weights of another model": (other_weights, "cannot be loaded"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -156,7 +167,10 @@ def of_bytes(folder: Path) -> None:
     "damage",
     [
         lambda f: (f / "fsdp/.metadata").write_bytes(pickle.dumps(Evil(f / "CANARY"))),
-        lambda f: ((f / "fsdp/.metadata").unlink(), (f / "fsdp/__0.metadata").write_bytes(pickle.dumps(Evil(f / "CANARY")))),
+        lambda f: (
+            (f / "fsdp/.metadata").unlink(),
+            (f / "fsdp/__0.metadata").write_bytes(pickle.dumps(Evil(f / "CANARY"))),
+        ),
         of_bytes,
         lambda f: (f / "fsdp/.metadata").write_bytes(b""),
         lambda f: (f / "fsdp/.metadata").write_bytes(pickle.dumps({"a": 1})),
@@ -165,7 +179,7 @@ def of_bytes(folder: Path) -> None:
         lambda f: torch.save(Evil(f / "CANARY"), next(f.glob("fsdp/*.distcp"))),
         lambda f: shutil.rmtree(f / "fsdp") or (f / "fsdp").mkdir(),
     ],
-)  # fmt: skip
+)
 def test_a_foreign_fsdp_checkpoint_runs_nothing(tmp_path, damage):
     damage(fsdp(tmp_path))
     with pytest.raises(InputError, match="shard that is missing or damaged") as error:
@@ -193,5 +207,5 @@ def test_foreign_zero_states_run_nothing(world, stopped, tmp_path, save, place):
         torch.save(whole, folder / name)
     save(Evil(tmp_path / "CANARY"), folder / place)
     with pytest.raises(InputError, match=r"damaged \((a pickle of something else than tensors|mmap can only)"):
-        convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(folder)])  # fmt: skip
+        convert_checkpoint_to_hf.main(["--base_model_dir", str(world / "base_itemic"), "--checkpoint_dir", str(folder)])
     assert not (tmp_path / "CANARY").exists()

@@ -25,6 +25,7 @@ from onerec.sid import BEGIN, END, SidSpec
 from pretrain import tokenization
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
+from tests.arguments import as_flags
 
 
 def load(
@@ -293,8 +294,8 @@ def test_pieces_give_the_ids_of_the_whole_text(world):
     spec = SidSpec.load(world / "base_itemic")
     sid = spec.text([1, 2, 3])
     rng = random.Random(0)
-    parts = [sid, spec.tokens[0], spec.tokens[-2], spec.tokens[-1], "<|im_start|>", "<|im_end|>", "<think>", "user\n",
-             "用户看过", " a b", "\n\n", "e\u0301", "\u0338x", "<s_", "<", "12 + 7", "🦊", "naïve", "</think>", " "]  # fmt: skip
+    texts = "<|im_start|>~<|im_end|>~<think>~user\n~用户看过~ a b~\n\n~e\u0301~\u0338x~<s_~<~12 + 7~🦊~naïve~</think>~ "
+    parts = [sid, spec.tokens[0], *spec.tokens[-2:], *texts.split("~")]
     run = re.compile(rf"(?:{re.escape(BEGIN)}(?:<s_[a-c]_\d+>)+{re.escape(END)})+")
     for _ in range(400):
         text = "".join(rng.choices(parts, k=rng.randrange(1, 12)))
@@ -338,7 +339,11 @@ def test_source_weights_that_cannot_be_meant_are_refused(world, tmp_path, weight
     value["sources"] = [str(world / "general"), str(world / "rec")]
     (tmp_path / "config.json").write_text(json.dumps({**value, "source_weights": weights}))
     with pytest.raises(InputError, match=says):
-        main(["--model_dir", str(world / "base_itemic"), "--output_dir", str(tmp_path / "o"), "--dataset_config", str(tmp_path / "config.json")])  # fmt: skip
+        main(
+            as_flags(
+                model_dir=world / "base_itemic", output_dir=tmp_path / "o", dataset_config=tmp_path / "config.json"
+            )
+        )
     assert not (tmp_path / "o").exists()
 
 

@@ -12,6 +12,7 @@ from pretrain.extras import add_dropout
 from pretrain.model import load_lm
 from pretrain.train import main
 from pretrain.trainer import PackedTrainer
+from tests.arguments import as_flags
 from tests.pretrain.test_train import argv, curve
 
 RATES = ["--dropout", "0.3", "--attention_dropout", "0.2"]
@@ -80,7 +81,9 @@ def test_checkpoints_from_before_there_was_dropout_resume(world, tmp_path):
     run = json.loads(path.read_text())
     assert run.pop("dropout") == run.pop("attention_dropout") == 0.0
     path.write_text(json.dumps(run))
-    main([*argv(world, tmp_path / "out"), "--num_training_steps", "3", "--resume_from", "auto", "--resume_training_state"])  # fmt: skip
+    main(
+        [*argv(world, tmp_path / "out"), *as_flags(num_training_steps=3, resume_from="auto"), "--resume_training_state"]
+    )
 
 
 @pytest.mark.parametrize("rates", [["--dropout", "1"], ["--attention_dropout", "-0.1"]])

@@ -60,7 +60,7 @@ def test_a_package_that_is_not_installed_is_one_line(world, tmp_path, monkeypatc
 
 def test_ligers_kernels_go_into_the_model_and_its_loss_stays_out(world, monkeypatch):
     calls = []
-    fake = module("liger_kernel.transformers", _apply_liger_kernel_to_instance=lambda lm, **k: calls.append((lm, k)))  # fmt: skip
+    fake = module("liger_kernel.transformers", _apply_liger_kernel_to_instance=lambda lm, **k: calls.append((lm, k)))
     monkeypatch.setitem(sys.modules, "liger_kernel", module("liger_kernel", __path__=[]))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", fake)
     lm = load_lm(world / "base")

@@ -1,4 +1,4 @@
-"""Loss masks on real conversations, against the checkpoint's own chat template: answers and their ends, nothing else."""
+"""Loss masks on real conversations, against the checkpoint's chat template: answers and their ends, nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def say(role: str, content: str, **more) -> dict:
 
 
 def conversations() -> list[tuple[list[dict], bool]]:
-    """(messages, whether the last answer thinks): school maths, one turn and two, thinking and not, with a calculator and without."""
+    """(messages, whether the last answer thinks): school maths in one turn and two, with and without a calculator."""
     rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()[:60]]
     found = []
     for i, row in enumerate(rows):
@@ -51,9 +51,15 @@ def test_masks_of_real_conversations(world, tmp_path, switch):
     talks = conversations()
     assert len(talks) > 280
     records = [
-        {"uuid": record_uuid("real", i), "source": "gsm8k", "metadata": "{}", "segments": None, "messages": json.dumps(messages)}
+        {
+            "uuid": record_uuid("real", i),
+            "source": "gsm8k",
+            "metadata": "{}",
+            "segments": None,
+            "messages": json.dumps(messages),
+        }
         for i, (messages, _) in enumerate(talks)
-    ]  # fmt: skip
+    ]
     write_records(tmp_path / "part-0.parquet", records)
     config = {"sources": str(tmp_path), "max_length": 4096, "add_think_pattern": switch}
     (tmp_path / "config.json").write_text(json.dumps(config))

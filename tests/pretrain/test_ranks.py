@@ -80,7 +80,7 @@ def test_nodes_with_other_data_are_refused_on_every_process(tmp_path):
         (MemoryError("no room"), "could not be made by process 0 (MemoryError: no room); see what that process says"),
         (KeyboardInterrupt(), "could not be made by process 0 (KeyboardInterrupt: )"),
     ],
-)  # fmt: skip
+)
 def test_a_failure_of_one_is_the_line_of_all(tmp_path, error, says):
     run = Run([tmp_path / "tokens"] * 2, ["k", "k"])
 
@@ -147,11 +147,13 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
     first, second = (
         subprocess.Popen(
             [*command, str(rank), str(store.port), str(tmp_path / "tokens")],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "ONEREC_CODE": str(ROOT)},  # nobody need say which clone runs
         )
         for rank in (0, 1)
-    )  # fmt: skip
+    )
     try:
         assert first.stdout.readline() == "making\n"
         first.send_signal(signal.SIGKILL)

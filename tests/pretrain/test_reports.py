@@ -94,7 +94,7 @@ def test_operations_are_counted_as_torch_counts_them(world):
     half = 6.0 * config.num_hidden_layers * width * length**2
     mine = step_flops(config, [length], length, config.vocab_size)
     assert mine + half == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert layer_weights(config) == sum(p.numel() for n, p in lm.named_parameters() if ".layers." in n and p.ndim == 2)  # fmt: skip
+    assert layer_weights(config) == sum(p.numel() for n, p in lm.named_parameters() if ".layers." in n and p.ndim == 2)
 
 
 def test_stage_1_needs_fewer_operations_and_short_samples_fewer_than_long_ones(world):

@@ -108,14 +108,21 @@ def test_the_example_configs_are_valid(config):
 def slurm(folder: Path, **commands: str) -> dict[str, str]:
     """Stand-ins for SLURM's commands in ``folder``, and a job's variables."""
     (folder / "bin").mkdir()
-    commands = {"scontrol": "[ $1 = requeue ] && echo requeued $2 || printf 'node7\\nnode8\\n'", "squeue": "echo RUNNING"} | commands  # fmt: skip
+    commands = {
+        "scontrol": "[ $1 = requeue ] && echo requeued $2 || printf 'node7\\nnode8\\n'",
+        "squeue": "echo RUNNING",
+    } | commands
     for name, text in commands.items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / "bin" / name).chmod(0o755)
     return {
-        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8",
-        "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "123", "SLURM_SUBMIT_DIR": str(STAGE),
-    }  # fmt: skip
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_ID": "123",
+        "SLURM_SUBMIT_DIR": str(STAGE),
+    }
 
 
 def test_a_slurm_job_starts_one_torchrun_a_node_with_its_own_rank(tmp_path):
@@ -126,14 +133,27 @@ def test_a_slurm_job_starts_one_torchrun_a_node_with_its_own_rank(tmp_path):
     runs = [line for line in out.splitlines() if line.startswith("+")]
     assert len(runs) == 2
     for rank, line in enumerate(runs):
-        for flag in (f"--node_rank {rank}", "--nnodes 2", "--nproc_per_node 8", "--master_addr node7", "--master_port 20123", "--keep_checkpoints 7"):  # fmt: skip
+        for flag in (
+            f"--node_rank {rank}",
+            "--nnodes 2",
+            "--nproc_per_node 8",
+            "--master_addr node7",
+            "--master_port 20123",
+            "--keep_checkpoints 7",
+        ):
             assert flag in line
 
 
 @pytest.mark.parametrize(
     ("status", "state", "queued"),
-    [(75, "RUNNING", True), (75, "COMPLETING", False), (2, "RUNNING", False), (137, "RUNNING", False), (0, "RUNNING", False)],
-)  # fmt: skip
+    [
+        (75, "RUNNING", True),
+        (75, "COMPLETING", False),
+        (2, "RUNNING", False),
+        (137, "RUNNING", False),
+        (0, "RUNNING", False),
+    ],
+)
 def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(tmp_path, status, state, queued):
     job = slurm(tmp_path, srun=f"exit {status}", squeue=f"echo {state}")
     done = subprocess.run(
@@ -151,8 +171,10 @@ def test_a_slurm_job_passes_the_signal_before_its_end_to_its_steps(tmp_path):
     job = slurm(tmp_path, srun=steps, scancel='[ "$*" = "--signal=TERM 123" ] && kill -USR1 $(cat pid)')
     with subprocess.Popen(
         ["bash", str(STAGE / "examples/slurm.sh"), "x.sh"],
-        env=os.environ | job | {"SLURM_SUBMIT_DIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
-    ) as run:  # fmt: skip
+        env=os.environ | job | {"SLURM_SUBMIT_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
         assert run.stdout.readline() == "begun\n"
         run.terminate()
         assert run.stdout.read().splitlines()[-1] == "requeued 123"

@@ -1,4 +1,4 @@
-"""Processes that share a model train what one process trains: DDP, ZeRO-1/2/3 and FSDP2 on gloo, with resume and conversion."""
+"""Processes that share a model train what one trains: DDP, ZeRO-1/2/3 and FSDP2 on gloo, with resume and conversion."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.sharding import Fsdp, choose
 from pretrain.train import main
+from tests.arguments import as_flags
 from tests.pretrain.test_train import argv, curve, weights
 
 STAGE = Path(__file__).resolve().parents[2] / "pretrain"
@@ -54,7 +55,8 @@ def torchrun(processes: int, script: Path, *args: str) -> None:
 def runs(world, tmp_path_factory) -> Path:
     """Folders of runs: ``one`` and ``one_stage1`` of one process that accumulates two rows, and those of two processes.
 
-    ``<way>`` trains everything, is stopped between two checkpoints and goes on; ``<way>_stage1`` trains itemic rows alone.
+    ``<way>`` trains everything, is stopped between two checkpoints and goes on; ``<way>_stage1`` trains itemic rows
+    alone.
     """
     root = tmp_path_factory.mktemp("sharding")
     frozen, two_rows = ["--freeze_llm"], ["--gradient_accumulation_steps", "2"]
@@ -137,18 +139,15 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_go_on_to
 def test_shards_are_merged_to_the_model_of_their_step(world, runs, name, tmp_path):
     for step in (3, 6):
         convert_checkpoint_to_hf.main(
-            [
-                "--base_model_dir",
-                str(world / "base_itemic"),
-                "--checkpoint_dir",
-                str(runs / f"{name}/step{step}"),
-                "--output_dir",
-                str(tmp_path / str(step)),
-            ]
+            as_flags(
+                base_model_dir=world / "base_itemic",
+                checkpoint_dir=runs / f"{name}/step{step}",
+                output_dir=tmp_path / str(step),
+            )
         )
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        logits = {path: load_lm(path)(ids).logits for path in (tmp_path / "3", tmp_path / "6", runs / name / "hf")}  # fmt: skip
+        logits = {path: load_lm(path)(ids).logits for path in (tmp_path / "3", tmp_path / "6", runs / name / "hf")}
         one = load_lm(runs / "one/hf")(ids).logits
     assert torch.equal(logits[tmp_path / "6"], logits[runs / name / "hf"])
     torch.testing.assert_close(logits[tmp_path / "6"], one, rtol=1e-2, atol=1e-2)
@@ -240,7 +239,7 @@ def test_stage_1_shards_leave_out_what_is_frozen_so_their_weights_alone_are_no_b
 
 
 def test_no_module_of_the_stage_hides_one_of_pythons():
-    """``python train.py`` puts this folder first on the path: a statistics.py here took torch.compile and DeepSpeed down."""
+    """``python train.py`` puts this folder first on the path: a statistics.py broke torch.compile and DeepSpeed."""
     hidden = {path.stem for path in STAGE.glob("*.py")} & (sys.stdlib_module_names | {"torch", "numpy"})
     assert not hidden - {"__init__"}
 

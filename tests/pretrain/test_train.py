@@ -24,6 +24,7 @@ from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.train import main
 from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
+from tests.arguments import as_flags
 
 
 def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> list[str]:
@@ -109,16 +110,7 @@ def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monke
     with pytest.raises(InputError, match="earlier run"):
         main(argv(world, output))
     with pytest.raises(InputError, match="another learning_rate"):
-        main(
-            [
-                *argv(world, output),
-                "--learning_rate",
-                "1e-3",
-                "--resume_from",
-                "auto",
-                "--resume_training_state",
-            ]
-        )
+        main([*argv(world, output), *as_flags(learning_rate="1e-3", resume_from="auto"), "--resume_training_state"])
     # With another number of workers too: the next row is the next one.
     main([*argv(world, output), "--resume_from", "auto", "--resume_training_state", "--num_workers", "2"])
     assert curve(output) == curve(full_run)
@@ -275,12 +267,7 @@ def test_only_the_newest_checkpoints_are_kept(world, tmp_path):
     main(
         [
             *argv(world, tmp_path / "out"),
-            "--save_checkpoint_per_step",
-            "1",
-            "--keep_checkpoints",
-            "2",
-            "--num_training_steps",
-            "4",
+            *as_flags(save_checkpoint_per_step=1, keep_checkpoints=2, num_training_steps=4),
         ]
     )
     assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [3, 4]
@@ -378,14 +365,23 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
         Path(__file__).resolve().parents[2] / "pretrain/examples/pretrain_stg2.sh",
     )
     variables = {
-        "MODEL_DIR": world / "base_itemic", "OUTPUT_DIR": output, "DATASET_CONFIG": world / "config.json",
-        "NUM_TRAINING_STEPS": 5000, "LOGGING_PER_STEP": 1, "NPROC": processes, "MASTER_PORT": free_port(),
-        "PYTHON": sys.executable, "OMP_NUM_THREADS": 1,
-    }  # fmt: skip
+        "MODEL_DIR": world / "base_itemic",
+        "OUTPUT_DIR": output,
+        "DATASET_CONFIG": world / "config.json",
+        "NUM_TRAINING_STEPS": 5000,
+        "LOGGING_PER_STEP": 1,
+        "NPROC": processes,
+        "MASTER_PORT": free_port(),
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": 1,
+    }
     with subprocess.Popen(
-        ["bash", str(script)], env=os.environ | {name: str(value) for name, value in variables.items()},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as run:  # fmt: skip
+        ["bash", str(script)],
+        env=os.environ | {name: str(value) for name, value in variables.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as run:
         before = []
         for line in run.stdout:
             before.append(line)

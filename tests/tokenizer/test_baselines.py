@@ -120,7 +120,7 @@ def test_what_cannot_be_trained_is_one_line(tmp_path):
     assert not (tmp_path / "m").exists()
     train([*flags, "--kind", "pq", "--codebook_size", "8"])
     with pytest.raises(InputError, match="has no residual paths to search"):
-        infer(["--model_path", str(tmp_path / "m"), "--emb_path", path, "--output_path", str(tmp_path), "--beam", "2"])  # fmt: skip
+        infer(["--model_path", str(tmp_path / "m"), "--emb_path", path, "--output_path", str(tmp_path), "--beam", "2"])
 
 
 def test_the_quantisers_are_compared_in_one_table(tmp_path, capsys):

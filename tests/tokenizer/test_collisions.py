@@ -16,6 +16,7 @@ from onerec.catalog import ItemIndex, read_pid2sid
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 from tests.tokenizer.test_kmeans import save
 from tokenizer.evaluate_codes import main as evaluate
 from tokenizer.res_kmeans import ResKmeans
@@ -113,7 +114,11 @@ def test_none_keeps_the_codes_and_says_so(tmp_path):
 def reassigned(tmp_path, codes, vectors, *flags):
     path, emb = table(tmp_path / "in", codes), save(tmp_path / "emb.parquet", vectors)
     output = tmp_path / "out" / "pid2sid.parquet"
-    resolve(["--method", "reassign", "--pid2sid", str(path), "--output_path", str(output), "--emb_path", emb, "--model_path", str(tmp_path), *map(str, flags)])  # fmt: skip
+    resolve(
+        as_flags(
+            *map(str, flags), method="reassign", pid2sid=path, output_path=output, emb_path=emb, model_path=tmp_path
+        )
+    )
     spec = SidSpec.load(tmp_path / "out")
     assert spec == SidSpec((4, 4), collision="reassign")
     return read_pid2sid(output, spec)[1]
@@ -171,8 +176,11 @@ def test_arguments_that_do_not_go_together_are_one_line(tmp_path):
         (["--method", "none", "--pid2sid", done], r"was resolved before \(reassign\)"),
         (["--method", "none", "--pid2sid", path, "--emb_path", emb], "are not used by none"),
         (["--method", "extra_layer", "--pid2sid", path, "--extra_codes", "1"], "are fewer than the largest bucket"),
-        (["--method", "reassign", "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path], "has no embedding of 1 items"),
-    ):  # fmt: skip
+        (
+            ["--method", "reassign", "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path],
+            "has no embedding of 1 items",
+        ),
+    ):
         argv = [*flags, *([] if "--output_path" in flags else ["--output_path", out])]
         with pytest.raises(InputError, match=match):
             resolve(list(map(str, argv)))

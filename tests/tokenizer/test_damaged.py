@@ -1,4 +1,4 @@
-"""Item tokenizers, encoders and embeddings that are damaged or foreign: one line, nothing run, nothing left in the way."""
+"""Item tokenizers, encoders and embeddings that are damaged or foreign: one line, nothing run, nothing left behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Evil:
 
 MODELS = {
     "centroids that are no numbers": ({"centroids.0": BOOK * np.nan}, r"centroids\.0 holds values that are no numbers"),
-    "endless centroids": ({"state_dict": {"centroids.0": BOOK * np.inf}}, r"centroids\.0 holds values that are no numbers"),
+    "endless centroids": (
+        {"state_dict": {"centroids.0": BOOK * np.inf}},
+        r"centroids\.0 holds values that are no numbers",
+    ),
     "prices that are no numbers": ({"centroids.0": BOOK, "prices.0": torch.full((4,), np.nan)}, r"prices\.0 holds"),
     "a list": ([BOOK], "cannot be loaded"),
     "a tensor": (BOOK, "cannot be loaded"),
@@ -42,11 +45,17 @@ MODELS = {
     "a state that is none": ({"kind": "res_kmeans", "state_dict": None}, "cannot be loaded"),
     "centroids as lists": ({"centroids.0": [[1.0]]}, "cannot be loaded"),
     "a kind that is a list": ({"kind": ["res_kmeans"], "centroids.0": BOOK}, "cannot be loaded"),
-    "a network without its sizes": ({"kind": "rq_vae", "state_dict": {"mean": BOOK[0], "codebooks.0": BOOK}}, "cannot be loaded"),
-    "a product without its mean": ({"kind": "pq", "state_dict": {"centroids": BOOK}, "config": {"dim": 8}}, "cannot be loaded"),
+    "a network without its sizes": (
+        {"kind": "rq_vae", "state_dict": {"mean": BOOK[0], "codebooks.0": BOOK}},
+        "cannot be loaded",
+    ),
+    "a product without its mean": (
+        {"kind": "pq", "state_dict": {"centroids": BOOK}, "config": {"dim": 8}},
+        "cannot be loaded",
+    ),
     "a specification that is a list": ({"centroids.0": BOOK, "sid_spec": [4]}, "cannot be loaded"),
     "other sizes": ({"state_dict": {"centroids.0": BOOK}, "sid_spec": {"codebook_sizes": [5]}}, "of other sizes"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,7 +85,7 @@ def test_a_tokenizer_that_is_cut_or_a_foreign_pickle_is_one_line(tmp_path):
 def texts(tmp_path) -> list[str]:
     captions = ["a b", "b c", "c d", "d a"]
     write_table(tmp_path / "in.parquet", pa.table({"pid": list(range(4)), "caption": captions}))
-    return ["--input", str(tmp_path / "in.parquet"), "--output_path", str(tmp_path / "out/e.parquet"), "--dim", "2"]  # fmt: skip
+    return ["--input", str(tmp_path / "in.parquet"), "--output_path", str(tmp_path / "out/e.parquet"), "--dim", "2"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 
 from onerec.errors import InputError
 from onerec.parquet import write_table
+from tests.arguments import as_flags, torchrun
 from tokenizer.embed_items import main
 from tokenizer.text_encoder import TextEncoder
 
@@ -48,7 +48,10 @@ def bert(folder):
 def modules(folder, pooling, *more):
     """Make a folder a sentence-transformers one."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *more]
-    listed = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(kinds)]  # fmt: skip
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -56,7 +59,7 @@ def modules(folder, pooling, *more):
 
 def states(tokenizer, model, text):
     with torch.inference_mode():
-        return model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=64)).last_hidden_state[0]  # fmt: skip
+        return model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=64)).last_hidden_state[0]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,12 @@ def test_a_dense_layer_is_applied(tmp_path):
     tokenizer, model = bert(tmp_path)
     modules(tmp_path, {"pooling_mode_mean_tokens": True}, ("2_Dense", "Dense"))
     (tmp_path / "2_Dense").mkdir()
-    config = {"in_features": 16, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}  # fmt: skip
+    config = {
+        "in_features": 16,
+        "out_features": 6,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
     (tmp_path / "2_Dense" / "config.json").write_text(json.dumps(config))
     linear = torch.nn.Linear(16, 6)
     save_file({f"linear.{k}": v for k, v in linear.state_dict().items()}, tmp_path / "2_Dense" / "model.safetensors")
@@ -112,10 +120,19 @@ def test_an_end_token_of_the_tokenizer_stays_last_when_a_text_is_cut(tmp_path):
 
     tokenizer = tokenizer_in(tmp_path, eos_token="<e>", pad_token="<e>")
     end = tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A <e>", special_tokens=[("<e>", end)])  # fmt: skip
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <e>", special_tokens=[("<e>", end)]
+    )
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16)  # fmt: skip
+    sizes = dict(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
     model = Qwen3Model(Qwen3Config(vocab_size=260, **sizes)).eval()
     model.save_pretrained(tmp_path)
     encoder = TextEncoder(str(tmp_path), max_tokens=8)
@@ -150,7 +167,14 @@ def catalogue(tmp_path_factory):
 
 
 def argv(catalogue, output, *more):
-    return ["--input", str(catalogue / "in"), "--output_path", str(output), "--encoder", str(catalogue / "model"), "--shard_rows", "4", "--max_bad_ratio", "0.2", *more]  # fmt: skip
+    return as_flags(
+        *more,
+        input=catalogue / "in",
+        output_path=output,
+        encoder=catalogue / "model",
+        shard_rows=4,
+        max_bad_ratio="0.2",
+    )
 
 
 def test_shards_follow_rows_across_files_and_doubles_are_seen_across_shards(catalogue, tmp_path, capsys):
@@ -165,7 +189,8 @@ def test_shards_follow_rows_across_files_and_doubles_are_seen_across_shards(cata
     many = pa.concat_tables([pq.read_table(file) for file in files])
     assert one["pid"].to_pylist() == [0, 1, 2, 3, 4, 5, 6, 8, 9] == many["pid"].to_pylist()
     assert one["embedding"].equals(many["embedding"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "many.manifest.json", "one.manifest.json", "one.parquet"]  # fmt: skip
+    written = ["many", "many.manifest.json", "one.manifest.json", "one.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 def test_a_stopped_run_goes_on_with_the_missing_shards(catalogue, tmp_path, monkeypatch):
@@ -235,7 +260,8 @@ def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, mo
 def test_half_precision_columns_and_concat(catalogue, tmp_path):
     beside = pa.array([[3.0, 4.0]], pa.list_(pa.float32(), 2))
     write_table(tmp_path / "co.parquet", pa.table({"pid": [3], "embedding": beside}))
-    main(argv(catalogue, tmp_path / "o.parquet", "--embedding_dtype", "float16", "--dtype", "bfloat16", "--concat", f"{tmp_path / 'co.parquet'}:2"))  # fmt: skip
+    flags = as_flags(embedding_dtype="float16", dtype="bfloat16", concat=f"{tmp_path / 'co.parquet'}:2")
+    main(argv(catalogue, tmp_path / "o.parquet", *flags))
     column = pq.read_table(tmp_path / "o.parquet")["embedding"]
     assert column.type == pa.list_(pa.float16(), 18)
     rows = np.array(column.to_pylist(), np.float32)
@@ -244,7 +270,7 @@ def test_half_precision_columns_and_concat(catalogue, tmp_path):
 
 
 def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):
-    for template, match in (("{title}", "has no column title; it has pid, caption"), ("nothing", "names no column")):  # fmt: skip
+    for template, match in (("{title}", "has no column title; it has pid, caption"), ("nothing", "names no column")):
         with pytest.raises(InputError, match=match):
             main(argv(catalogue, tmp_path / "o.parquet", "--template", template))
 
@@ -253,10 +279,10 @@ def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):
 def test_several_processes_give_the_bytes_of_one(catalogue, tmp_path):
     main(argv(catalogue, tmp_path / "one.parquet"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tokenizer/embed_items.py")]  # fmt: skip
+    command = torchrun(2, ROOT / "tokenizer/embed_items.py")
     subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=300)
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
-    dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]  # fmt: skip
+    dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]
     assert dropped[0] == dropped[1] and sum(dropped[0].values()) == 2
 
 

@@ -65,7 +65,7 @@ def test_codes_as_embeddings_are_near_where_the_codes_agree(tmp_path, capsys):
     vectors = np.stack(pq.read_table(out)["embedding"].to_numpy())
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     near = vectors[0] @ vectors.T
-    # The same SID, then two layers in common from the first on, then the first alone with the third, then without the first.
+    # The same SID, then the first two layers in common, then the first and the third, then without the first.
     assert near[4] > 0.999 > near[1] > near[2] > near[3]
     run(tmp_path, value, *flags)
     assert out.read_bytes() == first

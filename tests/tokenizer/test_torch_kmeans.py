@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from onerec.errors import InputError
+from tests.arguments import as_flags, torchrun
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.infer_res_kmeans import sid_keys
@@ -85,7 +85,7 @@ def test_a_beam_lowers_the_error_of_what_is_written(tmp_path):
     train(["--data_path", path, "--model_path", str(tmp_path), "--codebook_size", "8", "--dim", "16"])
     model, errors = load_quantizer(tmp_path), []
     for beam in (1, 4):
-        infer(["--model_path", str(tmp_path), "--emb_path", path, "--output_path", str(tmp_path / "o.parquet"), "--beam", str(beam)])  # fmt: skip
+        infer(as_flags(model_path=tmp_path, emb_path=path, output_path=tmp_path / "o.parquet", beam=beam))
         codes = np.array(pq.read_table(tmp_path / "o.parquet")["codes"].to_pylist())
         errors.append(((vectors - model.decode(codes)) ** 2).sum(1).mean())
     assert errors[1] < 0.99 * errors[0]
@@ -98,7 +98,7 @@ def test_torch_and_faiss_agree_within_noise(init):
         runs = []
         for seed in range(4):
             reports = []
-            ResKmeans.fit(vectors, 2, 32, KmeansConfig(seed=seed, init=init), backend=backend, on_layer=reports.append)  # fmt: skip
+            ResKmeans.fit(vectors, 2, 32, KmeansConfig(seed=seed, init=init), backend=backend, on_layer=reports.append)
             runs.append(reports[-1].mse)
         errors[backend] = np.mean(runs)
     assert abs(errors["torch"] / errors["faiss"] - 1) < 0.01
@@ -155,7 +155,7 @@ def test_balanced_codes_are_used_evenly_and_the_price_is_kept(tmp_path):
 def test_normalize_is_kept_in_the_model(tmp_path):
     vectors = gaussian(200)
     path = save(tmp_path / "emb.parquet", vectors)
-    train(["--data_path", path, "--model_path", str(tmp_path), "--codebook_size", "8", "--dim", "16", "--normalize"])  # fmt: skip
+    train(["--data_path", path, "--model_path", str(tmp_path), "--codebook_size", "8", "--dim", "16", "--normalize"])
     model = load_quantizer(tmp_path)
     assert model.normalize and np.array_equal(model.encode(vectors), model.encode(7 * vectors))
 
@@ -183,7 +183,7 @@ def test_a_sample_is_uniform_and_the_rest_is_not_used(tmp_path, capsys):
 def test_settings_that_do_not_go_together_are_one_line(tmp_path, flags, match):
     path = save(tmp_path / "emb.parquet", gaussian(200))
     with pytest.raises(InputError, match=match):
-        train(["--data_path", path, "--model_path", str(tmp_path / "m"), "--codebook_size", "8", "--dim", "16", *flags])  # fmt: skip
+        train(["--data_path", path, "--model_path", str(tmp_path / "m"), "--codebook_size", "8", "--dim", "16", *flags])
     assert not (tmp_path / "m").exists()
 
 
@@ -194,11 +194,11 @@ def test_models_of_another_shape_are_refused(tmp_path):
         "gap": ({"centroids.0": torch.zeros(4, 16), "centroids.2": torch.zeros(4, 16)}, "holds no centroids"),
         "mixed": ({"centroids.0": torch.zeros(4, 16), "centroids.1": torch.zeros(4, 8)}, "different dimensions"),
         "kind": ({"kind": "vq"}, "holds a quantiser of kind vq"),
-    }  # fmt: skip
+    }
     for name, (state, match) in states.items():
         torch.save(state, tmp_path / f"{name}.pt")
         with pytest.raises(InputError, match=match):
-            infer(["--model_path", str(tmp_path / f"{name}.pt"), "--emb_path", path, "--output_path", str(tmp_path)])  # fmt: skip
+            infer(["--model_path", str(tmp_path / f"{name}.pt"), "--emb_path", path, "--output_path", str(tmp_path)])
     assert not (tmp_path / "pid2sid.parquet").exists()
 
 
@@ -226,7 +226,7 @@ def test_an_interrupted_encoding_leaves_nothing_half_written(tmp_path, monkeypat
         return encode(self, *args)
 
     monkeypatch.setattr(ResKmeans, "encode", stop)
-    argv = ["--model_path", str(tmp_path / "m"), "--emb_path", path, "--output_path", str(tmp_path / "out"), "--batch_size", "50"]  # fmt: skip
+    argv = as_flags(model_path=tmp_path / "m", emb_path=path, output_path=tmp_path / "out", batch_size=50)
     with pytest.raises(KeyboardInterrupt):
         infer(argv)
     assert list((tmp_path / "out").iterdir()) == []
@@ -245,11 +245,11 @@ def test_sids_are_told_apart_where_int64_cannot_number_them():
 @pytest.mark.slow
 def test_several_processes_train_the_model_of_one(tmp_path):
     path = save(tmp_path / "emb.parquet", gaussian(2001))
-    flags = ["--data_path", path, "--codebook_size", "32", "--dim", "16", "--backend", "torch", "--init", "kmeans++", "--balanced"]  # fmt: skip
+    flags = as_flags("--balanced", data_path=path, codebook_size=32, dim=16, backend="torch", init="kmeans++")
     train([*flags, "--model_path", str(tmp_path / "one")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "tokenizer/train_res_kmeans.py")]  # fmt: skip
-    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=300)  # fmt: skip
+    command = torchrun(2, ROOT / "tokenizer/train_res_kmeans.py")
+    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=300)
     layers = {}
     for name in ("one", "two"):
         layers[name] = json.loads((tmp_path / name / "manifest.json").read_text())["layers"]

@@ -162,7 +162,7 @@ class TestAgainstTransformers:
         return torch.tensor([[i] for i in [*ids[1:], 0]]), torch.tensor([[r] for r in [*rows, 0.0]])
 
     def signal(self, student, teacher, prompt, response, start):
-        """Advantages of the response's rows and their mask, as a run computes them, and the student's log-probabilities."""
+        """Advantages of the response's rows and their mask, as in a run, and the student's log-probabilities."""
         sequence = [*prompt, *response]
         asked = plan(prompt, response, [1] * len(response), start, mask_response=False)
         ids, logprobs = realign(

@@ -17,7 +17,7 @@ START = 40  # first extended id of 54
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """`StudentEngine` of one process, without the workers around it; the tests set what its model's configuration says."""
+    """`StudentEngine` of one process, without the workers around it; the tests set its model's configuration."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "onerec.verl.cpu")
@@ -39,9 +39,16 @@ def model():
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=54, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, attn_implementation="sdpa", initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=54,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        attn_implementation="sdpa",
+        initializer_range=0.3,
+    )
     return Qwen3ForCausalLM(config)
 
 

@@ -34,8 +34,9 @@ def models(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("models")
     (folder / "corpus.txt").write_text("云石国的首都是哪里？ What is 3 plus 4? The answer is 7.\n" * 50)
-    tiny = f"--hidden_size 32 --num_hidden_layers 2 --intermediate_size 64 --head_dim 32 --vocab_size 300 --corpus {folder / 'corpus.txt'}"
-    make_tiny_qwen3.main([*tiny.split(), "--output_dir", str(folder / "teacher")])
+    tiny = "--hidden_size 32 --num_hidden_layers 2 --intermediate_size 64 --head_dim 32 --vocab_size 300"
+    paths = ["--corpus", str(folder / "corpus.txt"), "--output_dir", str(folder / "teacher")]
+    make_tiny_qwen3.main([*tiny.split(), *paths])
     expand_vocab.main(
         [
             *("--hf_model_dir", str(folder / "teacher"), "--output_model_dir", str(folder / "student")),
@@ -113,7 +114,7 @@ def check_export(models: Path, out: Path) -> None:
 
 
 def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkpoint_is_a_model(models, ray_cluster):
-    """Two steps or more of the top-k loss on a cluster that was there before, anchors among the prompts; the student's server killed."""
+    """Steps of the top-k loss on an existing cluster, anchors among the prompts; the student's server is killed."""
     out = models / "out"
     settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
     settings |= {"ANCHOR_PARQUET": str(models / "anchors.parquet"), "ANCHOR_SHARE": "0.25"}

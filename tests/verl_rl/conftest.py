@@ -16,6 +16,20 @@ from onerec.sid import SidSpec
 CODEBOOKS = (8, 8, 8)
 
 
+# Settings of a rollout; tests add the beams, the catalogues and the cut-offs.
+ROLLOUT = {
+    "two_stage": True,
+    "stage2": "beam",
+    "constrained": True,
+    "think": False,
+    "nonthink": True,
+    "force_prefix": True,
+    "stage1_max_tokens": 8,
+    "weights": {"full_hit": 1.0},
+    "seed": 0,
+}
+
+
 def write_model(folder: Path) -> SidSpec:
     """A random Qwen3 with a byte-level tokenizer that holds the itemic tokens."""
     import torch
@@ -29,19 +43,31 @@ def write_model(folder: Path) -> SidSpec:
     inner.train_from_iterator(
         ["user assistant\n\n看过 推荐"] * 3,
         trainers.BpeTrainer(
-            vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=300,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         ),
-    )  # fmt: skip
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=IM_END, pad_token=END_OF_TEXT)
     tokenizer.add_tokens([THINK_OPEN, THINK_CLOSE])
     spec = SidSpec(CODEBOOKS, first_id=len(tokenizer))
     tokenizer.add_tokens(spec.tokens)
     tokenizer.chat_template = chat_template()
     config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 64) * 64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=-(-len(tokenizer) // 64) * 64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     # Qwen3's own: it ends by either.

@@ -1,4 +1,4 @@
-"""One process: verl's FSDP2 engine and ours, on the same rows; prints a JSON line of what each gave, and how far they are apart.
+"""One process: verl's FSDP2 engine and ours on the same rows; prints a JSON line of what each gave and how they differ.
 
     python tests/verl_rl/engine_run.py <folder> --device cpu|cuda
 
@@ -43,9 +43,17 @@ def write_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=320, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, initializer_range=0.1, architectures=["Qwen3ForCausalLM"], tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        initializer_range=0.1,
+        architectures=["Qwen3ForCausalLM"],
+        tie_word_embeddings=True,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder / "model")
     return folder / "model"
 
@@ -70,23 +78,29 @@ def batch():
 
     masks = [torch.cat([torch.zeros(len(p)), torch.ones(len(r))]) for p, r in zip(prompts, responses, strict=True)]
     tensors = {
-        "prompts": nested(prompts), "responses": nested(responses), "input_ids": nested(rows), "loss_mask": nested(masks),
+        "prompts": nested(prompts),
+        "responses": nested(responses),
+        "input_ids": nested(rows),
+        "loss_mask": nested(masks),
         "position_ids": nested([torch.arange(len(row)) for row in rows]),
         "advantage": torch.tensor([1.0, -1.0]).repeat(len(rows) // 2),
-    }  # fmt: skip
+    }
     settings = {
-        "temperature": 0.8, "use_remove_padding": False, "calculate_entropy": True, "pad_token_id": 0, "use_dynamic_bsz": True,
-        "max_token_len_per_gpu": LIMIT, "use_fused_kernels": False,
-    }  # fmt: skip
+        "temperature": 0.8,
+        "use_remove_padding": False,
+        "calculate_entropy": True,
+        "pad_token_id": 0,
+        "use_dynamic_bsz": True,
+        "max_token_len_per_gpu": LIMIT,
+        "use_fused_kernels": False,
+    }
     return tu.get_tensordict(tensors, settings)
 
 
 def responses_of(values: torch.Tensor, data) -> list[float]:
     """Of rows of prompt and response, what stands before each response token."""
     firsts = (data["prompts"].offsets().diff() - 1).tolist()
-    return torch.cat(
-        [row[first:-1] for row, first in zip(values.unbind(), firsts, strict=True)]
-    ).float().tolist()  # fmt: skip
+    return torch.cat([row[first:-1] for row, first in zip(values.unbind(), firsts, strict=True)]).float().tolist()
 
 
 def loss(model_output, data, dp_group):
@@ -100,14 +114,17 @@ def run(model: Path, shared: bool, dtype: str) -> dict:
     """What the engine gives before and after one update, and how often it ran the model."""
     override = {"attn_implementation": "sdpa", **({SHARE_KEY: True} if shared else {})}
     engine = EngineRegistry.new(
-        model_type="language_model", backend="fsdp2",
-        model_config=HFModelConfig(path=str(model), load_tokenizer=False, override_config=override, use_remove_padding=False),
+        model_type="language_model",
+        backend="fsdp2",
+        model_config=HFModelConfig(
+            path=str(model), load_tokenizer=False, override_config=override, use_remove_padding=False
+        ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2", mixed_precision={"param_dtype": dtype, "reduce_dtype": "fp32"}, use_torch_compile=False
         ),
         optimizer_config=FSDPOptimizerConfig(lr=1e-3, weight_decay=0.0, total_training_steps=10, lr_warmup_steps=0),
         checkpoint_config=CheckpointConfig(),
-    )  # fmt: skip
+    )
     assert isinstance(engine, verl_rl.engine.SharedPromptEngine)
     calls = []
     engine.initialize()

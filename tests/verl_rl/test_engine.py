@@ -1,4 +1,4 @@
-"""GRPO's engine on verl's FSDP2: trees give what verl's padded rows give, before and after an update, in float32 and bfloat16."""
+"""GRPO's engine on verl's FSDP2: trees give what padded rows give, before and after an update, in both precisions."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def test_trees_train_as_verls_own_rows_do(found, device):
 
 
 def test_micro_batches_are_filled_by_what_trees_compute(found):
-    # 24 rows of 20 to 47 prompt tokens: verl's rows need six passes of at most 150 tokens (padding comes on top), trees two.
+    # 24 rows of 20 to 47 prompt tokens: verl's rows need six passes of at most 150 tokens (without padding), trees two.
     assert len(found["rows fp32"]["tokens"]) == 6
     assert len(found["trees fp32"]["tokens"]) == 2 and max(found["trees fp32"]["tokens"]) <= 150

@@ -1,4 +1,4 @@
-"""The item server of a rollout, without Ray: what it answers, how its weights come, and what it says of those that do not."""
+"""The item server of a rollout, without Ray: what it answers, how its weights come, and what it says of wrong ones."""
 
 from __future__ import annotations
 

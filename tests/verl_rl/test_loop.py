@@ -11,12 +11,13 @@ import pytest
 from onerec.items.item import Item
 from onerec.render import renderer_of
 from onerec.sid import SidSpec
+from tests.verl_rl.conftest import ROLLOUT
 from verl_rl.assemble import Marks
 from verl_rl.settings import RolloutSettings
 
 
 class Server:
-    """Answers what asks for text with given texts and what asks for items with given codes; remembers what it was asked."""
+    """Answers requests for text with given texts and requests for items with given codes; remembers the requests."""
 
     def __init__(self, tokenizer, spec, texts=(), codes=()):
         self.tokenizer, self.spec, self.texts, self.codes, self.asked = tokenizer, spec, iter(texts), codes, []
@@ -43,19 +44,21 @@ def rollout(parts, texts=(), codes=(), validation=False, session=0, **changes):
     from verl_rl.rollout import TwoStageLoop
 
     tokenizer, spec, folder = parts
-    values = dict(
-        two_stage=True, stage2="beam", beam_size=3, constrained=True, think=False, nonthink=True, force_prefix=True,
-        stage1_max_tokens=8, catalogues={"default": "items"}, weights={"full_hit": 1.0}, ks=(1, 2), val_beam_size=3, seed=0,
-    )  # fmt: skip
+    values = {"beam_size": 3, "catalogues": {"default": "items"}, "ks": (1, 2), "val_beam_size": 3} | changes
     loop = TwoStageLoop.__new__(TwoStageLoop)
-    loop.settings, loop.spec, loop.tokenizer = RolloutSettings(**(values | changes)), spec, tokenizer
+    loop.settings, loop.spec, loop.tokenizer = RolloutSettings(**ROLLOUT | values), spec, tokenizer
     loop.renderer, loop.marks = renderer_of(folder), Marks.of(folder, tokenizer, spec)
     loop.rollout_config = SimpleNamespace(prompt_length=100, response_length=60, temperature=1.0)
     loop.server_manager = server = Server(tokenizer, spec, texts, codes)
     row = {
-        "raw_prompt": [{"role": "user", "content": "看过"}], "reward_model": {"ground_truth": spec.format((1, 2, 3))},
-        "session_id": session, "data_source": "onerec/video", "index": 7, "global_steps": 1, "onerec_validation": validation,
-    }  # fmt: skip
+        "raw_prompt": [{"role": "user", "content": "看过"}],
+        "reward_model": {"ground_truth": spec.format((1, 2, 3))},
+        "session_id": session,
+        "data_source": "onerec/video",
+        "index": 7,
+        "global_steps": 1,
+        "onerec_validation": validation,
+    }
     out = asyncio.run(loop.run({"temperature": 1.0}, **row))
     return (out if isinstance(out, list) else [out]), server
 

@@ -11,6 +11,8 @@ from onerec.errors import InputError
 from onerec.render import RENDERERS
 from onerec.sid import SidSpec
 from onerec.verl.export import export, last_checkpoint, merged_weights
+from tests.arguments import as_flags
+from tests.verl_rl.conftest import ROLLOUT
 from verl_rl import assemble, metrics, options, train_grpo
 from verl_rl.metrics import read_validation, table
 from verl_rl.settings import RolloutSettings
@@ -130,7 +132,7 @@ def test_maxrl_is_the_gradient_of_the_logarithm_of_the_expected_reward():
     shares = torch.cat([log_probs[:4].softmax(0), log_probs[4:].softmax(0)])
     (shares * scores).sum().div(2).log().backward()
     found = likelihood_advantages(scores, ["p"] * 6, rollouts, log_probs.detach())
-    # With beams' probabilities alone, beside the likelihood of the thoughts: what all beams of a thought get is the thought's.
+    # With the beams' probabilities alone, beside the likelihood of the thoughts: a thought gets what all its beams get.
     own = (
         found / 6
         - torch.tensor(np.repeat([float(found[:4].sum()), float(found[4:].sum())], [4, 2])) / 6 * shares.detach()
@@ -195,16 +197,20 @@ def test_the_time_of_a_step_is_split():
             "update_weights": 0.5,
         }
     )
-    assert split == {"generation": 4.0, "log_probabilities": 2.0, "update": 2.0, "weight_sync": 0.5, "checkpoint": 0.0, "other": 1.5}  # fmt: skip
+    assert split == {
+        "generation": 4.0,
+        "log_probabilities": 2.0,
+        "update": 2.0,
+        "weight_sync": 0.5,
+        "checkpoint": 0.0,
+        "other": 1.5,
+    }
 
 
 def settings(**values):
-    base = dict(
-        two_stage=True, stage2="beam", beam_size=4, constrained=True, think=False, nonthink=True, force_prefix=True,
-        stage1_max_tokens=8, catalogues={"default": "a b'\"$.parquet", "product": "p"}, weights={"full_hit": 1.0}, ks=(1, 10),
-        val_beam_size=4, seed=0,
-    )  # fmt: skip
-    return RolloutSettings(**(base | values))
+    catalogues = {"default": "a b'\"$.parquet", "product": "p"}
+    base = {"beam_size": 4, "catalogues": catalogues, "ks": (1, 10), "val_beam_size": 4}
+    return RolloutSettings(**ROLLOUT | base | values)
 
 
 def test_settings_survive_hydras_command_line():
@@ -225,8 +231,16 @@ def test_which_rollouts_think_and_which_catalogue_a_task_takes():
 
 def test_validation_is_read_from_every_attempt(tmp_path):
     def line(step, value):
-        return json.dumps({"step": step, "data": {"val-aux/onerec/video/recall@10/mean@1": value,
-                                                  "val-aux/onerec/ad/recall@10/mean@1": 0.0, "actor/lr": 1}})  # fmt: skip
+        return json.dumps(
+            {
+                "step": step,
+                "data": {
+                    "val-aux/onerec/video/recall@10/mean@1": value,
+                    "val-aux/onerec/ad/recall@10/mean@1": 0.0,
+                    "actor/lr": 1,
+                },
+            }
+        )
 
     (tmp_path / "metrics_0.jsonl").write_text(line(0, 0.2) + "\n" + line(2, 0.3) + '\n{"step": 3, "da')
     (tmp_path / "metrics_1.jsonl").write_text(line(4, 0.4) + "\n")
@@ -270,8 +284,9 @@ def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_
     started = []
     monkeypatch.setattr(train_grpo, "launch", lambda *args: started.append(args))
     monkeypatch.setattr(train_grpo, "export", lambda *args: None)
-    argv = ["--base_model", str(tmp_path / "base"), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"),
-            "--catalogue", str(tmp_path / "items")]  # fmt: skip
+    argv = as_flags(
+        base_model=tmp_path / "base", data_dir=tmp_path, output_dir=tmp_path / "out", catalogue=tmp_path / "items"
+    )
     train_grpo.main(argv)
     train_grpo.main(argv)
     (tmp_path / "train.parquet").write_bytes(b"rowz")
@@ -333,11 +348,20 @@ def test_a_beam_keeps_its_own_reward_when_verl_writes_the_last_ones_over_it():
     from verl_rl.rollout import BeamOutput
 
     first, last = (
-        BeamOutput(prompt_ids=[1], response_ids=[5, 6], response_mask=[0, 1], response_logprobs=[0.0, -1.0], num_turns=2,
-                   reward_score=value, own_reward=value, own_info={"full_hit": value}, metrics={},
-                   extra_fields={"reward_extra_info": {"full_hit": value}})
+        BeamOutput(
+            prompt_ids=[1],
+            response_ids=[5, 6],
+            response_mask=[0, 1],
+            response_logprobs=[0.0, -1.0],
+            num_turns=2,
+            reward_score=value,
+            own_reward=value,
+            own_info={"full_hit": value},
+            metrics={},
+            extra_fields={"reward_extra_info": {"full_hit": value}},
+        )
         for value in (1.0, 0.0)
-    )  # fmt: skip
+    )
     # What verl's worker does to the outputs of one rollout.
     first.reward_score = last.reward_score
     first.extra_fields["reward_extra_info"] = last.extra_fields["reward_extra_info"]

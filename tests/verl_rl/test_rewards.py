@@ -115,7 +115,7 @@ WEIGHTS = [
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_nothing_malformed_scores_above_anything_well_formed(weights):
-    """Every group of three of: a hit, a partial hit, a miss, and each way of being malformed; under each reward and sums of them."""
+    """Every group of three of a hit, a partial hit, a miss and each malformed SID, under each reward and sums."""
     good = [sid(1, 2), sid(1, 1), sid(0, 0)]
     bad = ["<think>\nhm", "no", sid(1, 7), sid(1, 2) + sid(1, 2)]
     kinds = [EMPTY + text for text in good] + [bad[0], *(EMPTY + text for text in bad[1:])]

@@ -21,17 +21,26 @@ from onerec.verl.export import last_checkpoint
 from tests.clusters import command_lines, wait_until
 
 SCRIPT = Path(__file__).resolve().parents[2] / "verl_rl" / "recipe" / "onerec" / "run_grpo.sh"
+SMALL = """
+TRAIN_BATCH_SIZE=4 STAGE2_BEAM_SIZE=4 VAL_BEAM_SIZE=8 PROMPT_LENGTH=128 RESPONSE_LENGTH=32 STAGE1_MAX_TOKENS=6
+MAX_NUM_SEQS=16 MAX_NUM_BATCHED_TOKENS=512 LEARNING_RATE=1e-3 NUM_TRAINING_STEPS=2 TEST_FREQ=2 SAVE_FREQ=2
+"""
 
 
 def command(world: Path, output: Path, **variables: object) -> dict[str, object]:
     """Arguments of `subprocess` for the script on the small world."""
     settings = {
-        "BASE_MODEL": world / "model", "DATA_DIR": world / "data", "PID2SID": world / "pid2sid.parquet", "PRODUCT_PID2SID": "",
-        "OUTPUT_DIR": output, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        "TRAIN_BATCH_SIZE": 4, "STAGE2_BEAM_SIZE": 4, "VAL_BEAM_SIZE": 8, "PROMPT_LENGTH": 128, "RESPONSE_LENGTH": 32,
-        "STAGE1_MAX_TOKENS": 6, "MAX_NUM_SEQS": 16, "MAX_NUM_BATCHED_TOKENS": 512, "LEARNING_RATE": "1e-3",
-        "NUM_TRAINING_STEPS": 2, "TEST_FREQ": 2, "SAVE_FREQ": 2,
-    }  # fmt: skip
+        "BASE_MODEL": world / "model",
+        "DATA_DIR": world / "data",
+        "PID2SID": world / "pid2sid.parquet",
+        "PRODUCT_PID2SID": "",
+        "OUTPUT_DIR": output,
+        "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    settings |= dict(word.split("=") for word in SMALL.split())
     environment = {**os.environ, **{name: str(value) for name, value in (settings | variables).items()}}
     return {"args": ["bash", str(SCRIPT)], "env": environment, "text": True}
 
@@ -79,9 +88,14 @@ def test_what_cannot_run_is_refused_in_one_line(world, tmp_path):
 
     def refused(words: str, **changes: object) -> None:
         flags = {
-            "base_model": world / "model", "data_dir": world / "data", "catalogue": world / "pid2sid.parquet",
-            "output_dir": tmp_path / "out", "train_batch_size": 4, "prompt_length": 128, "response_length": 32,
-        } | changes  # fmt: skip
+            "base_model": world / "model",
+            "data_dir": world / "data",
+            "catalogue": world / "pid2sid.parquet",
+            "output_dir": tmp_path / "out",
+            "train_batch_size": 4,
+            "prompt_length": 128,
+            "response_length": 32,
+        } | changes
         argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
         with pytest.raises(train_grpo.InputError, match=words):
             train_grpo.main([*argv, "--dry_run"])
@@ -119,7 +133,7 @@ def test_an_error_of_the_script_is_one_line(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed on this machine")
 def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world, tmp_path, ray_cluster):
-    """Rollouts with and without thinking, a tensor-parallel server, two training processes; SIGTERM; two steps more on two nodes."""
+    """Rollouts with and without thinking, tensor parallel, two processes; SIGTERM; two more steps on a cluster."""
     import torch
     from safetensors.torch import load_file
 
@@ -133,9 +147,12 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
         "SAVE_FREQ": 1,
     }
     with subprocess.Popen(
-        **command(world, out, **settings, NUM_TRAINING_STEPS=500, REWARD_WEIGHTS="full_hit=1,partial_hit=1,rank_aware=0.1"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    ) as started:  # fmt: skip
+        **command(
+            world, out, **settings, NUM_TRAINING_STEPS=500, REWARD_WEIGHTS="full_hit=1,partial_hit=1,rank_aware=0.1"
+        ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as started:
         assert wait_until(lambda: started.poll() is not None or len(metrics(out, 0)) >= 2, 1200)
         assert started.poll() is None, started.stderr.read() + (out / "verl.log").read_text()[-4000:]
         before = descendants(started.pid)
@@ -162,13 +179,21 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
     assert {"onerec/video/partial_hit", "onerec/ad/entropy"} <= set(first)
     assert "val-aux/onerec/video/recall@10/mean@1" in second
 
-    # The same on a cluster that was there before, one training process and server on each of its nodes, with MaxRL's advantages;
+    # The same on an existing cluster, one training process and server on each of its nodes, with MaxRL's advantages;
     # what it exports is the average of both models, validated once more on the servers that are there.
     kept = last_checkpoint(out / "checkpoints")
     assert kept >= 1
     settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": 2, "N_GPUS": 1, "ROLLOUT_TP_SIZE": 1}
-    result = run(world, out, **settings, NUM_TRAINING_STEPS=kept + 2, TEST_FREQ=kept + 2, MERGE_RATIO=0.25,
-                 REWARD_WEIGHTS="full_hit=1,partial_hit=1", ADVANTAGE="maxrl")  # fmt: skip
+    result = run(
+        world,
+        out,
+        **settings,
+        NUM_TRAINING_STEPS=kept + 2,
+        TEST_FREQ=kept + 2,
+        MERGE_RATIO=0.25,
+        REWARD_WEIGHTS="full_hit=1,partial_hit=1",
+        ADVANTAGE="maxrl",
+    )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert [line["step"] for line in metrics(out, 1)] == [kept + 1, kept + 2]
     for line in metrics(out, 1):

@@ -1,4 +1,4 @@
-"""Rows that share their prompts: as trees they have the log-probabilities, entropies and gradients that they have one by one."""
+"""Rows that share their prompts: as trees they have the log-probabilities, entropies and gradients of single rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ def model():
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, attn_implementation="sdpa",
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        attn_implementation="sdpa",
+    )
     return Qwen3ForCausalLM(config).eval()
 
 
@@ -42,9 +48,12 @@ def one_by_one(model, prompts, responses):
 def as_trees(model, prompts, responses):
     trees = build(prompts, responses, pad_id=0)
     output = model(
-        input_ids=trees.input_ids, position_ids=trees.position_ids, attention_mask=trees.mask,
-        logits_to_keep=trees.keep, use_cache=False,
-    )  # fmt: skip
+        input_ids=trees.input_ids,
+        position_ids=trees.position_ids,
+        attention_mask=trees.mask,
+        logits_to_keep=trees.keep,
+        use_cache=False,
+    )
     return gather(output.logits, trees, entropy=True)
 
 
@@ -101,7 +110,14 @@ def test_groups_stand_together_on_one_rank():
 
 def test_micro_batches_are_whole_groups_within_the_limit():
     # Trees of 2 + 2, 3 + 3, 2 + 2, 5 + 3, 2 + 2 and 2 + 4 columns; six of them at once are 6 x (5 + 4) wide.
-    groups = [(2, [[7], [8]]), (3, [[7, 8], [7, 9]]), (2, [[7], [8]]), (5, [[7, 8], [9]]), (2, [[7], [8]]), (2, [[7, 8], [9, 8]])]  # fmt: skip
+    groups = [
+        (2, [[7], [8]]),
+        (3, [[7, 8], [7, 9]]),
+        (2, [[7], [8]]),
+        (5, [[7, 8], [9]]),
+        (2, [[7], [8]]),
+        (2, [[7, 8], [9, 8]]),
+    ]
     prompts = [torch.full((length,), i) for i, (length, answers) in enumerate(groups) for _ in answers]
     responses = [torch.tensor(answer) for _, answers in groups for answer in answers]
     assert split_groups(prompts, responses, limit=54) == (6, 1)

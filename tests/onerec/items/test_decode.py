@@ -30,7 +30,7 @@ def decode_items(model, prompts, index, spec, num_beams=32, **options):
 
 
 def brute_force(model, prompt, index, spec, level=False):
-    """Score every SID of the catalogue by one full forward pass each; ``level``: softmax over the layer's codes only."""
+    """Score each SID of the catalogue by a full forward pass; ``level``: softmax over the layer's codes only."""
     scored = []
     for sid in index.sids:
         tokens = spec.token_ids(sid).tolist()
@@ -153,10 +153,18 @@ def test_equals_generate_with_a_prefix_constraint(toy_model, toy_spec, index):
         return sorted({sid[len(done)] for sid in existing if sid[: len(done)] == done})
 
     out = toy_model.generate(
-        torch.tensor([prompt]), max_new_tokens=3, num_beams=beams, num_return_sequences=beams, do_sample=False,
-        prefix_allowed_tokens_fn=allowed, return_dict_in_generate=True, output_scores=True, length_penalty=0.0,
-        eos_token_id=63, pad_token_id=0,
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        max_new_tokens=3,
+        num_beams=beams,
+        num_return_sequences=beams,
+        do_sample=False,
+        prefix_allowed_tokens_fn=allowed,
+        return_dict_in_generate=True,
+        output_scores=True,
+        length_penalty=0.0,
+        eos_token_id=63,
+        pad_token_id=0,
+    )
     expected = out.sequences[:, len(prompt) :].tolist()
     [hypotheses] = decode_items(toy_model, PROMPTS[:1], index, toy_spec, num_beams=beams)
     assert [toy_spec.token_ids(h.codes).tolist() for h in hypotheses] == expected
@@ -217,7 +225,7 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hidden_states_are_those_of_transformers(toy_model, toy_spec, dtype):
-    """Prompts of several lengths in one batch, then a level of beams, beside the model of transformers on each whole sequence."""
+    """Prompts of several lengths in a batch, then a level of beams, against transformers on each whole sequence."""
     model = copy.deepcopy(toy_model).to(dtype)
     engine, rows = ItemModel.of(model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
     tokens = torch.tensor([[41, 43], [40, 42], [43, 40]])

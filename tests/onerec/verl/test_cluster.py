@@ -1,4 +1,4 @@
-"""Where a verl run finds its GPUs: what fits is said before Ray starts, by nvidia-smi or by the cluster, and what goes with a run."""
+"""Where a verl run finds its GPUs: what fits is said before Ray starts, and what goes with a run."""
 
 from __future__ import annotations
 

@@ -166,9 +166,10 @@ def test_the_cause_of_a_failure_is_read_from_the_log():
 
 
 def test_verl_takes_the_platform():
-    """verl's own look-up finds the CPU platform and an engine for it (a process of its own: verl reads this at import)."""
+    """verl's own look-up finds the CPU platform and an engine for it (in a new process: verl reads this at import)."""
     script = (
-        "import verl; from verl.plugin.platform import get_platform; from verl.workers.engine.base import EngineRegistry;"
+        "import verl; from verl.plugin.platform import get_platform;"
+        "from verl.workers.engine.base import EngineRegistry;"
         "print(get_platform().device_name, EngineRegistry.get_engine_cls('language_model', 'fsdp2').__name__)"
     )
     result = subprocess.run(
