@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -71,7 +72,8 @@ class TrieLevel:
 class ItemIndex:
     """The catalogue by SID. One SID may name several items; they are kept by popularity, then by pid.
 
-    ``sids`` int32 [n_sids, n_layers] holds every existing SID once, sorted; ``levels`` is its trie.
+    ``sids`` int32 [n_sids, n_layers] holds every existing SID once, sorted, ``keys`` each as one number (`pack`);
+    ``levels`` is its trie.
     """
 
     def __init__(
@@ -79,14 +81,15 @@ class ItemIndex:
     ) -> None:
         self.spec = spec
         self.n_items = len(pids)
-        counts = (
-            np.array([popularity.get(int(pid), 0) for pid in pids]) if popularity else np.zeros(len(pids), np.int64)
-        )
-        order = np.lexsort((pids, -counts, *codes.T[::-1]))
-        self._pids = np.asarray(pids, dtype=np.int64)[order]
-        self.sids, first = np.unique(codes[order], axis=0, return_index=True)
-        self._bounds = np.append(first, len(pids))
-        self._row = {tuple(map(int, sid)): row for row, sid in enumerate(self.sids)}
+        pids, keys = np.asarray(pids, dtype=np.int64), pack(codes, spec)
+        by_key = (pids, keys)
+        if popularity:
+            by_key = (pids, -np.array([popularity.get(pid, 0) for pid in pids.tolist()]), keys)
+        order = np.lexsort(by_key)
+        self._pids, keys = pids[order], keys[order]
+        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
+        self._bounds, self.keys = np.append(first, len(pids)), keys[first]
+        self.sids = np.asarray(codes, dtype=np.int32)[order[first]]
         self.levels = _build_trie(self.sids)
 
     @classmethod
@@ -95,11 +98,22 @@ class ItemIndex:
         return cls(*read_pid2sid(path, spec), spec, popularity)
 
     def __contains__(self, codes: tuple[int, ...]) -> bool:
-        return tuple(codes) in self._row
+        return self.row_of(codes) is not None
 
     def row_of(self, codes: tuple[int, ...]) -> int | None:
         """The row of a SID in ``sids``; None where it does not exist."""
-        return self._row.get(tuple(codes))
+        if len(codes) != self.spec.n_layers:
+            return None
+        row = int(self.rows_of(np.array([codes], dtype=np.int64))[0])
+        return None if row < 0 else row
+
+    def rows_of(self, codes: np.ndarray) -> np.ndarray:
+        """The row in ``sids`` of every SID of codes [n, n_layers], int64 [n]; -1 where it does not exist."""
+        inside = ((codes >= 0) & (codes < np.array(self.spec.codebook_sizes))).all(1)
+        keys = pack(np.where(inside[:, None], codes, 0), self.spec)
+        rows = np.searchsorted(self.keys, keys)
+        rows[rows == len(self.keys)] = 0
+        return np.where(inside & (self.keys[rows] == keys), rows, -1) if len(self.keys) else np.full(len(codes), -1)
 
     def pids_of(self, codes: tuple[int, ...]) -> list[int]:
         """The items that a SID names, most popular first; empty where the SID does not exist."""
@@ -125,14 +139,32 @@ class ItemIndex:
 
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
         """The SIDs that name items of ``pids`` and no others, in catalogue order."""
-        rows = sorted({self._row_of_pid[pid] for pid in pids if pid in self._row_of_pid})
-        sids = [tuple(map(int, self.sids[row])) for row in rows]
-        return [sid for sid in sids if all(pid in pids for pid in self.pids_of(sid))]
+        order, known = self._by_pid
+        wanted = np.array(sorted(pids), dtype=np.int64)
+        place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        items = order[place[known[place] == wanted]] if len(known) else place
+        rows, count = np.unique(np.searchsorted(self._bounds, items, side="right") - 1, return_counts=True)
+        whole = rows[count == self._bounds[rows + 1] - self._bounds[rows]]
+        return list(map(tuple, self.sids[whole].tolist()))
 
     @functools.cached_property
-    def _row_of_pid(self) -> dict[int, int]:
-        rows = np.repeat(np.arange(len(self.sids)), np.diff(self._bounds))
-        return dict(zip(self._pids.tolist(), rows.tolist(), strict=True))
+    def _by_pid(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Places in ``_pids`` by rising pid, the pids in that order)."""
+        order = np.argsort(self._pids)
+        return order, self._pids[order]
+
+
+def pack(codes: np.ndarray, spec: SidSpec) -> np.ndarray:
+    """Every SID of codes [n, n_layers] as one number, uint64 [n], in the order of the SIDs.
+
+    Raises `InputError` where the codebooks have more SIDs than 64 bits can tell apart.
+    """
+    if math.prod(spec.codebook_sizes) > 1 << 64:
+        raise InputError("SIDs", f"codebooks of {spec.codebook_sizes} take more than 64 bits", "fewer layers or codes")
+    keys = np.zeros(len(codes), np.uint64)
+    for layer, size in enumerate(spec.codebook_sizes):
+        keys = keys * np.uint64(size) + codes[:, layer].astype(np.uint64)
+    return keys
 
 
 def _build_trie(sids: np.ndarray) -> list[TrieLevel]:

@@ -139,7 +139,8 @@ class _Search:
         ranked = []
         for both, prior in zip(zip(searched, proposed, strict=True), priors, strict=True):
             items = list({item.codes: item for found in both for item in found}.values())
-            logs = prior.of(np.array([self.index.row_of(item.codes) for item in items], np.int64))
+            codes = np.array([item.codes for item in items], np.int64).reshape(-1, self.index.spec.n_layers)
+            logs = prior.of(self.index.rows_of(codes))
             items = [
                 dataclasses.replace(item, score=item.score + weight * float(log))
                 for item, log in zip(items, logs, strict=True)
@@ -331,9 +332,9 @@ def wanted_nodes(index: ItemIndex, rows: Sequence[np.ndarray]) -> list[np.ndarra
 
 def dead_nodes(index: ItemIndex, banned: Sequence[Collection[tuple[int, ...]]]) -> list[np.ndarray]:
     """For every level the nodes without a SID left, as sorted keys prompt · n_nodes + node."""
-    rows = [sorted({leaf for sid in sids if (leaf := index.row_of(sid)) is not None}) for sids in banned]
-    prompts = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    leaves = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    sids = np.array([sid for some in banned for sid in some], dtype=np.int64).reshape(-1, index.spec.n_layers)
+    rows, prompts = index.rows_of(sids), np.repeat(np.arange(len(banned)), list(map(len, banned)))
+    prompts, leaves = np.unique(np.stack([prompts, rows])[:, rows >= 0], axis=1)
     result = []
     for first in index.first_leaf:
         size = np.diff(np.append(first, len(index.sids)))

@@ -37,6 +37,32 @@ def test_sids_within_a_set_name_nothing_outside_it():
     assert index.sids_within({10, 12, 14, 99}) == [(1, 2)]
 
 
+def test_lookups_are_those_of_a_dictionary():
+    spec = SidSpec((16, 3, 500))
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, spec.codebook_sizes, (2000, 3)).astype(np.int32)
+    pids = rng.permutation(10_000)[:2000]
+    index = ItemIndex(pids, codes, spec)
+    names = {}
+    for pid, sid in sorted(zip(pids.tolist(), map(tuple, codes.tolist()), strict=True)):
+        names.setdefault(sid, []).append(pid)
+    assert list(map(tuple, index.sids.tolist())) == sorted(names)
+    asked = np.concatenate([rng.integers(-1, 600, (500, 3)), codes[:500]])
+    for sid, row in zip(map(tuple, asked.tolist()), index.rows_of(asked).tolist(), strict=True):
+        assert (sid in index) == (sid in names) == (row >= 0) and index.pids_of(sid) == names.get(sid, [])
+        assert index.row_of(sid) == (row if row >= 0 else None)
+    some = set(pids[:900].tolist()) | {-5, 10_001}
+    assert index.sids_within(some) == [sid for sid in sorted(names) if some.issuperset(names[sid])]
+    assert (1, 2) not in index and not index.sids_within(())
+
+
+def test_codebooks_past_64_bits_are_refused():
+    with pytest.raises(InputError, match="more than 64 bits"):
+        ItemIndex(PIDS, np.zeros((5, 5), np.int32), SidSpec((1 << 13,) * 5))
+    full = ItemIndex(PIDS[:1], np.full((1, 8), 255, np.int32), SidSpec((256,) * 8))
+    assert (255,) * 8 in full and (0,) * 8 not in full
+
+
 @pytest.mark.parametrize("column", ["codes", "sid"])
 def test_the_file_reads_with_either_column_name(tmp_path, column):
     write_table(
