@@ -54,6 +54,16 @@ def a_stage_imports_another(root: Path) -> set[str]:
     }
 
 
+def the_runner_of_vllm_is_driven(root: Path) -> set[str]:
+    """Rule 3: nothing imports what runs a model inside vLLM: its workers, its forward context, its attention."""
+    inner = ("vllm.forward_context", "vllm.v1.worker", "vllm.v1.attention", "vllm.attention")
+    return {
+        module(root, path)
+        for path in files(root, *CODE)
+        if any(name == word or name.startswith(f"{word}.") for name in imported(path) for word in inner)
+    }
+
+
 def a_contract_imports_torch(root: Path) -> set[str]:
     """Rule 2: the flat files of `onerec` import no torch, and nothing of it that does."""
     graph = {module(root, path): imported(path) for path in files(root, "onerec")}
@@ -159,6 +169,15 @@ def ranking_tasks_are_listed(root: Path) -> set[str]:
 BREACHES: list[tuple[Callable[[Path], set[str]], dict[str, str], set[str]]] = [
     (a_stage_imports_another, {"data/a.py": "def f():\n    from pretrain.train import x"}, {"data.a"}),
     (a_stage_imports_another, {"onerec/a.py": "import benchmarks.tasks"}, {"onerec.a"}),
+    (
+        the_runner_of_vllm_is_driven,
+        {
+            "verl_rl/a.py": "def f():\n    from vllm.v1.worker.gpu_worker import Worker",
+            "onerec/items/b.py": "from vllm.forward_context import set_forward_context",
+            "data/c.py": "from vllm import LLM",
+        },
+        {"verl_rl.a", "onerec.items.b"},
+    ),
     (a_contract_imports_torch, {"onerec/a.py": "def f():\n    import torch.nn"}, {"onerec.a"}),
     (
         a_contract_imports_torch,

@@ -1,10 +1,9 @@
 """The item engine as a verl rollout: a server beside every training process, with its weights, that finds items.
 
-It is all of the rollout ``onerec_items``: no vLLM is started where nothing is to be thought. Beside vLLM
-(`verl_rl.server`), which then writes the thoughts, it is the second half of ``onerec_vllm``. Weights come from the
-training process of the same GPU, some at a
-time: by CUDA IPC, or on a CPU through Ray. (verl's own sender imports vLLM, which takes every process of a run many
-seconds.)
+Alone it is the rollout ``onerec_items``, for answers without thinking, where no vLLM is started. Beside vLLM, which
+writes the thoughts, it is the second half of the rollout ``onerec_vllm`` (`verl_rl.server`). Weights come from the
+training process of the same GPU in parts: by CUDA IPC, or on a CPU through Ray. (verl's own sender would import vLLM,
+which costs every process of a run many seconds.)
 """
 
 from __future__ import annotations
@@ -101,9 +100,11 @@ class ItemServer:
     async def _search(self) -> None:
         while self._waiting:
             await asyncio.sleep(_GATHER_SECONDS)
-            alike = self._waiting[0][1].alike
-            batch = [one for one in self._waiting if one[1].alike == alike][:_GATHER_PROMPTS]
-            self._waiting = [one for one in self._waiting if one not in batch]
+            alike, batch, later = self._waiting[0][1].alike, [], []
+            for one in self._waiting:
+                shares = one[1].alike == alike and len(batch) < _GATHER_PROMPTS
+                (batch if shares else later).append(one)
+            self._waiting = later
             try:
                 found = await asyncio.to_thread(self._find, [one[0] for one in batch], [one[1] for one in batch])
                 for (_, _, answer), items in zip(batch, found, strict=True):
@@ -226,12 +227,13 @@ class ItemAdapter(BaseRollout):
         if wire_format != "named_tensors":
             raise NotImplementedError(f"the item engine takes whole tensors, not {wire_format}")
         bucket: list[tuple[str, torch.Tensor]] = []
-        limit = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
+        size, limit = 0, self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
         async for name, tensor in ensure_async_iterator(weights):
             bucket.append((name, tensor.detach()))
-            if sum(part.nbytes for _, part in bucket) >= limit:
+            size += tensor.nbytes
+            if size >= limit:
                 await self._send(bucket)
-                bucket = []
+                bucket, size = [], 0
         await self._send(bucket)
         await self._server().renew.remote(global_steps)
 
