@@ -30,6 +30,7 @@ from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import Manifest, get_logger, processes
+from onerec.startup import load_transformers
 from pretrain import checkpoint
 from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
+    load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
         if first_process():
