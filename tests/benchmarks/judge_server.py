@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint for tests: a real process on 127.0.0.1 that answers by rule and breaks on request.
 
 Run as a script, it prints its port. Every POST is one line of the file that LOG names. The question's text decides:
-information points are the words of the text behind 内容 or Text, matches are equal words, a score is the digit behind “score=”.
+information points are the words behind 内容 or Text, matches are equal words, a score is the digit behind “score=”.
 FAULTS (a JSON list) is what the first requests get instead: a status, "timeout", "garbage", "empty", "drop", "html",
 "drip" (a byte at a time, without end), "deep" and "surrogate" (an answer), "deep body", "list" (no text) or "null".
 """
