@@ -19,6 +19,7 @@ from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.parquet import Kind, read_table, whole_number
+from onerec.prompts import Words
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 
@@ -41,6 +42,11 @@ class BenchData:
     def spec(self) -> SidSpec:
         """See `load_spec`."""
         return load_spec(self.folder)
+
+    @functools.cached_property
+    def words(self) -> Words:
+        """What the prompts of the data call things."""
+        return Words.of_folder(self.folder)
 
     def examples(self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None) -> list[Example]:
         """See `load_examples`."""

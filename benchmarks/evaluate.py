@@ -29,7 +29,7 @@ from benchmarks.judge import Judge, JudgeConfig
 from benchmarks.model import add_model_arguments, open_model
 from benchmarks.output import Output
 from benchmarks.results import Metrics, aligned, result_folder
-from benchmarks.tasks import GENERAL, TASKS, choose_tasks, task_of
+from benchmarks.tasks import GENERAL, TASKS, absent, choose_tasks, task_of
 from onerec.cli import cli
 from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
 from onerec.keeper import kept
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("config:")
     for key, value in vars(args).items():
         print(f"  {key} = {value}")
-    print(f"  tasks to run = {', '.join(tasks)}", flush=True)
+    print(f"  tasks to run = {', '.join(tasks)}{absent(args.data_dir, args.tasks)}", flush=True)
     judge = open_judge(args)
     journal = open_journal(args, result_folder(args.output_dir, args.result_name), tasks)
     model = open_model(args, journal)

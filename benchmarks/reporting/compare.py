@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.intervals import Paired, paired
-from benchmarks.reporting.rows import Row, columns
+from benchmarks.reporting.rows import Row, columns, title_of
 from benchmarks.results import Scores
-from benchmarks.tasks import GENERAL, TASKS
+from benchmarks.tasks import GENERAL, NEXT_ITEM, TASKS
 
 _VALUES = ("before", "after", "difference", "95 % interval")
 HEADINGS = ("from", "to", "metric", *_VALUES, "p", "better / worse", "sign test p")
@@ -80,7 +80,7 @@ def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
     found = []
     for name, task in TASKS.items():
         if stages and (best := best_baseline(rows, name, task.headline)):
-            found.append(compare(best[0], stages[-1], f"{name} R@10", name, task.headline, n_boot))
+            found.append(compare(best[0], stages[-1], f"{title_of(rows, name)} R@10", name, task.headline, n_boot))
     return [c for c in found if c]
 
 
@@ -88,7 +88,7 @@ def change_lines(rows: Sequence[Row]) -> list[str]:
     """What each stage gained and lost against the one before it, for the headline metrics."""
     lines = []
     stages = [row for row in rows if row.kind == "stage"]
-    wanted = {("video", "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
+    wanted = {(NEXT_ITEM, "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
     for before, after in itertools.pairwise(stages):
         parts = []
         for column in columns(rows):
@@ -111,7 +111,7 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
         value = stages[-1].cell(name, task.headline) if stages else None
         if best and best[1] and value is not None:
             lines.append(
-                f"{name}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
+                f"{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
                 f"({best[0].label}, {best[1]:.4f})"
             )
     return lines
