@@ -177,7 +177,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     add("--backend", choices=BACKENDS, default="hf", help="what runs the model: hf (any device) or vllm")
     add("--device", default="auto", help="hf: cpu, cuda or auto")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
-    add("--token_budget", type=COUNT, default=16384, help="hf: tokens of a padded batch")
+    add("--token_budget", type=COUNT, default=16384, help="tokens of a batch; vLLM sizes those of text itself")
     add("--tensor_parallel", type=COUNT, default=1, help="vllm: GPUs that share one copy of the model")
     add("--data_parallel", type=COUNT_OR_0, default=1, help="vllm: copies of the model, run by Ray (0: all GPUs)")
     add("--normalize", choices=NORMALIZE, default=NORMALIZE[0], help="item scores: softmax over what")
