@@ -2,7 +2,7 @@
 # 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn}"
+: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn transitions}"
 results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
