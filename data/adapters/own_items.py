@@ -122,8 +122,6 @@ def clean(text: str) -> tuple[str, bool]:
         text = " ".join(list_of_text(text))
     bare = MARK.sub(" ", text)
     marked = bare != text
-    while MARK.search(bare):  # what was around a mark may be one
-        bare = MARK.sub(" ", bare)
     bare = " ".join(bare.split())
     return (bare if len(bare) <= LONGEST else bare[: LONGEST - 1] + "…"), marked
 
