@@ -42,9 +42,11 @@ class BenchData:
         """See `load_spec`."""
         return load_spec(self.folder)
 
-    def examples(self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None) -> list[Example]:
+    def examples(
+        self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, seed: int = 0
+    ) -> list[Example]:
         """See `load_examples`."""
-        return load_examples(self.folder, task, sample_size, manifest)
+        return load_examples(self.folder, task, sample_size, manifest, seed=seed)
 
     def index(self, task: BenchTask) -> ItemIndex:
         """The catalogue that a task's items are from."""
