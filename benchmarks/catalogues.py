@@ -71,9 +71,11 @@ class BenchData:
             found |= {key: [change(self.items, pid) for pid in line[key]] for key in ("answer", "items") if key in line}
         return found
 
-    def examples(self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None) -> list[Example]:
+    def examples(
+        self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, seed: int = 0
+    ) -> list[Example]:
         """See `load_examples`."""
-        return load_examples(self.folder, task, sample_size, manifest)
+        return load_examples(self.folder, task, sample_size, manifest, seed=seed)
 
     def index(self, task: BenchTask) -> ItemIndex:
         """The catalogue that a task's items are from."""
