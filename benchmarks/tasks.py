@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from onerec.content import files_digest
 from onerec.errors import InputError
@@ -82,6 +85,14 @@ def load_examples(
         manifest.drop(f"{task.name}: no usable answer", len(wrong))
         manifest.drop(f"{task.name}: the same row again", doubles)
     return examples
+
+
+def drawn(examples: Sequence[Example], n: int, seed: int) -> Sequence[Example]:
+    """``n`` of the examples, drawn at random, in their order; all of them where there are no more, or ``n`` is -1."""
+    if not 0 < n < len(examples):
+        return examples
+    chosen = np.random.default_rng(seed).choice(len(examples), n, replace=False)
+    return [examples[i] for i in np.sort(chosen)]
 
 
 def _answer_key(task: BenchTask) -> str:
