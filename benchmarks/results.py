@@ -30,8 +30,8 @@ def result_folder(output_dir: Path, name: str) -> Path:
 
 
 def label_of(name: str, value: dict[str, Any]) -> str:
-    """How a result is shown: of a model that ranked with an item prior, ``sft`` or ``sft_prior``, it is sft + prior."""
-    return f"{name.removesuffix('_prior')} + prior" if value.get("prior") else name
+    """How a result is shown: of a model that ranked with an item prior, ``sft`` or ``sft_prior``, as sft + prior."""
+    return f"{name.replace('_prior', '')} + prior" if value.get("prior") else name
 
 
 @dataclasses.dataclass
