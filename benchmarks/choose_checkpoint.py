@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.backends.base import PRECISIONS
 from benchmarks.catalogues import BenchData
 from benchmarks.evaluators import rank
 from benchmarks.model import BenchModel
-from benchmarks.tasks import TASKS, drawn, fingerprint
+from benchmarks.tasks import TASKS, fingerprint
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
@@ -97,10 +99,13 @@ class Validation:
         self.args, self.model, task = args, model, TASKS[args.task]
         data = BenchData(args.data_dir)
         self.spec = model.check_spec(data.spec, args.data_dir)
-        self.examples = drawn(data.examples(task, -1, manifest), args.validation_users, args.seed)
-        self.index = data.index(task)
-        self.prompts = model.prompt_ids([e.messages for e in self.examples], False, self.spec.n_layers + 1)
-        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in self.examples]
+        examples = data.examples(task, -1, manifest)
+        if 0 < args.validation_users < len(examples):
+            drawn = np.random.default_rng(args.seed).choice(len(examples), args.validation_users, replace=False)
+            examples = [examples[i] for i in np.sort(drawn)]
+        self.examples, self.index = examples, data.index(task)
+        self.prompts = model.prompt_ids([example.messages for example in examples], False, self.spec.n_layers + 1)
+        self.seen = [rank.seen_items(e, self.index, self.spec) if args.exclude_seen else set() for e in examples]
 
     def __call__(self, label: str) -> dict[str, float]:
         """Mean of every metric over the sample."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.backends.base import NONE, Also, Backend, Excluded, Finished, Known, Sampling
+from benchmarks.results import METRICS
 from benchmarks.tasks import fingerprint
 from onerec.catalog import ItemIndex
 from onerec.content import files_digest, model_digest
@@ -69,7 +70,8 @@ class Journal:
         """``model``: `model_digest`; ``data``: a digest a test file; ``prior``: those of an item prior, where there is
         one. Raises `InputError` where the folder is of others.
 
-        With ``overwrite`` what is there is thrown away when the first phase opens.
+        Data that were mended after a run that failed are no others: it has no metrics, and a prompt that is another
+        one now is another key. With ``overwrite`` what is there is thrown away when the first phase opens.
         """
         self.folder, self.overwrite = folder, overwrite
         self.identity = {"model": model, "data_version": data_version, "data": data}
@@ -88,7 +90,7 @@ class Journal:
             what = f"holds results of another model ({old.get('model')}, not {identity['model']})"
             raise InputError(self.folder, what, right)
         for name, digest in identity["data"].items():
-            if data.get(name, digest) != digest:
+            if data.get(name, digest) != digest and (self.folder / METRICS).exists():
                 raise InputError(self.folder, f"holds results of other data ({name} differs)", right)
         if old.get("prior") != identity.get("prior"):
             raise InputError(self.folder, "holds results of the model with another item prior, or without one", right)
@@ -189,7 +191,6 @@ class JournaledBackend:
         if also is not None:
             asked = [[*ids, -2, *rows.tolist()] for ids, rows in zip(asked, also, strict=True)]
         arguments = (prompts, index, spec, num_beams, exclude, normalize)
-        more = () if also is None else (also,)
 
         def unpack(value: list[Any]) -> list[Item]:
             return [Item(tuple(codes), score, tuple(index.pids_of(tuple(codes)))) for codes, score in value]
@@ -198,7 +199,7 @@ class JournaledBackend:
             "rank",
             settings,
             asked,
-            lambda known: self.inner.rank(*arguments, known | done, *more),
+            lambda known: self.inner.rank(*arguments, known | done, also),
             pack=lambda found: [[list(h.codes), h.score] for h in found],
             unpack=unpack,
         )

@@ -143,9 +143,6 @@ def check_prior(args: argparse.Namespace, tasks: Sequence[BenchTask]) -> None:
         if args.prior or args.product_prior:
             raise InputError("--prior, --product_prior", "are for ranking tasks of their catalogue", "such a task")
         return
-    if args.backend != "hf":
-        what = f"proposes SIDs, which --backend {args.backend} does not score"
-        raise InputError("--prior", what, "--backend hf")
     if args.unconstrained:
         raise InputError("--unconstrained", "searches SIDs that no prior knows", "leave out one of the two")
     if args.prior_weight is not None:

@@ -17,6 +17,11 @@ done
 titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
 product="$RAW_DATA/onerec_data/product_pid2caption.parquet"
 [[ -f "$product" ]] && titles+=(--product_titles "$product")
+manifests=()
+for manifest in "$DATA_OUTPUT/manifest.json" "$TOKENIZER_DIR/quality/codes_report.manifest.json" "$MODELS"/*/manifest.json; do
+  [[ -f "$manifest" ]] && manifests+=("$manifest")
+done
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
+  --manifests "${manifests[@]}" \
   --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" --output_dir "$RUN_DIR/report" \
   --title "OneRec factory: $(basename "$RUN_DIR"), seed $SEED"

@@ -78,7 +78,7 @@ class Backend(Protocol):
         done: Known = NONE,
         also: Also = None,
     ) -> Finished[list[Item]]:
-        """The best SIDs of the catalogue, as `onerec.items.search.find_items` has them. vLLM knows no ``also``."""
+        """The best SIDs of the catalogue, as `onerec.items.search.find_items` has them."""
 
     def next_logprobs(
         self, prompts: Sequence[list[int]], tokens: Sequence[int], done: Known = NONE

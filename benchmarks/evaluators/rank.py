@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.metrics import ranking_metrics
 from benchmarks.model import BenchModel
 from benchmarks.prior import WEIGHTS, TaskPrior, prior_path
 from benchmarks.results import Scores, scores_of
-from benchmarks.tasks import Example, drawn, fingerprint
+from benchmarks.tasks import Example, drawn_rows, fingerprint
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.items.item import Item, Prior, ranked_with_prior
@@ -24,6 +25,8 @@ from onerec.run import Manifest
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10
+# One list for everybody has ten items; twice as many, where ten times as many could be, is no recommendation either.
+FEW_ITEMS, MANY_ITEMS = 2 * COVERAGE_AT, 10 * COVERAGE_AT
 
 
 class RankEvaluator(Evaluator):
@@ -37,7 +40,7 @@ class RankEvaluator(Evaluator):
         self.leave_out_seen(self.args.exclude_seen)
         self.figures: dict[str, float] = {}
         self.hybrid: Hybrid | None = None
-        self.narrow: list[tuple[int, list[dict[str, Any]]]] = []  # beam widths and prediction lines
+        self.narrow: list[tuple[int, list[Example], list[dict[str, Any]]]] = []  # beam widths, prediction lines
 
     def leave_out_seen(self, yes: bool) -> None:
         """Whether the items of the history are never recommended."""
@@ -53,28 +56,51 @@ class RankEvaluator(Evaluator):
         found = self.search(model, prompts, args.num_beams, name)
         self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
         if args.free_sids > 0:
-            begun = [[*prompt, spec.begin_id] for prompt in prompts[: args.free_sids]]
+            places = drawn_rows(len(prompts), args.free_sids, self.sample_seed)
+            begun = [[*prompts[place], spec.begin_id] for place in places]
             free = model.generate(begun, spec.n_layers, [spec.end_id], f"{name}: free SIDs")
             self.figures["valid_sid"] = valid_sid_rate(free, self.index, spec)
+        places = drawn_rows(len(prompts), args.beam_samples, self.sample_seed)
         for width in args.beam_widths:
-            found = self.search(model, prompts[: args.beam_samples], width, f"{name}: {width} beams")
-            self.narrow.append((width, self.resolved(found)))
+            found = self.search(model, prompts, width, f"{name}: {width} beams", places)
+            self.narrow.append((width, [self.examples[place] for place in places], self.resolved(found, places)))
         return self.lines
 
-    def search(self, model: BenchModel, prompts: Sequence[list[int]], width: int, label: str) -> list[list[Item]]:
-        """The best ``width`` items of the first ``len(prompts)`` examples, by the model, or by it and the prior."""
+    def search(
+        self,
+        model: BenchModel,
+        prompts: Sequence[list[int]],
+        width: int,
+        label: str,
+        places: Sequence[int] | None = None,
+    ) -> list[list[Item]]:
+        """The best ``width`` items of the examples at ``places`` (all), by the model, or by it and the prior."""
         if self.hybrid:
-            return self.hybrid.rank(self.candidates(model, prompts, width, label), self.hybrid.weight, width)
+            found = self.candidates(model, prompts, width, label, places)
+            return self.hybrid.rank(found, self.hybrid.weight, width, places)
         searched = every_sid(self.data.spec) if self.args.unconstrained else self.index
-        return model.rank_items(prompts, searched, width, label, self._banned(len(prompts)))
+        return model.rank_items(self._at(prompts, places), searched, width, label, self._banned(places))
 
-    def candidates(self, model: BenchModel, prompts: Sequence[list[int]], width: int, label: str) -> list[list[Item]]:
+    def candidates(
+        self,
+        model: BenchModel,
+        prompts: Sequence[list[int]],
+        width: int,
+        label: str,
+        places: Sequence[int] | None = None,
+    ) -> list[list[Item]]:
         """What the beams find and what the prior likes best, ``width`` of each, scored by the model."""
-        also = [prior.best(width) for prior in self.hybrid.priors[: len(prompts)]]
-        return model.rank_items(prompts, self.index, width, label, self._banned(len(prompts)), also)
+        also = [prior.best(width) for prior in self._at(self.hybrid.priors, places)]
+        return model.rank_items(self._at(prompts, places), self.index, width, label, self._banned(places), also)
 
-    def _banned(self, n: int) -> list[list[tuple[int, ...]]] | None:
-        return [self.index.sids_within(pids) for pids in self.seen[:n]] if self.args.exclude_seen else None
+    @staticmethod
+    def _at(values: Sequence[Any], places: Sequence[int] | None) -> Sequence[Any]:
+        return values if places is None else [values[place] for place in places]
+
+    def _banned(self, places: Sequence[int] | None) -> list[list[tuple[int, ...]]] | None:
+        return (
+            [self.index.sids_within(pids) for pids in self._at(self.seen, places)] if self.args.exclude_seen else None
+        )
 
     def _hybrid(self, path: Path, model: BenchModel) -> Hybrid:
         hybrid = Hybrid(self, path)
@@ -87,23 +113,32 @@ class RankEvaluator(Evaluator):
         print(f"{self.task.name}: {hybrid.line()}", flush=True)
         return hybrid
 
-    def resolved(self, ranked: Sequence[Sequence[Item]]) -> list[dict[str, Any]]:
-        """Lines of the predictions of the first ``len(ranked)`` examples."""
-        rows = zip(self.examples[: len(ranked)], ranked, self.seen[: len(ranked)], strict=True)
+    def resolved(self, ranked: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Lines of the predictions of the examples at ``places`` (all)."""
+        places = range(len(self.examples)) if places is None else places
+        rows = [(self.examples[place], found, self.seen[place]) for place, found in zip(places, ranked, strict=True)]
         return [line(e, found, self.index, self.args.sid_to_item, self.args.seed, skip) for e, found, skip in rows]
 
     def score(self, judge: Judge | None) -> Result:
         """See `Evaluator.score`."""
         scores = score(self.examples, self.lines, self.data.spec)
         figures = {**coverage(self.lines, self.index.n_items), "samples": len(self.lines), **self.figures}
-        beams = [self._point(width, lines) for width, lines in self.narrow]
+        beams = [self._point(*narrow) for narrow in self.narrow]
         notes: dict[str, Any] = {"beams": beams} if beams else {}
         if self.hybrid:
             notes["prior"] = self.hybrid.note()
         return Result(scores, list(scores.columns), figures, notes)
 
-    def _point(self, width: int, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-        recall = score(self.examples[: len(lines)], lines, self.data.spec).columns
+    def doubtful(self) -> str:
+        """See `Evaluator.doubtful`: the same few items for everybody."""
+        few = len(recommended(self.lines))
+        most = min(self.index.n_items, COVERAGE_AT * len(self.lines))
+        if few > FEW_ITEMS or most < MANY_ITEMS:
+            return ""
+        return f"all {len(self.lines):,} rows get the same {few} items, coverage@{COVERAGE_AT} is near zero"
+
+    def _point(self, width: int, examples: Sequence[Example], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+        recall = score(examples, lines, self.data.spec).columns
         values = {f"recall@{k}": round(float(np.mean(recall[f"recall@{k}"])), 6) for k in (1, 10, 32)}
         return {"width": width, "samples": len(lines), **values}
 
@@ -129,10 +164,13 @@ class Hybrid:
         rows = zip(evaluator.examples, evaluator.seen, strict=True)
         return [self.prior(e, history_of(e, self.index, spec), skip) for e, skip in rows]
 
-    def rank(self, found: Sequence[Sequence[Item]], weight: float, width: int) -> list[list[Item]]:
-        """The best ``width`` of every row's candidates, by ``score + weight · log prior``."""
+    def rank(
+        self, found: Sequence[Sequence[Item]], weight: float, width: int, places: Sequence[int] | None = None
+    ) -> list[list[Item]]:
+        """The best ``width`` of the candidates of the rows at ``places`` (all), by ``score + weight · log prior``."""
         ranked = []
-        for items, prior in zip(found, self.priors[: len(found)], strict=True):
+        priors = self.priors if places is None else [self.priors[place] for place in places]
+        for items, prior in zip(found, priors, strict=True):
             codes = np.array([item.codes for item in items], np.int64).reshape(-1, self.index.spec.n_layers)
             ranked.append(ranked_with_prior(items, prior.of(self.index.rows_of(codes)), weight, width))
         return ranked
@@ -143,12 +181,11 @@ class Hybrid:
         Their candidates are found and scored once, for all weights. Raises `InputError` where they have other SIDs.
         """
         args, task = self.evaluator.args, self.evaluator.task
-        other = RankEvaluator(task, BenchData(args.validation_dir, args.item_count), args)
+        asked = argparse.Namespace(**vars(args) | {"sample_size": args.validation_users})
+        other = RankEvaluator(task, BenchData(args.validation_dir, args.item_count), asked)
         other.load(Manifest("validation", {}))
         if other.index.digest != self.index.digest:
             raise InputError(args.validation_dir, "has other SIDs than the test data", "both of one pid2sid.parquet")
-        other.examples = drawn(other.examples, args.validation_users, args.seed)
-        other.leave_out_seen(args.exclude_seen)
         other.hybrid = Hybrid(other, self.prior.file.path)
         prompts, _ = other.prompts(model, self.index.spec.n_layers + 1)
         found = other.candidates(model, prompts, args.num_beams, f"{task.name}: validation")
@@ -235,8 +272,12 @@ def score(examples: Sequence[Example], lines: Sequence[dict[str, Any]], spec: Si
 
 def coverage(lines: Sequence[dict[str, Any]], n_items: int) -> dict[str, float]:
     """The share of the catalogue that is among anybody's first ten items."""
-    recommended = {pid for value in lines for pid in value["items"][:COVERAGE_AT]}
-    return {f"coverage@{COVERAGE_AT}": len(recommended) / n_items}
+    return {f"coverage@{COVERAGE_AT}": len(recommended(lines)) / n_items}
+
+
+def recommended(lines: Sequence[dict[str, Any]]) -> set[int]:
+    """The items among anybody's first ten."""
+    return {pid for value in lines for pid in value["items"][:COVERAGE_AT]}
 
 
 def valid_sid_rate(token_ids: Sequence[Sequence[int]], index: ItemIndex, spec: SidSpec) -> float:

@@ -204,7 +204,6 @@ def test_what_cannot_be_chosen_or_searched_is_said_before_the_model_is_loaded(ti
     refused("--prior_weight: is missing", validation_dir=tiny_data, validation_users=0)
     refused("video_test.parquet: has no validation users", validation_dir=tmp_path)
     refused("--unconstrained: searches SIDs that no prior knows", prior_weight=1, unconstrained=[])
-    refused("--prior: proposes SIDs, which --backend vllm does not score", prior_weight=1, backend="vllm")
     refused("are for ranking tasks", prior_weight=1, tasks="label_pred")
     write_table(tmp_path / "u.parquet", table("uid", {1: {1: 1.0}}))
     refused("has scores by uid, the same ones for", tmp_path / "u.parquet", validation_dir=tiny_data)
