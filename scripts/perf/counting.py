@@ -1,10 +1,10 @@
 """Time and memory of what grows with the items, at the size of a release: pairs of them, and their catalogue.
 
     python scripts/perf/counting.py                       # 20,000 users with 300 of 200,000 items each
-    python scripts/perf/counting.py itemknn --users 400   # one of: itemknn, cooccurrence, embeddings
+    python scripts/perf/counting.py itemknn --users 400   # one of: itemknn, cooccurrence, transitions, embeddings
     python scripts/perf/counting.py catalogue             # 10,000,000 SIDs of 3 x 8,192 codes
 
-itemknn and cooccurrence are the baselines of `benchmarks.recommenders.counting`, learnt and then asked for 1,000
+itemknn, cooccurrence and transitions are baselines of `benchmarks.recommenders`, learnt and then asked for 1,000
 histories; embeddings are those of data/cooccurrence.py (64 dimensions, window 5) from file to file. Popular items come
 more often. Each runs in a process of its own; memory is its largest resident size, the making of the input included.
 catalogue is `ItemIndex.load` of a pid2sid.parquet, first and again, each with 1,000 look-ups in a process of its own:
@@ -33,7 +33,7 @@ from onerec.sid import SidSpec
 
 ITEMS, HISTORY = 200_000, 300  # in all, of a user
 CATALOGUE = "catalogue"
-WAYS = ("itemknn", "cooccurrence", "embeddings", CATALOGUE)
+WAYS = ("itemknn", "cooccurrence", "transitions", "embeddings", CATALOGUE)
 SPEC = SidSpec((8192,) * 3)
 
 
