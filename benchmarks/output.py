@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.catalogues import BenchData
 from benchmarks.evaluators.base import Result
 from benchmarks.intervals import values_and_intervals
 from benchmarks.results import METRICS, Metrics, result_folder
@@ -23,6 +24,7 @@ class Output:
 
     def __init__(self, args: argparse.Namespace, name: str, manifest: Manifest, parts: Sequence[str] = ()) -> None:
         self.args, self.name, self.manifest = args, name, manifest
+        self.data = BenchData(args.data_dir)
         self.folder = result_folder(args.output_dir, name)
         self.metrics: Metrics = {}
         self.extra: dict[str, Any] = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
@@ -31,7 +33,8 @@ class Output:
             self.extra["data"]["noun"] = noun
 
     def predictions(self, task: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Write a task's predictions."""
+        """Write a task's predictions, with users' and items' own ids."""
+        lines = [self.data.own_ids(line, task) for line in lines]
         path = self.folder / f"predictions_{task}.jsonl"
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self.manifest.output(path, len(lines))

@@ -26,7 +26,8 @@ from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, NUMBER, ArgumentParser
-from onerec.run import Manifest, read_json_lines, write_json, write_text
+from onerec.folders import MANIFEST
+from onerec.run import WARNINGS, Manifest, read_json, read_json_lines, say_warning, write_json, write_text
 
 EXAMPLES = 2  # of a task that went well, and as many that did not
 
@@ -41,6 +42,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
+    more = "manifest.json of other stages, whose warnings are repeated"
+    add("--manifests", nargs="*", type=Path, default=[], help=more)
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
@@ -60,6 +63,15 @@ def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
                 NUMBER.of(line.get(key), path, key)
         curves.append({"name": name, "lines": lines})
     return curves
+
+
+def noted_warnings(rows: Sequence[Row], manifests: Sequence[Path]) -> list[str]:
+    """What other stages and the evaluations of the models noted in their manifests: ``stage (folder): warning``."""
+    found = []
+    for path in (*manifests, *(row.folder / MANIFEST for row in rows if row.kind == "stage")):
+        value = read_json(path) if path.is_file() or path in manifests else {}
+        found += [f"{value['stage']} ({path.parent.name}): {text}" for text in value.get(WARNINGS, [])]
+    return found
 
 
 def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value: dict[str, Any]) -> str:
@@ -103,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = Manifest("report", args)
     rows = read_rows(args.results, args.labels, args.baselines)
     curves = read_curves(args.train_logs)
-    notes = {
+    warnings = [*noted_warnings(rows, args.manifests), *compare.warning_lines(rows)]
+    notes = {"Warnings": warnings} if warnings else {}
+    notes |= {
         "Against the best baseline": compare.ratio_lines(rows),
         "What each stage gained and lost": compare.change_lines(rows),
         "The judge": compare.judge_lines(rows),
@@ -136,9 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest.output(args.output_dir / name)
     manifest.write(args.output_dir)
     print(terminal_table(rows))
-    for lines in notes.values():
+    for lines in list(notes.values())[bool(warnings) :]:
         print("\n".join(["", *lines]) if lines else "", end="\n" if lines else "")
-    print(f"\nreport in {args.output_dir}: report.md, report.json, report.html")
+    print(f"\nreport in {args.output_dir}: report.md, report.json, report.html", flush=True)
+    for line in warnings:
+        say_warning(line)
 
 
 if __name__ == "__main__":

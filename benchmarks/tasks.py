@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.parquet import read_table, whole_number
@@ -46,10 +48,26 @@ class Example:
         return self.uuid if self.uid is None else str(self.uid)
 
 
+def drawn_rows(rows: int, sample_size: int, seed: int) -> np.ndarray:
+    """Places of ``sample_size`` of ``rows`` rows drawn by ``seed`` (-1: all), ascending int64.
+
+    Files are sorted, by user or time say, so that the first rows are no sample. Of one seed a larger draw holds every
+    smaller one.
+    """
+    if not 0 < sample_size < rows:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:sample_size])
+
+
 def load_examples(
-    folder: Path, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, max_bad_ratio: float = 0.01
+    folder: Path,
+    task: BenchTask,
+    sample_size: int = -1,
+    manifest: Manifest | None = None,
+    max_bad_ratio: float = 0.01,
+    seed: int = 0,
 ) -> list[Example]:
-    """Read a task's test file, the first ``sample_size`` rows (-1: all).
+    """Read a task's test file, ``sample_size`` of its rows drawn by ``seed`` (-1: all).
 
     A row without a usable answer is left out and counted in ``manifest``, and so is one that repeats a uuid, or a
     user with the same prompt and answer. Raises `InputError` where the file is missing or empty, or where more than
@@ -58,11 +76,11 @@ def load_examples(
     path = folder / task.test_file
     table = read_table(path, TEST_KINDS, strict=False)
     spec, words = load_spec(folder), Words.of_folder(folder)
-    if sample_size > 0:
-        table = table.slice(0, sample_size)
+    drawn = drawn_rows(table.num_rows, sample_size, seed)
+    table = table.take(drawn)
     examples: list[Example] = []
     wrong, doubles, seen = [], 0, set()
-    for row, value in enumerate(table.to_pylist()):
+    for row, value in zip(drawn.tolist(), table.to_pylist(), strict=True):
         try:
             example = _example(value, task, spec, words)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

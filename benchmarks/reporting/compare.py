@@ -10,9 +10,10 @@ from typing import Any
 from benchmarks.intervals import Paired, paired
 from benchmarks.reporting.rows import Row, columns, title_of
 from benchmarks.results import Scores
-from benchmarks.tasks import GENERAL, NEXT_ITEM, TASKS
+from benchmarks.tasks import GENERAL, NEXT_ITEM, RANK_TASKS, TASKS
 
 _VALUES = ("before", "after", "difference", "95 % interval")
+COUNTING = ("popularity", "cooccurrence")  # baselines that learn nothing: what a model has to be above
 HEADINGS = ("from", "to", "metric", *_VALUES, "p", "better / worse", "sign test p")
 
 
@@ -72,6 +73,31 @@ def best_baseline(rows: Sequence[Row], task: str, metric: str) -> tuple[Row, flo
     """The baseline with the largest value."""
     found = [(row, v) for row in rows if row.kind == "baseline" and (v := row.cell(task, metric)) is not None]
     return max(found, key=lambda pair: pair[1]) if found else None
+
+
+def warning_lines(rows: Sequence[Row]) -> list[str]:
+    """Where the last stage ranks below what counting gives: by a task's headline and ndcg@10, one line a task."""
+    stages = [row for row in rows if row.kind == "stage"]
+    last, found = stages[-1], []
+    for task in RANK_TASKS:
+        below = [
+            f"{metric} {value:.4f}, {row.label} has {other:.4f}"
+            for metric in dict.fromkeys((TASKS[task].headline, "ndcg@10"))
+            for row in rows
+            if row.label.removesuffix("_unseen") in COUNTING and _same_protocol(row, last)
+            if (value := last.cell(task, metric)) is not None and (other := row.cell(task, metric)) is not None
+            if value < other
+        ]
+        if below:
+            right = "train longer, or take sizes that fit the data (scripts/sizes.py)"
+            found.append(f"{task}: {last.label} is below counting ({'; '.join(below)}); {right}")
+    return found
+
+
+def _same_protocol(one: Row, two: Row) -> bool:
+    """Whether both leave out the items of the history, or neither."""
+    ways = [row.value.get("config", {}).get("exclude_seen") for row in (one, two)]
+    return ways[0] == ways[1]
 
 
 def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:

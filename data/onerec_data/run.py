@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.onerec_data import bench, build
+from data.onerec_data import bench, build, leaks
 from data.onerec_data.batch import TEST_SPLIT
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.layout import load_layout
@@ -196,7 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = default_tasks(args) if args.tasks is None else [TASKS[name] for name in args.tasks]
     chosen = list(dict.fromkeys([*chosen, *(TASKS[name] for name in args.also)]))
     with locked(args.output_dir):
-        report(Run(chosen, args, bool(args.benchmark), args.benchmark_split)())
+        run = Run(chosen, args, bool(args.benchmark), args.benchmark_split)
+        manifest = run()
+        leaks.warn_of_seen(args.output_dir, run.plan.bench, manifest)
+        report(manifest)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ HISTORY, TARGET = "hist_video_pid", "target_video_pid"
 VIDEO_COLUMNS = (HISTORY, TARGET)
 PROFILE_COLUMNS = ("inter_user_profile", "inter_user_profile_with_sid")
 NO_SID, SKIPPED = "no item with a SID", "pid without SID skipped"
+LATER_WINDOW = "a later window of its user, made once from window 0"
 NO_PIDS = np.empty(0, np.int64)
 
 
@@ -56,7 +57,9 @@ class Job:
 
     @property
     def first_windows(self) -> list[int]:
-        """Rows for tasks that are made once a user: later windows repeat parts of the first."""
+        """Rows for tasks that are made once a user: later windows repeat parts of the first, and are counted."""
+        for row in self.rows:
+            self.skip(row, LATER_WINDOW, int(self.batch.windows[row] != 0))
         return [row for row in self.rows if not self.batch.windows[row]]
 
     def skip(self, row: int, reason: str, count: int = 1) -> None:

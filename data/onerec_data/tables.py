@@ -116,7 +116,7 @@ class TagTable:
         return [self.names[i] for row in rows for i in self.ids[self.offsets[row] : self.offsets[row + 1]].tolist()]
 
 
-_SEPARATORS = r"[,，、;；|/]"
+SEPARATORS = r"[,，、;；|/]"
 
 
 def read_tags(path: Path, layout: Layout) -> TagTable | None:
@@ -129,7 +129,7 @@ def read_tags(path: Path, layout: Layout) -> TagTable | None:
     try:
         values = plain(table[column])
         if not is_list(values.type):
-            values = pc.split_pattern_regex(texts(values)[0], _SEPARATORS)
+            values = pc.split_pattern_regex(texts(values)[0], SEPARATORS)
         items, offsets, _ = list_parts(values)
         flat = pc.utf8_trim_whitespace(texts(items)[0])
     except TypeError:

@@ -70,6 +70,19 @@ def test_the_releases_catalogue_is_read_by_its_sid_numbers(release):
     assert sids_of(load_catalogue(release, "product", RELEASE_SPEC)) == {11: (1, 2, 3)}
 
 
+def test_a_sample_is_drawn_by_seed_and_a_larger_one_holds_it(release):
+    write(release, "label_pred", [row(f"u{i:03}", {"answer": "是", "uid": i}) for i in range(100)])
+
+    def drawn(size, seed=0):
+        return [e.uuid for e in load_examples(release, TASKS["label_pred"], size, seed=seed)]
+
+    few, more = drawn(20), drawn(50)
+    assert few == sorted(few) and len(few) == 20 and set(few) < set(more)
+    assert few == drawn(20) != drawn(20, seed=1)
+    assert max(few) > "u050", "not the first rows of a sorted file"
+    assert len(drawn(-1)) == len(drawn(100)) == len(drawn(1000)) == 100
+
+
 def test_a_sid_of_several_items_resolves_as_the_policy_says(release):
     index = load_catalogue(release, "video_ad", RELEASE_SPEC)
     sids = [(340, 6566, 5603), (0, 0, 8191), (1, 1, 1)]
@@ -207,3 +220,21 @@ def test_results_of_another_data_version_are_refused(release, tmp_path):
     check_same_data(["a", "b"], values[:2])
     with pytest.raises(InputError, match=r"^c: measured video on another version of the data than a"):
         check_same_data(["a", "b", "c"], values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "items", "catalogue", "warned"),
+    [
+        (100, 20, 3686, True),
+        (100, 21, 3686, False),
+        (100, 16, 50, False),  # a catalogue of which twenty items are not few
+        (9, 15, 3686, False),  # too few rows to say it
+    ],
+)
+def test_the_same_few_items_for_everybody_are_said(rows, items, catalogue, warned):
+    evaluator = rank.RankEvaluator(TASKS["video"], None, None)
+    evaluator.index = SimpleNamespace(n_items=catalogue)
+    lists = ([(row + place) % items for place in range(10)] + [99] for row in range(rows))
+    evaluator.lines = [{"items": found} for found in lists]
+    said = f"all {rows} rows get the same {items} items, coverage@10 is near zero"
+    assert evaluator.doubtful() == (said if warned else "")
