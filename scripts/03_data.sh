@@ -18,7 +18,8 @@ INPUT_METADATA="$items/onerec_bench_release.parquet" PID2SID_MAPPING="$items/vid
 run bash "$ROOT/data/prepare_rl.sh"
 CONFIG="$(profile_file pretrain.json)" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$(profile_file sft.json)" run bash "$ROOT/data/prepare_sft.sh"
-text="$(ls -d "$RAW_DATA"/general_text/pretrain 2> /dev/null || true)"
+text="$RAW_DATA/general_text/pretrain"
+[[ -d "$text" ]] || text=""
 if [[ -n "$text" || -d "$RAW_DATA/general_text/sft" ]]; then
   TEXT_INPUT="$text" run bash "$ROOT/data/prepare_distillation.sh"
 else
