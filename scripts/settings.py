@@ -31,7 +31,7 @@ PROFILES = ROOT / "scripts" / "profiles"
 _TRAIN = "pretrain/scripts/common.sh pretrain/options.py"
 # What a stage runs: its numbered scripts first, whose own assignments no profile can change.
 STAGES = {
-    "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py data/onerec_data/wording.py",
+    "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py",
     "tokenizer": "scripts/02_*.sh data/cooccurrence.py tokenizer/[eirt]*_*.py",
     "data": "scripts/03_*.sh data/onerec_data/run.* data/onerec_data/wording.py data/mix.sh data/prepare_[dmprs]*.sh "
     "data/prepare_[dmr]*.py",
