@@ -55,7 +55,6 @@ class SidSpec:
 
     @property
     def n_layers(self) -> int:
-        """Number of codebook layers."""
         return len(self.codebook_sizes)
 
     def token(self, layer: int, code: int) -> str:
@@ -142,7 +141,6 @@ class SidSpec:
     # The file.
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``sid_spec.json``."""
         value: dict[str, Any] = {
             "layers": self.n_layers,
             "codebook_sizes": list(self.codebook_sizes),
@@ -162,7 +160,6 @@ class SidSpec:
         return value
 
     def save(self, folder: str | Path) -> None:
-        """Write ``sid_spec.json`` into ``folder``."""
         write_json(Path(folder) / SID_SPEC, self.as_dict())
 
     @staticmethod
