@@ -26,7 +26,6 @@ PROMPTS = Path(__file__).with_name("check_prompts.json")
 
 
 def parser() -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(__doc__)
     p.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
     p.add_argument("--max_new_tokens", type=COUNT, default=32, help="tokens to generate from each prompt")

@@ -95,7 +95,6 @@ def check(place: str, stage: str, name: str) -> None:
 
 
 def read_lines(path: Path) -> dict[str, str]:
-    """The settings of an .env file."""
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:

@@ -31,7 +31,6 @@ def html_page(title: str, note: str, blocks: Sequence[Block]) -> str:
 
 
 def heading(text: str, id: str = "", note: str = "", level: int = 2) -> Block:
-    """A heading, with a line below it."""
     return {"kind": "heading", "text": text, "id": id, "note": note, "level": level}
 
 
