@@ -22,6 +22,7 @@ from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SHARE_ABOVE_0, Argumen
 from onerec.items.item import NORMALIZE, Item
 from onerec.model_folder import loading, open_model_folder
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 T = TypeVar("T")
 GREEDY = Sampling()
@@ -43,13 +44,11 @@ class BenchModel:
         precision: str = "auto",
         **options: Any,
     ) -> None:
-        from transformers import AutoTokenizer
-
         self.path, self.journal, self.sampling, self.normalize = path, journal, sampling, normalize
         opened = open_model_folder(path)
         self.spec, self.renderer = opened.spec, opened.renderer
         with loading(path):
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self.tokenizer = load_transformers().AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.ends = self.renderer.end_ids(path, self.tokenizer)
         self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = Stopwatch(open_backend(backend, path, self.tokenizer, precision=precision, **options))

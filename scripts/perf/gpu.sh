@@ -12,7 +12,7 @@ cd "$ROOT"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
-known=" tests grpo train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans_encode kmeans_train "
+known=" tests grpo train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans "
 for name in "$@"; do
   if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
 done
@@ -39,17 +39,17 @@ step() {
 perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
-  shape=(--layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 --head_dim 128)
+  shape=(--size 1.7B --device cuda)
   # GRPO's update: 64 prompts a step are eight of these.
-  grpo=(--device cuda "${shape[@]}" --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --answer 5 --tokens 16384 --recompute --repeats 2)
-  decode=(--device cuda "${shape[@]}" --vocabularies qwen3 --no_generate --no_memory --repeats 5)
+  grpo=("${shape[@]}" --prompt 1500 --batch 8 --beams 32 --tokens 16384 --recompute --repeats 2)
+  decode=("${shape[@]}" --vocabularies qwen3 --no_generate --repeats 5)
   train=(--sizes 1.7B 0.6B --steps 3)
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
-  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--layers 2 --vocabularies small --no_generate --no_memory --repeats 1)
+  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--size toy --vocabularies small --no_generate --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
-# Prompts, their tokens and beams of each decode step; those with tokens in their names are of published figures: NVIDIA's
+# Prompts and beams of each decode step; those with tokens in their names have the shapes of published figures: NVIDIA's
 # recsys-examples (1,000 and 5,000 tokens, 256 beams), FlashRec (2,465 tokens, 50 beams).
 many=(--prompt 2048 --batch 16 --beams 32 128) short=(--prompt 1000 --batch 1 --beams 256)
 middle=(--prompt 2465 --batch 16 --beams 50) long=(--prompt 5000 --batch 8 --beams 256)
@@ -65,8 +65,7 @@ step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
 step decode_1000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
 step decode_2465 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
 step decode_5000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
-step kmeans_encode 120 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
-step kmeans_train 150 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
+step kmeans 240 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
 import json, pathlib, sys

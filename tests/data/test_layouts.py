@@ -75,6 +75,22 @@ def test_the_same_row_twice_is_counted_in_the_simple_layout_too(release):
     assert dropped(release)["users: uid and the row stand twice"] == 1
 
 
+def test_an_item_that_a_user_takes_again_is_a_row_of_its_own_in_the_simple_layout(release):
+    again = {"history_pid_list": [[1, 2], [1, 2, 3, 4], [3], [3]], "target_pid": [3, 3, 5, 6]}
+    simple_logs(release, **again, interaction_type=["like"] * 4, query=[None] * 4)
+    main(without_products(release, "--layout", "simple"))
+    assert answers(release, "sft_video_rec") == [sid(release, 3), sid(release, 3), sid(release, 5)]
+    assert not any("twice" in reason for reason in dropped(release))
+
+
+def test_later_windows_are_counted_where_a_task_is_made_once_a_user(release):
+    rows = {"uid": [1, 1, 1], "split": [0, 0, 0], "window": [0, 1, 2], "target_video_pid": [[3], [2], [5]]}
+    write_table(release.input, pa.table(rows | {"hist_video_pid": [[1, 2], [1], [4]]}))
+    main(without_products(release, "--tasks", "pretrain_video_rec", "sft_video_rec"))
+    assert len(records(release, "pretrain_video_rec")) == 1 and len(records(release, "sft_video_rec")) == 3
+    assert dropped(release)["pretrain_video_rec: a later window of its user, made once from window 0"] == 2
+
+
 def test_a_layout_of_ones_own_names_the_columns(release, tmp_path):
     layout = tmp_path / "mine.json"
     layout.write_text(
