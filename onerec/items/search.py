@@ -47,7 +47,7 @@ def find_items(
             proposes them). The items are then both, best first, and may be more than ``width``.
 
     Beams give fewer items where the catalogue has fewer. Raises ValueError where the catalogue's codebooks are not the
-    model's.
+    model's, and where a prompt leaves no room for its item.
     """
     if width < 1:
         raise ValueError(f"a search of width {width} finds nothing")
@@ -55,6 +55,9 @@ def find_items(
         raise ValueError(
             f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {model.spec.codebook_sizes}"
         )
+    longest = max(map(len, prompts), default=0) + model.spec.n_layers
+    if longest > model.context:
+        raise ValueError(f"the longest prompt takes {longest} tokens with its item, and the context is {model.context}")
     if draws is not None and (exclude is not None or also is not None):
         raise ValueError("draws leave no items out and score no others")
     if index is None and also is not None:

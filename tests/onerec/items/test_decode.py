@@ -72,7 +72,7 @@ def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, to
 
 def test_blocks_of_rows_and_vocabulary_change_nothing(toy_model, toy_spec, index, monkeypatch):
     whole = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
-    monkeypatch.setitem(item_model._BLOCKS, "cpu", (8, 8, 3))
+    monkeypatch.setitem(item_model._BLOCKS, "cpu", (8, 8, 3, 1))
     blocks = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
     for a, b in zip(whole, blocks, strict=True):
         assert [h.codes for h in a] == [h.codes for h in b]
@@ -214,6 +214,17 @@ def test_a_model_that_item_decoding_would_get_wrong_is_refused(toy_model, toy_sp
         decode_items(biased, PROMPTS, index, toy_spec)
     with pytest.raises(ValueError, match="vocabulary ends at 63"):
         decode_items(toy_model, PROMPTS, index, SidSpec((4, 4, 4), first_id=60))
+    config, weights = toy_model.config.to_dict(), dict(toy_model.named_parameters())
+    for windows in ({"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}):
+        with pytest.raises(ValueError, match="full attention"):
+            ItemModel(config | windows, toy_spec, weights)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_item_is_refused(toy_model, toy_spec, index):
+    room = toy_model.config.max_position_embeddings - toy_spec.n_layers - 1  # and the begin token
+    assert len(decode_items(toy_model, [[1] * room], index, toy_spec, num_beams=2)[0]) == 2
+    with pytest.raises(ValueError, match="takes 257 tokens with its item, and the context is 256"):
+        decode_items(toy_model, [[1], [1] * (room + 1)], index, toy_spec)
 
 
 def test_batches_keep_to_the_budget_and_lose_nothing():
