@@ -27,6 +27,7 @@ while (($#)); do
     --logs) argument "${2:-}" "--logs: needs a table; --logs events.csv"; logs+="${logs:+$'\n'}$(absolute "$2")"; shift ;;
     --columns)
       argument "${2:-}" "--columns: needs role=column; --columns item=asin"
+      [[ "$2" =~ $role_value ]] || argument "" "--columns: needs role=column; --columns item=asin"
       while [[ "${2:-}" =~ $role_value ]]; do columns+="${columns:+$'\n'}$2"; shift; done
       ;;
     *) passed+=("$1") ;;
