@@ -66,6 +66,7 @@ def test_two_tables_with_text_ids_become_a_report(tmp_path):
         (("--items", "x"), "--logs: is missing"),
         (("--items", "x", "--logs"), "--logs: needs a table"),
         (("--items", "x", "--logs", "y", "--columns", "--fresh"), "--columns: needs role=column"),
+        (("--items", "x", "--logs", "y", "--fast"), "--fast: is not a flag of my_catalogue.sh"),
     ],
 )
 def test_a_missing_table_is_one_line(words, what):
