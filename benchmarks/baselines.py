@@ -3,9 +3,9 @@
     python baselines.py --data_dir ../data/output/benchmark_data --output_dir results/v1.0
     python baselines.py --baselines sasrec gru4rec tiger --epochs 50 …
 
-popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn
-from train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as
-evaluate.py does.
+popularity, cooccurrence (of the last item), itemknn, transitions (decayed), sasrec, gru4rec and tiger (see
+recommenders/). All learn from train_sequences.parquet, the users of the training split, a task at a time. Writes
+results_<baseline>/ as evaluate.py does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_
 from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything
 
-QUICK = ("popularity", "cooccurrence", "itemknn")
+QUICK = ("popularity", "cooccurrence", "itemknn", "transitions")
 UNSEEN = "_unseen"  # behind the name of the second result, which leaves out the items of the history
 
 
@@ -78,7 +78,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tasks", nargs="+", default=None, help="ranking tasks (default: all there are)")
     add("--exclude_seen", action="store_true", help="leave out the items of the history")
     add("--also_exclude_seen", action="store_true", help=f"the second protocol as well, in results_<baseline>{UNSEEN}/")
-    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task (-1: all)")
+    add(
+        "--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, those of evaluate.py --seed 0 (-1: all)"
+    )
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of sasrec, gru4rec and tiger, which are trained.
     default = Options()
@@ -112,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = BenchData(args.data_dir)
     for task in tasks:
         data.index(task)
+    # The rows that evaluate.py draws for models; --seed is of the training here.
+    same_rows = argparse.Namespace(**{**vars(args), "seed": 0})
     protocols = {"": args.exclude_seen} | ({UNSEEN: True} if args.also_exclude_seen else {})
     for name in args.baselines:
         manifest = Manifest("baseline", args)
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for task in tasks:
             start = time.monotonic()
             seed_everything(args.seed)
-            evaluator = rank.RankEvaluator(task, data, args)
+            evaluator = rank.RankEvaluator(task, data, same_rows)
             evaluator.load(manifest)
             training = load_training(args.data_dir, task.name, evaluator.index)
             recommender = RECOMMENDERS[name](training, options)

@@ -21,6 +21,7 @@ from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.ids import ITEM_IDS, USER_IDS, Names
 from onerec.parquet import Kind, read_table, whole_number
+from onerec.prompts import Words
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 from onerec.tasks import VIDEO_AD
@@ -46,6 +47,11 @@ class BenchData:
         return load_spec(self.folder)
 
     @functools.cached_property
+    def words(self) -> Words:
+        """What the prompts of the data call things."""
+        return Words.of_folder(self.folder)
+
+    @functools.cached_property
     def items(self) -> Names:
         """The own ids of videos and ads."""
         return Names(self.folder / ITEM_IDS)
@@ -65,9 +71,11 @@ class BenchData:
             found |= {key: [change(self.items, pid) for pid in line[key]] for key in ("answer", "items") if key in line}
         return found
 
-    def examples(self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None) -> list[Example]:
+    def examples(
+        self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, seed: int = 0
+    ) -> list[Example]:
         """See `load_examples`."""
-        return load_examples(self.folder, task, sample_size, manifest)
+        return load_examples(self.folder, task, sample_size, manifest, seed=seed)
 
     def index(self, task: BenchTask) -> ItemIndex:
         """The catalogue that a task's items are from."""

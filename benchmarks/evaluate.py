@@ -29,7 +29,7 @@ from benchmarks.judge import Judge, JudgeConfig
 from benchmarks.model import add_model_arguments, open_model
 from benchmarks.output import Output
 from benchmarks.results import Metrics, aligned, result_folder
-from benchmarks.tasks import GENERAL, TASKS, choose_tasks, task_of
+from benchmarks.tasks import GENERAL, TASKS, absent, choose_tasks, task_of
 from onerec.cli import cli
 from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
 from onerec.keeper import kept
@@ -48,8 +48,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     thinking = {"nargs": "?", "const": "true", "help": "think before the answer; alone: true"}
     add("--enable_thinking", choices=("true", "false"), default="false", **thinking)
     add("--tasks", nargs="+", default=None, help=f"of {', '.join(TASKS)}, {GENERAL} (default: all there are)")
-    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, from the first (-1: all)")
-    add("--seed", type=SEED, default=0, help="seed of the resamples, --sid_to_item random and sampled thinking")
+    add("--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, drawn by --seed (-1: all)")
+    seed = "seed of the rows that are drawn, the resamples, --sid_to_item random and sampled thinking"
+    add("--seed", type=SEED, default=0, help=seed)
     # Items.
     add("--num_beams", type=COUNT, default=32, help="beams of the item search")
     add("--sid_to_item", choices=POLICIES, default="all", help="items of a SID that names several")
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("config:")
     for key, value in vars(args).items():
         print(f"  {key} = {value}")
-    print(f"  tasks to run = {', '.join(tasks)}", flush=True)
+    print(f"  tasks to run = {', '.join(tasks)}{absent(args.data_dir, args.tasks)}", flush=True)
     judge = open_judge(args)
     journal = open_journal(args, result_folder(args.output_dir, args.result_name), tasks)
     model = open_model(args, journal)
@@ -125,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         output.predictions(name, evaluator.ask(model))
         metrics = output.add(name, evaluator.score(judge))
         seconds = time.monotonic() - start
+        if what := evaluator.doubtful():
+            manifest.warn(f"{name}: {what}", "train longer, or see whether its loss fell")
         print(f"{headline(name, metrics)}  ({metrics['samples']:.0f} samples, {seconds:.1f} s)", flush=True)
     manifest.drop("prompt cut to the context", model.truncated)
     if judge:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.backends.base import NONE, Backend, Excluded, Finished, Known, Sampling
+from benchmarks.results import METRICS
 from benchmarks.tasks import fingerprint
 from onerec.catalog import ItemIndex
 from onerec.content import model_digest
@@ -61,7 +62,8 @@ class Journal:
     ) -> None:
         """``model``: `model_digest`; ``data``: a digest a test file. Raises `InputError` where the folder is of others.
 
-        With ``overwrite`` what is there is thrown away when the first phase opens.
+        Data that were mended after a run that failed are no others: it has no metrics, and a prompt that is another
+        one now is another key. With ``overwrite`` what is there is thrown away when the first phase opens.
         """
         self.folder, self.overwrite = folder, overwrite
         self.identity = {"model": model, "data_version": data_version, "data": data}
@@ -78,7 +80,7 @@ class Journal:
             what = f"holds results of another model ({old.get('model')}, not {identity['model']})"
             raise InputError(self.folder, what, right)
         for name, digest in identity["data"].items():
-            if data.get(name, digest) != digest:
+            if data.get(name, digest) != digest and (self.folder / METRICS).exists():
                 raise InputError(self.folder, f"holds results of other data ({name} differs)", right)
         if old.get("data_version", "") != identity["data_version"]:
             what = f"holds results of data version {old.get('data_version')!r}, not {identity['data_version']!r}"

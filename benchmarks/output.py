@@ -12,6 +12,7 @@ from benchmarks.evaluators.base import Result
 from benchmarks.intervals import values_and_intervals
 from benchmarks.results import METRICS, Metrics, result_folder
 from benchmarks.tasks import fingerprint
+from onerec.prompts import Words
 from onerec.run import Manifest, write_json, write_text
 
 
@@ -28,6 +29,8 @@ class Output:
         self.metrics: Metrics = {}
         self.extra: dict[str, Any] = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
         self.extra |= {part: {} for part in parts}
+        if noun := Words.of_folder(args.data_dir).noun:
+            self.extra["data"]["noun"] = noun
 
     def predictions(self, task: str, lines: Sequence[dict[str, Any]]) -> None:
         """Write a task's predictions, with users' and items' own ids."""
@@ -50,8 +53,8 @@ class Output:
     def save(self, config: dict[str, Any]) -> None:
         """Write metrics.json and the manifest.
 
-        ``{"name", "config", "tasks": {task: {metric: value}}, "data": {"version", "tests": {task: fingerprint}},
-        "intervals": {task: {metric: [low, high]}}}``, and the parts.
+        ``{"name", "config", "tasks": {task: {metric: value}}, "data": {"version", "tests": {task: fingerprint}, "noun":
+        what the data call an item, where they do}, "intervals": {task: {metric: [low, high]}}}``, and the parts.
         """
         tasks = {task: {key: round(value, 6) for key, value in values.items()} for task, values in self.metrics.items()}
         texts = {key: str(value) for key, value in config.items()}

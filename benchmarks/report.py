@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
 from benchmarks.reporting.page import CURVES, report_page
-from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table
+from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table, title_of
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, NUMBER, ArgumentParser
-from onerec.run import Manifest, read_json_lines, write_json, write_text
+from onerec.folders import MANIFEST
+from onerec.run import WARNINGS, Manifest, read_json, read_json_lines, say_warning, write_json, write_text
 
 EXAMPLES = 2  # of a task that went well, and as many that did not
 
@@ -41,6 +42,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
+    more = "manifest.json of other stages, whose warnings are repeated"
+    add("--manifests", nargs="*", type=Path, default=[], help=more)
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for paired differences")
     add("--title", default="OneRec factory", help="heading of the page")
     add("--output_dir", type=Path, required=True, help="folder for report.md, report.json, report.html")
@@ -62,6 +65,15 @@ def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
     return curves
 
 
+def noted_warnings(rows: Sequence[Row], manifests: Sequence[Path]) -> list[str]:
+    """What other stages and the evaluations of the models noted in their manifests: ``stage (folder): warning``."""
+    found = []
+    for path in (*manifests, *(row.folder / MANIFEST for row in rows if row.kind == "stage")):
+        value = read_json(path) if path.is_file() or path in manifests else {}
+        found += [f"{value['stage']} ({path.parent.name}): {text}" for text in value.get(WARNINGS, [])]
+    return found
+
+
 def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value: dict[str, Any]) -> str:
     """The report as Markdown: table, notes, paired differences, errors, examples.
 
@@ -79,19 +91,21 @@ def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value
             parts.append(f"## {heading}\n\n{plain_markdown(compare.HEADINGS, [c.cells() for c in found])}")
     for error in value["errors"]:
         lines = [(what, f"{share:.3f}", n) for what, share, n in error["rows"]]
-        parts.append(f"## Errors: {error['task']}\n\n{plain_markdown(('what', 'share', 'of'), lines)}")
+        parts.append(f"## Errors: {title_of(rows, error['task'])}\n\n{plain_markdown(('what', 'share', 'of'), lines)}")
     if value["readings"]:
-        parts.append("## Examples\n\n" + "\n".join(map(_markdown_example, value["readings"])))
+        parts.append(
+            "## Examples\n\n" + "\n".join(_markdown_example(title_of(rows, r.task), r) for r in value["readings"])
+        )
     below = re.sub("<(?=[a-zA-Z/!?])", "&lt;", "\n\n".join(parts[1:])).replace("[", "\\[")
     return f"{parts[0]}\n\n{below}\n"
 
 
-def _markdown_example(r: examples.Reading) -> str:
+def _markdown_example(title: str, r: examples.Reading) -> str:
     if not r.predicted:
-        return f"- {r.task} ({r.note}): reference “{r.reference}”; written “{r.text}”"
+        return f"- {title} ({r.note}): reference “{r.reference}”; written “{r.text}”"
     names = [f"{item.title} ✓" if item.hit else item.title for item in r.predicted]
     history = "; ".join(item.title for item in r.history)
-    return f"- {r.task} ({r.note}): history {history}; predicted {'; '.join(names)}"
+    return f"- {title} ({r.note}): history {history}; predicted {'; '.join(names)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest = Manifest("report", args)
     rows = read_rows(args.results, args.labels, args.baselines)
     curves = read_curves(args.train_logs)
-    notes = {
+    warnings = [*noted_warnings(rows, args.manifests), *compare.warning_lines(rows)]
+    notes = {"Warnings": warnings} if warnings else {}
+    notes |= {
         "Against the best baseline": compare.ratio_lines(rows),
         "What each stage gained and lost": compare.change_lines(rows),
         "The judge": compare.judge_lines(rows),
@@ -134,9 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest.output(args.output_dir / name)
     manifest.write(args.output_dir)
     print(terminal_table(rows))
-    for lines in notes.values():
+    for lines in list(notes.values())[bool(warnings) :]:
         print("\n".join(["", *lines]) if lines else "", end="\n" if lines else "")
-    print(f"\nreport in {args.output_dir}: report.md, report.json, report.html")
+    print(f"\nreport in {args.output_dir}: report.md, report.json, report.html", flush=True)
+    for line in warnings:
+        say_warning(line)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import shutil
 import socket
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from onerec.errors import DISK_FULL, InputError, from_os_error
@@ -55,12 +55,14 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``, put in place when the block ends well, removed otherwise.
 
-    A folder that is there gives way as `check_output` says, before anything is written.
+    A folder that is there gives way as `check_output` says, before anything is written. Folders that were made for it
+    are removed with it where nothing else came into them.
     """
     check_output(path, ours)
     given, path = path, Path(path)
     if path.name in ("", "..") or not path.is_file():
         path = path.resolve()  # a link to a folder, or to what is not there yet, stays a link
+    made = _missing(path.parent)
     _make(path.parent)
     _clear_once(path.parent)
     temporary, waits = _beside(path, "tmp"), False
@@ -71,11 +73,13 @@ def atomic_path(path: str | os.PathLike[str], ours: bool = False) -> Iterator[Pa
                 replace_folder(temporary, path)
             elif waits := getattr(_local, "pending", None) is not None:
                 _local.pending[path] = temporary
+                _local.made += made
             else:
                 os.replace(temporary, path)
     finally:
         if not waits:
             _remove(temporary)
+            _remove_empty(made)
 
 
 @contextlib.contextmanager
@@ -87,7 +91,8 @@ def together() -> Iterator[None]:
     if getattr(_local, "pending", None) is not None:
         yield
         return
-    _local.pending = pending = {}
+    _local.pending, _local.made = {}, []
+    pending, made = _local.pending, _local.made
     notes: dict[Path, Path] = {}
     try:
         yield
@@ -98,6 +103,7 @@ def together() -> Iterator[None]:
     except BaseException:
         for left in (*notes.values(), *pending.values()):
             _remove(left)
+        _remove_empty(made)
         raise
     finally:
         _local.pending = None
@@ -186,7 +192,7 @@ def locked(folder: str | os.PathLike[str], take: bool = True) -> Iterator[None]:
         yield
         return
     folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = _missing(folder)
     lock = _lock(folder)
     try:
         clear(folder)
@@ -196,9 +202,7 @@ def locked(folder: str | os.PathLike[str], take: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked may hold the file open
         os.close(lock)
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
+        _remove_empty(made)
 
 
 def _lock(folder: Path) -> int:
@@ -217,6 +221,18 @@ def _lock(folder: Path) -> int:
             if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
                 return lock
             os.close(lock)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Of a folder and its parents those that are not there, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those that hold nothing, the innermost first."""
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _make(folder: Path) -> None:

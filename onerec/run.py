@@ -22,6 +22,7 @@ from onerec.folders import MANIFEST, atomic_path
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
+WARNINGS = "warnings"  # of a manifest
 
 
 def processes() -> tuple[int, int]:
@@ -125,11 +126,17 @@ def read_json_lines(path: str | os.PathLike[str], right: str) -> list[dict[str, 
     return lines
 
 
+def say_warning(text: str) -> None:
+    """One line on standard error, as errors have it; the exit status stays 0."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Manifest:
     """What a stage did, written as ``manifest.json`` beside its output when it has finished.
 
-    Holds arguments, input paths and row counts, output row counts, dropped rows by reason, seed, version and
-    seconds. `drop` counts a bad row; `check_bad_ratio` fails the run when too many were dropped.
+    Holds arguments, input paths and row counts, output row counts, dropped rows by reason, seed, version, seconds and
+    warnings. `drop` counts a bad row; `check_bad_ratio` fails the run when too many were dropped; `warn` says what
+    failed nothing and yet makes the result doubtful.
     """
 
     def __init__(self, stage: str, args: Any = None, seed: int | None = None) -> None:
@@ -160,6 +167,11 @@ class Manifest:
         if not self.dropped:
             return "dropped 0"
         return "dropped " + ", ".join(f"{count} ({reason})" for reason, count in self.dropped.most_common())
+
+    def warn(self, what: str, right: str) -> None:
+        """Note a warning, which the report repeats, and say it on standard error: ``warning: <what>; <right>``."""
+        self.extra.setdefault(WARNINGS, []).append(f"{what}; {right}")
+        say_warning(self.extra[WARNINGS][-1])
 
     def check_bad_ratio(self, file: object, bad: int, total: int, max_bad_ratio: float) -> None:
         """Raise `InputError` when more than ``max_bad_ratio`` of ``total`` rows of ``file`` were bad."""

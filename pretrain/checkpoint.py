@@ -10,6 +10,7 @@ from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
 from onerec.model_folder import check_finite, loading, read_object, tensor_headers
+from onerec.startup import load_transformers
 from pretrain.sharding import read_trained
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
 def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
     """The LM that a checkpoint holds, float32; raises `InputError` where it does not fit ``base_dir``."""
     import torch
+
+    load_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     state = checkpoint_state(folder, base_dir)

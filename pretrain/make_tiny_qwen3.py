@@ -25,6 +25,7 @@ from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.render.qwen3 import END_OF_TEXT, IM_END, chat_template
 from onerec.run import Manifest, get_logger, read_json, seed_everything
+from onerec.startup import load_transformers
 
 log = get_logger("make_tiny_qwen3")
 
@@ -166,9 +167,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Any:
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> int:
     """Write the tokenizer with its chat template; returns its number of tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(
+    fast = load_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,

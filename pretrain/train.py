@@ -29,7 +29,8 @@ from onerec.errors import InputError
 from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
-from onerec.run import Manifest, get_logger, processes
+from onerec.run import Manifest, get_logger, processes, read_json_lines
+from onerec.startup import load_transformers
 from pretrain import checkpoint
 from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
+    load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
         if first_process():
@@ -293,7 +295,7 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
 def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
     """The final model for transformers, and the manifest."""
     from pretrain.model import save_hf
-    from pretrain.reports import model_card
+    from pretrain.reports import loss_that_did_not_fall, model_card
 
     if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does
         trainer.sharding.release()
@@ -302,6 +304,8 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
         lm = trainer.accelerator.unwrap_model(trainer.model).merge()
     manifest.output(output_dir / HF)
     manifest.extra |= {"steps": trainer.args.max_steps, "tokens_trained": trainer.tokens_seen}
+    if what := loss_that_did_not_fall(read_json_lines(output_dir / LOG, "a log of a training")):
+        manifest.warn(what, "another --learning_rate, or data that say more")
     with disk_errors(output_dir / HF):
         save_hf(lm, model_dir, output_dir / HF, model_card(trainer, manifest, model_dir))
         manifest.write(output_dir)

@@ -149,8 +149,10 @@ class PackedTrainer(Trainer):
         sources = sorted({name for place in places for name in self.train_dataset.sources(place)})
         good = checkpoint.whole_checkpoints(self.args.output_dir)
         what = f"{what.format(step)} not a number (sources in the batch: {', '.join(sources)})"
-        saved = f"the last good checkpoint is {good[-1][1]}" if good else "nothing was saved"
-        raise InputError(self.args.output_dir, what, f"lower --learning_rate or raise --num_warmup_steps; {saved}")
+        right = "lower --learning_rate or raise --num_warmup_steps"
+        # A run of another rate does not go on from checkpoints of this one.
+        saved = f", with --overwrite; the last good checkpoint is {good[-1][1]}" if good else "; nothing was saved"
+        raise InputError(self.args.output_dir, what, right + saved)
 
     def _row_flops(self, inputs: dict[str, Any], learnt: int) -> float:
         model = self.accelerator.unwrap_model(self.model)

@@ -9,10 +9,10 @@
 #   EXCLUDE_SEEN=1      the items of the history are never recommended
 #   ALSO_EXCLUDE_SEEN=1 the ranking tasks a second time in this way, as results_<name>_unseen
 #   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones
-#                       (popularity cooccurrence itemknn)
+#                       (popularity cooccurrence itemknn transitions)
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-: "${VERSION:=v1.0}" "${TASKS:=}" "${BASELINES:=popularity cooccurrence itemknn}"
+: "${VERSION:=v1.0}" "${TASKS:=}" "${BASELINES:=popularity cooccurrence itemknn transitions}"
 argument "${1:-}" "11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines"
 name="$1"
 if [[ "$name" == baselines ]]; then

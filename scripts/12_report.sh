@@ -2,7 +2,7 @@
 # 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn}"
+: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn transitions}"
 results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
@@ -16,6 +16,11 @@ done
 titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
 product="$RAW_DATA/onerec_data/product_pid2caption.parquet"
 [[ -f "$product" ]] && titles+=(--product_titles "$product")
+manifests=()
+for manifest in "$DATA_OUTPUT/manifest.json" "$TOKENIZER_DIR/quality/codes_report.manifest.json" "$MODELS"/*/manifest.json; do
+  [[ -f "$manifest" ]] && manifests+=("$manifest")
+done
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \
+  --manifests "${manifests[@]}" \
   --baselines "${baselines[@]}" --data_dir "$BENCHMARK_DATA_DIR" "${titles[@]}" --output_dir "$RUN_DIR/report" \
   --title "OneRec factory: $(basename "$RUN_DIR"), seed $SEED"

@@ -17,6 +17,7 @@ case "$stage" in
 esac
 items="$RAW_DATA/onerec_data"
 if [[ ! -f "$RUN_DIR/validation/manifest.json" ]]; then
+  settings_of data # the words of the prompts and the layout are those of stage 3
   run python "$ROOT/data/onerec_data/run.py" --input "$items/onerec_bench_release.parquet" \
     --pid2sid "$items/video_ad_pid2sid.parquet" --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" \
     --tasks --benchmark_split 2

@@ -172,6 +172,12 @@ class Texts:
                     texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 
+    def check_rows(self) -> None:
+        """As `check`, of the rows alone: said before anything is encoded."""
+        noted = Manifest("embed_items", {})
+        parts = (self.texts(pieces, noted)[0] for _, pieces in self.shards(self._args.shard_rows))
+        self.check(noted, sum(map(len, parts)))
+
     def check(self, manifest: Manifest, items: int) -> None:
         """Raise `InputError` where too many rows were dropped, or nothing is left."""
         args = self._args
@@ -244,8 +250,12 @@ def make_encoder(args: argparse.Namespace) -> TextEncoder:
     return TextEncoder(args.encoder, args.pooling, *sizes, device, getattr(torch, name))
 
 
-def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None:
-    """Begin the folder of shards, or go on with it; raises `InputError` where they are of other settings or inputs."""
+def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden: bool) -> None:
+    """Begin the folder of shards, or go on with it.
+
+    Where they are of other settings or inputs, a ``hidden`` folder, which only a run that did not end leaves, is begun
+    anew; another one is what the user asked for, and raises `InputError`.
+    """
     settings = {name: getattr(args, name) for name in _SAME.split()}
     settings["input"] = files_digest(files)
     parted = [other.partition(":") for other in args.concat]
@@ -253,10 +263,14 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path]) -> None
     if os.path.isdir(args.encoder):
         settings["encoder"] = model_digest(args.encoder)
     file = folder / SETTINGS
-    if file.exists() and args.overwrite:  # these alone are ours; the settings go last, as they say so
+    others = file.exists() and read_json(file) != settings
+    if others and hidden:
+        print(f"{folder}: shards of a run of other settings or input that did not end are removed")
+    if file.exists() and (args.overwrite or (others and hidden)):
+        # These alone are ours; the settings go last, as they say so.
         for old in (*folder.glob("part-*-of-*.parquet"), file):
             old.unlink()
-    if file.exists() and read_json(file) != settings:
+    elif others:
         raise InputError(folder, "holds shards of other settings or another input", "--overwrite starts over")
     if not file.exists():
         if other := [name for name in sorted(os.listdir(folder)) if name != LOCK]:
@@ -296,9 +310,10 @@ def by_encoder(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tu
         # What cannot be had is said before the folder takes the settings of this run.
         beside, encoder = Beside(args.concat), None
         if rank == 0:
+            texts.check_rows()
             if args.overwrite or not all(name.exists() for name in names):
                 encoder = make_encoder(args)
-            begin(args, folder, texts.files)
+            begin(args, folder, texts.files, single)
         # Opened by all together, so after `begin`; left by all together, so when every shard is there.
         with process_group("gloo", timeout=datetime.timedelta(days=7)):
             encode_shards(args, texts, names, beside, encoder)

@@ -31,6 +31,7 @@ from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
 from onerec.sparse import unit
 from tokenizer.embeddings import embedding_dim, iter_embeddings
+from tokenizer.infer_res_kmeans import COLLIDE_RIGHT, MOSTLY
 from tokenizer.quantizer import Quantizer, code_usage, load_quantizer
 
 REPORT = "codes_report"
@@ -314,6 +315,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_page(page, report, codes, headline)
     manifest.output(data)
     manifest.output(page)
+    if report["collision_rate"] > MOSTLY:
+        what = f"{report['items']:,} items have {report['distinct_sids']:,} SIDs: most collide"
+        manifest.warn(what, COLLIDE_RIGHT)
     manifest.write(args.output_dir, f"{REPORT}.manifest.json")
     missing = report.get("items_without_embedding", 0)
     print(f"report: {page}; {f'{missing:,} items have no embedding; ' if missing else ''}{manifest.dropped_text()}")

@@ -31,6 +31,9 @@ from tokenizer.embeddings import first_of_pids, iter_embeddings
 from tokenizer.quantizer import SCHEMA, Quantizer, chosen_device, codes_batch, load_quantizer, sid_keys
 
 T = TypeVar("T")
+# Collision rate: a SID stands for two items and more. Sizes that fit have 28 % at most (RESULTS.md, quantisers).
+MOSTLY = 0.5
+COLLIDE_RIGHT = "more codes or layers, or embeddings that tell the items apart"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -112,6 +115,8 @@ def note_codes(manifest: Manifest, output: Path, spec: SidSpec, keys: np.ndarray
     rows, distinct = len(keys), len(np.unique(keys))
     rate = 1 - distinct / rows
     manifest.extra |= {"distinct_sids": distinct, "collision_rate": round(rate, 6)}
+    if rate > MOSTLY:
+        manifest.warn(f"{rows:,} items have {distinct:,} SIDs: most collide", COLLIDE_RIGHT)
     manifest.output(output, rows)
     manifest.write(output.parent, f"{output.stem}.manifest.json")
     return f"{distinct:,} distinct SIDs, collision rate {rate:.2%}; {manifest.dropped_text()}"

@@ -15,6 +15,7 @@ from onerec.items.model import ItemModel, float32_logits
 from onerec.items.search import find_items
 from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -27,18 +28,17 @@ class HfBackend:
         self, path: Path, tokenizer: Any, device: str = "auto", token_budget: int = 16384, precision: str = "auto"
     ) -> None:
         place = device_of(device)
-        from transformers import AutoModelForCausalLM, GenerationConfig
-
+        transformers = load_transformers()
         dtype = dtype_of(precision, place.type == "cuda")
         with loading(path):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
             )
         check_finite(path, model.named_parameters())
         self.model = model.to(place).eval()
         # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings
         # (a penalty on repetition, say) is mixed in, for vLLM takes none of them either.
-        self.model.generation_config = GenerationConfig()
+        self.model.generation_config = transformers.GenerationConfig()
         _answer_in_float32(self.model.get_output_embeddings())
         self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
         self.token_budget = token_budget

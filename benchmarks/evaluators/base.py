@@ -39,12 +39,17 @@ class Evaluator:
 
     @property
     def sample_size(self) -> int:
-        """Test rows, from the first (-1: all)."""
+        """Test rows, drawn by `sample_seed` (-1: all)."""
         return self.args.sample_size
+
+    @property
+    def sample_seed(self) -> int:
+        """Seed of the draws of test rows."""
+        return self.args.seed
 
     def load(self, manifest: Manifest) -> None:
         """Read the test rows; what is left out of them is counted in ``manifest``."""
-        self.examples = self.data.examples(self.task, self.sample_size, manifest)
+        self.examples = self.data.examples(self.task, self.sample_size, manifest, self.sample_seed)
 
     def ask(self, model: BenchModel) -> list[dict[str, Any]]:
         """The model's answers: a line of the predictions for every test row."""
@@ -53,6 +58,10 @@ class Evaluator:
     def score(self, judge: Judge | None) -> Result:
         """What the answers are worth."""
         raise NotImplementedError
+
+    def doubtful(self) -> str:
+        """What makes the scored answers useless, whatever their metrics; empty where nothing does."""
+        return ""
 
     def prompts(self, model: BenchModel, room: int) -> tuple[list[list[int]], list[str]]:
         """Token ids that the answer follows, and what was thought before it (empty without thinking)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.evaluators.base import Evaluator, Result, write_answers
 from benchmarks.judge import Judge
 from benchmarks.model import BenchModel
 from benchmarks.results import Scores
-from benchmarks.tasks import GENERAL
+from benchmarks.tasks import GENERAL, drawn_rows
 from onerec.errors import reading
 from onerec.parquet import Kind, read_table
 from onerec.records import TEST_KINDS, parse_segments, read_test
@@ -36,12 +36,14 @@ class GeneralEvaluator(Evaluator):
 
     def load(self, manifest: Manifest) -> None:
         """See `Evaluator.load`."""
-        self.texts, self.questions = read_general(self.data.folder, self.sample_size)
+        self.texts, self.questions = read_general(self.data.folder, self.sample_size, self.sample_seed)
 
     def ask(self, model: BenchModel) -> list[dict[str, Any]]:
         """See `Evaluator.ask`; a line a question."""
         start, budget = model.tokenizer.convert_tokens_to_ids(model.renderer.text_end), self.answer_tokens(model)
-        coded = [[start, *ids] for ids in model.tokenizer(self.texts, add_special_tokens=False)["input_ids"]]
+        coded = [
+            [start, *ids] for ids in model.tokenizer([*self.texts.values()], add_special_tokens=False)["input_ids"]
+        ]
         self.nats = [-total for total in model.rolling_logprobs(coded, "general: text")]
         prompts = model.prompt_ids([q.messages for q in self.questions], False, budget)
         self.answers = write_answers(model, prompts, budget, "general: questions")
@@ -55,8 +57,8 @@ class GeneralEvaluator(Evaluator):
         return Result(scores, [*names, "bits_per_byte"], {"samples": len(self.questions)})
 
 
-def read_general(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Question]]:
-    """(texts, questions) of the benchmark data, the first ``sample_size`` of each (-1: all)."""
+def read_general(folder: Path, sample_size: int, seed: int) -> tuple[dict[str, str], list[Question]]:
+    """(texts by name, questions) of the benchmark data, ``sample_size`` of each drawn by ``seed`` (-1: all)."""
     path, questions = folder / GENERAL / "text.parquet", []
     with reading(path, "has a row that is no record"):
         texts = [parse_segments(v) for v in read_table(path, {"segments": Kind.JSON})["segments"].to_pylist()]
@@ -65,11 +67,12 @@ def read_general(folder: Path, sample_size: int = -1) -> tuple[list[str], list[Q
         for row in read_table(path, TEST_KINDS).to_pylist():
             metadata, turns = read_test(row)
             questions.append(Question(row["uuid"], turns, metadata["answer"], metadata.get("kind", "qa")))
-    return (texts, questions) if sample_size < 1 else (texts[:sample_size], questions[:sample_size])
+    chosen, asked = (drawn_rows(len(rows), sample_size, seed).tolist() for rows in (texts, questions))
+    return {f"text {row}": texts[row] for row in chosen}, [questions[row] for row in asked]
 
 
 def general_scores(
-    questions: Sequence[Question], answers: Sequence[str], texts: Sequence[str], nats: Sequence[float]
+    questions: Sequence[Question], answers: Sequence[str], texts: Mapping[str, str], nats: Sequence[float]
 ) -> Scores:
     """Hits of the questions (also by kind), and bits and bytes of the texts; a row is one or the other."""
     n = len(questions)
@@ -80,6 +83,6 @@ def general_scores(
         of_kind = np.where([q.kind == kind for q in questions], hits, math.nan)
         columns[f"exact_match_{kind}"] = np.concatenate([of_kind, empty])
     columns["bits"] = np.concatenate([np.zeros(n), np.array(nats) / math.log(2)])
-    columns["bytes"] = np.concatenate([np.zeros(n), [len(text.encode()) for text in texts]])
-    ids = [q.uuid for q in questions] + [f"text {i}" for i in range(len(texts))]
+    columns["bytes"] = np.concatenate([np.zeros(n), [len(text.encode()) for text in texts.values()]])
+    ids = [q.uuid for q in questions] + [*texts]
     return Scores(ids, ids, columns)

@@ -14,13 +14,15 @@ from benchmarks.judge import Judge
 from benchmarks.metrics import ranking_metrics
 from benchmarks.model import BenchModel
 from benchmarks.results import Scores, scores_of
-from benchmarks.tasks import Example
+from benchmarks.tasks import Example, drawn_rows
 from onerec.catalog import ItemIndex
 from onerec.items.item import Item
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10
+# One list for everybody has ten items; twice as many, where ten times as many could be, is no recommendation either.
+FEW_ITEMS, MANY_ITEMS = 2 * COVERAGE_AT, 10 * COVERAGE_AT
 
 
 class RankEvaluator(Evaluator):
@@ -32,7 +34,7 @@ class RankEvaluator(Evaluator):
         self.index = self.data.index(self.task)
         self.leave_out_seen(self.args.exclude_seen)
         self.figures: dict[str, float] = {}
-        self.narrow: list[tuple[int, list[dict[str, Any]]]] = []  # beam widths and prediction lines
+        self.narrow: list[tuple[int, list[Example], list[dict[str, Any]]]] = []  # beam widths, prediction lines
 
     def leave_out_seen(self, yes: bool) -> None:
         """Whether the items of the history are never recommended."""
@@ -48,29 +50,40 @@ class RankEvaluator(Evaluator):
         found = model.rank_items(prompts, searched, args.num_beams, name, banned)
         self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
         if args.free_sids > 0:
-            begun = [[*prompt, spec.begin_id] for prompt in prompts[: args.free_sids]]
+            places = drawn_rows(len(prompts), args.free_sids, self.sample_seed)
+            begun = [[*prompts[place], spec.begin_id] for place in places]
             free = model.generate(begun, spec.n_layers, [spec.end_id], f"{name}: free SIDs")
             self.figures["valid_sid"] = valid_sid_rate(free, self.index, spec)
+        places = drawn_rows(len(prompts), args.beam_samples, self.sample_seed)
         for width in args.beam_widths:
-            n = args.beam_samples
-            found = model.rank_items(prompts[:n], searched, width, f"{name}: {width} beams", banned and banned[:n])
-            self.narrow.append((width, self.resolved(found)))
+            some = [prompts[place] for place in places], banned and [banned[place] for place in places]
+            found = model.rank_items(some[0], searched, width, f"{name}: {width} beams", some[1])
+            self.narrow.append((width, [self.examples[place] for place in places], self.resolved(found, places)))
         return self.lines
 
-    def resolved(self, ranked: Sequence[Sequence[Item]]) -> list[dict[str, Any]]:
-        """Lines of the predictions of the first ``len(ranked)`` examples."""
-        rows = zip(self.examples[: len(ranked)], ranked, self.seen[: len(ranked)], strict=True)
+    def resolved(self, ranked: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Lines of the predictions of the examples at ``places`` (all)."""
+        places = range(len(self.examples)) if places is None else places
+        rows = [(self.examples[place], found, self.seen[place]) for place, found in zip(places, ranked, strict=True)]
         return [line(e, found, self.index, self.args.sid_to_item, self.args.seed, skip) for e, found, skip in rows]
 
     def score(self, judge: Judge | None) -> Result:
         """See `Evaluator.score`."""
         scores = score(self.examples, self.lines, self.data.spec)
         figures = {**coverage(self.lines, self.index.n_items), "samples": len(self.lines), **self.figures}
-        beams = [self._point(width, lines) for width, lines in self.narrow]
+        beams = [self._point(*narrow) for narrow in self.narrow]
         return Result(scores, list(scores.columns), figures, {"beams": beams} if beams else {})
 
-    def _point(self, width: int, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-        recall = score(self.examples[: len(lines)], lines, self.data.spec).columns
+    def doubtful(self) -> str:
+        """See `Evaluator.doubtful`: the same few items for everybody."""
+        few = len(recommended(self.lines))
+        most = min(self.index.n_items, COVERAGE_AT * len(self.lines))
+        if few > FEW_ITEMS or most < MANY_ITEMS:
+            return ""
+        return f"all {len(self.lines):,} rows get the same {few} items, coverage@{COVERAGE_AT} is near zero"
+
+    def _point(self, width: int, examples: Sequence[Example], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+        recall = score(examples, lines, self.data.spec).columns
         values = {f"recall@{k}": round(float(np.mean(recall[f"recall@{k}"])), 6) for k in (1, 10, 32)}
         return {"width": width, "samples": len(lines), **values}
 
@@ -124,8 +137,12 @@ def score(examples: Sequence[Example], lines: Sequence[dict[str, Any]], spec: Si
 
 def coverage(lines: Sequence[dict[str, Any]], n_items: int) -> dict[str, float]:
     """The share of the catalogue that is among anybody's first ten items."""
-    recommended = {pid for value in lines for pid in value["items"][:COVERAGE_AT]}
-    return {f"coverage@{COVERAGE_AT}": len(recommended) / n_items}
+    return {f"coverage@{COVERAGE_AT}": len(recommended(lines)) / n_items}
+
+
+def recommended(lines: Sequence[dict[str, Any]]) -> set[int]:
+    """The items among anybody's first ten."""
+    return {pid for value in lines for pid in value["items"][:COVERAGE_AT]}
 
 
 def valid_sid_rate(token_ids: Sequence[Sequence[int]], index: ItemIndex, spec: SidSpec) -> float:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.intervals import Paired, paired
-from benchmarks.reporting.rows import Row, columns
+from benchmarks.reporting.rows import Row, columns, title_of
 from benchmarks.results import Scores
-from benchmarks.tasks import GENERAL, TASKS
+from benchmarks.tasks import GENERAL, NEXT_ITEM, RANK_TASKS, TASKS
 
 _VALUES = ("before", "after", "difference", "95 % interval")
+COUNTING = ("popularity", "cooccurrence")  # baselines that learn nothing: what a model has to be above
 HEADINGS = ("from", "to", "metric", *_VALUES, "p", "better / worse", "sign test p")
 
 
@@ -74,13 +75,38 @@ def best_baseline(rows: Sequence[Row], task: str, metric: str) -> tuple[Row, flo
     return max(found, key=lambda pair: pair[1]) if found else None
 
 
+def warning_lines(rows: Sequence[Row]) -> list[str]:
+    """Where the last stage ranks below what counting gives: by a task's headline and ndcg@10, one line a task."""
+    stages = [row for row in rows if row.kind == "stage"]
+    last, found = stages[-1], []
+    for task in RANK_TASKS:
+        below = [
+            f"{metric} {value:.4f}, {row.label} has {other:.4f}"
+            for metric in dict.fromkeys((TASKS[task].headline, "ndcg@10"))
+            for row in rows
+            if row.label.removesuffix("_unseen") in COUNTING and _same_protocol(row, last)
+            if (value := last.cell(task, metric)) is not None and (other := row.cell(task, metric)) is not None
+            if value < other
+        ]
+        if below:
+            right = "train longer, or take sizes that fit the data (scripts/sizes.py)"
+            found.append(f"{task}: {last.label} is below counting ({'; '.join(below)}); {right}")
+    return found
+
+
+def _same_protocol(one: Row, two: Row) -> bool:
+    """Whether both leave out the items of the history, or neither."""
+    ways = [row.value.get("config", {}).get("exclude_seen") for row in (one, two)]
+    return ways[0] == ways[1]
+
+
 def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
     """The last stage against the best baseline of each ranking task."""
     stages = [row for row in rows if row.kind == "stage"]
     found = []
     for name, task in TASKS.items():
         if stages and (best := best_baseline(rows, name, task.headline)):
-            found.append(compare(best[0], stages[-1], f"{name} R@10", name, task.headline, n_boot))
+            found.append(compare(best[0], stages[-1], f"{title_of(rows, name)} R@10", name, task.headline, n_boot))
     return [c for c in found if c]
 
 
@@ -88,7 +114,7 @@ def change_lines(rows: Sequence[Row]) -> list[str]:
     """What each stage gained and lost against the one before it, for the headline metrics."""
     lines = []
     stages = [row for row in rows if row.kind == "stage"]
-    wanted = {("video", "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
+    wanted = {(NEXT_ITEM, "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
     for before, after in itertools.pairwise(stages):
         parts = []
         for column in columns(rows):
@@ -111,7 +137,7 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
         value = stages[-1].cell(name, task.headline) if stages else None
         if best and best[1] and value is not None:
             lines.append(
-                f"{name}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
+                f"{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
                 f"({best[0].label}, {best[1]:.4f})"
             )
     return lines

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import aligned, check_same_data, load_metrics
-from benchmarks.tasks import GENERAL, LESS_IS_BETTER, TASKS
+from benchmarks.tasks import GENERAL, LESS_IS_BETTER, NEXT_ITEM, TASKS
 
 _SHORT = {
     "recall@10": "R@10",
@@ -69,14 +69,22 @@ def read_rows(stages: Sequence[Path], labels: Sequence[str] | None, baselines: S
     return [Row(*row) for row in zip(names, kinds, (*stages, *baselines), values, strict=True)]
 
 
+def title_of(rows: Sequence[Row], task: str) -> str:
+    """What a task is called in a report: the next item's by the user's word for an item, unless that names another."""
+    noun = next((noun for row in rows if (noun := row.value.get("data", {}).get("noun"))), "")
+    others = {name for row in rows for name in row.value["tasks"]}
+    return noun if task == NEXT_ITEM and noun and noun not in others else task
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that at least one row has: every task's headline (judge's where there was one), then a few more."""
     wanted = []
     for name, task in TASKS.items():
         judged = any(row.cell(name, task.headline) is not None for row in rows)
         metric = task.headline if judged or not task.fallback else task.fallback
-        wanted.append(Column(name, metric, f"{name} {_SHORT[metric]}"))
-    wanted += [Column("video", "ndcg@10", "video NDCG@10"), Column("video", "pass@1", "video Pass@1")]
+        wanted.append(Column(name, metric, f"{title_of(rows, name)} {_SHORT[metric]}"))
+    for metric, short in (("ndcg@10", "NDCG@10"), ("pass@1", "Pass@1")):
+        wanted.append(Column(NEXT_ITEM, metric, f"{title_of(rows, NEXT_ITEM)} {short}"))
     wanted += [Column(GENERAL, "exact_match", "general EM"), Column(GENERAL, "bits_per_byte", "bits/byte ↓")]
     extra = sorted({m for row in rows for m in row.value["tasks"].get("lm_eval", {})})
     wanted += [Column("lm_eval", metric, metric) for metric in extra]

@@ -2,8 +2,9 @@
 
 Layout: ``<task>/<task>_test.parquet`` (uuid, source, messages without the answer, metadata JSON with ``answer`` and
 ``answer_pid``, for products ``answer_iid``), ``train_sequences.parquet`` (uid, task, history_pid, target_pid of the
-split=0 rows), ``video_ad_pid2sid.parquet``, ``product_pid2sid.parquet``, ``sid_spec.json``, ``general/``, and,
-where the data have them, the dictionaries of users' and items' own ids (`onerec.ids`).
+split=0 rows), ``video_ad_pid2sid.parquet``, ``product_pid2sid.parquet``, ``sid_spec.json``, ``prompts.json`` (which
+words the prompts have), ``general/``, and, where the data have them, the dictionaries of users' and items' own ids
+(`onerec.ids`).
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ def schemas(tasks: Sequence[Task]) -> dict[str, pa.Schema]:
 def write_catalogues(
     folder: Path, context: Context, tables: dict[str, Path | None], heldout: Path | None, manifest: Manifest
 ) -> None:
-    """Copy the item tables by catalogue, the SID specification and the held-out general text beside the tests."""
+    """Beside the tests: the item tables by catalogue, the SIDs' specification, the words, held-out general text."""
     for name, path in tables.items():
         if path is not None:
             pid = context.layout.item_column("sids", "pid", open_parquet(path).schema_arrow.names)
             _copy(manifest, path, folder / f"{name}_pid2sid.parquet", pid)
     context.video.spec.save(folder)
+    context.prompts.words.save(folder)
     for name in (ITEM_IDS, USER_IDS):
         if context.video.path.with_name(name).is_file():
             _copy(manifest, context.video.path.with_name(name), folder / name)

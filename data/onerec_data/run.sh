@@ -6,6 +6,7 @@
 #   CAPTION_INPUT GENERAL_HELDOUT             captions; held-out general text, where there is such a folder
 #   OUTPUT_BASE_DIR     where the records go                                                (../output)
 #   LAYOUT              release, simple, or a JSON file: which column plays which part       (release)
+#   PROMPTS NOUN        the wordings: zh, en, or a JSON file; what an item is called: product, person/people (zh, its own)
 #   SEED WORKERS        of the wordings; processes                                          (42 1)
 #   RUN_<TASK>          0 switches a task off. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs
 #                       without a chain of thought. A task whose columns the input lacks is left out by itself.

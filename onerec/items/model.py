@@ -24,6 +24,7 @@ from torch.nn import functional
 from onerec.errors import InputError
 from onerec.model_folder import needed_tensors, read_config
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 # Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its
 # cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
@@ -56,6 +57,7 @@ class ItemModel:
     """
 
     def __init__(self, config: Mapping[str, Any], spec: SidSpec, weights: Mapping[str, torch.Tensor]) -> None:
+        load_transformers()
         from transformers import Qwen3Config
         from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 

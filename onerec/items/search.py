@@ -222,8 +222,9 @@ class _Search:
                 alive = torch.isin(key, torch.from_numpy(keys).to(key.device)) == stay
                 owner, child, key = owner[alive], child[alive], key[alive]
         first, last = self.model.spec.layer_ranges[depth]
-        logprob = self._logprobs(depth, first, last, hidden, owner, code[child])
-        return _Candidates(owner, child, code[child] + first, logprob, logprob + scores[owner])
+        chosen = code[child].long()
+        logprob = self._logprobs(depth, first, last, hidden, owner, chosen)
+        return _Candidates(owner, child, chosen + first, logprob, logprob + scores[owner])
 
     def _logprobs(
         self, depth: int, first: int, last: int, hidden: torch.Tensor, owner: torch.Tensor, code: torch.Tensor

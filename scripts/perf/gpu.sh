@@ -12,7 +12,7 @@ cd "$ROOT"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
-known=" tests grpo train train_no_recompute decode kmeans_encode kmeans_train "
+known=" tests grpo train train_no_recompute decode kmeans "
 for name in "$@"; do
   if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
 done
@@ -39,14 +39,14 @@ step() {
 perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
-  shape=(--layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 --head_dim 128)
+  shape=(--size 1.7B --device cuda)
   # GRPO's update: 64 prompts a step are eight of these.
-  grpo=(--device cuda "${shape[@]}" --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --answer 5 --tokens 16384 --recompute --repeats 2)
-  decode=(--device cuda "${shape[@]}" --prompt 2048 --batch 16 --beams 32 128 --vocabularies qwen3 --no_generate --no_memory --repeats 3)
+  grpo=("${shape[@]}" --prompt 1500 --batch 8 --beams 32 --tokens 16384 --recompute --repeats 2)
+  decode=("${shape[@]}" --prompt 2048 --batch 16 --beams 32 128 --vocabularies qwen3 --no_generate --repeats 3)
   train=(--sizes 1.7B 0.6B --steps 3)
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
-  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--layers 2 --prompt 32 --batch 2 --beams 4 --vocabularies small --no_generate --no_memory --repeats 1)
+  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--size toy --prompt 32 --batch 2 --beams 4 --vocabularies small --no_generate --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
 sides=(--sides trees rows)
@@ -57,8 +57,7 @@ step grpo 120 "$PYTHON" $perf/shared_prompts.py "${grpo[@]}" "${sides[@]}"
 step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
 step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
 step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}"
-step kmeans_encode 120 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
-step kmeans_train 150 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
+step kmeans 240 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
 import json, pathlib, sys

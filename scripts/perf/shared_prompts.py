@@ -1,10 +1,8 @@
 """One GRPO update's forward and backward: a group's items as rows, or as a tree that holds their prompt once.
 
-    python scripts/perf/shared_prompts.py                           # CPU: 3 layers x 128, 8 prompts of 256 tokens, 8
-    items python scripts/perf/shared_prompts.py --beams 32 --prompt 1024 python scripts/perf/shared_prompts.py --device
-    cuda --layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 \\
-        --head_dim 128 --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --tokens 16384 --sides trees packed
-        packed_answers
+    python scripts/perf/shared_prompts.py                           # CPU: 8 prompts of 256 tokens, 8 items
+    python scripts/perf/shared_prompts.py --device cuda --size 1.7B --prompt 1500 --beams 32 --tokens 16384 \\
+        --sides trees packed packed_answers
 
 Sides: ``trees`` as GRPO computes them; ``rows`` padded to the longest, by sdpa, as verl does without flash attention;
 ``packed`` one row after the other without padding, by PyTorch's flash attention for packed rows, the head on every
@@ -27,9 +25,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import (
+    SIZES,
     ArgumentParser,
     add_numbers,
-    add_shape,
+    add_size_and_device,
     in_turns,
     medians,
     print_heads,
@@ -43,24 +42,21 @@ from onerec.cli import cli
 from pretrain import attention
 from verl_rl.shared_prompts import build, gather
 
+ANSWER = 5  # tokens of an item with begin and end; a third of the items share their first code
 Rows = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    add_shape(parser, layers=3, hidden=128, intermediate=384, heads=4, kv_heads=2, head_dim=32)
+    add_size_and_device(parser, "toy")
     add_numbers(
         parser,
-        vocabulary=(1500, "tokens"),
         batch=(8, "prompts, of which half are three quarters as long"),
         prompt=(256, "tokens of a prompt"),
         beams=(8, "items a prompt"),
-        answer=(6, "tokens of an item with begin and end; a third of the items share their first code"),
         tokens=(1 << 20, "of a micro-batch at most; a group is never split as a tree, a row never"),
         repeats=(5, "rounds"),
-        seed=(0, "of weights and tokens"),
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     text = "the first is what the others are compared with"
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trees", "rows"], help=text)
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, as verl trains")
@@ -69,13 +65,13 @@ def parse_args() -> argparse.Namespace:
 
 def make_rows(args: argparse.Namespace) -> Rows:
     """Prompts and answers of every row, int64, on the CPU."""
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(0)
     prompts, answers = [], []
     for i in range(args.batch):
         length = args.prompt if i % 2 == 0 else args.prompt * 3 // 4
-        prompt = torch.randint(args.vocabulary, (length,), generator=generator)
+        prompt = torch.randint(SIZES[args.size].vocab_size, (length,), generator=generator)
         for j in range(args.beams):
-            answer = torch.randint(args.vocabulary, (args.answer,), generator=generator)
+            answer = torch.randint(SIZES[args.size].vocab_size, (ANSWER,), generator=generator)
             answer[0] = 1
             answer[1] = 2 if j % 3 == 0 else answer[1]
             prompts.append(prompt)
@@ -190,11 +186,11 @@ def tokens_of(side: str, parts: list[Rows]) -> int:
 
 def main() -> None:
     args = parse_args()
-    torch.manual_seed(args.seed)
+    torch.manual_seed(0)
     on_gpu = args.device != "cpu"
     with torch.device(args.device):
-        tied = {"attn_implementation": "sdpa", "tie_word_embeddings": args.vocabulary > 100_000}
-        model = qwen3(args, args.vocabulary, **tied).to(torch.bfloat16 if on_gpu else torch.float32).train()
+        model = qwen3(SIZES[args.size], attn_implementation="sdpa")
+    model = model.to(torch.bfloat16 if on_gpu else torch.float32).train()
     attention.register("auto", on_gpu)
     if args.recompute:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -211,7 +207,7 @@ def main() -> None:
     seconds = in_turns(works, args.repeats)
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
     print(
-        f"{name}, torch {torch.__version__}: {args.layers} layers x {args.hidden}, vocabulary {args.vocabulary:,}, "
+        f"{name}, torch {torch.__version__}: {args.size}, "
         f"{args.batch} prompts of at most {args.prompt:,} tokens x {args.beams} items, "
         f"micro-batches of {args.tokens:,} tokens"
     )

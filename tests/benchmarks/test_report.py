@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import report
-from benchmarks.reporting.rows import Row
+from benchmarks.reporting.rows import Row, title_of
 from benchmarks.results import Scores, load_metrics, load_predictions
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import message
-from onerec.run import write_text
+from onerec.run import Manifest, write_text
 from onerec.sid import SidSpec
 from tests.arguments import as_flags
 
@@ -132,6 +132,21 @@ def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     assert against["difference"] == pytest.approx(0.25) and (against["better"], against["worse"]) == (6, 0)
     assert 0.15 < against["low"] < 0.25 < against["high"] < 0.35
     assert {c["after"] for c in value["paired"]} == {"SFT"}  # stage 2 has nothing before it that was measured on items
+
+
+def test_the_report_calls_items_by_the_users_word(world, capsys):
+    for path in world["out"].parent.glob("results_*/metrics.json"):
+        value = json.loads(path.read_text())
+        value["data"]["noun"] = "track"
+        path.write_text(json.dumps(value))
+    report.main(world["argv"])
+    assert "track: recall@10 0.3500, 3.50 times" in capsys.readouterr().out
+    files = {name: (world["out"] / f"report.{name}").read_text() for name in ("md", "html", "json")}
+    assert "| track R@10 | track NDCG@10 |" in files["md"] and "## Errors: track" in files["md"]
+    assert "video" not in files["md"] and "video" not in files["html"]
+    assert json.loads(files["json"])["errors"][0]["task"] == "video", "in data a task keeps its name"
+    product = [Row("a", "stage", world["out"], {"tasks": {"product": {}}, "data": {"noun": "product"}})]
+    assert title_of(product, "video") == "video", "two tasks of one name would be read as one"
 
 
 def test_errors_say_which_answers_are_missed_and_how_near_the_sids_came(world):
@@ -289,3 +304,32 @@ def test_html_and_links_of_titles_are_text_in_markdown(world, tmp_path):
     examples = (world["out"] / "report.md").read_text().split("## Examples")[1]
     assert "&lt;script>" in examples and "a < b & c" in examples
     assert "<script" not in examples and "!\\[x](u) \\[y](z)" in examples
+
+
+def test_warnings_come_first_and_last(tmp_path, capsys):
+    """A model below counting by the same protocol, and what other stages noted, on the page and at the end."""
+    sft = result(tmp_path, "sft", [0.1] * 6)
+    counts = {name: result(tmp_path, name, [value] * 6) for name, value in (("popularity", 0.05), ("itemknn", 0.9))}
+    counts["cooccurrence"] = result(tmp_path, "cooccurrence", [0.4] * 6)
+    counts["unseen"] = result(tmp_path, "popularity_unseen", [0.8] * 6, config={"exclude_seen": "True"})
+    Manifest("evaluate").write(sft)
+    noted = Manifest("pretrain")
+    noted.warn("the training loss did not fall", "another rate")
+    noted.write(tmp_path / "stage2")
+    flags = {"results": [sft], "manifests": [tmp_path / "stage2/manifest.json"], "output_dir": tmp_path / "report"}
+    capsys.readouterr()
+    report.main(as_flags(**flags, baselines=list(counts.values())))
+    expected = [
+        "pretrain (stage2): the training loss did not fall; another rate",
+        "video: sft is below counting (recall@10 0.1000, cooccurrence has 0.4000); "
+        "train longer, or take sizes that fit the data (scripts/sizes.py)",
+    ]
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [f"warning: {line}" for line in expected] and "below counting" not in out
+    value = json.loads((tmp_path / "report/report.json").read_text())
+    assert next(iter(value["notes"].items())) == ("Warnings", expected)
+    for name in ("report.md", "report.html"):
+        assert "is below counting" in (tmp_path / "report" / name).read_text()
+    report.main(as_flags(results=[sft], baselines=[counts["popularity"]], output_dir=tmp_path / "good"))
+    assert "warning" not in capsys.readouterr().err
+    assert "Warnings" not in json.loads((tmp_path / "good/report.json").read_text())["notes"]

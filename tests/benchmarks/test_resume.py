@@ -113,6 +113,8 @@ def test_a_results_folder_of_another_model_or_other_data_is_refused(tmp_path):
     begin().finish()
     assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
     begin(data={"ad": "d2"})  # another task of the same data joins
+    begin(data={"ad": "d3"})  # a file that was mended after a run that failed on it
+    (folder / "metrics.json").write_text("{}")
     for changed, match in (
         ({"model": "m2"}, "holds results of another model"),
         ({"data": {"video": "d9"}}, r"holds results of other data \(video differs\)"),

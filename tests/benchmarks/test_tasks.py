@@ -1,18 +1,21 @@
 """The release's input format, SIDs that name several items, and rows that cannot be used."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.catalogues import load_catalogue, resolve, sids_of
+from benchmarks.catalogues import BenchData, load_catalogue, resolve, sids_of
 from benchmarks.evaluators import rank
+from benchmarks.evaluators.label import LabelEvaluator
 from benchmarks.results import check_same_data
-from benchmarks.tasks import TASKS, choose_tasks, fingerprint, load_examples, load_spec
+from benchmarks.tasks import TASKS, absent, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.errors import InputError
 from onerec.items.item import Item
 from onerec.parquet import write_table
+from onerec.prompts import Words
 from onerec.records import message
 from onerec.run import Manifest
 from onerec.sid import RELEASE_SPEC
@@ -65,6 +68,19 @@ def test_the_releases_catalogue_is_read_by_its_sid_numbers(release):
     sampled = load_catalogue(release, "video_ad", RELEASE_SPEC, "count_after_downsample")
     assert sampled.pids_of((340, 6566, 5603)) == [11, 12]
     assert sids_of(load_catalogue(release, "product", RELEASE_SPEC)) == {11: (1, 2, 3)}
+
+
+def test_a_sample_is_drawn_by_seed_and_a_larger_one_holds_it(release):
+    write(release, "label_pred", [row(f"u{i:03}", {"answer": "是", "uid": i}) for i in range(100)])
+
+    def drawn(size, seed=0):
+        return [e.uuid for e in load_examples(release, TASKS["label_pred"], size, seed=seed)]
+
+    few, more = drawn(20), drawn(50)
+    assert few == sorted(few) and len(few) == 20 and set(few) < set(more)
+    assert few == drawn(20) != drawn(20, seed=1)
+    assert max(few) > "u050", "not the first rows of a sorted file"
+    assert len(drawn(-1)) == len(drawn(100)) == len(drawn(1000)) == 100
 
 
 def test_a_sid_of_several_items_resolves_as_the_policy_says(release):
@@ -136,6 +152,36 @@ def test_labels_may_be_words_and_text_tasks_keep_their_answer(tmp_path):
     assert example.answer == "因为" and example.user == "1"
 
 
+def test_labels_are_read_in_the_words_of_the_data(tmp_path):
+    Words("en", "en", yes="Yes", no="No").save(tmp_path)
+    write(tmp_path, "label_pred", [row("a", {"answer": "No"}), row("b", {"answer": "Yes"})])
+    assert [e.answer_ids for e in load_examples(tmp_path, TASKS["label_pred"])] == [[0], [1]]
+    write(tmp_path, "label_pred", [row("a", {"answer": "是"})])
+    with pytest.raises(InputError, match="label, or answer Yes or No"):
+        load_examples(tmp_path, TASKS["label_pred"])
+
+
+def test_the_model_is_asked_for_the_answers_of_the_data(tmp_path):
+    Words("en", "en", yes="Yes", no="No").save(tmp_path)
+    write(tmp_path, "label_pred", [row("a", {"answer": "No"}), row("b", {"answer": "Yes"})])
+    model = SimpleNamespace(
+        check_spec=lambda *_: None,
+        prompt_ids=lambda conversations, *_: [[0]] * len(conversations),
+        answer_logprobs=lambda prompts, answers, _: [[len(answer) for answer in answers]] * len(prompts),
+    )
+    evaluator = LabelEvaluator(
+        TASKS["label_pred"], BenchData(tmp_path), SimpleNamespace(sample_size=-1, enable_thinking="false")
+    )
+    evaluator.load(Manifest("t"))
+    assert [(line["label"], line["score"]) for line in evaluator.ask(model)] == [(0, 1), (1, 1)], "Yes less No"
+
+
+def test_tasks_without_a_test_file_are_named(tmp_path):
+    write(tmp_path, "video", [row("a", {})])
+    assert absent(tmp_path, None).startswith("; left out, without a test file: ad, product, label_cond, ")
+    assert absent(tmp_path, ["video"]) == ""
+
+
 def test_a_few_unusable_rows_are_counted_and_many_refused(tmp_path):
     rows = [row(str(i), {"uid": i, "answer": "", "answer_pid": [i]}) for i in range(199)]
     write(tmp_path, "video", [*rows, row("bad", {"answer": ""})])
@@ -174,3 +220,21 @@ def test_results_of_another_data_version_are_refused(release, tmp_path):
     check_same_data(["a", "b"], values[:2])
     with pytest.raises(InputError, match=r"^c: measured video on another version of the data than a"):
         check_same_data(["a", "b", "c"], values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "items", "catalogue", "warned"),
+    [
+        (100, 20, 3686, True),
+        (100, 21, 3686, False),
+        (100, 16, 50, False),  # a catalogue of which twenty items are not few
+        (9, 15, 3686, False),  # too few rows to say it
+    ],
+)
+def test_the_same_few_items_for_everybody_are_said(rows, items, catalogue, warned):
+    evaluator = rank.RankEvaluator(TASKS["video"], None, None)
+    evaluator.index = SimpleNamespace(n_items=catalogue)
+    lists = ([(row + place) % items for place in range(10)] + [99] for row in range(rows))
+    evaluator.lines = [{"items": found} for found in lists]
+    said = f"all {rows} rows get the same {items} items, coverage@10 is near zero"
+    assert evaluator.doubtful() == (said if warned else "")

@@ -11,10 +11,11 @@ import pytest
 
 from data.adapters.amazon2014 import main as amazon
 from data.adapters.release import split_rows
-from data.cooccurrence import SMOOTHING, Pairs, ppmi
+from data.cooccurrence import SMOOTHING, ppmi
 from data.cooccurrence import main as cooccurrence
 from onerec.errors import InputError
 from onerec.parquet import write_table
+from onerec.sparse import Pairs
 from tokenizer.embed_items import main as embed
 
 

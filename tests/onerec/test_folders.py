@@ -43,6 +43,34 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+# What a failed write leaves.
+
+
+def test_a_failed_write_leaves_no_folder_that_was_made_for_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "a/b/out", tmp_path / "there/c/out"):
+        with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["there"] and not list((tmp_path / "there").iterdir())
+
+
+def test_files_that_appear_together_leave_no_folder_where_one_of_them_fails(tmp_path):
+    with pytest.raises(RuntimeError), together():
+        with atomic_path(tmp_path / "a/b/one") as temporary:
+            temporary.write_text("whole")
+        with atomic_path(tmp_path / "a/two") as temporary:
+            raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_into_which_another_has_written_stays(tmp_path):
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a/one"):
+        (tmp_path / "a/other").touch()
+        raise RuntimeError
+    assert files(tmp_path) == ["a/other"]
+
+
 # Whose a folder is.
 
 

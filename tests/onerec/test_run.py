@@ -135,3 +135,12 @@ def test_importing_the_contracts_pulls_in_no_torch():
     code = "import sys, onerec.sid, onerec.records, onerec.render, onerec.catalog, onerec.items.item; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_warning_is_a_line_on_standard_error_and_stands_in_the_manifest(tmp_path, capsys):
+    manifest = Manifest("stage", {})
+    assert "warnings" not in manifest.as_dict()
+    manifest.warn("the loss did not fall", "another rate")
+    assert capsys.readouterr().err == "warning: the loss did not fall; another rate\n"
+    manifest.write(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["warnings"] == ["the loss did not fall; another rate"]

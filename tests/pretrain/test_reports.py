@@ -9,7 +9,7 @@ from onerec.errors import InputError
 from pretrain.dataset import collate
 from pretrain.flops import layer_weights, peak_tflops, step_flops
 from pretrain.model import load_lm
-from pretrain.reports import LossSums
+from pretrain.reports import LossSums, loss_that_did_not_fall
 from pretrain.train import main
 from pretrain.trainer import LOG, VALIDATION_LOG, PackedTrainer
 from tests.pretrain.test_train import argv
@@ -151,3 +151,19 @@ def test_the_model_card_tells_data_settings_and_metrics(world, tmp_path):
         assert row in card
     assert "begun from `base_itemic`" in card and "rows 318 to 331" in card
     assert card.startswith("---\nlibrary_name: transformers") and str(tmp_path) not in card
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([3.0, 2.0], ""),
+        ([3.0, 3.5, 2.9], ""),
+        ([3.0], ""),
+        ([], ""),
+        ([3.0, 2.0, 2.98], "the training loss did not fall (3.0000 at step 5, 2.9800 at step 15)"),
+        ([3.0, 9.0], "the training loss did not fall (3.0000 at step 5, 9.0000 at step 10)"),
+    ],
+)
+def test_a_loss_that_did_not_fall_is_said(losses, said):
+    lines = [{"step": 5 * number, "loss": loss} for number, loss in enumerate(losses, 1)]
+    assert loss_that_did_not_fall(lines) == said

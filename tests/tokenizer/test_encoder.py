@@ -207,13 +207,45 @@ def test_a_stopped_run_goes_on_with_the_missing_shards(catalogue, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         main(argv(catalogue, tmp_path / "out.parquet"))
     assert not (tmp_path / "out.parquet").exists()
-    with pytest.raises(InputError, match="holds shards of other settings or another input; --overwrite"):
-        main(argv(catalogue, tmp_path / "out.parquet", "--dim", "8"))
     calls[:] = [0, 0]
     main(argv(catalogue, tmp_path / "out.parquet"))
     assert len(calls) == 4, "the first shard is not made again"
     assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not (tmp_path / ".out.shards").exists()
+
+
+def test_what_a_failed_run_to_a_file_leaves_is_not_in_the_way_of_the_corrected_one(
+    catalogue, tmp_path, monkeypatch, capsys
+):
+    """Nobody asked for the shards of a single file, so those of other settings give way, in one line."""
+    main(argv(catalogue, tmp_path / "whole.parquet", "--dim", "8"))
+    encode, calls = TextEncoder.encode, []
+
+    def fail(self, texts, label="embed"):
+        calls.append(len(texts))
+        if len(calls) == 2:
+            raise InputError("model", "gives no vectors", "another one")
+        return encode(self, texts, label)
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="gives no vectors"):
+        patch.setattr(TextEncoder, "encode", fail)
+        main(argv(catalogue, tmp_path / "out.parquet"))
+    assert list((tmp_path / ".out.shards").glob("*.parquet"))
+    capsys.readouterr()
+    main(argv(catalogue, tmp_path / "out.parquet", "--dim", "8"))
+    assert "shards of a run of other settings or input that did not end are removed" in capsys.readouterr().out
+    assert (tmp_path / "out.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not (tmp_path / ".out.shards").exists()
+
+
+@pytest.mark.parametrize("output", ["out.parquet", "out"])
+def test_too_many_rows_without_text_are_refused_before_anything_is_encoded(catalogue, tmp_path, monkeypatch, output):
+    monkeypatch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("encodes"))
+    with pytest.raises(InputError, match=r"2 of 11 rows are bad"):
+        main(argv(catalogue, tmp_path / output, "--max_bad_ratio", "0.1"))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    main(argv(catalogue, tmp_path / output))
 
 
 def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalogue, tmp_path, monkeypatch):
@@ -224,7 +256,7 @@ def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalo
 
     def begin(folder):
         with pytest.raises(KeyboardInterrupt):
-            main(argv(folder, tmp_path / "out.parquet"))
+            main(argv(folder, tmp_path / "out"))
 
     monkeypatch.setattr(TextEncoder, "encode", stop)
     begin(catalogue)
@@ -234,13 +266,13 @@ def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalo
     texts = copy / "in" / "a.parquet"
     write_table(texts, pa.table({"pid": list(range(5)), "caption": [f"other {i}" for i in range(5)]}))
     with pytest.raises(InputError, match="holds shards of other settings or another input; --overwrite"):
-        main(argv(copy, tmp_path / "out.parquet"))
+        main(argv(copy, tmp_path / "out"))
     shutil.copy(catalogue / "in" / "a.parquet", texts)
     weights = bytearray((copy / "model/model.safetensors").read_bytes())
     weights[len(weights) // 2] ^= 1
     (copy / "model/model.safetensors").write_bytes(weights)
     with pytest.raises(InputError, match="holds shards of other settings or another input; --overwrite"):
-        main(argv(copy, tmp_path / "out.parquet"))
+        main(argv(copy, tmp_path / "out"))
 
 
 def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, monkeypatch, capsys):

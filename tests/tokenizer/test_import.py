@@ -8,6 +8,7 @@ import pytest
 
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from tokenizer.evaluate_codes import main as evaluate
 from tokenizer.import_codes import main as take
 
 
@@ -71,3 +72,14 @@ def test_codes_as_embeddings_are_near_where_the_codes_agree(tmp_path, capsys):
     assert out.read_bytes() == first
     with pytest.raises(InputError, match="--embedding_dim"):
         run(tmp_path, value, *flags[:4], "--embedding_dim", "0")
+
+
+@pytest.mark.parametrize(("sids", "warned"), [(4, False), (3, True)])
+def test_sids_that_mostly_collide_are_warned_of(tmp_path, capsys, sids, warned):
+    run(tmp_path, {str(i): [0, 0, i % sids] for i in range(8)}, "--codebook_size", "4")
+    line = f"warning: 8 items have {sids} SIDs: most collide; more codes or layers"
+    assert (line in capsys.readouterr().err) == warned
+    report = tmp_path / "report"
+    evaluate(["--pid2sid", str(tmp_path / "sids/pid2sid.parquet"), "--output_dir", str(report)])
+    assert (line in capsys.readouterr().err) == warned
+    assert ("warnings" in json.loads((report / "codes_report.manifest.json").read_text())) == warned
