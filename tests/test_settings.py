@@ -22,7 +22,12 @@ PROFILES = sorted(path.name for path in settings.PROFILES.iterdir())
 # The Python scripts of a stage whose flags are its settings.
 FLAGS_OF = {
     "world": ["data/make_toy_world.py", "data/adapters/movielens.py", "data/adapters/amazon2014.py"],
-    "tokenizer": ["tokenizer/train_res_kmeans.py", "tokenizer/import_codes.py", "tokenizer/embed_items.py"],
+    "tokenizer": [
+        "tokenizer/train_res_kmeans.py",
+        "tokenizer/import_codes.py",
+        "tokenizer/embed_items.py",
+        "tokenizer/choose_sizes.py",
+    ],
     "data": ["data/onerec_data/run.py", "data/prepare_rl.py", "data/prepare_mix.py", "data/prepare_distillation.py"],
     "base": ["pretrain/make_tiny_qwen3.py", "pretrain/train.py", "pretrain/expand_vocab.py"],
     "stg1": ["pretrain/train.py"],
