@@ -161,6 +161,7 @@ class ItemIndex:
         wanted = np.array(sorted(pids), dtype=np.int64)
         place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
         items = order[place[known[place] == wanted]] if len(known) else place
+        items = items.astype(self._bounds.dtype)  # of another type the whole table would be converted
         rows, count = np.unique(np.searchsorted(self._bounds, items, side="right") - 1, return_counts=True)
         whole = rows[count == self._bounds[rows + 1] - self._bounds[rows]]
         return list(map(tuple, self.sids[whole].tolist()))
@@ -196,10 +197,15 @@ def _build_trie(sids: np.ndarray) -> list[TrieLevel]:
         new[1:] = (parents[1:] != parents[:-1]) | (sids[1:, level] != sids[:-1, level])
         rows = np.flatnonzero(new)
         start = np.searchsorted(parents[rows], np.arange(n_parents + 1))
-        levels.append(TrieLevel(start.astype(np.int32 if n < 1 << 31 else np.int64), sids[rows, level]))
+        levels.append(TrieLevel(_small(start), sids[rows, level]))
         parents = np.cumsum(new) - 1
         n_parents = len(rows)
     return levels
+
+
+def _small(places: np.ndarray) -> np.ndarray:
+    """Places in a table, the last of which is its end, as int32 where they fit."""
+    return places.astype(np.int32 if places[-1] < 1 << 31 else np.int64)
 
 
 def _tables(pids: np.ndarray, codes: np.ndarray, spec: SidSpec) -> dict[str, np.ndarray]:
@@ -208,7 +214,7 @@ def _tables(pids: np.ndarray, codes: np.ndarray, spec: SidSpec) -> dict[str, np.
     order = np.lexsort((pids, keys))
     keys = keys[order]
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
-    tables = {"pids": pids[order], "bounds": np.append(first, len(pids)), "keys": keys[first]}
+    tables = {"pids": pids[order], "bounds": _small(np.append(first, len(pids))), "keys": keys[first]}
     tables["sids"] = np.asarray(codes, dtype=np.int32)[order[first]]
     for depth, level in enumerate(_build_trie(tables["sids"])):
         tables |= {f"start{depth}": level.start, f"code{depth}": level.code}
