@@ -145,7 +145,7 @@ class ItemIndex:
     @functools.cached_property
     def digest(self) -> str:
         """What tells one set of SIDs from another: 16 hexadecimal digits of its SHA-256."""
-        return hashlib.sha256(np.ascontiguousarray(self.sids, dtype=np.int32).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(np.ascontiguousarray(self.sids, dtype=np.int32)).hexdigest()[:16]
 
     @functools.cached_property
     def first_leaf(self) -> list[np.ndarray]:
@@ -155,14 +155,20 @@ class ItemIndex:
             leaves.insert(0, leaves[0][level.start[:-1]])
         return leaves
 
+    def rows_naming(self, pids: np.ndarray) -> np.ndarray:
+        """The row in ``sids`` of every item of ``pids`` [n], int64 [n]; -1 where no SID names it."""
+        if not self.n_items:
+            return np.full(len(pids), -1)
+        order, known = self._by_pid
+        place = np.searchsorted(known, pids).clip(max=len(known) - 1)
+        places = order[place].astype(self._bounds.dtype)  # of another type the whole table would be converted
+        rows = np.searchsorted(self._bounds, places, side="right") - 1
+        return np.where(known[place] == pids, rows, -1)
+
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
         """The SIDs that name items of ``pids`` and no others, in catalogue order."""
-        order, known = self._by_pid
-        wanted = np.array(sorted(pids), dtype=np.int64)
-        place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        items = order[place[known[place] == wanted]] if len(known) else place
-        items = items.astype(self._bounds.dtype)  # of another type the whole table would be converted
-        rows, count = np.unique(np.searchsorted(self._bounds, items, side="right") - 1, return_counts=True)
+        rows = self.rows_naming(np.array(sorted(pids), dtype=np.int64))
+        rows, count = np.unique(rows[rows >= 0], return_counts=True)
         whole = rows[count == self._bounds[rows + 1] - self._bounds[rows]]
         return list(map(tuple, self.sids[whole].tolist()))
 

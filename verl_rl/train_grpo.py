@@ -33,7 +33,7 @@ from onerec.sid import SidSpec
 from onerec.verl.cluster import Pool, fit, gpu_memory, has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import check_data, check_model, cpu_server, launch
-from onerec.verl.stage import ACTOR, ROLLOUT, begin, shared_overrides
+from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, shared_overrides
 from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
@@ -164,14 +164,13 @@ def place(args: argparse.Namespace) -> list[Pool]:
 
 
 def steps_of(args: argparse.Namespace, rows: int) -> int:
-    """Training steps of the run."""
     by_epochs = rows // args.train_batch_size * args.num_epochs
     return by_epochs if args.num_training_steps < 0 else args.num_training_steps
 
 
 def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -> list[str]:
-    """verl's configuration of the run."""
     length, model = args.prompt_length + args.response_length, args.base_model.resolve()
+    on_cpu = not has_accelerator()
     values = shared_overrides(args, "verl_rl.dataset") | {
         "algorithm.adv_estimator": "onerec_grpo",
         "algorithm.norm_adv_by_std_in_grpo": args.norm_adv_by_std,
@@ -199,8 +198,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         f"{ROLLOUT}.n": args.rollout_n * settings.beam_size,
         f"{ROLLOUT}.gpu_memory_utilization": args.gpu_memory_utilization,
         f"{ROLLOUT}.max_model_len": length,
-        f"{ROLLOUT}.max_num_seqs": args.max_num_seqs,
-        f"{ROLLOUT}.max_num_batched_tokens": max(args.max_num_batched_tokens, length),
+        f"{ROLLOUT}.max_num_seqs": CPU_SEQUENCES if on_cpu else 256,
+        f"{ROLLOUT}.max_num_batched_tokens": max(1024 if on_cpu else 8192, length),
         f"+{ROLLOUT}.engine_kwargs.vllm.max_logprobs": -1,
         f"{ROLLOUT}.seed": args.seed,
         f"{ROLLOUT}.agent.agent_loop_config_path": AGENT,
@@ -208,7 +207,6 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "trainer.v1.trainer_mode": "onerec_sync",
         "trainer.total_training_steps": steps,
         "trainer.total_epochs": max(args.num_epochs, 1 << 20 if args.num_training_steps >= 0 else 0),
-        "trainer.val_before_train": args.val_before_train,
         "trainer.test_freq": args.test_freq,
         "trainer.max_actor_ckpt_to_keep": args.max_checkpoints,
         "trainer.default_local_dir": (args.output_dir / "checkpoints").resolve(),
@@ -224,8 +222,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
             "actor_rollout_ref.model.use_remove_padding": False,
         }
     lines = [*(f"{name}={value}" for name, value in values.items()), settings.override()]
-    if settings.rollout == VLLM_ROLLOUT and not has_accelerator():
-        lines += cpu_server(ROLLOUT, model, length, args.max_num_seqs, args.rollout_tp_size)
+    if settings.rollout == VLLM_ROLLOUT and on_cpu:
+        lines += cpu_server(ROLLOUT, model, length, CPU_SEQUENCES, args.rollout_tp_size)
     return [*lines, *args.overrides]
 
 

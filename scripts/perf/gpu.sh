@@ -12,7 +12,7 @@ cd "$ROOT"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
-known=" tests grpo train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans "
+known=" tests train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans "
 for name in "$@"; do
   if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
 done
@@ -40,13 +40,11 @@ perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
   shape=(--size 1.7B --device cuda)
-  # GRPO's update: 64 prompts a step are eight of these.
-  grpo=("${shape[@]}" --prompt 1500 --batch 8 --beams 32 --tokens 16384 --recompute --repeats 2)
   decode=("${shape[@]}" --vocabularies qwen3 --no_generate --repeats 5)
   train=(--sizes 1.7B 0.6B --steps 3)
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
-  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--size toy --vocabularies small --no_generate --repeats 1)
+  decode=(--size toy --vocabularies small --no_generate --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
 # Prompts and beams of each decode step; those with tokens in their names have the shapes of published figures: NVIDIA's
@@ -54,11 +52,8 @@ fi
 many=(--prompt 2048 --batch 16 --beams 32 128) short=(--prompt 1000 --batch 1 --beams 256)
 middle=(--prompt 2465 --batch 16 --beams 50) long=(--prompt 5000 --batch 8 --beams 256)
 [[ "$DEVICE" == cuda ]] || { many=(--prompt 32 --batch 2 --beams 4); short=("${many[@]}") middle=("${many[@]}") long=("${many[@]}"); }
-sides=(--sides trees rows)
-[[ "$DEVICE" == cuda ]] && sides=(--sides trees packed packed_answers)
 
 step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec tests/pretrain tests/verl_rl
-step grpo 120 "$PYTHON" $perf/shared_prompts.py "${grpo[@]}" "${sides[@]}"
 step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
 step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
 step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
