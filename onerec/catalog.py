@@ -145,7 +145,7 @@ class ItemIndex:
     @functools.cached_property
     def digest(self) -> str:
         """What tells one set of SIDs from another: 16 hexadecimal digits of its SHA-256."""
-        return hashlib.sha256(np.ascontiguousarray(self.sids, dtype=np.int32).tobytes()).hexdigest()[:16]
+        return hashlib.sha256(np.ascontiguousarray(self.sids, dtype=np.int32)).hexdigest()[:16]
 
     @functools.cached_property
     def first_leaf(self) -> list[np.ndarray]:
@@ -161,7 +161,8 @@ class ItemIndex:
             return np.full(len(pids), -1)
         order, known = self._by_pid
         place = np.searchsorted(known, pids).clip(max=len(known) - 1)
-        rows = np.searchsorted(self._bounds, order[place], side="right") - 1
+        places = order[place].astype(self._bounds.dtype)  # of another type the whole table would be converted
+        rows = np.searchsorted(self._bounds, places, side="right") - 1
         return np.where(known[place] == pids, rows, -1)
 
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
@@ -202,10 +203,15 @@ def _build_trie(sids: np.ndarray) -> list[TrieLevel]:
         new[1:] = (parents[1:] != parents[:-1]) | (sids[1:, level] != sids[:-1, level])
         rows = np.flatnonzero(new)
         start = np.searchsorted(parents[rows], np.arange(n_parents + 1))
-        levels.append(TrieLevel(start.astype(np.int32 if n < 1 << 31 else np.int64), sids[rows, level]))
+        levels.append(TrieLevel(_small(start), sids[rows, level]))
         parents = np.cumsum(new) - 1
         n_parents = len(rows)
     return levels
+
+
+def _small(places: np.ndarray) -> np.ndarray:
+    """Places in a table, the last of which is its end, as int32 where they fit."""
+    return places.astype(np.int32 if places[-1] < 1 << 31 else np.int64)
 
 
 def _tables(pids: np.ndarray, codes: np.ndarray, spec: SidSpec) -> dict[str, np.ndarray]:
@@ -214,7 +220,7 @@ def _tables(pids: np.ndarray, codes: np.ndarray, spec: SidSpec) -> dict[str, np.
     order = np.lexsort((pids, keys))
     keys = keys[order]
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
-    tables = {"pids": pids[order], "bounds": np.append(first, len(pids)), "keys": keys[first]}
+    tables = {"pids": pids[order], "bounds": _small(np.append(first, len(pids))), "keys": keys[first]}
     tables["sids"] = np.asarray(codes, dtype=np.int32)[order[first]]
     for depth, level in enumerate(_build_trie(tables["sids"])):
         tables |= {f"start{depth}": level.start, f"code{depth}": level.code}

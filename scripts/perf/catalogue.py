@@ -3,7 +3,8 @@
     python scripts/perf/catalogue.py                # 10,000,000 items with SIDs of 3 x 8,192 codes
     python scripts/perf/catalogue.py --items 1000000 --clock cpu
 
-Each load runs in a process of its own and is followed by 1,000 look-ups; memory is that process' largest resident size.
+Each load runs in a process of its own and is followed by 1,000 look-ups at random places. Memory is that process'
+largest resident size, libraries included: with the load, and with the look-ups, whose pages of the mapped file count.
 """
 
 from __future__ import annotations
@@ -40,14 +41,19 @@ def write_catalogue(folder: Path, items: int) -> None:
 
 
 def load(folder: Path, clock: str) -> None:
-    """Print the seconds of a load and the MiB of this process, look-ups behind it."""
+    """Print the seconds of a load and the MiB of this process before, with it, and with look-ups."""
+    before = _peak()
     start = CLOCKS[clock]()
     index = ItemIndex.load(folder / PID2SID, SPEC)
-    seconds = CLOCKS[clock]() - start
+    seconds, loaded = CLOCKS[clock]() - start, _peak()
     for row in np.random.default_rng(0).integers(0, len(index.sids), 1000).tolist():
         assert index.pids_of(tuple(index.sids[row].tolist())) == index.pids_at(row)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20)
-    print(f"{seconds:.2f} s, {peak:.0f} MiB", flush=True)
+    print(f"{seconds:.2f} s, {before:.0f} MiB before, {loaded:.0f} with it, {_peak():.0f} with look-ups", flush=True)
+
+
+def _peak() -> float:
+    """MiB of this process' largest resident size."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20)
 
 
 def main() -> None:
