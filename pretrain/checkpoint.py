@@ -29,7 +29,6 @@ _STEP = re.compile(r"step(\d+)$")
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
     return Path(output_dir) / f"step{step}" / f"global_step{step}"
 
 
@@ -95,8 +94,7 @@ def check_training_state(checkpoint: Path) -> None:
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
-    # Checkpoints from before there was dropout do not name it.
-    before = {"dropout": 0.0, "attention_dropout": 0.0} | read_object(checkpoint / RUN)
+    before = read_object(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
     if "world_size" in changed:
         what = f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}"

@@ -183,12 +183,9 @@ def test_a_new_family_is_evaluated_and_rewarded_by_its_entry_in_the_table(toy):
     spec = SidSpec((4, 3), first_id=300)
     marks = assemble.Marks.of(toy / "base", model.tokenizer, spec)
     assert model.tokenizer.decode([marks.close, *marks.ends]) == "[/think][stop][end]"
-    spec.save(toy / "base")
     text = f"[think]\nhm\n[/think]\n\n{spec.format((1, 2))}[end]{spec.format((0, 0))}"
     weights = {"full_hit": 1.0, "think_format": 1.0}
-    row = rewards.compute_score(
-        "video", text, spec.format((1, 2)), sid_spec=str(toy / "base"), weights=weights, thinking=True
-    )
+    (row,) = rewards.score_group([model.renderer.as_record(text)], spec.format((1, 2)), spec, weights, thinking=True)
     assert row["score"] == 2
 
 

@@ -27,7 +27,12 @@ FLAGS_OF = {
         "data/adapters/amazon2014.py",
         "data/adapters/own.py",
     ],
-    "tokenizer": ["tokenizer/train_res_kmeans.py", "tokenizer/import_codes.py", "tokenizer/embed_items.py"],
+    "tokenizer": [
+        "tokenizer/train_res_kmeans.py",
+        "tokenizer/import_codes.py",
+        "tokenizer/embed_items.py",
+        "tokenizer/choose_sizes.py",
+    ],
     "data": ["data/onerec_data/run.py", "data/prepare_rl.py", "data/prepare_mix.py", "data/prepare_distillation.py"],
     "base": ["pretrain/make_tiny_qwen3.py", "pretrain/train.py", "pretrain/expand_vocab.py"],
     "stg1": ["pretrain/train.py"],

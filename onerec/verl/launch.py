@@ -172,7 +172,6 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
 
 
 def command(overrides: Sequence[str]) -> list[str]:
-    """verl's own entry point with these overrides."""
     return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
 
 
@@ -223,7 +222,6 @@ class _Log:
             self.close()
 
     def close(self) -> None:
-        """Nothing more comes."""
         self._file.close()
 
 

@@ -15,6 +15,7 @@ Beside the times stand the products that each side's matrices take (counted, not
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import sys
@@ -30,13 +31,10 @@ from measure import (
     SIZES,
     ArgumentParser,
     add_numbers,
-    add_size_and_device,
     in_turns,
     medians,
     print_heads,
     print_row,
-    qwen3,
-    ratios,
     spent,
 )
 
@@ -55,7 +53,8 @@ Side = tuple[int, str]  # beams and what their scores are normalised over; of th
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--vocabularies", nargs="+", choices=VOCABULARIES, default=list(VOCABULARIES))
-    add_size_and_device(parser, "small")
+    parser.add_argument("--size", choices=SIZES, default="small", help="the model's shape (small)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_numbers(parser, batch=(8, "prompts at a time"), prompt=(512, "tokens of a prompt"), repeats=(5, "rounds"))
     parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
     text = "cpu: the process's own seconds, for a machine that others use too (with OMP_NUM_THREADS=1)"
@@ -74,6 +73,7 @@ class World:
 
     def __init__(self, args: argparse.Namespace, vocabulary: str) -> None:
         import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
 
         from onerec.items.model import ItemModel
 
@@ -85,8 +85,9 @@ class World:
         self.index = ItemIndex(np.arange(items), drawn, self.spec)
         torch.manual_seed(0)
         dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-        context = {"max_position_embeddings": args.prompt + 16, "tie_word_embeddings": True}
-        self.model = qwen3(SIZES[args.size], vocab_size=self.spec.end_id + 1, **context).to(args.device, dtype).eval()
+        shape = dataclasses.asdict(SIZES[args.size]) | {"vocab_size": self.spec.end_id + 1}
+        config = Qwen3Config(**shape, max_position_embeddings=args.prompt + 16)
+        self.model = Qwen3ForCausalLM(config).to(args.device, dtype).eval()
         prompts = rng.integers(0, text, (args.batch, args.prompt - 1)).tolist()
         self.ids = torch.tensor([[*prompt, self.spec.begin_id] for prompt in prompts], device=args.device)
         self.engine = ItemModel.of(self.model, self.spec)
@@ -144,7 +145,7 @@ def main() -> None:
         seconds = in_turns(works, args.repeats, args.clock)
         for name, middle in medians(seconds).items():
             counted = products(args, vocabulary, chosen[name]) / products(args, vocabulary, chosen[PREFILL])
-            times = statistics.median(ratios(seconds, name, PREFILL))
+            times = statistics.median(a / b for a, b in zip(seconds[name], seconds[PREFILL], strict=True))
             users = f"{args.batch / middle:.1f}"
             print_row(vocabulary, name, f"{middle:.3f}", f"{times:.2f}", f"{counted:.2f}", users)
         if not args.no_generate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 import time
@@ -30,19 +29,6 @@ def add_numbers(parser: ArgumentParser, **flags: tuple[int, str]) -> None:
         parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
 
 
-def add_size_and_device(parser: ArgumentParser, size: str) -> None:
-    """The flags of the model's shape and of where it runs."""
-    parser.add_argument("--size", choices=SIZES, default=size, help=f"the model's shape ({size})")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-
-
-def qwen3(shape: Shape, **more: Any) -> Any:
-    """A Qwen3 with random weights."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return Qwen3ForCausalLM(Qwen3Config(**{**dataclasses.asdict(shape), **more}))
-
-
 def synchronize() -> None:
     """Wait for the GPU where torch is in use and has one."""
     torch = sys.modules.get("torch")
@@ -51,7 +37,6 @@ def synchronize() -> None:
 
 
 def spent(work: Callable[[], Any], clock: str = "wall") -> float:
-    """Seconds of a call."""
     synchronize()
     start = CLOCKS[clock]()
     work()
@@ -70,18 +55,11 @@ def in_turns(sides: dict[str, Callable[[], Any]], repeats: int, clock: str = "wa
     return seconds
 
 
-def ratios(seconds: dict[str, list[float]], side: str, first: str) -> list[float]:
-    """Of every round, a side's seconds over those of the ``first``."""
-    return [own / base for own, base in zip(seconds[side], seconds[first], strict=True)]
-
-
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Median seconds of every side."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def print_row(*cells: Any) -> None:
-    """A line of a Markdown table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
@@ -92,5 +70,4 @@ def print_heads(*cells: str) -> None:
 
 
 def range_of(values: Sequence[float], digits: int = 2) -> str:
-    """Least to most."""
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"

@@ -94,7 +94,6 @@ class Side:
         self.optimizer = torch.optim.AdamW(weight_decay_groups(self.model, 0.1), lr=1e-4, fused=device == "cuda")
 
     def loss(self, row: dict[str, Any]) -> Any:
-        """Mean loss of a row."""
         import torch
 
         inputs = {name: x.to(self.device) if torch.is_tensor(x) else x for name, x in row.items()}
@@ -103,7 +102,6 @@ class Side:
         return outputs["loss_sum"] / len(outputs["losses"])
 
     def step(self, row: dict[str, Any]) -> None:
-        """One optimizer step."""
         import torch
 
         self.loss(row).backward()
@@ -113,7 +111,6 @@ class Side:
 
 
 def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
-    """One line an attention."""
     import torch
     from transformers import Qwen3Config
 
