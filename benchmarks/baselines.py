@@ -3,9 +3,9 @@
     python baselines.py --data_dir ../data/output/benchmark_data --output_dir results/v1.0
     python baselines.py --baselines sasrec gru4rec tiger --epochs 50 …
 
-popularity, cooccurrence (last-item transitions), itemknn, sasrec, gru4rec and tiger (see recommenders/). All learn
-from train_sequences.parquet, the users of the training split, a task at a time. Writes results_<baseline>/ as
-evaluate.py does.
+popularity, cooccurrence (of the last item), itemknn, transitions (decayed), sasrec, gru4rec and tiger (see
+recommenders/). All learn from train_sequences.parquet, the users of the training split, a task at a time. Writes
+results_<baseline>/ as evaluate.py does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from onerec.flags import BOOT, COUNT, COUNT_OR_ALL, POSITIVE, SEED, SHARE_BELOW_
 from onerec.parquet import Kind, read_table
 from onerec.run import Manifest, seed_everything
 
-QUICK = ("popularity", "cooccurrence", "itemknn")
+QUICK = ("popularity", "cooccurrence", "itemknn", "transitions")
 UNSEEN = "_unseen"  # behind the name of the second result, which leaves out the items of the history
 
 

@@ -12,15 +12,20 @@ import math
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.prior import PriorFile
 from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.ids import ITEM_IDS, USER_IDS, Names
 from onerec.parquet import Kind, read_table, whole_number
+from onerec.prompts import Words
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
+from onerec.tasks import VIDEO_AD
 
 SEQUENCES = "train_sequences.parquet"
 RELEASE_FILES = {"video_ad": ("sid2pid.json", "pid"), "product": ("sid2iid.json", "iid")}
@@ -36,11 +41,37 @@ class BenchData:
     def __init__(self, folder: Path, count: str = COUNTS[0]) -> None:
         self.folder, self.count = folder, count
         self._indexes: dict[str, ItemIndex] = {}
+        self._priors: dict[Path, PriorFile] = {}
 
     @functools.cached_property
     def spec(self) -> SidSpec:
         """See `load_spec`."""
         return load_spec(self.folder)
+
+    @functools.cached_property
+    def words(self) -> Words:
+        """What the prompts of the data call things."""
+        return Words.of_folder(self.folder)
+
+    @functools.cached_property
+    def items(self) -> Names:
+        """The own ids of videos and ads."""
+        return Names(self.folder / ITEM_IDS)
+
+    @functools.cached_property
+    def users(self) -> Names:
+        """The own ids of users."""
+        return Names(self.folder / USER_IDS)
+
+    def own_ids(self, line: dict[str, Any], task: str, back: bool = False) -> dict[str, Any]:
+        """A line of a task's predictions with people's own ids; ``back``: with the numbers inside."""
+        found = dict(line)
+        change = Names.number if back else Names.show
+        if self.users and "uid" in line:
+            found["uid"] = change(self.users, line["uid"])
+        if self.items and task in TASKS and TASKS[task].catalogue == VIDEO_AD:
+            found |= {key: [change(self.items, pid) for pid in line[key]] for key in ("answer", "items") if key in line}
+        return found
 
     def examples(
         self, task: BenchTask, sample_size: int = -1, manifest: Manifest | None = None, seed: int = 0
@@ -54,6 +85,12 @@ class BenchData:
         if name not in self._indexes:
             self._indexes[name] = load_catalogue(self.folder, name, self.spec, self.count)
         return self._indexes[name]
+
+    def prior(self, path: Path) -> PriorFile:
+        """The item prior of a file."""
+        if path not in self._priors:
+            self._priors[path] = PriorFile.read(path)
+        return self._priors[path]
 
 
 def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0]) -> ItemIndex:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.backends import BACKENDS, open_backend
-from benchmarks.backends.base import PRECISIONS, Excluded, Finished, Sampling, Stopwatch
+from benchmarks.backends.base import PRECISIONS, Also, Excluded, Finished, Sampling, Stopwatch
 from benchmarks.journal import Journal, JournaledBackend
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
@@ -22,6 +22,7 @@ from onerec.flags import COUNT, COUNT_OR_0, NOT_NEGATIVE, SHARE_ABOVE_0, Argumen
 from onerec.items.item import NORMALIZE, Item
 from onerec.model_folder import loading, open_model_folder
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 T = TypeVar("T")
 GREEDY = Sampling()
@@ -43,13 +44,11 @@ class BenchModel:
         precision: str = "auto",
         **options: Any,
     ) -> None:
-        from transformers import AutoTokenizer
-
         self.path, self.journal, self.sampling, self.normalize = path, journal, sampling, normalize
         opened = open_model_folder(path)
         self.spec, self.renderer = opened.spec, opened.renderer
         with loading(path):
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            self.tokenizer = load_transformers().AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self.ends = self.renderer.end_ids(path, self.tokenizer)
         self.backend_name = backend if precision == "auto" else f"{backend} {precision}"
         self.backend = Stopwatch(open_backend(backend, path, self.tokenizer, precision=precision, **options))
@@ -79,11 +78,17 @@ class BenchModel:
         return self.prompts.encode(conversations, thinking, room)
 
     def rank_items(
-        self, prompts: Sequence[list[int]], index: ItemIndex, num_beams: int, label: str, exclude: Excluded = None
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        num_beams: int,
+        label: str,
+        exclude: Excluded = None,
+        also: Also = None,
     ) -> list[list[Item]]:
-        """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
+        """The best ``num_beams`` SIDs of the catalogue for every prompt, and those of ``also``, without ``exclude``."""
         assert self.spec is not None
-        batches = self._phase(label).rank(prompts, index, self.spec, num_beams, exclude, self.normalize)
+        batches = self._phase(label).rank(prompts, index, self.spec, num_beams, exclude, self.normalize, also=also)
         return _in_order(batches, len(prompts))
 
     def think(self, prompts: Sequence[list[int]], max_tokens: int, label: str) -> list[list[int]]:
@@ -178,7 +183,7 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     add("--backend", choices=BACKENDS, default="hf", help="what runs the model: hf (any device) or vllm")
     add("--device", default="auto", help="hf: cpu, cuda or auto")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
-    add("--token_budget", type=COUNT, default=16384, help="hf: tokens of a padded batch")
+    add("--token_budget", type=COUNT, default=16384, help="tokens of a batch; vLLM sizes those of text itself")
     add("--tensor_parallel", type=COUNT, default=1, help="vllm: GPUs that share one copy of the model")
     add("--data_parallel", type=COUNT_OR_0, default=1, help="vllm: copies of the model, run by Ray (0: all GPUs)")
     add("--normalize", choices=NORMALIZE, default=NORMALIZE[0], help="item scores: softmax over what")

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.catalogues import BenchData
 from benchmarks.evaluators.base import Result
 from benchmarks.intervals import values_and_intervals
 from benchmarks.results import METRICS, Metrics, result_folder
 from benchmarks.tasks import fingerprint
+from onerec.prompts import Words
 from onerec.run import Manifest, write_json, write_text
 
 
@@ -22,13 +24,17 @@ class Output:
 
     def __init__(self, args: argparse.Namespace, name: str, manifest: Manifest, parts: Sequence[str] = ()) -> None:
         self.args, self.name, self.manifest = args, name, manifest
+        self.data = BenchData(args.data_dir)
         self.folder = result_folder(args.output_dir, name)
         self.metrics: Metrics = {}
         self.extra: dict[str, Any] = {"data": {"version": args.data_version, "tests": {}}, "intervals": {}}
         self.extra |= {part: {} for part in parts}
+        if noun := Words.of_folder(args.data_dir).noun:
+            self.extra["data"]["noun"] = noun
 
     def predictions(self, task: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Write a task's predictions."""
+        """Write a task's predictions, with users' and items' own ids."""
+        lines = [self.data.own_ids(line, task) for line in lines]
         path = self.folder / f"predictions_{task}.jsonl"
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self.manifest.output(path, len(lines))
@@ -41,14 +47,14 @@ class Output:
         self.extra["intervals"][task] = intervals
         self.extra["data"]["tests"][task] = fingerprint(self.args.data_dir, task)
         for part, value in result.notes.items():
-            self.extra[part][task] = value
+            self.extra.setdefault(part, {})[task] = value
         return self.metrics[task]
 
     def save(self, config: dict[str, Any]) -> None:
         """Write metrics.json and the manifest.
 
-        ``{"name", "config", "tasks": {task: {metric: value}}, "data": {"version", "tests": {task: fingerprint}},
-        "intervals": {task: {metric: [low, high]}}}``, and the parts.
+        ``{"name", "config", "tasks": {task: {metric: value}}, "data": {"version", "tests": {task: fingerprint}, "noun":
+        what the data call an item, where they do}, "intervals": {task: {metric: [low, high]}}}``, and the parts.
         """
         tasks = {task: {key: round(value, 6) for key, value in values.items()} for task, values in self.metrics.items()}
         texts = {key: str(value) for key, value in config.items()}

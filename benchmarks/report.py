@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
 from benchmarks.reporting.page import CURVES, report_page
-from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table
+from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table, title_of
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, NUMBER, ArgumentParser
@@ -91,19 +91,21 @@ def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value
             parts.append(f"## {heading}\n\n{plain_markdown(compare.HEADINGS, [c.cells() for c in found])}")
     for error in value["errors"]:
         lines = [(what, f"{share:.3f}", n) for what, share, n in error["rows"]]
-        parts.append(f"## Errors: {error['task']}\n\n{plain_markdown(('what', 'share', 'of'), lines)}")
+        parts.append(f"## Errors: {title_of(rows, error['task'])}\n\n{plain_markdown(('what', 'share', 'of'), lines)}")
     if value["readings"]:
-        parts.append("## Examples\n\n" + "\n".join(map(_markdown_example, value["readings"])))
+        parts.append(
+            "## Examples\n\n" + "\n".join(_markdown_example(title_of(rows, r.task), r) for r in value["readings"])
+        )
     below = re.sub("<(?=[a-zA-Z/!?])", "&lt;", "\n\n".join(parts[1:])).replace("[", "\\[")
     return f"{parts[0]}\n\n{below}\n"
 
 
-def _markdown_example(r: examples.Reading) -> str:
+def _markdown_example(title: str, r: examples.Reading) -> str:
     if not r.predicted:
-        return f"- {r.task} ({r.note}): reference “{r.reference}”; written “{r.text}”"
+        return f"- {title} ({r.note}): reference “{r.reference}”; written “{r.text}”"
     names = [f"{item.title} ✓" if item.hit else item.title for item in r.predicted]
     history = "; ".join(item.title for item in r.history)
-    return f"- {r.task} ({r.note}): history {history}; predicted {'; '.join(names)}"
+    return f"- {title} ({r.note}): history {history}; predicted {'; '.join(names)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes |= {
         "Against the best baseline": compare.ratio_lines(rows),
         "What each stage gained and lost": compare.change_lines(rows),
+        "The item prior": compare.prior_lines(rows),
         "The judge": compare.judge_lines(rows),
     }
     found: dict[str, Any] = {

@@ -29,6 +29,11 @@ def result_folder(output_dir: Path, name: str) -> Path:
     return output_dir / (PREFIX + name.removeprefix(PREFIX))
 
 
+def label_of(name: str, value: dict[str, Any]) -> str:
+    """How a result is shown: of a model that ranked with an item prior, ``sft`` or ``sft_prior``, as sft + prior."""
+    return f"{name.replace('_prior', '')} + prior" if value.get("prior") else name
+
+
 @dataclasses.dataclass
 class Scores:
     """What every sample scored: ``columns`` of float64 [n], NaN where a sample has no score; rows by ``uuids``.
@@ -79,7 +84,7 @@ def load_metrics(folder: Path) -> dict[str, Any]:
         numbers = [number for metrics in value["tasks"].values() for number in metrics.values()]
         numbers += [number for low, high in spans for number in (low, high)]
         numbers += [v for points in value.get("beams", {}).values() for point in points for v in point.values()]
-        texts = [value["name"], *value.get("data", {}).get("tests", {}).values()]
+        texts = [value["name"], *value.get("data", {}).get("tests", {}).values(), value.get("data", {}).get("noun", "")]
         whole = all(isinstance(text, str) for text in texts) and None not in itertools.chain(*spans)
         whole &= all(n is None or (isinstance(n, int | float) and not math.isinf(n)) for n in numbers)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):

@@ -11,13 +11,15 @@ import numpy as np
 from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.parquet import read_table, whole_number
+from onerec.prompts import Words
 from onerec.records import TEST_KINDS, read_test, user_id
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 from onerec.tasks import BENCH_TASKS as TASKS
-from onerec.tasks import GENERAL, GENERAL_TASK, LABEL, RANK, RANK_TASKS, YES_NO, BenchTask
+from onerec.tasks import GENERAL, GENERAL_TASK, LABEL, RANK, RANK_TASKS, BenchTask
 
 LESS_IS_BETTER = {"bits_per_byte"}
+NEXT_ITEM = "video"  # the task that a report calls by the user's word for an item
 
 
 def task_of(name: str) -> BenchTask:
@@ -73,14 +75,14 @@ def load_examples(
     """
     path = folder / task.test_file
     table = read_table(path, TEST_KINDS, strict=False)
-    spec = load_spec(folder)
+    spec, words = load_spec(folder), Words.of_folder(folder)
     drawn = drawn_rows(table.num_rows, sample_size, seed)
     table = table.take(drawn)
     examples: list[Example] = []
     wrong, doubles, seen = [], 0, set()
     for row, value in zip(drawn.tolist(), table.to_pylist(), strict=True):
         try:
-            example = _example(value, task, spec)
+            example = _example(value, task, spec, words)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             wrong.append(f"row {row} has no usable answer or messages ({error!r})")
             continue
@@ -94,7 +96,7 @@ def load_examples(
         examples.append(example)
     if len(wrong) > max_bad_ratio * table.num_rows:
         more = f", and {len(wrong) - 1} more of {table.num_rows}" if len(wrong) > 1 else ""
-        raise InputError(path, wrong[0] + more, f"metadata with {_answer_key(task)}")
+        raise InputError(path, wrong[0] + more, f"metadata with {_answer_key(task, words)}")
     if manifest is not None:
         manifest.input(task.name, len(examples))
         manifest.drop(f"{task.name}: no usable answer", len(wrong))
@@ -102,11 +104,11 @@ def load_examples(
     return examples
 
 
-def _answer_key(task: BenchTask) -> str:
-    return {RANK: task.answer_ids, LABEL: f"label, or answer {' or '.join(YES_NO)}"}.get(task.kind, "answer")
+def _answer_key(task: BenchTask, words: Words) -> str:
+    return {RANK: task.answer_ids, LABEL: f"label, or answer {' or '.join(words.yes_no)}"}.get(task.kind, "answer")
 
 
-def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
+def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec, words: Words) -> Example:
     metadata, messages = read_test(value)
     if token := next(filter(None, (spec.foreign(turn["content"]) for turn in messages)), None):
         raise ValueError(f"the itemic token {token} is outside the codebooks {list(spec.codebook_sizes)}")
@@ -117,7 +119,7 @@ def _example(value: dict[str, Any], task: BenchTask, spec: SidSpec) -> Example:
         if not ids:
             raise ValueError("an empty list")
     elif task.kind == LABEL:
-        ids = [whole_number(metadata["label"]) if "label" in metadata else 1 - YES_NO.index(answer)]
+        ids = [whole_number(metadata["label"]) if "label" in metadata else 1 - words.yes_no.index(answer)]
         if ids[0] not in (0, 1):
             raise ValueError(f"label {ids[0]}")
     elif not answer.strip():
@@ -155,6 +157,13 @@ def choose_tasks(folder: Path, wanted: list[str] | None) -> list[str]:
     if not chosen:
         raise InputError(folder, "holds no <task>/<task>_test.parquet", "give the benchmark_data folder")
     return list(dict.fromkeys(chosen))
+
+
+def absent(folder: Path, wanted: list[str] | None) -> str:
+    """For the log, where nobody said which tasks to run: those without a test file."""
+    found = available_tasks(folder)
+    names = [] if wanted else [name for name in (*TASKS, GENERAL) if name not in found]
+    return f"; left out, without a test file: {', '.join(names)}" if names else ""
 
 
 def fingerprint(folder: Path, name: str) -> str:

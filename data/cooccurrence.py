@@ -27,66 +27,25 @@ from onerec.errors import InputError
 from onerec.flags import SEED, WIDTH, ArgumentParser
 from onerec.parquet import embedding_table, write_table
 from onerec.run import Manifest, progress
-from onerec.sparse import BLOCK, best_of_rows, row_blocks, svd_vectors
+from onerec.sparse import BLOCK, Pairs, best_of_rows, row_blocks, svd_vectors
 
 SMOOTHING = 0.75
 KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
 WINDOW = 5  # places between two items of a pair, at most
 
 
-def sequences(users: Users, layout: Layout, domain: str, left_out: Built) -> Iterator[np.ndarray]:
-    """Every training row's items of a domain, oldest first: history, then targets. Of a user the first window alone."""
+def sequences(users: Users, layout: Layout, domains: Sequence[str], left_out: Built) -> Iterator[np.ndarray]:
+    """Every training row's items by domain, oldest first: history, then targets. Of a user the first window alone."""
     for data in users:
         batch = Batch(data, layout)
-        history, target = (batch.lists(f"{side}_{domain}_pid") for side in ("hist", "target"))
-        for row in range(batch.n):
-            if batch.split[row] != TRAIN_SPLIT or batch.windows[row]:
-                continue  # the later windows of a user repeat parts of the first
-            items = np.concatenate([history.row(row), target.row(row)])
-            yield items[items != NO_PID]
+        # The later windows of a user repeat parts of the first.
+        rows = [row for row in range(batch.n) if batch.split[row] == TRAIN_SPLIT and not batch.windows[row]]
+        for domain in domains:
+            history, target = (batch.lists(f"{side}_{domain}_pid") for side in ("hist", "target"))
+            for row in rows:
+                items = np.concatenate([history.row(row), target.row(row)])
+                yield items[items != NO_PID]
         left_out.count(batch)
-
-
-class Pairs:
-    """How often items stand at most ``window`` places apart, in both directions; nearer ones count more: 1 / distance.
-
-    ``items`` int [t] are all sequences one behind the other, as numbers from 0 to ``n`` − 1, ``lengths`` those of the
-    sequences.
-    """
-
-    def __init__(self, items: np.ndarray, lengths: Sequence[int], n: int, window: int) -> None:
-        # No two items of a user stand further apart than that.
-        self.items, self.n, self.window = items.astype(np.int32), n, min(window, max(lengths))
-        self._owner = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-        self._places = np.argsort(self.items, kind="stable")
-        self.times = np.bincount(self.items, minlength=n)
-        self._begin = np.concatenate([[0], np.cumsum(self.times)])
-
-    def margin(self) -> np.ndarray:
-        """The sums of all rows, float64 [n]."""
-        total = np.zeros(self.n)
-        for distance in range(1, self.window + 1):
-            same = self._owner[:-distance] == self._owner[distance:]
-            for side in (self.items[:-distance], self.items[distance:]):
-                total += np.bincount(side[same], minlength=self.n) / distance
-        return total
-
-    def rows(self, first: int, last: int):
-        """The rows of the items from ``first`` to ``last`` − 1, sparse float64 [last − first, n]."""
-        import scipy.sparse as sparse
-
-        places = self._places[self._begin[first] : self._begin[last]]
-        rows, columns, weights = [], [], []
-        for distance in range(1, self.window + 1):
-            for step in (distance, -distance):
-                other = places + step
-                near = (other >= 0) & (other < len(self.items))
-                near[near] = self._owner[other[near]] == self._owner[places[near]]
-                rows.append(self.items[places[near]] - first)
-                columns.append(self.items[other[near]])
-                weights.append(np.full(near.sum(), 1 / distance))
-        parts = (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns)))
-        return sparse.coo_matrix(parts, shape=(last - first, self.n)).tocsr()
 
 
 def ppmi(pairs: Pairs, most: int = KEPT):
@@ -100,7 +59,7 @@ def ppmi(pairs: Pairs, most: int = KEPT):
     total, context = margin.sum(), margin**SMOOTHING
     context /= context.sum()
     parts = []
-    blocks = row_blocks(pairs.times * 2 * pairs.window, BLOCK)
+    blocks = row_blocks(pairs.most, BLOCK)
     for first, last in progress(blocks, "pairs", pairs.n, "item", size=lambda block: block[1] - block[0]):
         counts = pairs.rows(first, last)
         own = np.repeat(margin[first:last] / total, np.diff(counts.indptr))
@@ -125,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = [f"{side}_video_pid" for side in ("hist", "target")]
     users = Users(args.input, parts, [], layout)
     left_out = Built()
-    found = list(sequences(users, layout, "video", left_out))
+    found = list(sequences(users, layout, ["video"], left_out))
     users.note(manifest, left_out, args.max_bad_ratio)
     pids, places = np.unique(np.concatenate(found) if found else np.empty(0, np.int64), return_inverse=True)
     if len(pids) < 3:

@@ -4,7 +4,7 @@
         --pid2sid output/benchmark_data/video_ad_pid2sid.parquet --output_dir output/describe
 
 Prints a table and writes describe.json and describe.html (with histograms). SIDs are counted in every row; tokens,
-where a tokenizer is given, in a systematic sample of --sample rows a source or up to twice as many (every k-th row),
+where a tokenizer is given, in a systematic sample of 1,000 to 2,000 rows a source (every k-th row),
 from which totals are extrapolated (marked ~). Rows that the data stage left out are read from the manifest.json
 beside the files.
 """
@@ -26,7 +26,7 @@ from data.mix import checked, record_files, sized_batches
 from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.flags import COUNT, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.records import parse_messages, parse_segments
 from onerec.render import RENDERERS, THINK_CLOSE, Renderer, renderer_of
 from onerec.run import MANIFEST, Manifest, progress, read_json, write_json, write_text
@@ -35,6 +35,7 @@ from onerec.sid import BEGIN, END, SidSpec
 _SID = re.compile(re.escape(BEGIN.encode()) + rb"[^|]*" + re.escape(END.encode()))
 _ANSWER = b'{"role":"assistant"'
 _BINS = 24
+SAMPLE = 1000  # rows a source that are tokenized, at least
 HEADINGS = (
     *("source", "rows", "MB", "SIDs a row", "most", "distinct SIDs", "coverage", "with thought"),
     *("tokens", "tokens a row", "p95", "most"),
@@ -241,11 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("paths", nargs="+", help="record files, folders of them or patterns")
     add("--tokenizer", type=Path, help="folder of a checkpoint (or a tokenizer.json) to count tokens with")
     add("--pid2sid", type=Path, nargs="*", default=[], help="item tables: what share of their SIDs occurs")
-    add("--sample", type=COUNT, default=1000, help="rows a source that are tokenized, at least")
     add("--output_dir", type=Path, help="folder for describe.json and describe.html")
     args = parser.parse_args(argv)
     manifest = Manifest("describe", args)
-    facts = read_facts(args.paths, args.sample, manifest)
+    facts = read_facts(args.paths, SAMPLE, manifest)
     if args.tokenizer:
         count_tokens(facts, args.tokenizer)
     catalogue = read_catalogue(args.pid2sid)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from onerec.run import Manifest, read_json
 from onerec.tasks import TASKS, made
 
 CONFIG_KEYS = {"sources", "folders", "rows_per_file", "exclude_users", "comment"}
-SOURCE_KEYS = {"name", "tasks", "path", "weight", "max_rows"}
+SOURCE_KEYS = {"name", "tasks", "path", "weight", "max_rows", "optional"}
 KEY_COLUMNS = ("uuid", "source", "metadata")
 _TEXT_COLUMNS = ("segments", "messages")
 
@@ -87,7 +89,9 @@ def read_config(
 ) -> tuple[list[Source], int]:
     """The sources of a JSON config (paths relative to ``base``) and the rows of a file; checks every key.
 
-    ``folders`` go before the folders of those names that the config says itself.
+    ``folders`` go before the folders of those names that the config says itself. An ``optional`` source that is not
+    there, and a task of ``tasks`` without records, is left out: one line and the manifest name them. A folder that
+    ``folders`` name must be there. Raises `InputError` for any other missing source, and where none is left.
     """
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get("sources"), list) or not value["sources"]:
@@ -95,11 +99,19 @@ def read_config(
     _check_keys(path, value, CONFIG_KEYS)
     excluded = read_excluded(path, base, value.get("exclude_users", []), manifest)
     known = read_folders(path, base, value.get("folders", {}), folders or {})
-    sources = []
-    for item in (item for given in value["sources"] for item in _of_tasks(path, base, given, known)):
+    found, absent, sources = [], dict[str, Path](), []
+    for given in value["sources"]:
+        items, lacking = _there(path, base, given, known, folders or {})
+        found, absent = found + items, absent | lacking
+    if absent:
+        print("left out: " + ", ".join(f"{name} (no {file})" for name, file in absent.items()), flush=True)
+        manifest.extra["left_out"] = list(absent)
+    if not found:
+        raise InputError(path, "names no source that is there", f"one of {', '.join(map(str, absent.values()))}")
+    for item in found:
         weight = SHARE_ABOVE_0.of(item.get("weight", 1.0), path, f"source {item['name']}: weight")
         cap = COUNT_OR_ALL.of(item.get("max_rows", -1), path, f"source {item['name']}: max_rows")
-        files = record_files(base / in_folder(path, item["path"], known), manifest)
+        files = record_files(base / item["path"], manifest)
         source = Source(item["name"], files, weight, cap, excluded)
         if excluded and not source.total and any(file.rows for file in files):
             fewer = "fewer users in the files of exclude_users (a smaller --user_share of prepare_rl.py)"
@@ -109,8 +121,13 @@ def read_config(
     return sources, COUNT.of(value.get("rows_per_file", 1000), path, "rows_per_file")
 
 
-def _of_tasks(path: Path, base: Path, item: object, folders: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A source of the config, checked; one of ``tasks`` (``pretrain`` or ``sft``) as a source a task that is made."""
+def _there(
+    path: Path, base: Path, item: object, folders: Mapping[str, str], given: Collection[str]
+) -> tuple[list[dict[str, Any]], dict[str, Path]]:
+    """(what is there of a source of the config, checked, with its path; what is not, name to path).
+
+    A source of ``tasks`` (``pretrain`` or ``sft``) is a source a task. ``given``: the folders that a user named.
+    """
     if not isinstance(item, dict):
         raise InputError(path, f"has the source {item!r}", '{"name": …, "path": …}')
     _check_keys(path, item, SOURCE_KEYS)
@@ -118,18 +135,39 @@ def _of_tasks(path: Path, base: Path, item: object, folders: Mapping[str, str]) 
     for key in (wanted, "path"):
         if not isinstance(item.get(key), str):
             raise InputError(path, f"a source has no {key}", f"every source has a {wanted} and a path")
+    if not isinstance(item.get("optional", False), bool):
+        raise InputError(path, f"source {item[wanted]}: optional is {item['optional']!r}", "true or false")
+    place = in_folder(path, item["path"], folders)
+    optional = item.get("optional", False) and not any(f"${{{name}}}" in item["path"] for name in given)
+    rest = {key: value for key, value in item.items() if key != "tasks"} | {"path": place}
     if wanted == "name":
-        return [item]
+        if _names_files(base / place):
+            return [rest], {}
+        if not optional:
+            raise _missing(item["name"], base / place)
+        return [], {item["name"]: base / place}
     tasks = [task for task in TASKS.values() if task.stage == item["tasks"] and task.default]
-    folder = in_folder(path, item["path"], folders)
-    if not (there := made(base / folder, tasks)):
+    there = made(base / place, tasks)
+    if not tasks or not (there or optional):
         right = f"one of {', '.join(task.file for task in tasks)}" if tasks else "tasks: pretrain or sft"
-        raise InputError(base / folder, f"has no records of the tasks {item['tasks']}", right)
-    for task in tasks:
-        if task not in there:
-            print(f"left out: {task.name} (no {base / folder / task.file})")
-    rest = {key: value for key, value in item.items() if key != "tasks"}
-    return [{**rest, "name": task.topic, "path": f"{folder}/{task.file}"} for task in there]
+        raise InputError(base / place, f"has no records of the tasks {item['tasks']}", right)
+    items = [{**rest, "name": task.topic, "path": f"{place}/{task.file}"} for task in there]
+    return items, {task.name: base / place / task.file for task in tasks if task not in there}
+
+
+def _names_files(path: Path) -> bool:
+    try:
+        return bool(list_parquet(path))
+    except InputError:
+        return False
+
+
+def _missing(source: str, path: Path) -> InputError:
+    """The error of a source that must be there, with the nearest names of what is."""
+    folder = next(folder for folder in path.parents if folder.is_dir())
+    near = difflib.get_close_matches(path.relative_to(folder).parts[0], os.listdir(folder), cutoff=0.8)
+    right = " or ".join(near) or "a file, a folder of *.parquet, or a pattern that matches"
+    return InputError(path, f"names no Parquet file, for the source {source}", f'{right}; or "optional": true')
 
 
 def read_folders(path: Path, base: Path, value: object, given: Mapping[str, str]) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
     python prepare_distillation.py --input raw_data/general_text/sft --output output/onpolicy_distillation.parquet
 
-Chats lose their last answer; plain text becomes a request to go on with its beginning. The columns are those of a
-record and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in batches: its size does
-not matter.
+Chats lose their last answer; plain text becomes a request to go on with its beginning, in the words of --prompts. The
+columns are those of a record and ``prompt`` (list of {role, content}), which verl reads. The input passes twice, in
+batches: its size does not matter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.mix import checked, record_files, sized_batches
+from data.onerec_data.text import Draws, Template
+from data.onerec_data.wording import add_prompts, load_prompts
 from data.sampling import uuid_keys
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -31,7 +33,6 @@ from onerec.run import Manifest
 PROMPT_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 OUTPUT_SCHEMA = SCHEMA.append(pa.field("prompt", PROMPT_TYPE))
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-CONTINUE = "请接着写下去：\n{text}"
 MAX_TEXT = 200  # characters of a plain text that the request to go on shows; at most the half of it
 
 
@@ -42,8 +43,8 @@ def repair(text: str) -> str:
     return fixed.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
-    """The turns before the last answer; empty where there are none."""
+def to_prompt(row: dict[str, Any], wordings: Sequence[Template], seed: int) -> list[dict[str, str]]:
+    """The turns before the last answer; of a plain text one of ``wordings`` with its beginning; empty where none."""
     if row.get("messages"):
         turns = [{"role": t["role"], "content": repair(t["content"])} for t in parse_messages(row["messages"])]
         while turns and turns[-1]["role"] == "assistant":
@@ -51,10 +52,13 @@ def to_prompt(row: dict[str, Any]) -> list[dict[str, str]]:
         return turns
     text = repair(parse_segments(row["segments"])).strip()
     start = text[: min(MAX_TEXT, (len(text) + 1) // 2)]
-    return [{"role": "user", "content": CONTINUE.format(text=start)}] if start else []
+    asked = Draws(seed, "continue", row["uuid"]).pick(wordings).text(text=start)
+    return [{"role": "user", "content": asked}] if start else []
 
 
-def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad_ratio: float) -> dict[str, np.ndarray]:
+def keys_of_prompts(
+    paths: Sequence[str], wordings: Sequence[Template], seed: int, manifest: Manifest, max_bad_ratio: float
+) -> dict[str, np.ndarray]:
     """First pass: the sampling keys (uint64, by seed and uuid) of the rows that give a prompt, once each, by source."""
     found: dict[str, list[np.ndarray]] = {}
     bad = total = 0
@@ -63,7 +67,7 @@ def keys_of_prompts(paths: Sequence[str], seed: int, manifest: Manifest, max_bad
         for batch in sized_batches(file):
             good = checked(batch, manifest)
             total, bad = total + batch.num_rows, bad + batch.num_rows - good.num_rows
-            has = np.array([bool(to_prompt(row)) for row in good.to_pylist()], bool)
+            has = np.array([bool(to_prompt(row, wordings, seed)) for row in good.to_pylist()], bool)
             manifest.drop("no prompt", len(has) - int(has.sum()))
             keys = uuid_keys(good.column("uuid"), seed)[0]
             sources = np.array(good.column("source").to_pylist(), object)
@@ -92,7 +96,7 @@ def limits(by_source: dict[str, np.ndarray], num_samples: int, max_per_source: i
 
 
 def chosen_rows(
-    paths: Sequence[str], seed: int, last: dict[str, np.uint64], manifest: Manifest
+    paths: Sequence[str], wordings: Sequence[Template], seed: int, last: dict[str, np.uint64], manifest: Manifest
 ) -> Iterator[pa.RecordBatch]:
     """Second pass: the prompts whose key is at most ``last`` of their source, in the input's order; doubles once."""
     seen: set[str] = set()  # uuids, for those of two rows may have one key
@@ -101,7 +105,7 @@ def chosen_rows(
         most = np.array([last.get(source, -1) for source in batch.column("source").to_pylist()], object)
         rows = []
         for row in batch.filter(pa.array(valid & (keys.astype(object) <= most), pa.bool_())).to_pylist():
-            if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row)):
+            if row["uuid"].lower() in seen or check_record(row) or not (prompt := to_prompt(row, wordings, seed)):
                 continue
             seen.add(row["uuid"].lower())
             turns = dumps([message(turn["role"], turn["content"]) for turn in prompt])
@@ -118,13 +122,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--num_samples", type=COUNT, default=200_000, help="prompts; all where there are fewer")
     cap = "prompts of one `source` at most, so that a large corpus does not drown a small one (-1: all)"
     add("--max_per_source", type=COUNT_OR_ALL, default=-1, help=cap)
+    add_prompts(parser, noun=False)
     add("--seed", type=SEED, default=42, help="seed of the sample")
     parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     manifest = Manifest("prepare_distillation", args)
-    by_source = keys_of_prompts(args.input, args.seed, manifest, args.max_bad_ratio)
+    wordings = load_prompts(args.prompts)["continue"]
+    by_source = keys_of_prompts(args.input, wordings, args.seed, manifest, args.max_bad_ratio)
     last = limits(by_source, args.num_samples, args.max_per_source)
-    rows = write_batches(args.output, OUTPUT_SCHEMA, chosen_rows(args.input, args.seed, last, Manifest("again")))
+    chosen = chosen_rows(args.input, wordings, args.seed, last, Manifest("again"))
+    rows = write_batches(args.output, OUTPUT_SCHEMA, chosen)
     manifest.output(args.output, rows)
     manifest.write(args.output.parent, f"{args.output.stem}.manifest.json")
     print(f"{rows:,} of {sum(map(len, by_source.values())):,} prompts in {args.output}; {manifest.dropped_text()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -9,11 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from onerec.content import files_digest
 from onerec.errors import InputError
-from onerec.parquet import Kind, column_types, integers, list_parts, read_table
+from onerec.folders import atomic_path
+from onerec.model_folder import tensor_headers
+from onerec.parquet import Kind, column_types, count_rows, integers, list_parts, read_table
 from onerec.sid import SidSpec
 
 
@@ -61,7 +66,7 @@ def read_pid2sid(
 class TrieLevel:
     """The step from the nodes of one depth to their children, in compressed rows.
 
-    Children of node ``i`` are nodes ``start[i]`` to ``start[i + 1] - 1`` of the next depth; ``code`` int64
+    Children of node ``i`` are nodes ``start[i]`` to ``start[i + 1] - 1`` of the next depth; ``code`` int32
     [n_children] is the code that leads to each. The nodes of the last depth are the rows of `ItemIndex.sids`.
     """
 
@@ -79,23 +84,35 @@ class ItemIndex:
     def __init__(
         self, pids: np.ndarray, codes: np.ndarray, spec: SidSpec, popularity: Mapping[int, int] | None = None
     ) -> None:
-        self.spec = spec
-        self.n_items = len(pids)
-        pids, keys = np.asarray(pids, dtype=np.int64), pack(codes, spec)
-        by_key = (pids, keys)
-        if popularity:
-            by_key = (pids, -np.array([popularity.get(pid, 0) for pid in pids.tolist()]), keys)
-        order = np.lexsort(by_key)
-        self._pids, keys = pids[order], keys[order]
-        first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
-        self._bounds, self.keys = np.append(first, len(pids)), keys[first]
-        self.sids = np.asarray(codes, dtype=np.int32)[order[first]]
-        self.levels = _build_trie(self.sids)
+        self._fill(_tables(pids, codes, spec), spec, popularity)
 
     @classmethod
     def load(cls, path: str | Path, spec: SidSpec, popularity: Mapping[int, int] | None = None) -> ItemIndex:
-        """Read the index from ``pid2sid.parquet``; ``popularity`` maps pid to a count."""
-        return cls(*read_pid2sid(path, spec), spec, popularity)
+        """Read the index from ``pid2sid.parquet``; ``popularity`` maps pid to a count.
+
+        A large catalogue is kept ready in a file beside it, ``.<name>.map``, which is mapped into memory: once a
+        process, and shared by all of a machine. It is made anew where the content of ``path`` is another. Such an
+        index is pickled as its path.
+        """
+        if count_rows(path) < _MAPPED_FROM:
+            return cls(*read_pid2sid(path, spec), spec, popularity)
+        made_from = f"{_FORMAT} {list(spec.codebook_sizes)} {files_digest([path])}"
+        index = cls.__new__(cls)
+        index._fill(_mapped(Path(path), spec, made_from), spec, popularity)
+        index._source = (str(path), made_from)
+        return index
+
+    def _fill(self, tables: dict[str, np.ndarray], spec: SidSpec, popularity: Mapping[int, int] | None) -> None:
+        self.spec, self._popularity = spec, popularity or {}
+        self._source: tuple[str, str] | None = None
+        self._pids, self._bounds, self.keys, self.sids = (tables[k] for k in ("pids", "bounds", "keys", "sids"))
+        self.n_items = len(self._pids)
+        self.levels = [TrieLevel(tables[f"start{d}"], tables[f"code{d}"]) for d in range(spec.n_layers)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            return super().__reduce__()
+        return _reopened, (*self._source, self.spec, self._popularity)
 
     def __contains__(self, codes: tuple[int, ...]) -> bool:
         return self.row_of(codes) is not None
@@ -122,7 +139,8 @@ class ItemIndex:
 
     def pids_at(self, row: int) -> list[int]:
         """The items that row ``row`` of ``sids`` names, most popular first."""
-        return self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+        pids = self._pids[self._bounds[row] : self._bounds[row + 1]].tolist()
+        return sorted(pids, key=lambda pid: -self._popularity.get(pid, 0)) if self._popularity else pids
 
     @functools.cached_property
     def digest(self) -> str:
@@ -137,13 +155,19 @@ class ItemIndex:
             leaves.insert(0, leaves[0][level.start[:-1]])
         return leaves
 
+    def rows_naming(self, pids: np.ndarray) -> np.ndarray:
+        """The row in ``sids`` of every item of ``pids`` [n], int64 [n]; -1 where no SID names it."""
+        if not self.n_items:
+            return np.full(len(pids), -1)
+        order, known = self._by_pid
+        place = np.searchsorted(known, pids).clip(max=len(known) - 1)
+        rows = np.searchsorted(self._bounds, order[place], side="right") - 1
+        return np.where(known[place] == pids, rows, -1)
+
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
         """The SIDs that name items of ``pids`` and no others, in catalogue order."""
-        order, known = self._by_pid
-        wanted = np.array(sorted(pids), dtype=np.int64)
-        place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        items = order[place[known[place] == wanted]] if len(known) else place
-        rows, count = np.unique(np.searchsorted(self._bounds, items, side="right") - 1, return_counts=True)
+        rows = self.rows_naming(np.array(sorted(pids), dtype=np.int64))
+        rows, count = np.unique(rows[rows >= 0], return_counts=True)
         whole = rows[count == self._bounds[rows + 1] - self._bounds[rows]]
         return list(map(tuple, self.sids[whole].tolist()))
 
@@ -178,7 +202,80 @@ def _build_trie(sids: np.ndarray) -> list[TrieLevel]:
         new[1:] = (parents[1:] != parents[:-1]) | (sids[1:, level] != sids[:-1, level])
         rows = np.flatnonzero(new)
         start = np.searchsorted(parents[rows], np.arange(n_parents + 1))
-        levels.append(TrieLevel(start, sids[rows, level].astype(np.int64)))
+        levels.append(TrieLevel(start.astype(np.int32 if n < 1 << 31 else np.int64), sids[rows, level]))
         parents = np.cumsum(new) - 1
         n_parents = len(rows)
     return levels
+
+
+def _tables(pids: np.ndarray, codes: np.ndarray, spec: SidSpec) -> dict[str, np.ndarray]:
+    """What an index consists of: items by SID and pid, where each SID's begin, SIDs, their keys, and the trie."""
+    pids, keys = np.asarray(pids, dtype=np.int64), pack(codes, spec)
+    order = np.lexsort((pids, keys))
+    keys = keys[order]
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.empty(0, np.int64)
+    tables = {"pids": pids[order], "bounds": np.append(first, len(pids)), "keys": keys[first]}
+    tables["sids"] = np.asarray(codes, dtype=np.int32)[order[first]]
+    for depth, level in enumerate(_build_trie(tables["sids"])):
+        tables |= {f"start{depth}": level.start, f"code{depth}": level.code}
+    return tables
+
+
+# Catalogues of as many items are mapped (below, reading the Parquet file takes a fraction of a second); the version of
+# the file's layout; and what this process has mapped, by what it was made from.
+_MAPPED_FROM = 1_000_000
+_FORMAT = "onerec catalogue 1"
+_MAPS: dict[str, dict[str, np.ndarray]] = {}
+
+
+def _mapped(path: Path, spec: SidSpec, made_from: str) -> dict[str, np.ndarray]:
+    """The tables of the catalogue ``path``, mapped from the file beside it, which is made where it is missing or old.
+
+    Where that cannot be written, the tables are held in memory.
+    """
+    if made_from in _MAPS:
+        return _MAPS[made_from]
+    file = path.with_name(f".{path.name}.map")
+    if (tables := _read_map(file, made_from)) is None:
+        from safetensors.numpy import save_file
+
+        made = _tables(*read_pid2sid(path, spec), spec)
+        label = np.frombuffer(made_from.encode(), np.uint8)
+        with contextlib.suppress(InputError, OSError), atomic_path(file) as temporary:
+            save_file(
+                {name: np.ascontiguousarray(table) for name, table in {**made, "made_from": label}.items()}, temporary
+            )
+        tables = _read_map(file, made_from) or made
+    return _MAPS.setdefault(made_from, tables)
+
+
+def _read_map(file: Path, made_from: str) -> dict[str, np.ndarray] | None:
+    """The tables of a file of `_mapped`; None where it is not there, damaged, or made from something else."""
+    if not file.is_file():
+        return None
+    try:
+        found = tensor_headers(file)
+        # Copied on write: torch wants arrays that may be written to, and nothing writes.
+        tables = {
+            name: np.asarray(np.memmap(file, _TYPES[one.dtype], "c", one.begin, one.shape))
+            for name, one in found.items()
+        }
+    except (InputError, OSError, KeyError, ValueError):
+        return None
+    return tables if tables.pop("made_from", np.empty(0, np.uint8)).tobytes() == made_from.encode() else None
+
+
+_TYPES = {"I32": np.int32, "I64": np.int64, "U64": np.uint64, "U8": np.uint8}
+
+
+def _reopened(path: str, made_from: str, spec: SidSpec, popularity: Mapping[int, int]) -> ItemIndex:
+    """The index that was pickled as its path."""
+    if made_from in _MAPS:
+        index = ItemIndex.__new__(ItemIndex)
+        index._fill(_MAPS[made_from], spec, popularity)
+        index._source = (path, made_from)
+        return index
+    index = ItemIndex.load(path, spec, popularity)
+    if index._source is None or index._source[1] != made_from:
+        raise InputError(path, "has changed since it was opened", "start again with one catalogue")
+    return index

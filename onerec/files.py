@@ -17,6 +17,7 @@ TOKENIZER_FILES = (
     SID_SPEC,
 )
 MODEL_FILES = ("config.json", *TOKENIZER_FILES)
+PROMPTS = "prompts.json"
 RL_TRAIN, RL_TEST = "train.parquet", "test.parquet"
 
 

@@ -183,7 +183,6 @@ class Manifest:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """The manifest as it is written."""
         return {
             "stage": self.stage,
             "version": __version__,

@@ -26,9 +26,19 @@ MARK_START = "<|sid_"
 BEGIN, END = f"{MARK_START}begin|>", f"{MARK_START}end|>"
 LAYER_LETTERS = "abcdefgh"
 MAX_CODES = 1 << 24  # of a layer: a vocabulary holds every one
-_TOKEN = re.compile(rf"<s_([{LAYER_LETTERS}])_(\d+)>")
+# An itemic token, in angle brackets: a run of SIDs falls apart at "><".
+TEMPLATE = "<s_{layer}_{code}>"
+_PARTS = [TEMPLATE.format(layer=letter, code=" ").split(" ") for letter in LAYER_LETTERS]
+
+
+def _token_pattern(layer: str, code: str = r"(\d+)") -> str:
+    """`TEMPLATE` as a pattern, with patterns in the places of layer and code."""
+    return re.escape(TEMPLATE).replace(r"\{layer\}", layer).replace(r"\{code\}", code)
+
+
+_TOKEN = re.compile(_token_pattern(f"([{LAYER_LETTERS}])"))
 # Patterns, for `re` and for Arrow: an itemic token, a token or a mark, a whole SID of any number of layers.
-ITEM_TOKEN = rf"<s_[{LAYER_LETTERS}]_\d+>"
+ITEM_TOKEN = _token_pattern(f"[{LAYER_LETTERS}]", r"\d+")
 ITEM_OR_MARK = "|".join((ITEM_TOKEN, re.escape(BEGIN), re.escape(END)))
 ANY_SID = f"{re.escape(BEGIN)}(?:{ITEM_TOKEN})+{re.escape(END)}"
 
@@ -55,12 +65,12 @@ class SidSpec:
 
     @property
     def n_layers(self) -> int:
-        """Number of codebook layers."""
         return len(self.codebook_sizes)
 
     def token(self, layer: int, code: int) -> str:
         """The itemic token of ``code`` in ``layer``; ``<s_a_340>`` for layer 0, code 340."""
-        return f"<s_{LAYER_LETTERS[layer]}_{code}>"
+        before, after = _PARTS[layer]
+        return f"{before}{code}{after}"
 
     @functools.cached_property
     def tokens(self) -> list[str]:
@@ -104,8 +114,8 @@ class SidSpec:
     @functools.cached_property
     def pattern(self) -> re.Pattern[str]:
         """A whole SID of these layers, a group a code."""
-        body = "".join(rf"<s_{letter}_(\d+)>" for letter in LAYER_LETTERS[: self.n_layers])
-        return re.compile(re.escape(BEGIN) + body + re.escape(END))
+        body = map(_token_pattern, LAYER_LETTERS[: self.n_layers])
+        return re.compile(re.escape(BEGIN) + "".join(body) + re.escape(END))
 
     # Ids in a checkpoint's vocabulary.
 
@@ -142,11 +152,10 @@ class SidSpec:
     # The file.
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of ``sid_spec.json``."""
         value: dict[str, Any] = {
             "layers": self.n_layers,
             "codebook_sizes": list(self.codebook_sizes),
-            "token_templates": [f"<s_{letter}_{{code}}>" for letter in LAYER_LETTERS[: self.n_layers]],
+            "token_templates": ["{code}".join(parts) for parts in _PARTS[: self.n_layers]],
             "begin_token": BEGIN,
             "end_token": END,
             "collision": self.collision,
@@ -162,7 +171,6 @@ class SidSpec:
         return value
 
     def save(self, folder: str | Path) -> None:
-        """Write ``sid_spec.json`` into ``folder``."""
         write_json(Path(folder) / SID_SPEC, self.as_dict())
 
     @staticmethod

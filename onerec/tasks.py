@@ -12,7 +12,6 @@ from pathlib import Path
 
 VIDEO_AD, PRODUCT = "video_ad", "product"  # the two catalogues
 GENERAL, RANK, LABEL, UNDERSTAND, REASON = "general", "rank", "label", "understand", "reason"
-YES_NO = ("是", "否")  # the answers of a label task, label 1 first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,15 +15,13 @@ from onerec.keeper import STOP_SIGNALS, stop_status
 
 
 class Validate(TrainerCallback):
-    """Validates every ``--eval_per_step`` steps, or with every checkpoint, and after the last step."""
+    """Validates with every checkpoint, and after the last step."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer."""
-        options = self._trainer.options
-        every = options.eval_per_step or options.save_checkpoint_per_step
+        every = self._trainer.options.save_checkpoint_per_step
         if state.global_step % every == 0 or state.global_step == state.max_steps:
             self._trainer.validate()
 
@@ -58,7 +56,6 @@ class StopAfterStep(TrainerCallback):
         self._asked = self._asked or number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer."""
         asked = [float(bool(self._asked)), float(self._asked == signal.SIGINT)]
         some, interrupts = self._trainer.reduce(torch.tensor(asked)).tolist()
         if some:

@@ -10,6 +10,7 @@ from onerec.content import model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
 from onerec.model_folder import check_finite, loading, read_object, tensor_headers
+from onerec.startup import load_transformers
 from pretrain.sharding import read_trained
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ _STEP = re.compile(r"step(\d+)$")
 
 
 def checkpoint_dir(output_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step stands."""
     return Path(output_dir) / f"step{step}" / f"global_step{step}"
 
 
@@ -94,8 +94,7 @@ def check_training_state(checkpoint: Path) -> None:
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
-    # Checkpoints from before there was dropout do not name it.
-    before = {"dropout": 0.0, "attention_dropout": 0.0} | read_object(checkpoint / RUN)
+    before = read_object(checkpoint / RUN)
     changed = sorted(key for key in run if before.get(key) != run[key])
     if "world_size" in changed:
         what = f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}"
@@ -146,6 +145,8 @@ def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
 def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:
     """The LM that a checkpoint holds, float32; raises `InputError` where it does not fit ``base_dir``."""
     import torch
+
+    load_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     state = checkpoint_state(folder, base_dir)

@@ -23,7 +23,6 @@ log = get_logger("convert")
 
 
 def parser() -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(__doc__)
     p.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
     p.add_argument("--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>")

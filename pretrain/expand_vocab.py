@@ -36,7 +36,6 @@ ALIGN = 256
 
 
 def parser() -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(__doc__)
     add = p.add_argument
     add("--hf_model_dir", required=True, help="Hugging Face checkpoint to expand")
@@ -44,14 +43,8 @@ def parser() -> ArgumentParser:
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
     add("--itemic_layer_n", type=LAYERS, default=3, help="codebook layers, where no --sid_spec is given")
     add("--vocab_size_per_layer", type=CODES, default=8192, help="codes of a layer, where no --sid_spec is given")
-    add(
-        "--init",
-        choices=("mean", "normal", "codebook"),
-        default="mean",
-        help="new rows: mean of the old rows plus noise at their scale, normal with the model's initializer_range, or "
-        "the code's centroid through a random projection, at the old rows' mean and scale, so that near codes begin "
-        "near",
-    )
+    rows = "new rows: about the old rows' mean at their scale, normal, or the code's centroid randomly projected"
+    add("--init", choices=("mean", "normal", "codebook"), default="mean", help=rows)
     add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
     add("--seed", type=SEED, default=0, help="seed of the noise")
     return p

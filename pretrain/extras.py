@@ -1,43 +1,14 @@
-"""What a run can add to a model: compiled layers, Liger's kernels, dropout."""
+"""What a run can add to a model: compiled layers, dropout."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 from typing import Any
 
-from onerec.errors import InputError
 
-
-def check_extras(args: argparse.Namespace) -> None:
-    """Raise `InputError` for a flag whose package is not there."""
-    needed = (
-        ("--use_liger_kernel", args.use_liger_kernel, "liger_kernel", "liger-kernel"),
-        ("--report_to", args.report_to == "wandb", "wandb", "wandb"),
-        ("--attn_implementation", args.attn_implementation == "flash_attention_2", "flash_attn", "flash-attn"),
-    )
-    for flag, wanted, module, package in needed:
-        if wanted and importlib.util.find_spec(module) is None:
-            raise InputError(flag, f"{package} is not installed", f"pip install {package}, or leave it out")
-
-
-def compile_layers(lm: Any, backend: str = "inductor") -> None:
+def compile_layers(lm: Any) -> None:
     """Compile every decoder layer in place; they are alike, so one compilation serves them all, for any length."""
     for layer in lm.model.layers:
-        layer.compile(dynamic=True, backend=backend)
-
-
-def apply_liger(lm: Any) -> None:
-    """Liger's kernels for norms, rotary embedding and SwiGLU (arXiv 2410.10989); the loss is `pretrain.loss` already.
-
-    Raises `InputError` where there is no GPU.
-    """
-    import torch
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    if not torch.cuda.is_available():
-        raise InputError("--use_liger_kernel", "there is no GPU", "Liger's kernels are Triton's; leave it out")
-    _apply_liger_kernel_to_instance(lm, fused_linear_cross_entropy=False, cross_entropy=False)
+        layer.compile(dynamic=True)
 
 
 def add_dropout(lm: Any, rate: float, attention_rate: float) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError, reading
-from onerec.flags import COUNT, NOT_NEGATIVE, SEED, WIDTH, ArgumentParser, integer
+from onerec.flags import NOT_NEGATIVE, SEED, WIDTH, ArgumentParser, integer
 from onerec.folders import atomic_path, made_by
 from onerec.parquet import Kind, iter_batches, list_parquet, open_parquet
 from onerec.records import parse_messages, parse_segments
 from onerec.render.qwen3 import END_OF_TEXT, IM_END, chat_template
 from onerec.run import Manifest, get_logger, read_json, seed_everything
+from onerec.startup import load_transformers
 
 log = get_logger("make_tiny_qwen3")
 
@@ -34,7 +35,8 @@ SPECIAL_TOKENS = Path(__file__).with_name("qwen3_special_tokens.json")
 PATTERN = r" ?\p{Han}+| ?[\p{L}\p{M}&&[^\p{Han}]]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Flags that are Qwen3Config's own words.
 SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size"
-SIZES = (*SIZES.split(), "max_position_embeddings", "initializer_range")
+SIZES = (*SIZES.split(), "initializer_range")
+CONTEXT = 4096  # longest text that the model reads
 TEXT_COLUMNS = ("dense_caption", "caption", "text")
 RECORD_COLUMNS = {
     "segments": parse_segments,
@@ -43,30 +45,18 @@ RECORD_COLUMNS = {
 
 
 def parser() -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(__doc__)
     add = p.add_argument
-    add(
-        "--corpus",
-        nargs="+",
-        required=True,
-        help="what the BPE is trained on: Parquet files, folders or patterns (columns segments, messages, "
-        f"{', '.join(TEXT_COLUMNS)}), JSON or text files, folders of JSON files",
-    )
+    text = f"Parquet (columns segments, messages, {', '.join(TEXT_COLUMNS)}), JSON or text files, folders of them"
+    add("--corpus", nargs="+", required=True, help=text)
     add("--output_dir", required=True, help="folder of the checkpoint")
-    add(
-        "--vocab_size",
-        type=integer(256, 2**20),
-        default=2048,
-        help="byte-level BPE tokens, the 256 bytes included; the 26 added tokens come on top",
-    )
+    add("--vocab_size", type=integer(256, 2**20), default=2048, help="byte-level BPE tokens; 26 added ones come on top")
     add("--hidden_size", type=WIDTH, default=128, help="width of the model")
     add("--num_hidden_layers", type=integer(1, 1024), default=4, help="layers")
     add("--num_attention_heads", type=WIDTH, default=4, help="query heads")
     add("--num_key_value_heads", type=WIDTH, default=2, help="key and value heads")
     add("--head_dim", type=WIDTH, default=32, help="width of a head, even")
     add("--intermediate_size", type=WIDTH, default=384, help="width of the MLP")
-    add("--max_position_embeddings", type=COUNT, default=4096, help="longest text that the model reads")
     add("--untied", action="store_true", help="an output head of its own, as Qwen3 from 8B on")
     add("--initializer_range", type=NOT_NEGATIVE, default=0.02, help="deviation of the random weights")
     add("--seed", type=SEED, default=0, help="seed of the random weights")
@@ -82,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     manifest = Manifest("make_tiny_qwen3", args)
     with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
         tokenizer = train_bpe(corpus_texts(args.corpus, manifest), args.vocab_size)
-        vocabulary = save_tokenizer(tokenizer, folder, args.max_position_embeddings)
+        vocabulary = save_tokenizer(tokenizer, folder)
         parameters = save_model(args, vocabulary, folder)
         manifest.output(args.output_dir)
         manifest.extra |= {"vocabulary": vocabulary, "parameters": parameters}
@@ -164,15 +154,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Any:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> int:
+def save_tokenizer(tokenizer: Any, folder: Path) -> int:
     """Write the tokenizer with its chat template; returns its number of tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    fast = PreTrainedTokenizerFast(
+    fast = load_transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
-        model_max_length=max_length,
+        model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = chat_template()
@@ -194,6 +182,7 @@ def save_model(args: argparse.Namespace, vocabulary: int, folder: Path) -> int:
         vocab_size=-(-vocabulary // 128) * 128,  # like the real one, more rows than tokens
         **{name: getattr(args, name) for name in SIZES},
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        max_position_embeddings=CONTEXT,
         tie_word_embeddings=not args.untied,
         bos_token_id=id_of(END_OF_TEXT),
         eos_token_id=id_of(IM_END),

@@ -17,6 +17,7 @@ from torch import nn
 from onerec.files import TOKENIZER_FILES
 from onerec.folders import atomic_path
 from onerec.model_folder import check_finite, loading, read_config
+from onerec.startup import load_transformers
 from pretrain import attention
 from pretrain.dataset import IGNORE
 from pretrain.loss import linear_cross_entropy
@@ -24,8 +25,7 @@ from pretrain.loss import linear_cross_entropy
 
 def quiet() -> Any:
     """transformers, without its warnings and progress bars."""
-    import transformers
-
+    transformers = load_transformers()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
@@ -39,10 +39,9 @@ def load_tokenizer(model_dir: str | Path) -> Any:
 
 def load_lm(model_dir: str | Path, dtype: torch.dtype | str = torch.float32) -> Any:
     """Load a causal LM; raises `InputError` where the directory does not hold one, or weights that are no numbers."""
-    from transformers import AutoModelForCausalLM
-
+    auto = load_transformers().AutoModelForCausalLM
     with loading(model_dir):
-        lm = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+        lm = auto.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     check_finite(model_dir, lm.named_parameters())
     return lm
 

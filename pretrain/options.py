@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 from onerec.errors import InputError
 from onerec.flags import (
     COUNT,
-    COUNT_OR_0,
     COUNT_OR_ALL,
     NOT_NEGATIVE,
     POSITIVE,
-    PROCESSES,
     SEED,
     SHARE_BELOW_1,
     ArgumentParser,
@@ -20,159 +19,76 @@ from onerec.flags import (
     pattern,
 )
 
+ATTENTIONS = ("auto", "packed_sdpa", "packed_varlen", "flash_attention_2")
+
 
 def parser(description: str | None) -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(description)
     add = p.add_argument
     # model and output
     add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
     add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
-    add(
-        "--overwrite",
-        action="store_true",
-        help="start over: remove what an earlier run left in --output_dir, --resume_from auto or not",
-    )
-    add(
-        "--resume_from",
-        help="checkpoint to go on from: an output_dir, its step<N>, or auto (newest in --output_dir, if any)",
-    )
+    add("--overwrite", action="store_true", help="start over: remove what an earlier run left in --output_dir")
+    add("--resume_from", help="an output_dir, its step<N>, or auto (newest of --output_dir, if any)")
     add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")
-    add(
-        "--resume_training_state",
-        action="store_true",
-        help="resume optimizer, schedule and place in the data too, not the weights alone",
-    )
+    add("--resume_training_state", action="store_true", help="resume optimizer, schedule and place in the data too")
     # data
     add("--dataset_config", required=True, help="JSON dataset config (examples/dataset_config)")
-    add(
-        "--sources",
-        type=pattern,
-        nargs="+",
-        help="replaces the config's sources: file_list.json, folders or Parquet patterns",
-    )
+    add("--sources", type=pattern, nargs="+", help="replaces the config's: file_list.json, folders or Parquet patterns")
     add("--max_length", type=COUNT, help="replaces the config's max_length: tokens of a packed row")
     add("--num_epochs", type=COUNT, help="replaces the config's num_epochs")
-    add("--num_workers", type=PROCESSES, help="replaces the config's num_workers: processes that tokenize")
-    add(
-        "--token_dir",
-        help="folder for the tokenized data, common to all nodes or each node's own: memory does not grow with the "
-        "data, one process tokenizes for all that see it; without it each keeps all tokens in memory",
-    )
+    add("--token_dir", help="folder for the tokenized data, so that memory does not grow with it; else kept in memory")
     p.add_max_bad_ratio()
     # schedule
     add("--learning_rate", type=POSITIVE, default=2e-4, help="peak learning rate")
     add("--min_lr", type=number(0, also=(-1,)), default=-1, help="last step's rate; -1 is a tenth of the peak")
-    add(
-        "--lr_scheduler_type",
-        default="cosine",
-        choices=("cosine", "linear", "constant"),
-        help="how the rate falls after warm-up",
-    )
-    add(
-        "--num_warmup_steps",
-        type=integer(0, also=(-1,)),
-        default=-1,
-        help="steps over which the rate rises; -1 is a tenth of the run",
-    )
-    add(
-        "--num_training_steps",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="optimizer steps, taking as many epochs as they need; -1 trains the config's num_epochs",
-    )
-    add(
-        "--gradient_accumulation_steps",
-        type=COUNT,
-        default=1,
-        help="packed rows a process adds up for one optimizer step",
-    )
+    kinds = ("cosine", "linear", "constant")
+    add("--lr_scheduler_type", default="cosine", choices=kinds, help="how the rate falls after warm-up")
+    warmup = "steps over which the rate rises; -1 is a tenth of the run"
+    add("--num_warmup_steps", type=integer(0, also=(-1,)), default=-1, help=warmup)
+    add("--num_training_steps", type=COUNT_OR_ALL, default=-1, help="optimizer steps; -1 trains the config's epochs")
+    rows = "packed rows a process adds up for one optimizer step"
+    add("--gradient_accumulation_steps", type=COUNT, default=1, help=rows)
     # optimizer
-    add(
-        "--weight_decay",
-        type=NOT_NEGATIVE,
-        default=0.1,
-        help="AdamW decay of matrices; norms, embedding and head have none",
-    )
+    add("--weight_decay", type=NOT_NEGATIVE, default=0.1, help="AdamW decay of the layers' matrices")
     add("--beta1", type=SHARE_BELOW_1, default=0.9, help="AdamW beta1")
     add("--beta2", type=SHARE_BELOW_1, default=0.95, help="AdamW beta2")
     add("--clip_range", type=NOT_NEGATIVE, default=1.0, help="gradient norm to clip at; 0 does not clip")
-    add(
-        "--dropout",
-        type=SHARE_BELOW_1,
-        default=0.0,
-        help="share of the embedded tokens and of the outputs of attention and MLP that training drops",
-    )
-    add(
-        "--attention_dropout",
-        type=SHARE_BELOW_1,
-        default=0.0,
-        help="share of the attention probabilities that training drops",
-    )
+    dropped = "share of the embedded tokens and of the outputs of attention and MLP that training drops"
+    add("--dropout", type=SHARE_BELOW_1, default=0.0, help=dropped)
+    add("--attention_dropout", type=SHARE_BELOW_1, default=0.0, help="the same of the attention probabilities")
     # stage 1
     add("--freeze_llm", action="store_true", help="train nothing but itemic rows of embedding and head")
-    add(
-        "--start_optimize_embedding_index",
-        type=integer(0, also=(-1,)),
-        default=-1,
-        help="first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json",
-    )
+    first = "first row trained under --freeze_llm; -1 is the first itemic id of sid_spec.json"
+    add("--start_optimize_embedding_index", type=integer(0, also=(-1,)), default=-1, help=first)
     # compute
     add("--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time")
-    add(
-        "--enable_gradient_checkpointing",
-        action="store_true",
-        help="recompute activations in the backward pass: less memory, a third more time",
-    )
-    add(
-        "--attn_implementation",
-        choices=("auto", "packed_sdpa", "packed_varlen", "flash_attention_2"),
-        default="auto",
-        help="attention over packed rows; auto on a GPU is flash_attention_2 where flash-attn is there, else PyTorch's "
-        "own kernel of that kind (packed_varlen), and packed_sdpa where neither can run",
-    )
+    less = "recompute activations in the backward pass: less memory, a third more time"
+    add("--enable_gradient_checkpointing", action="store_true", help=less)
+    kernel = "attention over packed rows; auto: the fastest of this machine"
+    add("--attn_implementation", choices=ATTENTIONS, default="auto", help=kernel)
     add("--compile", action="store_true", help="torch.compile of every layer")
-    add("--compile_backend", default="inductor", help="backend of --compile, as torch names them")
-    add("--use_liger_kernel", action="store_true", help="Liger's Triton kernels (liger-kernel, a GPU)")
     add("--deepspeed", help="DeepSpeed config: ZeRO 1, 2 or 3 (examples/zero2.json)")
     add("--fsdp", help="FSDP2 config (examples/fsdp2.json)")
-    add(
-        "--precision",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="arithmetic of forward and backward; auto is bf16 on a GPU that has it. Weights and optimizer are float32",
-    )
+    half = "of forward and backward; auto: bf16 on a GPU that has it. Weights and optimizer are float32"
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help=half)
     add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
-    # validation
-    add("--eval_sources", type=pattern, nargs="+", help="shards held out: their loss is reported, by source as well")
-    add("--eval_per_step", type=COUNT_OR_0, default=0, help="steps from one to the next; 0: with checkpoints")
-    add("--eval_rows", type=COUNT_OR_ALL, default=64, help="packed rows of a validation, at most; -1: all")
-    # log and checkpoints
-    add(
-        "--peak_tflops",
-        type=NOT_NEGATIVE,
-        default=0.0,
-        help="bf16 TFLOP/s of the device, for MFU; 0 knows the usual GPUs by name and leaves MFU out elsewhere",
-    )
-    add("--report_to", choices=("none", "wandb"), default="none", help="beside the log file and TensorBoard")
+    # log, validation and checkpoints
+    held_out = "shards held out: their loss is reported with every checkpoint, by source as well"
+    add("--eval_sources", type=pattern, nargs="+", help=held_out)
     add("--logging_per_step", type=COUNT, default=5, help="steps between two log lines")
-    add(
-        "--save_checkpoint_per_step",
-        type=COUNT,
-        default=500,
-        help="steps between two checkpoints; the last step always has one",
-    )
+    add("--save_checkpoint_per_step", type=COUNT, default=500, help="steps between two checkpoints; the last has one")
     add("--keep_checkpoints", type=COUNT_OR_ALL, default=2, help="newest checkpoints kept; -1 keeps all")
     return p
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Raise `InputError` for flags that contradict each other, and fill in those that follow from others."""
-    if args.eval_per_step and not args.eval_sources:
-        raise InputError("--eval_per_step", "is given without --eval_sources", "say what to validate on")
     if args.resume_training_state and not args.resume_from:
         right = "say which checkpoint, or --resume_from auto"
         raise InputError("--resume_training_state", "is given without --resume_from", right)
+    if args.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise InputError("--attn_implementation", "flash-attn is not installed", "pip install flash-attn, or auto")
     sharded = args.deepspeed or args.fsdp
     if sharded and args.freeze_llm and args.resume_from and not args.resume_training_state:
         what = "takes weights alone under --freeze_llm and shards, whose checkpoints leave out what is frozen"

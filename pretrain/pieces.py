@@ -6,27 +6,18 @@ them do not depend on the rest. Recommendation data are SIDs between a few wordi
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from onerec.model_folder import read_tokenizer
-from onerec.sid import BEGIN, END, LAYER_LETTERS, SidSpec
+from onerec.sid import ANY_SID, BEGIN, ITEM_TOKEN
 
 _REMEMBERED = 1 << 17  # pieces
 _LONGEST = 2000  # characters of a piece that is remembered
 
 Coded = tuple[list[int], list[int]]  # ids, and the first character of each
-
-
-@functools.cache
-def itemic_pattern() -> re.Pattern[str]:
-    """What looks like an itemic token of any layer and code."""
-    grammar = SidSpec((1,) * len(LAYER_LETTERS))
-    halves = [grammar.token(layer, 0).split("0") for layer in range(grammar.n_layers)]
-    return re.compile("|".join(rf"{re.escape(before)}\d+{re.escape(after)}" for before, after in halves))
 
 
 class PieceTokenizer:
@@ -40,7 +31,7 @@ class PieceTokenizer:
         self._foreign = foreign
         added = {token.content: (number, token) for number, token in self.backend.get_added_tokens_decoder().items()}
         self._ids = {text: number for text, (number, _) in added.items()}
-        self._itemic = itemic_pattern()
+        self._itemic = re.compile(ITEM_TOKEN)
         self._known: dict[str, Coded] = {}
         # An added token that strips spaces or wants whole words changes the text beside it: then texts are tokenized
         # whole.
@@ -51,9 +42,7 @@ class PieceTokenizer:
         marks = sorted(
             (text for text in added if not self._itemic.fullmatch(text)), key=lambda mark: (-len(mark), mark)
         )
-        itemic = self._itemic.pattern
-        sids = f"(?:{re.escape(BEGIN)}(?:{itemic})+{re.escape(END)})+"
-        self._pieces = re.compile("(" + "|".join([sids, *map(re.escape, marks), itemic]) + ")")
+        self._pieces = re.compile("(" + "|".join([f"(?:{ANY_SID})+", *map(re.escape, marks), ITEM_TOKEN]) + ")")
         # Tokens of SIDs without their brackets, as a run of SIDs falls apart at "><".
         self._inner = {text[1:-1]: number for text, number in self._ids.items() if text[:1] + text[-1:] == "<>"}
 

@@ -23,6 +23,7 @@ from onerec.flags import COUNT, POSITIVE, SHARE_ABOVE_0, ArgumentParser
 from onerec.qwen3 import GIB, ITEMIC, QWEN3, layer_weights, table_weights, weights
 from pretrain.flops import peak_tflops, step_flops
 
+_SAMPLE = 2500  # usual tokens of a sample
 SHARDS = ("none", "zero1", "zero2", "zero3", "fsdp2")
 
 
@@ -38,10 +39,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="H100", help="GPU, as its name has it")
     add("--memory_gib", type=POSITIVE, default=79.0, help="memory of the GPU")
     add("--max_length", type=COUNT, nargs="+", default=[8192, 32768], help="tokens of a packed row")
-    add("--sample_length", type=COUNT, default=2500, help="usual tokens of a sample")
     add("--learnt", type=SHARE_ABOVE_0, default=1.0, help="share of the tokens that carry loss (SFT: fewer)")
     add("--minibatch_size", type=COUNT, default=4096, help="positions with logits at a time")
-    add("--no_gradient_checkpointing", action="store_true", help="without it")
     add("--shards", choices=SHARDS, default="none", help="--deepspeed or --fsdp, by its example")
     add("--mfu", type=SHARE_ABOVE_0, default=0.4, help="share of the GPU's peak that is reached")
     return parser.parse_args(argv)
@@ -87,12 +86,11 @@ def memory_gib(
 
 
 def tokens_per_second(config: Any, args: argparse.Namespace, length: int, gpus: int) -> float:
-    """At --mfu of the devices' peak."""
     peak = peak_tflops(args.device)
     if peak is None:
         right = "add its bf16 peak to pretrain/flops.py"
         raise InputError("--device", f"{args.device} is not a GPU that is known here", right)
-    samples = [args.sample_length] * max(1, length // args.sample_length)
+    samples = [_SAMPLE] * max(1, length // _SAMPLE)
     frozen = args.stage == "stage1"
     rows = ITEMIC if frozen else config.vocab_size
     operations = step_flops(config, samples, int(args.learnt * sum(samples)), rows, frozen)
@@ -113,9 +111,7 @@ def models_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def row(name: str, config: Any, length: int, gpus: int, args: argparse.Namespace) -> str:
-    """A line of the table."""
-    frozen, checkpointing = args.stage == "stage1", not args.no_gradient_checkpointing
-    gib = memory_gib(config, length, args.minibatch_size, frozen, checkpointing, args.shards, gpus)
+    gib = memory_gib(config, length, args.minibatch_size, args.stage == "stage1", True, args.shards, gpus)
     total = sum(gib.values())
     parts = " + ".join(f"{value:.1f}" for value in gib.values())
     fits = "yes" if total < args.memory_gib else "no"

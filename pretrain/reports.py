@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,52 +65,34 @@ class LossSums:
         }
 
     def clear(self) -> None:
-        """Begin again."""
         self.values.zero_()
 
 
 class Curves:
-    """A run's curves: lines of JSON in its folder, TensorBoard, and Weights & Biases where ``report_to`` names it.
+    """A run's curves: lines of JSON in its folder, and TensorBoard."""
 
-    Project and mode of the latter are said by its own variables (``WANDB_PROJECT`` …); ``settings`` go with it.
-    """
-
-    def __init__(self, output_dir: str | Path, report_to: str, settings: dict[str, Any]) -> None:
-        self._folder, self._report_to, self._settings = Path(output_dir), report_to, settings
+    def __init__(self, output_dir: str | Path) -> None:
+        self._folder = Path(output_dir)
         self._tensorboard: Any = None
-        self._wandb: Any = None
 
     def write(self, values: dict[str, Any], name: str, group: str) -> None:
         """One line of the log file ``name``; in the curves its numbers are named ``group/…``."""
         with open(self._folder / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-        self._open()
-        by_source = {f"loss_by_source/{source}": loss for source, loss in values["loss_by_source"].items()}
-        flat = {key: value for key, value in values.items() if key not in ("step", "loss_by_source")} | by_source
-        numbers = {f"{group}/{key}": value for key, value in flat.items() if value is not None}
-        for key, value in numbers.items():
-            self._tensorboard.add_scalar(key, value, values["step"])
-        if self._wandb:
-            self._wandb.log(numbers, step=values["step"])
-
-    def _open(self) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(self._folder / TB_LOGS)
-        if self._report_to == "wandb" and self._wandb is None:
-            import wandb
-
-            project = os.environ.get("WANDB_PROJECT", "onerec")
-            self._wandb = wandb.init(project=project, dir=str(self._folder), config=self._settings)
+        by_source = {f"loss_by_source/{source}": loss for source, loss in values["loss_by_source"].items()}
+        flat = {key: value for key, value in values.items() if key not in ("step", "loss_by_source")} | by_source
+        for key, value in flat.items():
+            if value is not None:
+                self._tensorboard.add_scalar(f"{group}/{key}", value, values["step"])
 
     def close(self) -> None:
-        """Write out what TensorBoard and Weights & Biases still hold."""
         if self._tensorboard:
             self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
-        self._tensorboard = self._wandb = None
+        self._tensorboard = None
 
 
 def log_line(values: dict[str, Any], total: int) -> str:

@@ -62,7 +62,6 @@ class Whole:
     name: str | None = None
 
     def training_arguments(self) -> dict[str, Any]:
-        """What transformers' ``TrainingArguments`` is told."""
         return {}
 
     def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
@@ -120,12 +119,10 @@ class Zero(Whole):
         unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard them as they are made
 
     def save(self, trainer: Trainer, folder: Path) -> None:
-        """Write every process's part of a checkpoint."""
         parent, frozen = str(folder.parent), self._frozen(trainer)
         trainer.model_wrapped.save_checkpoint(parent, tag=folder.name, exclude_frozen_parameters=frozen)
 
     def load(self, trainer: Trainer, folder: Path) -> None:
-        """Go on from `save`, on as many processes."""
         wanted = {"load_module_strict": not self._frozen(trainer), "load_lr_scheduler_states": False}
         with _shards(folder):
             path, _ = trainer.model_wrapped.load_checkpoint(str(folder.parent), tag=folder.name, **wanted)
@@ -187,13 +184,11 @@ class Fsdp(Whole):
         model._is_accelerate_prepared = True  # accelerate would put DistributedDataParallel around it
 
     def save(self, trainer: Trainer, folder: Path) -> None:
-        """Write every process's part of a checkpoint."""
         import torch.distributed.checkpoint as dcp
 
         dcp.save(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
 
     def load(self, trainer: Trainer, folder: Path) -> None:
-        """Go on from `save`."""
         import torch.distributed.checkpoint as dcp
 
         with _shards(folder):

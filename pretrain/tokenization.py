@@ -119,7 +119,6 @@ def _key(jobs: Sequence[Job]) -> str:
 
 
 def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:
-    """The shards' samples, in order."""
     num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
     shown = progress(jobs, "tokenize", unit="shard")
     if num_workers <= 1:

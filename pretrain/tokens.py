@@ -72,7 +72,6 @@ class Tokens:
         self._parts = [(np.zeros(0, np.int32), np.zeros(0, bool))]
 
     def add(self, part: Part) -> None:
-        """Append a shard's tokens."""
         if self._folder is None:
             self._parts.append((part.ids, part.learn))
             return

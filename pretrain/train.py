@@ -30,11 +30,11 @@ from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
 from onerec.run import Manifest, get_logger, processes, read_json_lines
+from onerec.startup import load_transformers
 from pretrain import checkpoint
 from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
 from pretrain.dataset_config import DatasetConfig, list_shards, load_config
-from pretrain.extras import check_extras
 from pretrain.options import check_args, parser
 from pretrain.sharding import Whole, choose
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
+VALIDATION_ROWS = 64  # packed rows of a validation, at most
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Take the output folder, then `run` in it."""
     args = parser(__doc__).parse_args(argv)
     check_args(args)
-    check_extras(args)
     sharding = choose(args.deepspeed, args.fsdp)
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     # All that can be checked without it comes before torch is imported and anything is written.
     manifest = Manifest("pretrain", args)
     config_path, model_dir, output_dir = map(Path, (args.dataset_config, args.model_dir, args.output_dir))
-    overrides = {name: getattr(args, name) for name in ("max_length", "num_epochs", "num_workers")}
+    overrides = {name: getattr(args, name) for name in ("max_length", "num_epochs")}
     config = load_config(config_path, sources=tuple(args.sources) if args.sources else None, **overrides)
     list_shards(config.sources)
     model = open_model_folder(model_dir)
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
+    load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
         if first_process():
@@ -160,20 +161,9 @@ def validation_rows(
     manifest, model_dir = Manifest("validation", args), Path(args.model_dir)
     samples = load_samples(config, config_path, model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
     rows = PackedDataset(samples, config, 0)
-    if args.eval_rows > 0:
-        del rows.rows[args.eval_rows :]
+    del rows.rows[VALIDATION_ROWS:]
     log.info(f"validation: {len(samples):,} samples, {len(rows):,} packed rows; {manifest.dropped_text()}")
     return rows
-
-
-def peak_flops(args: argparse.Namespace, world: int) -> float | None:
-    """Operations a second of all processes' devices, from --peak_tflops or the GPU's name; None where neither says."""
-    import torch
-
-    from pretrain.flops import peak_tflops
-
-    known = args.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None)
-    return known * 1e12 * world if known else None
 
 
 def make_trainer(
@@ -192,7 +182,8 @@ def make_trainer(
 
     from onerec.content import model_digest
     from onerec.run import seed_everything
-    from pretrain.extras import add_dropout, apply_liger, compile_layers
+    from pretrain.extras import add_dropout, compile_layers
+    from pretrain.flops import peak_tflops
     from pretrain.model import PackedLM, load_lm, quiet
     from pretrain.reports import trim_log
     from pretrain.trainer import PackedTrainer
@@ -218,11 +209,9 @@ def make_trainer(
     cuda = torch.cuda.is_available()
     bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation, bf16, args.attention_dropout)
-    if args.use_liger_kernel:
-        apply_liger(lm)
     add_dropout(lm, args.dropout, args.attention_dropout)
     if args.compile:
-        compile_layers(lm, args.compile_backend)
+        compile_layers(lm)
     if args.enable_gradient_checkpointing:
         lm.gradient_checkpointing_enable()
     if resume is not None and not goes_on:
@@ -257,8 +246,9 @@ def make_trainer(
     if first_process():
         trim_log(Path(args.output_dir), checkpoint.step_of(resume) if goes_on else 0)
     itemic_range = spec.id_range if spec else id_range
-    peak = peak_flops(args, world)
-    return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, peak, sharding)
+    peak = peak_tflops(torch.cuda.get_device_name()) if cuda else None
+    flops = peak * 1e12 * world if peak else None
+    return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, flops, sharding)
 
 
 def train(trainer: PackedTrainer, resume: Path | None) -> int:
@@ -323,7 +313,6 @@ def stop_line(args: argparse.Namespace, status: int, trainer: PackedTrainer) -> 
 
 
 def data_line(dataset: PackedDataset) -> str:
-    """What the data holds, in one line."""
     s = dataset.summary()
     return (
         f"data: {s['samples']:,} samples, {s['tokens']:,} tokens, {s['learnt_tokens']:,} learnt; "

@@ -85,7 +85,7 @@ class PackedTrainer(Trainer):
         self.validation, self.peak_flops, self.sharding = validation, peak_flops, sharding
         self.sharding.wrap(self.model, args.device, args.bf16)
         self.sums = LossSums(dataset.samples.source_names, itemic_range)
-        self.curves = Curves(args.output_dir, options.report_to, vars(options))
+        self.curves = Curves(args.output_dir)
         if validation is not None:
             self.add_callback(Validate(self))
         self.tokens_seen = 0
@@ -100,7 +100,6 @@ class PackedTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over `weight_decay_groups`."""
         if self.optimizer is None:
             groups = weight_decay_groups(self.accelerator.unwrap_model(self.model), self.options.weight_decay)
             betas = (self.options.beta1, self.options.beta2)

@@ -3,8 +3,10 @@
 #   WORLD     toy        made on the spot                                                               (toy)
 #             movielens  MovieLens 100k: MOVIELENS_DIR names its folder
 #             amazon     Amazon 2014: AMAZON_SEQUENCES and, where given, AMAZON_ATTRIBUTES (item to attribute ids)
+#             own        your tables: OWN_ITEMS, OWN_LOGS and OWN_COLUMNS, the latter two a line each (my_catalogue.sh)
 #   N_USERS N_VIDEOS N_ADS N_GOODS N_FACTS N_TEXTS   sizes of the toy world, whose general text every world has
 #   N_TARGETS WINDOWS VALIDATION   real logs: targets of a training row, rows a user, a target kept for validation (1)
+#   SPLIT_TIME                     own: from when on events are the test's (every user's last one)
 source "$(dirname "$0")/common.sh"
 settings_of world
 case "${WORLD:=toy}" in
@@ -19,8 +21,19 @@ case "${WORLD:=toy}" in
     run python "$ROOT/data/adapters/amazon2014.py" --sequences "$AMAZON_SEQUENCES" \
       ${AMAZON_ATTRIBUTES:+--attributes "$AMAZON_ATTRIBUTES"} --output_dir "$RAW_DATA"
     ;;
+  own)
+    mapfile -t logs <<< "$OWN_LOGS"
+    columns=()
+    [[ -n "${OWN_COLUMNS:-}" ]] && mapfile -t columns <<< "$OWN_COLUMNS" && columns=(--columns "${columns[@]}")
+    run python "$ROOT/data/adapters/own.py" --items "$OWN_ITEMS" --logs "${logs[@]}" ${columns[@]+"${columns[@]}"} \
+      --output_dir "$RAW_DATA"
+    if [[ -f "$ROOT/scripts/sizes.py" ]]; then # what settings.py reads from here on, below --set
+      python "$ROOT/scripts/sizes.py" --data_dir "$RAW_DATA/onerec_data" | tee "$RAW_DATA/sizes.new"
+      mv "$RAW_DATA/sizes.new" "$RAW_DATA/sizes.env"
+    fi
+    ;;
   *)
-    echo "error: WORLD: $WORLD is not a world; toy, movielens or amazon" >&2
+    echo "error: WORLD: $WORLD is not a world; toy, movielens, amazon or own" >&2
     exit 2
     ;;
 esac

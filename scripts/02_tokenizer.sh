@@ -22,7 +22,7 @@ if [[ "$SIDS" == imported ]]; then
   if [[ "$COLLISIONS" != none && "$COLLISIONS" != own ]]; then
     run python "$ROOT/tokenizer/resolve_collisions.py" --method "$COLLISIONS" --pid2sid "$table" --output_path "$table"
   fi
-  run python "$ROOT/tokenizer/evaluate_codes.py" --pid2sid "$table" --caption "$items/pid2caption.parquet" --seed 0 \
+  run python "$ROOT/tokenizer/evaluate_codes.py" --pid2sid "$table" --caption "$items/pid2caption.parquet" \
     --output_dir "$TOKENIZER_DIR/quality"
   exit
 fi
@@ -70,5 +70,5 @@ if [[ "$COLLISIONS" != none ]]; then
   run python "$ROOT/tokenizer/resolve_collisions.py" --method "$COLLISIONS" --pid2sid "${tables[@]}" \
     --output_path "${tables[@]}" "${with[@]}"
 fi
-run python "$ROOT/tokenizer/evaluate_codes.py" --pid2sid "${tables[0]}" --emb_path "${embeddings[0]}" --seed 0 \
+run python "$ROOT/tokenizer/evaluate_codes.py" --pid2sid "${tables[0]}" --emb_path "${embeddings[0]}" \
   --model_path "$TOKENIZER_DIR" --caption "$items/pid2caption.parquet" --output_dir "$TOKENIZER_DIR/quality"

@@ -2,11 +2,12 @@
 # 12. The results of every evaluated stage side by side: table, Markdown, JSON and one HTML page in $RUN_DIR/report.
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
-: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn}"
+: "${VERSION:=v1.0}" "${BASELINES:=popularity cooccurrence itemknn transitions}"
 results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
+  [[ -f "$results/results_${stage}_prior/metrics.json" ]] && folders+=("$results/results_${stage}_prior") && labels+=("$stage + prior")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done
 baselines=()

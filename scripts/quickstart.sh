@@ -50,6 +50,7 @@ if [[ -z "${RL:-}" ]]; then
 fi
 export ONEREC_SETTINGS="$sets" SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
+export OWN_ITEMS="${OWN_ITEMS:-}" OWN_LOGS="${OWN_LOGS:-}" OWN_COLUMNS="${OWN_COLUMNS:-}"
 [[ "$RUN_DIR" == /* ]] || RUN_DIR="$caller/$RUN_DIR"
 
 owned bash scripts/install.sh
@@ -57,9 +58,6 @@ source scripts/common.sh
 found="$(python3 scripts/settings.py alone "$PROFILE")" || exit
 # setting <stage> <NAME>: what the profile or --set says.
 setting() { eval "echo $(sed -n "s/^$1\.$2=//p" <<< "$found")"; }
-eval_stages="$(setting evaluate EVAL_STAGES)" validation_users="$(setting evaluate VALIDATION_USERS)"
-stg1_steps="$(setting stg1 NUM_TRAINING_STEPS)" stg2_steps="$(setting stg2 NUM_TRAINING_STEPS)"
-distill_steps="$(setting distill TOTAL_STEPS)" grpo_steps="$(setting grpo NUM_TRAINING_STEPS)"
 if [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
   echo "error: $RUN_DIR: was not made by the quickstart; give a new folder or an empty one" >&2
   exit 2
@@ -78,7 +76,8 @@ fi
 
 # A run keeps one set of settings: numbers from two would not belong in one table.
 settings="$found
-$(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES; do printf '%s=%q\n' "$name" "${!name}"; done)"
+$(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES OWN_ITEMS OWN_LOGS OWN_COLUMNS; do
+  [[ "$name" == OWN_* && -z "${!name}" ]] || printf '%s=%q\n' "$name" "${!name}"; done)"
 if ((!fresh)) && [[ -s "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
   echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
   exit 2
@@ -110,8 +109,13 @@ evaluate() {
   if [[ " $eval_stages " == *" $2 "* ]]; then stage "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
 }
 
-# Raw logs, captions and embeddings: the toy world, MovieLens or Amazon.
+# Raw logs, captions and embeddings: the toy world, MovieLens, Amazon or tables of one's own.
 stage 01_world scripts/01_world.sh
+# Which may have measured some of the settings.
+found="$(python3 scripts/settings.py list "$PROFILE")" || exit
+eval_stages="$(setting evaluate EVAL_STAGES)" validation_users="$(setting evaluate VALIDATION_USERS)"
+stg1_steps="$(setting stg1 NUM_TRAINING_STEPS)" stg2_steps="$(setting stg2 NUM_TRAINING_STEPS)"
+distill_steps="$(setting distill TOTAL_STEPS)" grpo_steps="$(setting grpo NUM_TRAINING_STEPS)"
 # Item embeddings to SIDs by residual k-means.
 stage 02_tokenizer scripts/02_tokenizer.sh
 # Logs and SIDs to training records, RL data and the benchmark's test files.
@@ -152,3 +156,11 @@ stage 11_baselines scripts/11_evaluate.sh baselines
 rm -f "$RUN_DIR/.done/12_report"
 stage 12_report scripts/12_report.sh
 echo "the whole factory: $((SECONDS - began)) s; report: $RUN_DIR/report/report.html"
+# What the model says to a user of the test file.
+answers=("$BENCHMARK_BASE_DIR"/results/*/results_*/predictions_video.jsonl)
+if [[ -f "${answers[0]}" ]]; then
+  user="$(python -c 'import json, sys; print(json.loads(open(sys.argv[1], encoding="utf-8").readline())["uid"])' "${answers[0]}")"
+  command=("$(command -v python)" "$ROOT/benchmarks/recommend.py" --model_path "$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"
+    --data_dir "$BENCHMARK_DATA_DIR" --titles "$RAW_DATA/onerec_data/pid2caption.parquet" --user "$user")
+  echo "ask it: $(printf '%q ' "${command[@]}")"
+fi

@@ -131,7 +131,6 @@ def fill(path: Path, text: str, block: Callable[[str], str]) -> str:
 
 
 def question(path: Path) -> tuple[str, str]:
-    """Title and question of an experiment's page."""
     text = path.read_text(encoding="utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     asked = re.search(r"^Question: (.+?)\n\n", text, re.MULTILINE | re.DOTALL)
@@ -232,7 +231,6 @@ def line(value: Any) -> str:
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """results.json as text, a row a line."""
     tables = []
     for table in document["tables"]:
         words = "".join(f'      "{key}": {line(value)},\n' for key, value in table.items() if key != "rows")

@@ -6,7 +6,8 @@
     python3 scripts/settings.py alone <profile>                as list; refuses settings in the environment
 
 A profile is a folder of scripts/profiles: <stage>.env has lines NAME=value, and a file ``parent`` may name the profile
-that it builds on. The quickstart exports ONEREC_SETTINGS, further lines <stage>.<NAME>=<value>, which go before them.
+that it builds on. Before them go lines <stage>.<NAME>=<value>: those that scripts/sizes.py measured on the run's data
+($RUN_DIR/raw_data/sizes.env; not for ``alone``), and before these the quickstart's ONEREC_SETTINGS.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _TRAIN = "pretrain/scripts/common.sh pretrain/options.py"
 STAGES = {
     "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py",
     "tokenizer": "scripts/02_*.sh data/cooccurrence.py tokenizer/[eirt]*_*.py tokenizer/choose_sizes.py",
-    "data": "scripts/03_*.sh data/onerec_data/run.* data/mix.sh data/prepare_[dmprs]*.sh data/prepare_[dmr]*.py",
+    "data": "scripts/03_*.sh data/onerec_data/run.* data/onerec_data/wording.py data/mix.sh data/prepare_[dmprs]*.sh "
+    "data/prepare_[dmr]*.py",
     "base": "scripts/0[45]_*.sh pretrain/scripts/train_base.sh pretrain/scripts/expand_qwen3_vocab.sh "
     f"pretrain/make_tiny_qwen3.py pretrain/expand_vocab.py {_TRAIN}",
     "stg1": f"scripts/06_*.sh pretrain/run_pretrain_stg1_local.sh pretrain/examples/pretrain_stg1.sh {_TRAIN}",
@@ -45,7 +47,8 @@ STAGES = {
 }
 # Of the whole run, not of one stage: the quickstart's own flags and variables, and the machine's.
 _OF_THE_RUN = """
-SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES RAW_DATA BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
+SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES OWN_ITEMS OWN_LOGS OWN_COLUMNS SID_CODES RAW_DATA
+BENCHMARK_DATA_DIR BENCHMARK_BASE_DIR
 RUN_DIR VERSION PROFILE PYTHON VENV NPROC NNODES NODE_RANK MASTER_ADDR MASTER_PORT TOKENIZERS_PARALLELISM
 """
 OF_THE_RUN = frozenset(_OF_THE_RUN.split())
@@ -92,7 +95,6 @@ def check(place: str, stage: str, name: str) -> None:
 
 
 def read_lines(path: Path) -> dict[str, str]:
-    """The settings of an .env file."""
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -150,6 +152,15 @@ def parse(line: str) -> tuple[str, str, str]:
     return taken[1], taken[2], taken[3]
 
 
+def measured() -> str:
+    """The lines of scripts/sizes.py for the run of RUN_DIR, without their reasons; empty where it has none."""
+    path = Path(os.environ.get("RUN_DIR", ""), "raw_data", "sizes.env")
+    if not os.environ.get("RUN_DIR") or not path.is_file():
+        return ""
+    lines = (line.partition(" #")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("#"))
+
+
 def refuse_environment() -> None:
     """Raise `InputError` for a setting in the environment: a chain would give it to every stage."""
     for name in sorted(os.environ):
@@ -165,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if what == "file":
         print(file_of(profile, rest[0]))
         return
-    found = settings(profile, os.environ.get("ONEREC_SETTINGS", ""))
+    sizes = "" if what == "alone" else measured()
+    found = settings(profile, f"{sizes}\n{os.environ.get('ONEREC_SETTINGS', '')}")
     if what == "alone":
         refuse_environment()
     if what == "export":

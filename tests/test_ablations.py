@@ -118,12 +118,8 @@ def test_an_evaluation_brings_the_run_that_it_asks_for(tmp_path, calls):
 
 def test_names_that_are_not_there_are_one_line(tmp_path):
     argv = ["--recipe", "amazon_beauty", "--folder", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    for more, says in (
-        (["--tables", "nothing"], "has no table nothing"),
-        (["--variants", "x"], "has no variant x"),
-    ):
-        with pytest.raises(InputError, match=says):
-            ablations.main([*argv, *more])
+    with pytest.raises(InputError, match="has no table nothing"):
+        ablations.main([*argv, "--tables", "nothing"])
     (tmp_path / "list.json").write_text('{"tables": [{"variants": []}]}')
     with pytest.raises(InputError, match="is no list of ablations"):
         ablations.main([*argv, "--list", str(tmp_path / "list.json")])
@@ -152,19 +148,17 @@ def test_the_list_that_ships_names_settings_that_there_are():
 
 
 def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
-    table = {
-        "name": "stages",
-        "variants": [
-            {"name": "on top", "after": "08_choose", "set": {"RL": "1", "evaluate.EVAL_STAGES": "rl"}},
-            {"name": "mean", "after": "04_base_model", "set": {"base.INIT": "mean"}},
-            {"name": "odd", "after": "05_nothing", "set": {"base.INIT": "mean"}},
-        ],
-    }
-    (tmp_path / "list.json").write_text(json.dumps({"tables": [table]}))
+    variants = [
+        {"name": "on top", "after": "08_choose", "set": {"RL": "1", "evaluate.EVAL_STAGES": "rl"}},
+        {"name": "mean", "after": "04_base_model", "set": {"base.INIT": "mean"}},
+        {"name": "odd", "after": "05_nothing", "set": {"base.INIT": "mean"}},
+    ]
+    tables = [{"name": variant["name"], "variants": [variant]} for variant in variants]
+    (tmp_path / "list.json").write_text(json.dumps({"tables": tables}))
     out = tmp_path / "out"
     argv = as_flags(recipe="amazon_beauty", folder=tmp_path, output_dir=out, list=tmp_path / "list.json")
     with pytest.raises(InputError, match="mean goes on after 04_base_model; a stage of"):
-        ablations.main([*argv, "--variants", "mean"])
+        ablations.main([*argv, "--tables", "mean"])
     base = out / "base" / "seed0"
     (base / ".done").mkdir()
     for name in ("settings", "01_world", "04_base_model", "05_expand_vocab", "08_choose", "08_evaluate"):
@@ -173,9 +167,9 @@ def test_a_variant_goes_on_from_what_the_base_has_made(tmp_path, calls):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
         (base / name).write_text("x")
     with pytest.raises(InputError, match="odd goes on after 05_nothing; a stage of"):
-        ablations.main([*argv, "--jobs", "2", "--variants", "odd"])
+        ablations.main([*argv, "--jobs", "2", "--tables", "odd"])
     assert not (out / "odd").exists()
-    assert ablations.main([*argv, "--jobs", "2", "--variants", "mean", "on top"]) == 0
+    assert ablations.main([*argv, "--jobs", "2", "--tables", "mean", "on top"]) == 0
     mean, top = out / "mean" / "seed0", out / "on_top" / "seed0"
     assert sorted(p.name for p in (mean / ".done").iterdir()) == ["01_world", "04_base_model"]
     stages = ["01_world", "04_base_model", "05_expand_vocab", "08_choose"]

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,20 +59,7 @@ COMMANDS = [
     ("verl_distillation/distill.py", DISTILL + " {bad} --teacher_model {good}"),
     ("verl_distillation/distill.py", DISTILL + " {good} --teacher_model {bad}"),
     ("verl_rl/train_grpo.py", ITEMS + " --base_model {bad} --data_dir {f} --output_dir {f}/out"),
-    ("scripts/perf/rollout.py", ITEMS + " --model {bad} --rl_data {f}/train.parquet"),
-    ("scripts/perf/evaluate.py", "--model_path {bad} --data_dir {data} --tasks video"),
 ]
-
-
-def loaded(script: str, monkeypatch) -> ModuleType:
-    """A script as a module; those of scripts/ are in no package."""
-    if not script.startswith("scripts/"):
-        return importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    spec = importlib.util.spec_from_file_location(f"script_{Path(script).stem}", ROOT / script)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("script", "flags"), COMMANDS)
@@ -86,7 +72,7 @@ def test_a_family_without_a_renderer_is_refused_everywhere(script, flags, tmp_pa
     # As a script is run, in this process.
     monkeypatch.setattr(sys, "argv", [str(ROOT / script), *flags.format(**where).split()])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    module = loaded(script, monkeypatch)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     with pytest.raises(SystemExit) as stop:
         cli(module.main)()
     shown = tmp_path / "run/hf" if "choose" in script else bad
@@ -197,12 +183,9 @@ def test_a_new_family_is_evaluated_and_rewarded_by_its_entry_in_the_table(toy):
     spec = SidSpec((4, 3), first_id=300)
     marks = assemble.Marks.of(toy / "base", model.tokenizer, spec)
     assert model.tokenizer.decode([marks.close, *marks.ends]) == "[/think][stop][end]"
-    spec.save(toy / "base")
     text = f"[think]\nhm\n[/think]\n\n{spec.format((1, 2))}[end]{spec.format((0, 0))}"
     weights = {"full_hit": 1.0, "think_format": 1.0}
-    row = rewards.compute_score(
-        "video", text, spec.format((1, 2)), sid_spec=str(toy / "base"), weights=weights, thinking=True
-    )
+    (row,) = rewards.score_group([model.renderer.as_record(text)], spec.format((1, 2)), spec, weights, thinking=True)
     assert row["score"] == 2
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from onerec.sid import SidSpec
 from tests.benchmarks.conftest import tiny_data  # noqa: F401  a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,9 +84,32 @@ print(json.dumps([[row["first_layer"], round(row["score"], 6)] for row in rows])
     assert json.loads(python(copy, "-c", code)) == [[1.0, 0.1], [1.0, 1.1], [0.0, 0.0]]
 
 
+def test_a_sid_format_is_one_file(copy):
+    assert apply("A SID format", copy) == {"onerec/sid.py"}
+    SidSpec((2, 1)).save(copy)  # in this repository's own format
+    code = """
+import json
+from onerec.errors import InputError
+from onerec.sid import ITEM_TOKEN, SidSpec
+try:
+    SidSpec.load(".")
+except InputError as error:
+    refused = error.what
+spec = SidSpec((2, 1), first_id=9)
+spec.save(".")
+assert SidSpec.load(".") == spec
+text = spec.text((1, 0))
+print(json.dumps([text, spec.tokens[:3], spec.parse(text), spec.foreign("<b_1>"), ITEM_TOKEN, refused]))
+"""
+    text, tokens, parsed, foreign, pattern, refused = json.loads(python(copy, "-c", code))
+    assert text == "<|sid_begin|><a_1><b_0><|sid_end|>" and parsed == [[1, 0]] and foreign == "<b_1>"
+    assert tokens == ["<a_0>", "<a_1>", "<b_0>"] and re.findall(pattern, text) == ["<a_1>", "<b_0>"]
+    assert refused == "names other tokens or ids than its codebook sizes imply"
+
+
 def test_every_section_names_three_files_at_most():
     sections = re.findall(
         r"^## A .*?$\n\nFiles?: (.*?)Test:", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    assert len(sections) == 6
+    assert len(sections) == 7
     assert all(1 <= len(re.findall(r"`[^`]*/[^`]*`", files)) <= 3 for files in sections)

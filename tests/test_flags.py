@@ -34,7 +34,6 @@ from onerec.flags import (
 ROOT = Path(__file__).resolve().parent.parent
 # Scripts of other people's environments, or without flags.
 NO_FLAGS = {
-    "experiments/2026-11-25-sasrec-crosscheck/recbole_parts.py",
     "experiments/2026-11-25-sasrec-crosscheck/recbole_sasrec.py",
     "onerec/keeper.py",
     "pretrain/launch.py",

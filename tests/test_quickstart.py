@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
     assert "== 03_data: finished before" in second.stdout
     report = run_dir / "report"
     rows = json.loads((report / "report.json").read_text())["rows"]
-    names = ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence", "itemknn"]
+    names = ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence", "itemknn", "transitions"]
     assert [row["label"] for row in rows] == names
     assert set(rows[3]["tasks"]) == {*BENCH_TASKS, "general"}
     assert "video R@10" in second.stdout and (report / "report.html").stat().st_size > 5000

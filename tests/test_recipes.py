@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.results import load_predictions
@@ -28,15 +30,6 @@ evaluate.VALIDATION_USERS=40 evaluate.SAMPLE_SIZE=60 evaluate.BEAM_WIDTHS=10 eva
 evaluate.NUM_BEAMS=10 evaluate.FREE_SIDS=5 evaluate.TEXT_SAMPLE_SIZE=2 evaluate.MAX_ANSWER_TOKENS=8
 evaluate.EVAL_STAGES=sft evaluate.TASKS=video evaluate.BASELINES=popularity,sasrec evaluate.EPOCHS=1
 """
-
-# Of the real files the chain alone: stage 1, the choice among Amazon's checkpoints, the second protocol and SASRec are
-# asked of the invented log.
-CHAIN = [
-    "stg1.NUM_TRAINING_STEPS=0",
-    "evaluate.VALIDATION_USERS=0",
-    "evaluate.ALSO_EXCLUDE_SEEN=0",
-    "evaluate.BASELINES=popularity",
-]
 
 
 def recipe(name: str, data: Path, runs: Path, *settings: str, seeds: str = "0") -> subprocess.CompletedProcess[str]:
@@ -108,6 +101,14 @@ def test_beauty_on_an_invented_log(invented, tmp_path):
         assert len(lines) == 60 and (repeats >= least if least else repeats == 0)
     other = recipe("amazon_beauty", invented, tmp_path, "stg2.DROPOUT=0.3")
     assert other.returncode == 2 and "was begun with other settings" in other.stderr
+    # In the same folder what is there stays, and the table is of both seeds: the second is the first's run, renamed.
+    shutil.copytree(run, tmp_path / "seed1")
+    settings = tmp_path / "seed1/.done/settings"
+    settings.write_text(settings.read_text().replace("\nSEED=0\n", "\nSEED=1\n"))
+    both = recipe("amazon_beauty", invented, tmp_path, seeds="0 1")
+    assert both.stdout.count("== 08_posttrain_sft: finished before") == 2
+    recall = finished(both, tmp_path)["sft"]["metrics"]["recall@10"]
+    assert len(recall["seeds"]) == 2 and recall["seeds"][0] == recall["seeds"][1]
 
 
 def weights(path: Path) -> dict[str, bytes]:
@@ -116,40 +117,58 @@ def weights(path: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in load_file(path).items()}
 
 
+def prepared(profile: str, run: Path, *settings: str, **files: Path) -> Path:
+    """Files of the real data through the numbered scripts to records, mixes and test files, with a profile's settings.
+
+    What follows knows nothing of where the records came from: the invented log goes all the way.
+    """
+    env = {"PROFILE": profile, "RUN_DIR": str(run), "OMP_NUM_THREADS": "2"} | {k: str(v) for k, v in files.items()}
+    env["ONEREC_SETTINGS"] = "\n".join([*SMALL.split(), *settings])
+    for script in ("01_world", "02_tokenizer", "03_data"):
+        done = subprocess.run(
+            ["bash", str(ROOT / "scripts" / f"{script}.sh")],
+            cwd=ROOT,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for mix in ("pretrain", "sft"):
+        assert list((run / "output" / f"split_data_{mix}").glob("*.parquet"))
+    return run
+
+
+def users_of(run: Path) -> int:
+    return pq.read_metadata(run / "output/benchmark_data/video/video_test.parquet").num_rows
+
+
 def test_beauty_on_one_per_cent_with_the_published_codes_as_they_are(shared_data, tmp_path):
     real = shared_data("amazon2014/beauty_sids")
     codes = json.loads((real / "index_rqkmeans.json").read_text())
-    data, runs = (
-        write_beauty(tmp_path / "data", one_in_a_hundred(real / "inter.json"), codes),
-        tmp_path / "runs",
-    )
-    imported = [
+    users = one_in_a_hundred(real / "inter.json")
+    data = write_beauty(tmp_path / "data", users, codes)
+    imported = (
         "tokenizer.SIDS=imported",
         "tokenizer.N_LAYERS=3",
         "tokenizer.CODEBOOK_SIZE=256",
         "tokenizer.COLLISIONS=own",
-        "base.INIT=mean",
-    ]
-    assert finished(recipe("amazon_beauty", data, runs, *CHAIN, *imported), runs)["sft"]["users"] == 60
-    spec = json.loads((runs / "seed0/raw_data/onerec_data/sid_spec.json").read_text())
+    )
+    files = {"AMAZON_SEQUENCES": data / "inter.json", "SID_CODES": data / "index_rqkmeans.json"}
+    run = prepared("amazon_beauty", tmp_path / "run", *imported, **files)
+    assert users_of(run) == len(users)
+    spec = json.loads((run / "raw_data/onerec_data/sid_spec.json").read_text())
     assert spec["codebook_sizes"][:3] == [256] * 3 and len(spec["codebook_sizes"]) == 4
     assert spec["collision"] == "extra_layer"
 
 
-def test_toys_on_one_per_cent_and_again_with_another_seed(shared_data, tmp_path):
+def test_toys_on_one_per_cent(shared_data, tmp_path):
     real = shared_data("amazon2014")
     users = one_in_a_hundred(real / "Toys_and_Games.txt")
-    lines = [" ".join([user, *map(str, items)]) for user, items in users.items()]
-    (tmp_path / "Toys_and_Games.txt").write_text("\n".join(lines) + "\n")
-    name = "Toys_and_Games_item2attributes.json"
-    (tmp_path / name).write_text((real / name).read_text())
-    runs = tmp_path / "runs"
-    assert finished(recipe("amazon_toys", tmp_path, runs, *CHAIN), runs)["sft"]["users"] == 60
-    # In the same folder what is there stays, and the table is of both.
-    again = recipe("amazon_toys", tmp_path, runs, *CHAIN, seeds="0 1")
-    assert "== 08_posttrain_sft: finished before" in again.stdout
-    rows = finished(again, runs)
-    assert len(rows["sft"]["metrics"]["recall@10"]["seeds"]) == 2 and rows["sft"]["users"] == 60
+    sequences = tmp_path / "Toys_and_Games.txt"
+    sequences.write_text("".join(" ".join([user, *map(str, items)]) + "\n" for user, items in users.items()))
+    files = {"AMAZON_SEQUENCES": sequences, "AMAZON_ATTRIBUTES": real / "Toys_and_Games_item2attributes.json"}
+    assert users_of(prepared("amazon_toys", tmp_path / "run", **files)) == len(users)
 
 
 def test_movielens_on_one_per_cent(shared_data, tmp_path):
@@ -160,11 +179,7 @@ def test_movielens_on_one_per_cent(shared_data, tmp_path):
     (data / "ml-100k.inter").write_text("\n".join([head, *(x for x in lines if x.split("\t")[0] in kept)]) + "\n")
     for name in ("ml-100k.item", "ml-100k.user"):
         (data / name).write_bytes((real / name).read_bytes())
-    # Histories are long here: a shorter row would leave their samples out.
-    longer = [f"{stage}.MAX_LENGTH=4096" for stage in ("stg1", "stg2", "sft")]
-    runs = tmp_path / "runs"
-    rows = finished(recipe("movielens100k", data, runs, *CHAIN, *longer, "evaluate.VALIDATION_USERS=40"), runs)
-    assert rows["sft"]["users"] == 10
+    assert users_of(prepared("movielens100k", tmp_path / "run", MOVIELENS_DIR=data)) == 10
 
 
 @pytest.mark.parametrize("name", ["amazon_beauty", "amazon_toys", "movielens100k"])

@@ -58,57 +58,31 @@ NO_TEXT = "none"  # nothing of the text: what --concat names, alone
 TEXT_COLUMNS = ("dense_caption", "caption", "text", "title")
 SETTINGS = "embed_settings.json"
 # What makes two runs give the same shards.
-_SAME = "text_column template encoder pooling instruction dim max_tokens dtype embedding_dtype shard_rows"
+_SAME = "text_column template encoder pooling instruction dim max_tokens shard_rows"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--input", required=True, help="Parquet file or folder with pid and text columns")
-    parser.add_argument("--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards")
-    parser.add_argument(
-        "--text_column", default="", help=f"text column (default: the first of {', '.join(TEXT_COLUMNS)})"
-    )
-    parser.add_argument("--template", default="", help='text from several columns, as "{title}. {genre}"')
-    parser.add_argument(
-        "--encoder",
-        default=TFIDF_SVD,
-        help=f"path or hub name of an HF text encoder, {TFIDF_SVD}, or {NO_TEXT}: the embeddings of --concat alone",
-    )
-    parser.add_argument(
-        "--pooling",
-        choices=("auto", "last", "mean", "cls", "max"),
-        default="auto",
-        help="auto: as the model folder says; without a word last for decoders, mean else",
-    )
-    parser.add_argument(
-        "--concat",
-        nargs="*",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="other embeddings of the same items to put beside the text's, each scaled to length WEIGHT (1)",
-    )
-    parser.add_argument("--instruction", default="", help="prefix of every text")
-    parser.add_argument(
-        "--dim",
-        type=integer(1, 2**16, also=(-1,)),
-        default=-1,
-        help="dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)",
-    )
-    parser.add_argument("--batch_size", type=COUNT, default=256, help="texts encoded at a time, at most")
-    parser.add_argument(
-        "--max_batch_tokens", type=COUNT, default=16384, help="padded tokens encoded at a time, at most"
-    )
-    parser.add_argument("--max_tokens", type=COUNT, default=512, help="longer texts are cut")
-    parser.add_argument("--shard_rows", type=COUNT, default=100_000, help="rows of a shard")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU"
-    )
-    parser.add_argument(
-        "--embedding_dtype", choices=("float32", "float16"), default="float32", help="of the output column"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start over where other shards are there")
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of the SVD")
+    add = parser.add_argument
+    add("--input", required=True, help="Parquet file or folder with pid and text columns")
+    add("--output_path", type=Path, required=True, help="a .parquet file, or a folder of shards")
+    add("--text_column", default="", help=f"text column (default: the first of {', '.join(TEXT_COLUMNS)})")
+    add("--template", default="", help='text from several columns, as "{title}. {genre}"')
+    encoders = f"path or hub name of an HF text encoder, {TFIDF_SVD}, or {NO_TEXT}: the embeddings of --concat alone"
+    add("--encoder", default=TFIDF_SVD, help=encoders)
+    pooling = "auto: as the model folder says; without a word last for decoders, mean else"
+    add("--pooling", choices=("auto", "last", "mean", "cls", "max"), default="auto", help=pooling)
+    beside = "other embeddings of the same items to put beside the text's, each scaled to length WEIGHT (1)"
+    add("--concat", nargs="*", default=[], metavar="FILE[:WEIGHT]", help=beside)
+    add("--instruction", default="", help="prefix of every text")
+    kept = "dimensions kept (Matryoshka; -1: all; 64 for tfidf_svd)"
+    add("--dim", type=integer(1, 2**16, also=(-1,)), default=-1, help=kept)
+    add("--max_batch_tokens", type=COUNT, default=16384, help="padded tokens encoded at a time, at most")
+    add("--max_tokens", type=COUNT, default=512, help="longer texts are cut")
+    add("--shard_rows", type=COUNT, default=100_000, help="rows of a shard")
+    add("--device", default="auto", help="cpu, cuda (bfloat16) or auto")
+    add("--overwrite", action="store_true", help="start over where other shards are there")
+    add("--seed", type=SEED, default=0, help="seed of the SVD")
     parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
@@ -239,15 +213,13 @@ class Beside:
 
 
 def make_encoder(args: argparse.Namespace) -> TextEncoder:
-    """The HF encoder on this process's device."""
     import torch
 
     from tokenizer.text_encoder import TextEncoder
 
     device = chosen_device(args.device)
-    name = ("bfloat16" if device.startswith("cuda") else "float32") if args.dtype == "auto" else args.dtype
-    sizes = (args.dim, args.max_tokens, args.batch_size, args.max_batch_tokens)
-    return TextEncoder(args.encoder, args.pooling, *sizes, device, getattr(torch, name))
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    return TextEncoder(args.encoder, args.pooling, args.dim, args.max_tokens, args.max_batch_tokens, device, dtype)
 
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden: bool) -> None:
@@ -294,7 +266,7 @@ def encode_shards(
         good = np.isfinite(vectors).all(1)
         counts.drop("encoder gave no number", int((~good).sum()))
         pids = [pid for pid, fine in zip(pids, good.tolist(), strict=True) if fine]
-        joined = beside.join(pids, vectors[good]).astype(args.embedding_dtype)
+        joined = beside.join(pids, vectors[good]).astype(np.float32)
         # What was dropped goes with the shard: the process that ends the run reads it there.
         dropped = {"dropped": repr(dict(counts.dropped))}
         write_table(names[number], embedding_table(pids, joined).replace_schema_metadata(dropped))
@@ -350,7 +322,7 @@ def by_tfidf(args: argparse.Namespace, texts: Texts, manifest: Manifest) -> tupl
         own = tfidf_svd(wanted, args.dim if args.dim > 0 else 64, args.seed)
     vectors = Beside(args.concat).join(pids, own)
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / shard_name(0, 1)
-    write_table(output, embedding_table(pids, vectors.astype(args.embedding_dtype)))
+    write_table(output, embedding_table(pids, vectors.astype(np.float32)))
     return len(pids), vectors.shape[1]
 
 

@@ -25,7 +25,7 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import COUNT, SEED, ArgumentParser
+from onerec.flags import ArgumentParser
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
@@ -39,21 +39,17 @@ _CAPTIONS = ("dense_caption", "caption", "title", "text")
 _LARGEST = 20  # buckets that the report names
 _PIDS = 10  # items of such a bucket that it names
 _BINS = 24
+NEAREST = 10  # items that are looked at, of so many items, among so many
+_QUERIES, _AMONG = 10_000, 200_000
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--pid2sid", type=Path, required=True, help="pid and codes, with sid_spec.json beside it")
-    parser.add_argument(
-        "--emb_path", help="Parquet file or folder with pid and embedding (for neighbours and reconstruction)"
-    )
+    parser.add_argument("--emb_path", help="pid and embedding (for neighbours and reconstruction)")
     parser.add_argument("--model_path", type=Path, help="model.pt or its folder (for reconstruction; needs --emb_path)")
     parser.add_argument("--caption", type=Path, help="Parquet file with pid and a caption, to name the largest buckets")
     parser.add_argument("--output_dir", type=Path, required=True, help=f"folder for {REPORT}.json and {REPORT}.html")
-    parser.add_argument("--k", type=COUNT, default=10, help="nearest items that are looked at")
-    parser.add_argument("--max_queries", type=COUNT, default=10_000, help="items whose neighbours are searched")
-    parser.add_argument("--max_items", type=COUNT, default=200_000, help="items that they are searched among")
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of the two samples")
     parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
@@ -114,12 +110,11 @@ class Embedded:
         self._depths = min(codes.shape[1], model.n_layers) if model else 0
         self._errors, self._total = np.zeros(self._depths), 0.0
         self.without_code = self.with_both = 0
-        self._rng = np.random.default_rng(args.seed)
+        self._rng = np.random.default_rng(0)
         self._sampled = np.zeros(len(pids), bool)
-        self._sampled[self._rng.permutation(len(pids))[: args.max_items]] = True
+        self._sampled[self._rng.permutation(len(pids))[:_AMONG]] = True
 
     def read(self, manifest: Manifest) -> None:
-        """Stream the embeddings."""
         args = self._args
         dim = self._model.dim if self._model else embedding_dim(args.emb_path)
         vectors, rows = [], []
@@ -160,10 +155,10 @@ class Embedded:
         import faiss
 
         codes, n = self._codes[self.rows], len(self.rows)
-        k = min(self._args.k, n - 1)
+        k = min(NEAREST, n - 1)
         if k < 1:
             raise InputError(self._args.emb_path, "has one item only", "at least two, to have a neighbour")
-        queries = np.sort(self._rng.permutation(n)[: self._args.max_queries])
+        queries = np.sort(self._rng.permutation(n)[:_QUERIES])
         index = faiss.IndexFlatIP(self.vectors.shape[1])
         index.add(self.vectors)
         found = index.search(self.vectors[queries], k + 1)[1]
@@ -181,7 +176,6 @@ class Embedded:
 
 
 def add_captions(path: Path, buckets: list[dict[str, Any]]) -> None:
-    """Give the buckets' items their captions."""
     names = open_parquet(path, ["pid"]).schema_arrow.names
     column = next((name for name in _CAPTIONS if name in names), None)
     if column is None:
@@ -231,7 +225,6 @@ def depth_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: str) -> None:
-    """The HTML page."""
     from onerec.pages import bar_chart, charts, heading, histogram, html_page, table
 
     sizes = report["bucket_sizes"]

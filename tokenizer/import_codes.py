@@ -83,20 +83,17 @@ def code_vectors(codes: np.ndarray, codebook_size: int, dim: int, seed: int) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--codes", type=Path, required=True, help="JSON object: item id to codes")
-    parser.add_argument("--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}")
-    parser.add_argument("--codebook_size", type=CODES, required=True, help="codes of a layer")
-    parser.add_argument("--n_layers", type=LAYERS, default=3, help="layers to keep, the first ones")
-    parser.add_argument(
-        "--collision",
-        default="none",
-        choices=("none", "extra_layer"),
-        help="what the file's last layer that is kept does: extra_layer where it numbers the items of a SID",
-    )
+    add = parser.add_argument
+    add("--codes", type=Path, required=True, help="JSON object: item id to codes")
+    add("--output_path", type=Path, required=True, help=f"a .parquet file, or a folder for {PID2SID}")
+    add("--codebook_size", type=CODES, required=True, help="codes of a layer")
+    add("--n_layers", type=LAYERS, default=3, help="layers to keep, the first ones")
+    last = "extra_layer: the last layer that is kept numbers the items of a SID"
+    add("--collision", default="none", choices=("none", "extra_layer"), help=last)
     parser.add_max_bad_ratio()
-    parser.add_argument("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
-    parser.add_argument("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of --embedding_path")
+    add("--embedding_path", type=Path, help="Parquet file for pid and embedding of the codes")
+    add("--embedding_dim", type=WIDTH, default=64, help="dimensions of --embedding_path")
+    add("--seed", type=SEED, default=0, help="seed of --embedding_path")
     args = parser.parse_args(argv)
     try:
         spec = SidSpec((args.codebook_size,) * args.n_layers, collision=args.collision)

@@ -38,19 +38,15 @@ COLLIDE_RIGHT = "more codes or layers, or embeddings that tell the items apart"
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model_path", type=Path, required=True, help="model.pt, or the folder that holds it")
-    parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
-    parser.add_argument(
-        "--output_path",
-        type=Path,
-        help=f"a .parquet file, or a folder for {PID2SID}; <emb_path>_codes.parquet where not given",
-    )
-    parser.add_argument("--batch_size", type=COUNT, default=8192, help="rows read and encoded at a time")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
-    parser.add_argument("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
-    parser.add_argument(
-        "--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)"
-    )
+    add = parser.add_argument
+    add("--model_path", type=Path, required=True, help="model.pt, or the folder that holds it")
+    add("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
+    output = f"a .parquet file, or a folder for {PID2SID}; <emb_path>_codes.parquet where not given"
+    add("--output_path", type=Path, help=output)
+    add("--batch_size", type=COUNT, default=8192, help="rows read and encoded at a time")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
+    add("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
+    add("--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)")
     parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     if args.output_path is None:

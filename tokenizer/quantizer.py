@@ -36,7 +36,6 @@ KINDS = {
 
 
 def quantizer_class(kind: str) -> type[Quantizer]:
-    """The class of a quantiser in `KINDS`."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -86,7 +85,6 @@ class Quantizer(abc.ABC):
 
     @property
     def spec(self) -> SidSpec:
-        """The SID specification that these codebooks imply."""
         return SidSpec(self.codebook_sizes)
 
     def to(self, device: Any) -> Quantizer:
@@ -174,7 +172,6 @@ class LayerReport:
     objective: list[float]
 
     def line(self, codebook_size: int) -> str:
-        """One line for the log."""
         return (
             f"layer {self.layer}: error {self.mse:.6f}, relative {self.relative:.4f}, codes used "
             f"{self.codes_used}/{codebook_size}, entropy {self.entropy:.2f} bits, perplexity {self.perplexity:.1f}"

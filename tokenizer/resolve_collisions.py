@@ -5,8 +5,8 @@
     python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
 none         as in OpenOneRec: a SID may name several items, which are then ordered by popularity
-reassign     one item of a bucket keeps the SID (the most popular, or the nearest to what the SID stands for); every
-             other moves to the nearest last code that is free behind the same codes, or stays and is counted
+reassign     the item of a bucket that is nearest to what the SID stands for keeps it; every other moves to the
+             nearest last code that is free behind the same codes, or stays and is counted
 extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
 2305.05065)
 
@@ -29,9 +29,9 @@ from onerec.catalog import read_pid2sid
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
-from onerec.flags import ArgumentParser, integer
+from onerec.flags import ArgumentParser
 from onerec.folders import clear, together
-from onerec.parquet import Kind, read_table, write_batches
+from onerec.parquet import write_batches
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
@@ -43,24 +43,12 @@ _CELLS = 1 << 24  # of a table of distances at a time
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument(
-        "--pid2sid", type=Path, nargs="+", required=True, help="tables of pid and codes, sid_spec.json beside them"
-    )
-    parser.add_argument(
-        "--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same"
-    )
-    parser.add_argument("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")
-    parser.add_argument("--model_path", type=Path, help="reassign: model.pt or its folder")
-    parser.add_argument(
-        "--popularity", type=Path, help="Parquet file with pid and count: who comes first in a bucket (for one table)"
-    )
-    parser.add_argument(
-        "--extra_codes",
-        type=integer(1, 2**20, also=(-1,)),
-        default=-1,
-        help="extra_layer: size of the new layer (-1: the largest bucket's)",
-    )
+    add = parser.add_argument
+    add("--method", choices=METHODS, required=True)
+    add("--pid2sid", type=Path, nargs="+", required=True, help="tables of pid and codes, sid_spec.json beside them")
+    add("--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same")
+    add("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")
+    add("--model_path", type=Path, help="reassign: model.pt or its folder")
     parser.add_max_bad_ratio()
     return parser.parse_args(argv)
 
@@ -73,21 +61,6 @@ def buckets(codes: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray
     new[1:] = (ordered[1:] != ordered[:-1]).any(1)
     starts = np.flatnonzero(new)
     return order, np.arange(len(order)) - starts[np.cumsum(new) - 1]
-
-
-def rank_items(pids: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
-    """Rank int64 [n]: by ``first`` [n] (smaller before larger), then by pid."""
-    order = np.lexsort((pids, first if first is not None else np.zeros(len(pids))))
-    rank = np.empty(len(pids), np.int64)
-    rank[order] = np.arange(len(pids))
-    return rank
-
-
-def read_popularity(path: Path, pids: np.ndarray) -> np.ndarray:
-    """Counts of ``pids``, negated, so that the most popular comes first; 0 for a pid that the file lacks."""
-    table = read_table(path, {"pid": Kind.INT, "count": Kind.INT})
-    counts = dict(zip(table["pid"].to_pylist(), table["count"].to_pylist(), strict=True))
-    return np.array([-(counts.get(pid) or 0) for pid in pids.tolist()], dtype=np.float64)
 
 
 def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quantizer, manifest: Manifest) -> np.ndarray:
@@ -107,7 +80,7 @@ def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quant
 
 
 def reassign(
-    pids: np.ndarray, codes: np.ndarray, path: str, model: Quantizer, popular: np.ndarray | None, manifest: Manifest
+    pids: np.ndarray, codes: np.ndarray, path: str, model: Quantizer, manifest: Manifest
 ) -> tuple[np.ndarray, int, int]:
     """(codes after moving items to free last codes, number of items moved, number that still share a SID)."""
     order, place = buckets(codes, pids)
@@ -118,8 +91,8 @@ def reassign(
     codes = codes.copy()
     vectors = bucket_vectors(path, pids, shared, model, manifest)
     distance = ((vectors - model.decode(codes[shared])) ** 2).sum(1)
-    # Who keeps the SID: the first of its bucket by popularity, or by distance from what the SID stands for.
-    rank = rank_items(pids[shared], popular[shared] if popular is not None else distance)
+    rank = np.empty(len(shared), np.int64)
+    rank[np.lexsort((pids[shared], distance))] = np.arange(len(shared))
     by_sid, turn = buckets(codes[shared], rank)
     movers = np.sort(by_sid[turn > 0])
     size, moved = model.codebook_sizes[-1], 0
@@ -172,8 +145,6 @@ def check(args: argparse.Namespace) -> SidSpec:
     if len(args.output_path) != len(args.pid2sid):
         what = f"names {len(args.output_path)} files for {len(args.pid2sid)} tables"
         raise InputError("--output_path", what, "one for every --pid2sid")
-    if args.popularity and len(args.pid2sid) > 1:
-        raise InputError("--popularity", "is of one pid space", "one --pid2sid at a time, or none")
     specs = [SidSpec.load(path.parent / SID_SPEC) for path in args.pid2sid]
     for path, spec in zip(args.pid2sid, specs, strict=True):
         if not spec.same_codebooks(specs[0]):
@@ -208,15 +179,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     results, lines = [], []
     for number, (path, (pids, codes)) in enumerate(zip(args.pid2sid, tables, strict=True)):
         manifest.input(path, len(pids))
-        popular = read_popularity(args.popularity, pids) if args.popularity else None
         note = ""
         if args.method == "reassign":
-            new, moved, left = reassign(pids, codes, args.emb_path[number], model, popular, manifest)
+            new, moved, left = reassign(pids, codes, args.emb_path[number], model, manifest)
             manifest.extra.setdefault("moved", []).append(moved)
             manifest.extra.setdefault("left_in_collision", []).append(left)
             note = f", {moved:,} moved, {left:,} found no free code"
         elif args.method == "extra_layer":
-            order, place = buckets(codes, rank_items(pids, popular))
+            order, place = buckets(codes, pids)
             new = np.column_stack([codes, place[np.argsort(order)]])
         else:
             new = codes
@@ -229,11 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.check_bad_ratio(args.pid2sid[0], bad, sum(n or 0 for n in manifest.inputs.values()), args.max_bad_ratio)
     sizes = spec.codebook_sizes
     if args.method == "extra_layer":
-        largest = max(int(codes[:, -1].max()) + 1 for _, codes in results)
-        if 0 < args.extra_codes < largest:
-            what = f"{args.extra_codes} are fewer than the largest bucket has items"
-            raise InputError("--extra_codes", what, f"at least {largest}")
-        sizes = (*sizes, args.extra_codes if args.extra_codes > 0 else largest)
+        sizes = (*sizes, max(int(codes[:, -1].max()) + 1 for _, codes in results))
     with together():  # in place of the inputs too: all of them or none
         for output, (pids, codes) in zip(args.output_path, results, strict=True):
             write_batches(output, SCHEMA, [codes_batch(pids, codes)])

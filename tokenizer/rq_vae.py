@@ -42,7 +42,6 @@ class RqVaeConfig:
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [*([nn.ReLU()] if i else []), nn.Linear(a, b)]
@@ -106,8 +105,7 @@ class RqVae(Quantizer):
 
     @classmethod
     def train(cls, vectors: np.ndarray, args: argparse.Namespace) -> tuple[RqVae, list[float]]:
-        hidden = tuple(args.hidden)
-        config = RqVaeConfig(hidden, args.latent_dim, args.beta, args.epochs, args.batch_size, args.lr, args.seed)
+        config = RqVaeConfig(epochs=args.epochs, lr=args.lr, seed=args.seed)
         losses: list[float] = []
 
         def on_epoch(loss: float) -> None:

@@ -18,6 +18,7 @@ from onerec.errors import InputError
 from onerec.model_folder import check_finite, loading, open_encoder
 from onerec.run import progress, read_json
 
+_TEXTS = 256  # of a batch, at most
 POOLINGS = ("last", "mean", "cls", "max")
 _ACTIVATIONS = {name: getattr(torch.nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU")}
 _POOLING_KEYS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
@@ -44,7 +45,7 @@ class TextEncoder:
     Args:
         name: local folder or hub name. pooling: auto takes the model folder's, or last for decoders and mean otherwise.
         dim: values kept of a vector (Matryoshka; -1: all). max_tokens: longer texts are cut.
-        batch_size, max_batch_tokens: texts and padded tokens of a batch, at most.
+        max_batch_tokens: padded tokens of a batch, at most.
         device, dtype: as torch names them.
 
     Raises `InputError` where the model cannot be had, has a module that is not known here, or gives fewer than ``dim``
@@ -57,7 +58,6 @@ class TextEncoder:
         pooling: str = "auto",
         dim: int = -1,
         max_tokens: int = 512,
-        batch_size: int = 256,
         max_batch_tokens: int = 16384,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -77,7 +77,7 @@ class TextEncoder:
         check_finite(name, model.named_parameters())
         self._name, self._device = name, device
         self._model = model.to(device).eval()
-        self._batch_size, self._max_batch_tokens = batch_size, max_batch_tokens
+        self._max_batch_tokens = max_batch_tokens
         self._dense: list[torch.nn.Module] = []
         self.pooling = ""
         with loading(name):
@@ -145,8 +145,7 @@ class TextEncoder:
         """Indices of texts in batches of near lengths, longest first; the same for the same lengths."""
         batch: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            full = len(batch) == self._batch_size
-            if batch and (full or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens):
+            if batch and (len(batch) == _TEXTS or (len(batch) + 1) * lengths[batch[0]] > self._max_batch_tokens):
                 yield batch
                 batch = []
             batch.append(index)

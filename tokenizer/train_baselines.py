@@ -15,10 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
-from onerec.flags import COUNT, NOT_NEGATIVE, POSITIVE, WIDTH, ArgumentParser
+from onerec.flags import COUNT, POSITIVE, ArgumentParser
 from onerec.run import Manifest, get_logger
 from tokenizer.quantizer import KINDS, layer_reports, quantizer_class
-from tokenizer.rq_vae import RqVaeConfig
 from tokenizer.train_res_kmeans import add_arguments, training_points, write_model
 
 
@@ -27,17 +26,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "res_kmeans"], required=True)
     add_arguments(parser)
     parser.add_argument("--niter", type=COUNT, default=25, help="pq, opq: iterations")
-    group = parser.add_argument_group("rq_vae")
-    default = RqVaeConfig()
-    group.add_argument(
-        "--hidden", type=WIDTH, nargs="+", default=list(default.hidden), help="widths of the encoder's layers"
-    )
-    group.add_argument("--latent_dim", type=WIDTH, default=default.latent_dim)
-    group.add_argument("--beta", type=NOT_NEGATIVE, default=default.beta, help="weight of the commitment to the codes")
-    group.add_argument("--epochs", type=COUNT, default=default.epochs)
-    group.add_argument("--batch_size", type=COUNT, default=default.batch_size)
-    group.add_argument("--lr", type=POSITIVE, default=default.lr)
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--epochs", type=COUNT, default=200, help="rq_vae: passes over the items")
+    parser.add_argument("--lr", type=POSITIVE, default=1e-3, help="rq_vae: learning rate")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of rq_vae")
     return parser.parse_args(argv)
 
 

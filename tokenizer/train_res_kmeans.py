@@ -33,44 +33,30 @@ POINTS_PER_CODE = 256  # what faiss takes too; more does not lower the error by 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add_arguments(parser)
-    parser.add_argument("--niter", type=COUNT, default=20, help="k-means iterations a layer")
-    parser.add_argument("--nredo", type=COUNT, default=1, help="k-means restarts a layer; the best is kept")
-    parser.add_argument(
-        "--init",
-        choices=("random", "kmeans++"),
-        default="random",
-        help="first centroids: random points, or spread ones",
-    )
-    parser.add_argument("--balanced", action="store_true", help="use the codes of a layer evenly (torch backend)")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "faiss", "torch"),
-        default="auto",
-        help="auto: torch where there is CUDA, under torchrun and with --balanced, faiss otherwise",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend")
+    add = parser.add_argument
+    add("--niter", type=COUNT, default=20, help="k-means iterations a layer")
+    add("--nredo", type=COUNT, default=1, help="k-means restarts a layer; the best is kept")
+    seeds = "first centroids: random points, or spread ones"
+    add("--init", choices=("random", "kmeans++"), default="random", help=seeds)
+    add("--balanced", action="store_true", help="use the codes of a layer evenly (torch backend)")
+    backend = "auto: torch where there is CUDA, under torchrun and with --balanced, faiss otherwise"
+    add("--backend", choices=("auto", "faiss", "torch"), default="auto", help=backend)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the torch backend")
     return parser.parse_args(argv)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags that the training of every quantiser has."""
-    parser.add_argument("--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding")
-    parser.add_argument(
-        "--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)"
-    )
-    parser.add_argument("--n_layers", type=LAYERS, default=3, help="codebook layers")
-    parser.add_argument("--codebook_size", type=CODES, default=8192, help="codes a layer")
-    parser.add_argument(
-        "--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)"
-    )
-    parser.add_argument("--normalize", action="store_true", help="scale embeddings to length one, in encoding too")
-    parser.add_argument(
-        "--max_points",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help=f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)",
-    )
-    parser.add_argument("--seed", type=SEED, default=0, help="seed of the sample and of training")
+    add = parser.add_argument
+    add("--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding")
+    add("--model_path", type=Path, required=True, help="folder for model.pt (or the path of a .pt file)")
+    add("--n_layers", type=LAYERS, default=3, help="codebook layers")
+    add("--codebook_size", type=CODES, default=8192, help="codes a layer")
+    add("--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)")
+    add("--normalize", action="store_true", help="scale embeddings to length one, in encoding too")
+    sample = f"train on a uniform sample of rows (-1: {POINTS_PER_CODE} a code)"
+    add("--max_points", type=COUNT_OR_ALL, default=-1, help=sample)
+    add("--seed", type=SEED, default=0, help="seed of the sample and of training")
     parser.add_max_bad_ratio()
 
 

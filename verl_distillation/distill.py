@@ -19,7 +19,6 @@ from onerec.flags import (
     COUNT,
     COUNT_OR_0,
     COUNT_OR_ALL,
-    NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
     SEED,
@@ -40,110 +39,61 @@ from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
 
 
 def parser() -> ArgumentParser:
-    """The command line."""
     p = ArgumentParser(__doc__)
-    models = p.add_argument_group("models and data")
-    models.add_argument("--base_model", type=Path, required=True, help="the student: a checkpoint with SIDs")
-    models.add_argument("--teacher_model", type=Path, required=True, help="the teacher: the LLM before expansion")
-    models.add_argument("--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet")
-    models.add_argument(
-        "--anchor_parquet",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="prompts of recommendation (rl_data/train.parquet) and other tasks on which the student as it came is the "
-        "teacher, from each file the same number; needs forward_kl_topk",
-    )
-    models.add_argument(
-        "--anchor_share",
-        type=number(0, 1, open_low=True, open_high=True),
-        default=0.25,
-        help="share of such prompts among all of them",
-    )
-    models.add_argument("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
-    signal = p.add_argument_group("signal")
-    signal.add_argument(
-        "--loss",
-        choices=tuple(LOSSES),
-        default="reverse_kl",
-        help="policy gradient on the sampled token, or the whole of the teacher's top k",
-    )
-    signal.add_argument("--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens")
-    signal.add_argument(
-        "--distill_adv_max", dest="adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above"
-    )
-    signal.add_argument("--distill_adv_min", dest="adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
-    signal.add_argument(
-        "--extend_vocab_start_token",
-        type=integer(0, also=(-1,)),
-        default=-1,
-        help="first id that the teacher does not have (-1: the student's first itemic id)",
-    )
-    signal.add_argument(
-        "--mask_response_if_have_extend_token",
-        type=switch,
-        default=False,
-        help="True: one such token masks its whole response, not only itself",
-    )
-    rollout = p.add_argument_group("rollout")
-    rollout.add_argument(
-        "--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither"
-    )
-    rollout.add_argument("--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself")
-    rollout.add_argument("--rollout_n", type=COUNT, default=1, help="answers a prompt")
-    rollout.add_argument("--max_prompt_length", type=COUNT, default=2048, help="longer prompts are left out")
-    rollout.add_argument("--response_length", type=COUNT, default=2048, help="tokens of an answer at most")
-    training = p.add_argument_group("training")
-    training.add_argument("--learning_rate", type=POSITIVE, default=1e-6, help="of AdamW")
-    training.add_argument(
-        "--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up"
-    )
-    training.add_argument("--warmup_steps", type=COUNT_OR_0, default=0, help="steps of rising learning rate")
-    training.add_argument("--weight_decay", type=NOT_NEGATIVE, default=0.01, help="of AdamW")
-    training.add_argument("--train_batch_size", type=COUNT, default=256, help="prompts a step")
-    training.add_argument(
-        "--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)"
-    )
-    training.add_argument("--total_steps", type=COUNT, default=200, help="steps in all")
-    training.add_argument("--max_tokens_per_gpu", type=COUNT, default=16384, help="tokens of a forward pass on one GPU")
-    training.add_argument(
-        "--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last is saved too"
-    )
-    training.add_argument("--keep_checkpoints", type=COUNT, default=2, help="newest that are kept")
-    training.add_argument(
-        "--resume", type=switch, default=True, help="go on from the newest checkpoint in --output_dir"
-    )
-    training.add_argument(
-        "--merge_ratio",
-        type=SHARE_ABOVE_0,
-        default=1.0,
-        help="the exported weights: this share of the distilled model, the rest of the student as it came",
-    )
-    training.add_argument("--seed", type=SEED, default=42, help="order of the prompts")
-    cluster = p.add_argument_group("machines")
-    cluster.add_argument(
-        "--n_gpus",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="student: GPUs a node (on a CPU: processes); -1: what the teachers leave (on a CPU: 1)",
-    )
-    cluster.add_argument("--nnodes", type=COUNT, default=1, help="student: nodes")
-    cluster.add_argument("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of the rollout")
-    cluster.add_argument("--teacher_n_gpus", type=COUNT, default=1, help="teacher: GPUs a node, its own")
-    cluster.add_argument("--teacher_nnodes", type=COUNT, default=1, help="teacher: nodes")
-    cluster.add_argument(
-        "--teacher_tp_size",
-        type=COUNT,
-        default=1,
-        help="tensor parallelism of the teacher; the rest are copies",
-    )
-    p.add_argument("--dry_run", action="store_true", help="check everything, print the command, run nothing")
-    p.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of verl")
+    add = p.add_argument
+    # models and data
+    add("--base_model", type=Path, required=True, help="the student: a checkpoint with SIDs")
+    add("--teacher_model", type=Path, required=True, help="the teacher: the LLM before expansion")
+    add("--dataset_parquet", type=Path, required=True, help="prompts: onpolicy_distillation.parquet")
+    anchors = "prompts whose teacher is the student as it came (rl_data/train.parquet); needs forward_kl_topk"
+    add("--anchor_parquet", type=Path, nargs="+", default=[], help=anchors)
+    between = number(0, 1, open_low=True, open_high=True)
+    add("--anchor_share", type=between, default=0.25, help="share of such prompts among all; every file gives as many")
+    add("--output_dir", type=Path, required=True, help="checkpoints/, hf/, verl.log")
+    # signal
+    signal = "policy gradient on the sampled token, or the whole of the teacher's top k"
+    add("--loss", choices=tuple(LOSSES), default="reverse_kl", help=signal)
+    add("--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens")
+    add("--distill_adv_max", dest="adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
+    add("--distill_adv_min", dest="adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
+    start = "first id that the teacher does not have (-1: the student's first itemic id)"
+    add("--extend_vocab_start_token", type=integer(0, also=(-1,)), default=-1, help=start)
+    whole = "True: one such token masks its whole response, not only itself"
+    add("--mask_response_if_have_extend_token", type=switch, default=False, help=whole)
+    # rollout
+    add("--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither")
+    add("--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself")
+    add("--rollout_n", type=COUNT, default=1, help="answers a prompt")
+    add("--max_prompt_length", type=COUNT, default=2048, help="longer prompts are left out")
+    add("--response_length", type=COUNT, default=2048, help="tokens of an answer at most")
+    # training
+    add("--learning_rate", type=POSITIVE, default=1e-6, help="of AdamW")
+    add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
+    add("--warmup_steps", type=COUNT_OR_0, default=0, help="steps of rising learning rate")
+    add("--train_batch_size", type=COUNT, default=256, help="prompts a step")
+    add("--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)")
+    add("--total_steps", type=COUNT, default=200, help="steps in all")
+    add("--max_tokens_per_gpu", type=COUNT, default=16384, help="tokens of a forward pass on one GPU")
+    add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last is saved too")
+    add("--keep_checkpoints", type=COUNT, default=2, help="newest that are kept")
+    add("--resume", type=switch, default=True, help="go on from the newest checkpoint in --output_dir")
+    share = "the exported weights: this share of the distilled model, the rest of the student as it came"
+    add("--merge_ratio", type=SHARE_ABOVE_0, default=1.0, help=share)
+    add("--seed", type=SEED, default=42, help="order of the prompts")
+    # machines
+    gpus = "student: GPUs a node (on a CPU: processes); -1: what the teachers leave (on a CPU: 1)"
+    add("--n_gpus", type=COUNT_OR_ALL, default=-1, help=gpus)
+    add("--nnodes", type=COUNT, default=1, help="student: nodes")
+    add("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of the rollout")
+    add("--teacher_n_gpus", type=COUNT, default=1, help="teacher: GPUs a node, its own")
+    add("--teacher_nnodes", type=COUNT, default=1, help="teacher: nodes")
+    add("--teacher_tp_size", type=COUNT, default=1, help="tensor parallelism of the teacher; the rest are copies")
+    add("--dry_run", action="store_true", help="check everything, print the command, run nothing")
+    add("--override", nargs="*", default=[], metavar="KEY=VALUE", help="further overrides of verl")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Check, run verl, export."""
     args = parser().parse_args(argv)
     for name in ("base_model", "teacher_model", "dataset_parquet", "output_dir"):
         setattr(args, name, getattr(args, name).absolute())

@@ -8,7 +8,7 @@ from typing import Any
 
 from onerec.render import renderer_of
 from onerec.verl.launch import WATCHED_TRAINER, cpu_server
-from onerec.verl.stage import ACTOR, ROLLOUT, shared_overrides
+from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, shared_overrides
 
 # The names by which the registered pieces (verl_plugin.py) are asked for.
 PLUGIN = "verl_distillation.verl_plugin"
@@ -21,8 +21,6 @@ LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
 GENERAL, ANCHOR = "onpolicy_distillation", "anchor"
 # A row's tensor that says which of the two it is: the engine sees tensors only.
 ANCHOR_KEY = "is_anchor"
-# Sequences that one of vLLM's servers on a CPU works on at once.
-_CPU_SEQUENCES = 64
 _TEACHERS = "distillation.teacher_models"
 
 
@@ -61,7 +59,6 @@ def _student(args: argparse.Namespace, start: int) -> dict[str, Any]:
         "actor_rollout_ref.model.path": args.base_model,
         f"+actor_rollout_ref.model.override_config.{START_KEY}": start,
         f"+actor_rollout_ref.model.override_config.{EXTENDED_KEY}": EXTENDED[args.loss],
-        f"{ACTOR}.optim.weight_decay": args.weight_decay,
         f"{ACTOR}.ppo_max_token_len_per_gpu": args.max_tokens_per_gpu,
         f"{ACTOR}.use_kl_loss": False,
         f"{ROLLOUT}.name": "vllm",
@@ -115,12 +112,12 @@ def _server(prefix: str, args: argparse.Namespace, on_cpu: bool, sequences: int)
     return {
         f"{prefix}.max_model_len": _length(args),
         f"{prefix}.max_num_batched_tokens": max(_length(args), 1024 if on_cpu else 8192),
-        f"{prefix}.max_num_seqs": _CPU_SEQUENCES if on_cpu else sequences,
+        f"{prefix}.max_num_seqs": CPU_SEQUENCES if on_cpu else sequences,
     }
 
 
 def _cpu_cache(args: argparse.Namespace, prefix: str, model: Path, tp_size: int) -> list[str]:
-    return cpu_server(prefix, model, _length(args), _CPU_SEQUENCES, tp_size)
+    return cpu_server(prefix, model, _length(args), CPU_SEQUENCES, tp_size)
 
 
 def _teacher_server(prefix: str, args: argparse.Namespace, on_cpu: bool, model: Path) -> dict[str, Any]:

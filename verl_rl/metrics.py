@@ -112,7 +112,7 @@ def read_validation(files: Sequence[Path]) -> Validation:
 def table(validation: Validation) -> str:
     """First and last validation side by side, a line a task."""
     if len(validation) < 2:
-        return "no validation before and after: --val_before_train 1 --test_freq N"
+        return "no validation before and after: --test_freq N"
     (first, before), (last, after) = (list(validation.items())[i] for i in (0, -1))
     names = [name for name in next(iter(before.values())) if "@" in name]
     lines = [f"test file, step {first} → step {last}"]

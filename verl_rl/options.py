@@ -35,120 +35,57 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     add("--output_dir", type=Path, required=True, help="folder for checkpoints, logs and the exported model")
     # Rollout
     add("--rollout_n", type=COUNT, default=1, help="rollouts (thinkings) a prompt")
-    add(
-        "--two_stage",
-        type=switch,
-        default=True,
-        help="thinking, then items; 0: one sample is the whole answer",
-    )
-    add(
-        "--stage2_mode",
-        choices=("beam", "sample"),
-        default="beam",
-        help="items by beam search or by sampling",
-    )
+    add("--two_stage", type=switch, default=True, help="thinking, then items; 0: one sample is the whole answer")
+    add("--stage2_mode", choices=("beam", "sample"), default="beam", help="items by beam search or by sampling")
     add("--stage2_beam_size", type=COUNT, default=32, help="items a rollout")
     add("--stage2_num_tokens", type=COUNT_OR_ALL, default=-1, help="itemic tokens of an item (-1: layers)")
     add("--constrained", type=switch, default=True, help="only SIDs that exist")
     add("--enable_think", type=switch, default=False, help="answers with thinking")
-    add(
-        "--enable_nonthink",
-        type=switch,
-        default=True,
-        help="answers without; with both, rollouts alternate; with neither, the prompt has no switch and the model "
-        "decides",
-    )
-    add(
-        "--use_force_prefix",
-        type=switch,
-        default=True,
-        help="the SID's begin token is forced after the thinking",
-    )
+    without = "answers without; both: rollouts alternate; neither: no switch in the prompt, the model decides"
+    add("--enable_nonthink", type=switch, default=True, help=without)
+    forced = "the SID's begin token is forced after the thinking"
+    add("--use_force_prefix", type=switch, default=True, help=forced)
     add("--stage1_max_tokens", type=COUNT, default=256, help="tokens of thinking at most")
-    add(
-        "--prompt_length",
-        type=COUNT,
-        default=2048,
-        help="tokens of a prompt at most; longer ones lose oldest items",
-    )
+    longest = "tokens of a prompt at most; longer ones lose oldest items"
+    add("--prompt_length", type=COUNT, default=2048, help=longest)
     add("--response_length", type=COUNT, default=512, help="tokens of a response at most")
     add("--temperature", type=POSITIVE, default=1.0, help="of sampling and of the policy's log-probabilities")
     add("--rollout_tp_size", type=COUNT, default=1, help="tensor parallelism of a vLLM server")
     add("--gpu_memory_utilization", type=SHARE_ABOVE_0, default=0.5, help="of a GPU, for vLLM")
-    add("--max_num_seqs", type=COUNT, default=256, help="requests that a server runs at once")
-    add("--max_num_batched_tokens", type=COUNT, default=8192, help="tokens of a server's batch")
     # Rewards
-    add(
-        "--reward_weights",
-        default="full_hit=1,partial_hit=0.2",
-        help=f"name=weight,…; names: {', '.join(REWARDS)}",
-    )
+    rewards = f"name=weight,…; names: {', '.join(REWARDS)}"
+    add("--reward_weights", default="full_hit=1,partial_hit=0.2", help=rewards)
     # Optimisation
     add("--learning_rate", type=POSITIVE, default=2e-6)
     add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
     add("--warmup_steps", type=COUNT_OR_0, default=0)
-    add(
-        "--kl_loss_coef",
-        type=NOT_NEGATIVE,
-        default=0.001,
-        help="of the low-variance KL to the base model; 0: no reference",
-    )
+    kl = "of the low-variance KL to the base model; 0: no reference"
+    add("--kl_loss_coef", type=NOT_NEGATIVE, default=0.001, help=kl)
     add("--clip_ratio_low", type=SHARE_BELOW_1, default=0.2)
     add("--clip_ratio_high", type=NOT_NEGATIVE, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
-    add(
-        "--advantage",
-        choices=ADVANTAGES,
-        default="grpo",
-        help="grpo: every beam of a group counts alike; maxrl: by its probability, over the group's expected reward",
-    )
-    add(
-        "--norm_adv_by_std",
-        type=switch,
-        default=True,
-        help="grpo: divide a group's advantages by their deviation",
-    )
+    kinds = "grpo: beams of a group count alike; maxrl: by their probability, over the group's expected reward"
+    add("--advantage", choices=ADVANTAGES, default="grpo", help=kinds)
+    add("--norm_adv_by_std", type=switch, default=True, help="grpo: divide a group's advantages by their deviation")
     add("--train_batch_size", type=COUNT, default=64, help="prompts a step")
     add("--mini_batch_size", type=COUNT_OR_ALL, default=-1, help="prompts an update (-1: all of a step's)")
-    add(
-        "--max_tokens_per_gpu",
-        type=COUNT,
-        default=16384,
-        help="tokens of a micro-batch at most, a shared prompt counted once",
-    )
-    add(
-        "--share_prompts",
-        type=switch,
-        default=True,
-        help="compute the prompt of a group once for all its items (sdpa attention); 0: verl's own rows, flash "
-        "attention on a GPU",
-    )
-    add(
-        "--merge_ratio",
-        type=SHARE_ABOVE_0,
-        default=1.0,
-        help="the exported weights: this share of the trained model, the rest of the base model; validated once more",
-    )
+    most = "tokens of a micro-batch at most, a shared prompt counted once"
+    add("--max_tokens_per_gpu", type=COUNT, default=16384, help=most)
+    once = "compute a group's prompt once for all its items (sdpa); 0: verl's own rows (flash attention on a GPU)"
+    add("--share_prompts", type=switch, default=True, help=once)
+    share = "the exported weights: this share of the trained model, the rest of the base model; validated once more"
+    add("--merge_ratio", type=SHARE_ABOVE_0, default=1.0, help=share)
     add("--num_training_steps", type=COUNT_OR_ALL, default=-1, help="-1: by epochs")
     add("--num_epochs", type=COUNT, default=1)
     add("--seed", type=SEED, default=42)
     # Validation and checkpoints
-    add("--val_before_train", type=switch, default=True)
-    add(
-        "--test_freq",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="steps between validations (-1: never); the last step is one",
-    )
+    between = "steps between validations (-1: never); the last step is one"
+    add("--test_freq", type=COUNT_OR_ALL, default=-1, help=between)
     add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
     add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")
     add("--keep_checkpoints", dest="max_checkpoints", type=COUNT, default=2, help="checkpoints kept")
     # Machine
-    add(
-        "--n_gpus",
-        type=COUNT_OR_ALL,
-        default=-1,
-        help="GPUs a node; -1: all. Without an accelerator: processes; -1: 1",
-    )
+    gpus = "GPUs a node; -1: all. Without an accelerator: processes; -1: 1"
+    add("--n_gpus", type=COUNT_OR_ALL, default=-1, help=gpus)
     add("--nnodes", type=COUNT, default=1)
     add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
     add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")

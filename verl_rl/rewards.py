@@ -15,7 +15,7 @@ from typing import Any
 
 from onerec.errors import InputError
 from onerec.ranking import pass_at_k, recall_at_k
-from onerec.render import THINK_CLOSE, THINK_OPEN, renderer_of
+from onerec.render import THINK_CLOSE, THINK_OPEN
 from onerec.sid import BEGIN, SidSpec
 
 Sid = tuple[int, ...]
@@ -193,18 +193,6 @@ def score_group(
         row |= {f"malformed/{reason}": float(answer.malformed == reason) for reason in MALFORMED}
         rows.append(row)
     return rows
-
-
-def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, *, sid_spec: str, **scoring: Any
-) -> dict[str, float]:
-    """One answer as a group of one, in the form of verl's ``reward.custom_reward_function``.
-
-    ``sid_spec`` is the checkpoint's folder; ``weights`` and ``thinking`` are `score_group`'s.
-    """
-    scoring = {"thinking": False} | scoring | {"weights": check_weights(scoring["weights"])}
-    text = renderer_of(sid_spec).as_record(solution_str)
-    return score_group([text], ground_truth, SidSpec.load(sid_spec), **scoring)[0]
 
 
 def ranking_metrics(ranked: Sequence[Sid | None], truth: Sequence[Sid], ks: Sequence[int]) -> dict[str, float]:

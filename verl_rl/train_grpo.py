@@ -26,18 +26,19 @@ from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
 from onerec.model_folder import ModelFolder
 from onerec.parquet import iter_batches, plain, texts
+from onerec.qwen3 import check_engine_fits, shape_of
 from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
-from onerec.verl.cluster import Pool, fit, has_accelerator
+from onerec.verl.cluster import Pool, fit, gpu_memory, has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import check_data, check_model, cpu_server, launch
-from onerec.verl.stage import ACTOR, ROLLOUT, begin, shared_overrides
+from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, shared_overrides
 from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
-from verl_rl.settings import DEFAULT_CATALOGUE, VLLM_ROLLOUT, RolloutSettings
+from verl_rl.settings import DEFAULT_CATALOGUE, ITEM_TOKENS, VLLM_ROLLOUT, RolloutSettings
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 KS = (1, 10, 32)  # of Pass@k and Recall@k
@@ -76,7 +77,19 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
         val_beam_size=args.val_beam_size if args.two_stage else 1,
         seed=args.seed,
     )
+    check_memory(args, model, settings)
     return model, settings, rows
+
+
+def check_memory(args: argparse.Namespace, model: ModelFolder, settings: RolloutSettings) -> None:
+    """Raise `InputError` where the item engine, with vLLM where there is thinking, does not fit this machine's GPU."""
+    if memory := gpu_memory():
+        thinks = settings.rollout == VLLM_ROLLOUT
+        beside = int(args.gpu_memory_utilization * memory) if thinks else 0
+        right = (
+            "a smaller --gpu_memory_utilization, which is vLLM's, or a smaller model" if thinks else "a smaller model"
+        )
+        check_engine_fits(args.base_model, shape_of(model.config), memory, ITEM_TOKENS, beside=beside, right=right)
 
 
 def check_catalogues(args: argparse.Namespace, model: ModelFolder) -> dict[str, Path]:
@@ -151,14 +164,13 @@ def place(args: argparse.Namespace) -> list[Pool]:
 
 
 def steps_of(args: argparse.Namespace, rows: int) -> int:
-    """Training steps of the run."""
     by_epochs = rows // args.train_batch_size * args.num_epochs
     return by_epochs if args.num_training_steps < 0 else args.num_training_steps
 
 
 def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -> list[str]:
-    """verl's configuration of the run."""
     length, model = args.prompt_length + args.response_length, args.base_model.resolve()
+    on_cpu = not has_accelerator()
     values = shared_overrides(args, "verl_rl.dataset") | {
         "algorithm.adv_estimator": "onerec_grpo",
         "algorithm.norm_adv_by_std_in_grpo": args.norm_adv_by_std,
@@ -186,8 +198,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         f"{ROLLOUT}.n": args.rollout_n * settings.beam_size,
         f"{ROLLOUT}.gpu_memory_utilization": args.gpu_memory_utilization,
         f"{ROLLOUT}.max_model_len": length,
-        f"{ROLLOUT}.max_num_seqs": args.max_num_seqs,
-        f"{ROLLOUT}.max_num_batched_tokens": max(args.max_num_batched_tokens, length),
+        f"{ROLLOUT}.max_num_seqs": CPU_SEQUENCES if on_cpu else 256,
+        f"{ROLLOUT}.max_num_batched_tokens": max(1024 if on_cpu else 8192, length),
         f"+{ROLLOUT}.engine_kwargs.vllm.max_logprobs": -1,
         f"{ROLLOUT}.seed": args.seed,
         f"{ROLLOUT}.agent.agent_loop_config_path": AGENT,
@@ -195,7 +207,6 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "trainer.v1.trainer_mode": "onerec_sync",
         "trainer.total_training_steps": steps,
         "trainer.total_epochs": max(args.num_epochs, 1 << 20 if args.num_training_steps >= 0 else 0),
-        "trainer.val_before_train": args.val_before_train,
         "trainer.test_freq": args.test_freq,
         "trainer.max_actor_ckpt_to_keep": args.max_checkpoints,
         "trainer.default_local_dir": (args.output_dir / "checkpoints").resolve(),
@@ -211,8 +222,8 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
             "actor_rollout_ref.model.use_remove_padding": False,
         }
     lines = [*(f"{name}={value}" for name, value in values.items()), settings.override()]
-    if settings.rollout == VLLM_ROLLOUT and not has_accelerator():
-        lines += cpu_server(ROLLOUT, model, length, args.max_num_seqs, args.rollout_tp_size)
+    if settings.rollout == VLLM_ROLLOUT and on_cpu:
+        lines += cpu_server(ROLLOUT, model, length, CPU_SEQUENCES, args.rollout_tp_size)
     return [*lines, *args.overrides]
 
 

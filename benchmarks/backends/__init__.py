@@ -21,7 +21,7 @@ def open_backend(
     data_parallel: int = 1,
     precision: str = "auto",
 ) -> Backend:
-    """The backend of a name; ``device`` and ``token_budget`` are for hf, the two parallels for vllm.
+    """The backend of a name; ``device`` is for hf, the two parallels are for vllm.
 
     Raises `InputError` where vLLM is asked for and not installed, and for a device that is not there.
     """
@@ -36,4 +36,4 @@ def open_backend(
         raise InputError("--backend vllm", what, "install it (scripts/install.sh), or --backend hf") from None
     from benchmarks.backends.vllm import VllmBackend
 
-    return VllmBackend(path, tensor_parallel, data_parallel, precision)
+    return VllmBackend(path, tensor_parallel, data_parallel, precision, token_budget)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, device_of, dtype_of
+from benchmarks.backends.base import NONE, Also, Excluded, Finished, Known, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.items.item import Item, batches_by_length
 from onerec.items.model import ItemModel, float32_logits
 from onerec.items.search import find_items
 from onerec.model_folder import check_finite, loading
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -27,18 +28,17 @@ class HfBackend:
         self, path: Path, tokenizer: Any, device: str = "auto", token_budget: int = 16384, precision: str = "auto"
     ) -> None:
         place = device_of(device)
-        from transformers import AutoModelForCausalLM, GenerationConfig
-
+        transformers = load_transformers()
         dtype = dtype_of(precision, place.type == "cuda")
         with loading(path):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
             )
         check_finite(path, model.named_parameters())
         self.model = model.to(place).eval()
         # Tokens are chosen as `Sampling` says and end where the caller says: nothing of the checkpoint's own settings
         # (a penalty on repetition, say) is mixed in, for vLLM takes none of them either.
-        self.model.generation_config = GenerationConfig()
+        self.model.generation_config = transformers.GenerationConfig()
         _answer_in_float32(self.model.get_output_embeddings())
         self.pad = tokenizer.pad_token_id or 0  # behind the mask, whatever it is
         self.token_budget = token_budget
@@ -85,6 +85,7 @@ class HfBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
+        also: Also = None,
     ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         engine = ItemModel.of(self.model, spec)
@@ -92,7 +93,8 @@ class HfBackend:
         for batch in self._batches(lengths, done):
             banned = None if exclude is None else [exclude[i] for i in batch]
             chosen = [[*prompts[i], spec.begin_id] for i in batch]
-            decoded = find_items(engine, chosen, index, num_beams, 1 << 60, banned, normalize)
+            more = None if also is None else [also[i] for i in batch]
+            decoded = find_items(engine, chosen, index, num_beams, 1 << 60, banned, normalize, also=more)
             yield list(zip(batch, decoded, strict=True))
 
     def next_logprobs(

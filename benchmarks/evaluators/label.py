@@ -1,4 +1,4 @@
-"""Label prediction: how well log P(是) − log P(否) orders what the user did."""
+"""Label prediction: how well log P(yes) − log P(no) orders what the user did, in the answers' own words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from benchmarks.evaluators.base import Evaluator, Result
 from benchmarks.judge import Judge
 from benchmarks.model import BenchModel
 from benchmarks.results import scores_of
-from benchmarks.tasks import YES_NO
 
 METRICS = ("auc", "user_auc")
 ROOM = 8  # tokens of the context that are left for the answer
@@ -23,7 +22,7 @@ class LabelEvaluator(Evaluator):
         """See `Evaluator.ask`."""
         model.check_spec(self.data.spec, self.data.folder)
         prompts, _ = self.prompts(model, ROOM)
-        pairs = model.answer_logprobs(prompts, YES_NO, self.task.name)
+        pairs = model.answer_logprobs(prompts, self.data.words.yes_no, self.task.name)
         self.lines = [
             {"uuid": e.uuid, "uid": e.uid, "label": e.answer_ids[0], "score": round(yes - no, 5)}
             for e, (yes, no) in zip(self.examples, pairs, strict=True)

@@ -32,9 +32,10 @@ Judged = tuple[Scores, dict[str, float], dict[str, int]]
 
 
 @functools.cache
-def prompts() -> dict[str, str]:
-    """What the judge is asked, by name."""
-    return json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+def prompts(language: str) -> dict[str, str]:
+    """What the judge is asked, by name, about data in a language."""
+    found = json.loads(Path(__file__).with_name("prompts.json").read_text(encoding="utf-8"))
+    return found[language if language in found else "en"]
 
 
 class TextEvaluator(Evaluator):
@@ -72,7 +73,7 @@ class UnderstandEvaluator(TextEvaluator):
 
     def judged(self, judge: Judge | None, label: str) -> Judged:
         """See `score_understanding`."""
-        return score_understanding(self.examples, self.texts, judge, self.args.encoder, label)
+        return score_understanding(self.examples, self.texts, judge, self.args.encoder, label, self.data.words.language)
 
 
 class ReasonEvaluator(TextEvaluator):
@@ -80,7 +81,7 @@ class ReasonEvaluator(TextEvaluator):
 
     def judged(self, judge: Judge | None, label: str) -> Judged:
         """See `score_reasoning`."""
-        return score_reasoning(self.examples, self.texts, judge, label)
+        return score_reasoning(self.examples, self.texts, judge, label, self.data.words.language)
 
 
 def parse_points(text: str) -> Points:
@@ -138,13 +139,13 @@ def double_weighted(reference: Sequence[int], answer: Sequence[int], quality: np
     return (2 * precision * recall / total if total else 0.0), precision, recall
 
 
-def judge_points(judge: Judge, reference: str, answer: str) -> Verdict[tuple[float, float, float]]:
+def judge_points(judge: Judge, reference: str, answer: str, language: str) -> Verdict[tuple[float, float, float]]:
     """(F1, precision, recall) of an answer by the judge's information points."""
     if not answer.strip():
         return Verdict((0.0, 0.0, 0.0))
     sides: list[Points] = []
     for text in (reference, answer):
-        found = judge.ask(prompts()["points"].format(text=text), parse_points)
+        found = judge.ask(prompts(language)["points"].format(text=text), parse_points)
         if found.value is None:
             return Verdict(None, found.problem)
         sides.append(found.value)
@@ -153,7 +154,7 @@ def judge_points(judge: Judge, reference: str, answer: str) -> Verdict[tuple[flo
     if not sides[1]:
         return Verdict((0.0, 0.0, 0.0))
     lists = ["\n".join(f"{i}. {point}" for i, (point, _) in enumerate(side, 1)) for side in sides]
-    question = prompts()["match"].format(reference=lists[0], answer=lists[1])
+    question = prompts(language)["match"].format(reference=lists[0], answer=lists[1])
     matched = judge.ask(question, lambda text: parse_matches(text, len(sides[0]), len(sides[1])))
     if matched.value is None:
         return Verdict(None, matched.problem)
@@ -162,7 +163,7 @@ def judge_points(judge: Judge, reference: str, answer: str) -> Verdict[tuple[flo
 
 
 def score_understanding(
-    examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, encoder: str, label: str
+    examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, encoder: str, label: str, language: str
 ) -> Judged:
     """Item understanding, by the judge's information points where there is a judge."""
     references = [e.answer for e in examples]
@@ -170,13 +171,16 @@ def score_understanding(
     counts: dict[str, float] = {}
     reasons: dict[str, int] = {}
     if judge:
-        verdicts = judge.map(lambda pair: judge_points(judge, *pair), list(zip(references, texts, strict=True)), label)
+        pairs = list(zip(references, texts, strict=True))
+        verdicts = judge.map(lambda pair: judge_points(judge, *pair, language), pairs, label)
         values, counts, reasons = _collect(verdicts, 3)
         columns |= dict(zip((F1, PRECISION, RECALL), values.T, strict=True))
     return scores_of(examples, columns), counts, reasons
 
 
-def score_reasoning(examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, label: str) -> Judged:
+def score_reasoning(
+    examples: Sequence[Example], texts: Sequence[str], judge: Judge | None, label: str, language: str
+) -> Judged:
     """Recommendation reasoning, by the judge's score where there is a judge."""
     references = [e.answer for e in examples]
     columns = {"char_rouge_l": np.array([char_rouge_l(r, t) for r, t in zip(references, texts, strict=True)])}
@@ -188,7 +192,7 @@ def score_reasoning(examples: Sequence[Example], texts: Sequence[str], judge: Ju
         if not texts[row].strip():
             return Verdict(1.0)  # nothing was written: the scale's lowest score says just that
         asked = "\n".join(turn["content"] for turn in examples[row].messages)
-        question = prompts()["reason"].format(task=asked, reference=references[row], answer=texts[row])
+        question = prompts(language)["reason"].format(task=asked, reference=references[row], answer=texts[row])
         return judge.ask(question, parse_score)
 
     values, counts, reasons = _collect(judge.map(work, range(len(examples)), label), 1)

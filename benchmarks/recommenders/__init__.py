@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.recommenders.base import Options, Recommender, Training
 from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity
+from benchmarks.recommenders.transitions import DecayedTransitions
 
 
 def _sasrec(training: Training, options: Options) -> Recommender:
@@ -31,6 +32,7 @@ RECOMMENDERS: dict[str, Callable[[Training, Options], Recommender]] = {
     "popularity": Popularity,
     "cooccurrence": Cooccurrence,
     "itemknn": ItemKnn,
+    "transitions": DecayedTransitions,
     "sasrec": _sasrec,
     "gru4rec": _gru4rec,
     "tiger": _tiger,

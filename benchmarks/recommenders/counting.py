@@ -1,4 +1,4 @@
-"""Recommenders that count: popularity, last-item transitions, item-based neighbours."""
+"""Recommenders that count: popularity, last-item co-occurrence, item-based neighbours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.recommenders.base import Options, Training, first_unskipped
 from onerec.sparse import BLOCK, best_of_rows, row_blocks
 
-WINDOW = 5  # transitions count the items that follow within this many positions
+WINDOW = 5  # co-occurrence counts the items that follow within this many positions
 NEIGHBOURS = 100
 
 
@@ -33,7 +33,7 @@ class Popularity:
 
 
 class Cooccurrence:
-    """Last-item transitions: what followed the user's last item within `WINDOW` positions in training, then popularity.
+    """What followed the user's last item within `WINDOW` positions in training, then popularity.
 
     The pairs are not counted beforehand, they would be `WINDOW` times the data: kept is where each item stands, and
     what stands behind it is counted when it is somebody's last.

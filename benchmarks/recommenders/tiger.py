@@ -15,6 +15,7 @@ from onerec.catalog import ItemIndex
 from onerec.items.model import ItemModel
 from onerec.items.search import find_items
 from onerec.sid import SidSpec
+from onerec.startup import load_transformers
 
 
 class TigerRecommender:
@@ -22,6 +23,8 @@ class TigerRecommender:
 
     def __init__(self, index: ItemIndex, options: Options) -> None:
         import torch
+
+        load_transformers()
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
         self.index, self.options = index, options

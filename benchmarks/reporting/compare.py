@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.intervals import Paired, paired
-from benchmarks.reporting.rows import Row, columns
+from benchmarks.reporting.rows import Row, columns, title_of
 from benchmarks.results import Scores
-from benchmarks.tasks import GENERAL, RANK_TASKS, TASKS
+from benchmarks.tasks import GENERAL, NEXT_ITEM, RANK_TASKS, TASKS
 
 _VALUES = ("before", "after", "difference", "95 % interval")
 COUNTING = ("popularity", "cooccurrence")  # baselines that learn nothing: what a model has to be above
@@ -57,12 +57,23 @@ def compare(before: Row, after: Row, heading: str, task: str, metric: str, n_boo
     return result and Comparison(before.label, after.label, heading, task, metric, result)
 
 
+def _neighbours(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Every stage and the one before it; a stage alone and with its prior."""
+    stages = [row for row in rows if row.kind == "stage"]
+    yield from itertools.pairwise(stages)
+    before = None
+    for row in rows:
+        if row.kind == "stage":
+            before = row
+        elif row.kind == "prior" and before is not None:
+            yield before, row
+
+
 def between_stages(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
     """Every stage against the one before it, by the columns of the table."""
-    stages = [row for row in rows if row.kind == "stage"]
     found = [
         compare(before, after, column.heading, column.task, column.metric, n_boot)
-        for before, after in itertools.pairwise(stages)
+        for before, after in _neighbours(rows)
         for column in columns(rows)
         if before.cell(column.task, column.metric) is not None and after.cell(column.task, column.metric) is not None
     ]
@@ -106,16 +117,15 @@ def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
     found = []
     for name, task in TASKS.items():
         if stages and (best := best_baseline(rows, name, task.headline)):
-            found.append(compare(best[0], stages[-1], f"{name} R@10", name, task.headline, n_boot))
+            found.append(compare(best[0], stages[-1], f"{title_of(rows, name)} R@10", name, task.headline, n_boot))
     return [c for c in found if c]
 
 
 def change_lines(rows: Sequence[Row]) -> list[str]:
     """What each stage gained and lost against the one before it, for the headline metrics."""
     lines = []
-    stages = [row for row in rows if row.kind == "stage"]
-    wanted = {("video", "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
-    for before, after in itertools.pairwise(stages):
+    wanted = {(NEXT_ITEM, "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
+    for before, after in _neighbours(rows):
         parts = []
         for column in columns(rows):
             if (column.task, column.metric) not in wanted:
@@ -137,9 +147,21 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
         value = stages[-1].cell(name, task.headline) if stages else None
         if best and best[1] and value is not None:
             lines.append(
-                f"{name}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
+                f"{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
                 f"({best[0].label}, {best[1]:.4f})"
             )
+    return lines
+
+
+def prior_lines(rows: Sequence[Row]) -> list[str]:
+    """Which item prior a model ranked with, its weight, and how that was chosen."""
+    lines = []
+    for row in rows:
+        for task, note in row.value.get("prior", {}).items():
+            chosen = note["chosen"]
+            if isinstance(chosen, dict):
+                chosen = f"the best {chosen['metric']} of {chosen['users']:,} validation users"
+            lines.append(f"{row.label}, {task}: prior {note['content']}, weight {note['weight']:g} ({chosen})")
     return lines
 
 

@@ -17,6 +17,7 @@ from benchmarks.tasks import TASKS, BenchTask, Example
 from onerec.catalog import ItemIndex
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.sid import SidSpec
+from onerec.tasks import VIDEO_AD
 
 TITLE_COLUMNS = ("title", "caption", "dense_caption")
 HISTORY, TITLE_LENGTH, PROMPT_LENGTH, K = 8, 48, 400, 10
@@ -53,17 +54,19 @@ class Bench(BenchData):
     def __init__(self, folder: Path, titles: Sequence[Path], product_titles: Sequence[Path]) -> None:
         """``titles``: Parquet files of pid and title, caption or dense_caption."""
         super().__init__(folder)
-        self.titles = {"video_ad": _read_titles(titles), "product": _read_titles(product_titles)}
+        self.titles = {"video_ad": read_titles(titles), "product": read_titles(product_titles)}
 
     def answered(self, row: Row, task: BenchTask) -> list[tuple[Example, dict[str, Any]]]:
         """Examples of a task with a result's prediction lines; empty where one of the two is missing."""
-        by_uuid = {line["uuid"]: line for line in load_predictions(row.folder, task.name)}
+        lines = load_predictions(row.folder, task.name)
+        by_uuid = {line["uuid"]: self.own_ids(line, task.name, back=True) for line in lines}
         if not by_uuid or not (self.folder / task.test_file).exists():
             return []
         return [(e, by_uuid[e.uuid]) for e in self.examples(task) if e.uuid in by_uuid]
 
 
-def _read_titles(paths: Sequence[Path]) -> dict[int, str]:
+def read_titles(paths: Sequence[Path]) -> dict[int, str]:
+    """pid to title, cut to a line, of Parquet files with pid and title, caption or dense_caption."""
     found: dict[int, str] = {}
     for path in paths:
         names = open_parquet(path, ["pid"]).schema_arrow.names
@@ -99,10 +102,17 @@ def _ranking(task: BenchTask, bench: Bench):
     index = bench.index(task)
     sid_of, titles = sids_of(index), bench.titles[task.catalogue]
 
+    own = bench.items if task.catalogue == VIDEO_AD else None
+
     def title(pid: int) -> str:
+        if own:
+            return f"{titles[pid]} [{own.show(pid)}]" if titles.get(pid) else str(own.show(pid))
         if titles.get(pid):
             return titles[pid]
         return "–".join(map(str, sid_of[pid])) if pid in sid_of else f"item {pid}"
+
+    def of_user(example: Example) -> str:
+        return f", user {bench.users.show(example.uid)}" if bench.users else ""
 
     def show(example: Example, line: dict[str, Any]) -> tuple[bool, Reading]:
         taken, top = set(example.answer_ids), line["items"][:K]
@@ -111,7 +121,7 @@ def _ranking(task: BenchTask, bench: Bench):
         reading = Reading(
             task.name,
             example.uuid,
-            f"{hits} of {len(taken)} found in the first {K}",
+            f"{hits} of {len(taken)} found in the first {K}" + of_user(example),
             line.get("thought", ""),
             tuple(Item(title(pid)) for pid in history),
             tuple(Item(title(pid), pid in taken) for pid in top),

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.reporting.compare import HEADINGS, Comparison
 from benchmarks.reporting.examples import Reading
-from benchmarks.reporting.rows import Row, columns, span_of, text_of
+from benchmarks.reporting.rows import Row, columns, span_of, text_of, title_of
 from onerec.pages import Block, bar_chart, cards, charts, folded, heading, html_page, line_chart, lines, table
 
 CURVES = (("loss", "loss"), ("itemic_loss", "itemic tokens"), ("text_loss", "text tokens"))
@@ -48,7 +48,10 @@ def beam_charts(rows: Sequence[Row]) -> list[dict[str, str]]:
     for row in rows:
         for k in (10, 32):
             series = [
-                (task, [(p["width"], p[f"recall@{k}"]) for p in sorted(points, key=lambda p: p["width"])])
+                (
+                    title_of(rows, task),
+                    [(p["width"], p[f"recall@{k}"]) for p in sorted(points, key=lambda p: p["width"])],
+                )
                 for task, points in row.value.get("beams", {}).items()
             ]
             if any(points for _, points in series):
@@ -66,7 +69,7 @@ def _all_metrics(rows: Sequence[Row]) -> list[Block]:
         names = list(dict.fromkeys(m for row in having for m in row.value["tasks"][task]))
         body = [[name, *(_with_interval(row, task, name) for row in having)] for name in names if name != "samples"]
         body.append(["samples", *(f"{row.value['tasks'][task].get('samples', 0):.0f}" for row in having)])
-        found.append(folded(f"{task}: every metric", ["metric", *(r.label for r in having)], body))
+        found.append(folded(f"{title_of(rows, task)}: every metric", ["metric", *(r.label for r in having)], body))
     return found
 
 
@@ -91,7 +94,7 @@ def _main_table(rows: Sequence[Row]) -> Block:
     return table(["stage", *(c.heading for c in chosen)], body, id="results", classes=[row.kind for row in rows])
 
 
-def _examples(readings: Sequence[Reading]) -> list[Block]:
+def _examples(rows: Sequence[Row], readings: Sequence[Reading]) -> list[Block]:
     by_task: dict[str, list[dict[str, Any]]] = {}
     for r in readings:
         terms = [
@@ -109,15 +112,15 @@ def _examples(readings: Sequence[Reading]) -> list[Block]:
         return []
     found = [heading("Examples to read", "examples", _EXAMPLES)]
     for task, several in by_task.items():
-        found += [heading(task, level=3), cards(several, wide=True)]
+        found += [heading(title_of(rows, task), level=3), cards(several, wide=True)]
     return found
 
 
-def _errors(errors: Sequence[dict[str, Any]]) -> list[Block]:
+def _errors(rows: Sequence[Row], errors: Sequence[dict[str, Any]]) -> list[Block]:
     found = []
     for error in errors:
         body = [(what, f"{100 * value:.1f} %", n) for what, value, n in error["rows"]]
-        found.append({"heading": error["task"], "rows": body})
+        found.append({"heading": title_of(rows, error["task"]), "rows": body})
     return [heading("Errors to learn from", "errors", _ERRORS), cards(found)] if found else []
 
 
@@ -149,5 +152,5 @@ def report_page(
     blocks += [*charts("Metrics", _bars(rows), "metrics"), *_all_metrics(rows)]
     blocks += charts("Training curves", _curves(curves), "curves")
     blocks += charts("Recall against beam width", beam_charts(rows), "beams")
-    blocks += [*_examples(found["readings"]), *_errors(found["errors"])]
+    blocks += [*_examples(rows, found["readings"]), *_errors(rows, found["errors"])]
     return html_page(title, _NOTE, blocks)

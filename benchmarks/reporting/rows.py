@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import aligned, check_same_data, load_metrics
-from benchmarks.tasks import GENERAL, LESS_IS_BETTER, TASKS
+from benchmarks.results import aligned, check_same_data, label_of, load_metrics
+from benchmarks.tasks import GENERAL, LESS_IS_BETTER, NEXT_ITEM, TASKS
 
 _SHORT = {
     "recall@10": "R@10",
@@ -24,7 +24,10 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One result: its label, its kind (``stage`` or ``baseline``), its folder and its metrics.json."""
+    """One result: its label, its kind (``stage``, ``prior`` or ``baseline``), its folder and its metrics.json.
+
+    ``prior``: the stage before it and an item prior rank together.
+    """
 
     label: str
     kind: str
@@ -63,10 +66,18 @@ def read_rows(stages: Sequence[Path], labels: Sequence[str] | None, baselines: S
     """Stages in order, then baselines; raises `InputError` where two measured a task on different data."""
     values = [load_metrics(folder) for folder in (*stages, *baselines)]
     check_same_data([*stages, *baselines], values)
-    names = [*(labels or [value["name"] for value in values[: len(stages)]])]
-    names += [value["name"] for value in values[len(stages) :]]
-    kinds = ["stage"] * len(stages) + ["baseline"] * len(baselines)
+    names = [label_of(value["name"], value) for value in values]
+    names[: len(stages)] = labels or names[: len(stages)]
+    kinds = ["prior" if value.get("prior") else "stage" for value in values[: len(stages)]]
+    kinds += ["baseline"] * len(baselines)
     return [Row(*row) for row in zip(names, kinds, (*stages, *baselines), values, strict=True)]
+
+
+def title_of(rows: Sequence[Row], task: str) -> str:
+    """What a task is called in a report: the next item's by the user's word for an item, unless that names another."""
+    noun = next((noun for row in rows if (noun := row.value.get("data", {}).get("noun"))), "")
+    others = {name for row in rows for name in row.value["tasks"]}
+    return noun if task == NEXT_ITEM and noun and noun not in others else task
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
@@ -75,8 +86,9 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     for name, task in TASKS.items():
         judged = any(row.cell(name, task.headline) is not None for row in rows)
         metric = task.headline if judged or not task.fallback else task.fallback
-        wanted.append(Column(name, metric, f"{name} {_SHORT[metric]}"))
-    wanted += [Column("video", "ndcg@10", "video NDCG@10"), Column("video", "pass@1", "video Pass@1")]
+        wanted.append(Column(name, metric, f"{title_of(rows, name)} {_SHORT[metric]}"))
+    for metric, short in (("ndcg@10", "NDCG@10"), ("pass@1", "Pass@1")):
+        wanted.append(Column(NEXT_ITEM, metric, f"{title_of(rows, NEXT_ITEM)} {short}"))
     wanted += [Column(GENERAL, "exact_match", "general EM"), Column(GENERAL, "bits_per_byte", "bits/byte ↓")]
     extra = sorted({m for row in rows for m in row.value["tasks"].get("lm_eval", {})})
     wanted += [Column("lm_eval", metric, metric) for metric in extra]

@@ -2,7 +2,9 @@
 
 Layout: ``<task>/<task>_test.parquet`` (uuid, source, messages without the answer, metadata JSON with ``answer`` and
 ``answer_pid``, for products ``answer_iid``), ``train_sequences.parquet`` (uid, task, history_pid, target_pid of the
-split=0 rows), ``video_ad_pid2sid.parquet``, ``product_pid2sid.parquet``, ``sid_spec.json`` and ``general/``.
+split=0 rows), ``video_ad_pid2sid.parquet``, ``product_pid2sid.parquet``, ``sid_spec.json``, ``prompts.json`` (which
+words the prompts have), ``general/``, and, where the data have them, the dictionaries of users' and items' own ids
+(`onerec.ids`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pyarrow as pa
 from data.onerec_data.build import SEQUENCE_SCHEMA, SEQUENCES, TEST_SCHEMA, bench_file
 from data.onerec_data.builders import BUILDERS
 from data.onerec_data.tables import Context
+from onerec.ids import ITEM_IDS, USER_IDS
 from onerec.parquet import iter_batches, list_parquet, open_parquet, write_batches
 from onerec.run import Manifest
 from onerec.tasks import GENERAL, PRODUCT, TESTED, Task
@@ -38,12 +41,16 @@ def schemas(tasks: Sequence[Task]) -> dict[str, pa.Schema]:
 def write_catalogues(
     folder: Path, context: Context, tables: dict[str, Path | None], heldout: Path | None, manifest: Manifest
 ) -> None:
-    """Copy the item tables by catalogue, the SID specification and the held-out general text beside the tests."""
+    """Beside the tests: the item tables by catalogue, the SIDs' specification, the words, held-out general text."""
     for name, path in tables.items():
         if path is not None:
             pid = context.layout.item_column("sids", "pid", open_parquet(path).schema_arrow.names)
             _copy(manifest, path, folder / f"{name}_pid2sid.parquet", pid)
     context.video.spec.save(folder)
+    context.prompts.words.save(folder)
+    for name in (ITEM_IDS, USER_IDS):
+        if context.video.path.with_name(name).is_file():
+            _copy(manifest, context.video.path.with_name(name), folder / name)
     for path in list_parquet(heldout) if heldout is not None else []:
         _copy(manifest, path, folder / GENERAL / path.name)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from data.onerec_data.batch import to_sids
-from data.onerec_data.samples import PROFILE_COLUMNS, VIDEO_COLUMNS, ItemJob, Job, Sample, Watched, ask, builder, line
-from data.onerec_data.text import Template, escaped, prompts
+from data.onerec_data.samples import PROFILE_COLUMNS, VIDEO_COLUMNS, ItemJob, Job, Sample, Watched, builder
+from data.onerec_data.text import Template, escaped
 from onerec.render import THINK_CLOSE, THINK_OPEN
 
 RECENT = 20  # watched videos whose tags speak
@@ -20,7 +20,7 @@ TOP = 2  # tags that a thought names
 @builder(optional=PROFILE_COLUMNS, any_of=PROFILE_COLUMNS)
 def pretrain_user_profile(job: Job) -> Iterator[Sample]:
     """The user's profile, with SIDs, as plain text."""
-    profiles, options = job.profiles(), prompts("understand")["profile_text"]
+    profiles, options = job.profiles(), job.prompts["profile_text"]
     for row in job.first_windows:
         if profiles[row] is None:
             job.skip(row, "no profile")
@@ -34,7 +34,7 @@ def pretrain_user_profile(job: Job) -> Iterator[Sample]:
 )
 def sft_rec_reason(job: Job) -> Iterator[Sample]:
     """Profile, watched captions and the next video's caption to the reasoning that leads there."""
-    texts, profiles, options = job.batch.texts, job.profiles(), prompts("understand")["reason_question"]
+    texts, profiles, options = job.batch.texts, job.profiles(), job.prompts["reason_question"]
     watched, targets, thoughts = texts("reco_gsu_caption"), texts("reco_target_caption"), texts("reco_cot")
     target_pids = job.batch.ints("target_pid")
     for row in job.rows:
@@ -50,7 +50,8 @@ def sft_rec_reason(job: Job) -> Iterator[Sample]:
 @builder(required=VIDEO_COLUMNS, tags=True)
 def sft_reco_reason(job: Job) -> Iterator[Sample]:
     """Watch history to a thought about its tags, and the next videos: for logs without a chain of thought."""
-    watched, tags, templates = Watched(job), job.context.tags, prompts("understand")["thought"]
+    watched, tags, templates = Watched(job), job.context.tags, job.prompts["thought"]
+    join = job.prompts["join"]
     for row in watched.usable(job.rows):
         liked = favourites(tags.of(watched.history.pids(row)[-RECENT:]))
         wanted = favourites(tags.of(watched.target.pids(row)[:1]))
@@ -58,9 +59,9 @@ def sft_reco_reason(job: Job) -> Iterator[Sample]:
             job.skip(row, "no tags")
             continue
         draws = job.draws(row)
-        fields = {"liked": escaped("和".join(liked)), "wanted": escaped("、".join(wanted))}
+        fields = {"liked": escaped(join["and"].join(liked)), "wanted": escaped(join["list"].join(wanted))}
         thought = draws.pick(templates).fill(**fields)
-        prompt = ask(draws, "video_rec", line(draws, "video", watched.history.text[row]))
+        prompt = job.ask(draws, "video_rec", job.line(draws, "video", watched.history.text[row]))
         sample = job.recommend(row, prompt, watched.target, watched.history)
         sample.answer = escaped(f"{THINK_OPEN}\n") + thought + escaped(f"\n{THINK_CLOSE}\n\n") + sample.answer
         yield sample
@@ -87,7 +88,7 @@ def pretrain_item_understand(job: ItemJob) -> Iterator[Sample]:
 
 def _items(job: ItemJob, options: str) -> Iterator[tuple[int, dict[str, Any], dict[str, bytes], Template]]:
     """(row, facts, SID and caption, wording) of the items that have a SID."""
-    templates = prompts("understand")[options]
+    templates = job.context.prompts[options]
     sids = to_sids(job.context.video, np.asarray(job.pids, np.int64), np.arange(len(job.pids) + 1)).text
     for row, (pid, caption, sid) in enumerate(zip(job.pids, job.captions, sids, strict=True)):
         if sid:

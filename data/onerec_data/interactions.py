@@ -17,12 +17,9 @@ from data.onerec_data.samples import (
     VIDEO_COLUMNS,
     Job,
     Sample,
-    ask,
     builder,
-    line,
 )
-from data.onerec_data.text import Draws, escaped, prompts
-from onerec.tasks import YES_NO
+from data.onerec_data.text import Draws, escaped
 
 MAX_INTERACTIONS = 10
 MASK_COLUMNS = tuple(f"{side}_video_{label}" for side in ("hist", "target") for label in LABELS)
@@ -50,7 +47,7 @@ class Interactions:
                 continue
             job.skip(row, SKIPPED, sids.missing[row])
             if sids.text[row]:
-                lines.append(line(draws, label, sids.text[row]))
+                lines.append(job.line(draws, label, sids.text[row]))
         if not lines:
             job.skip(row, "no interaction" if self._lengths[row] else "empty history")
             return None
@@ -92,7 +89,7 @@ class Targets:
 )
 def sft_label_cond_rec(job: Job) -> Iterator[Sample]:
     """Interactions to the items of one interaction kind, drawn among those whose targets hold an item with a SID."""
-    past, targets, questions = Interactions(job), Targets(job), prompts("recommend")["label_question"]
+    past, targets, questions = Interactions(job), Targets(job), job.prompts["label_question"]
     for row in job.rows:
         draws = job.draws(row)
         if (body := past.body(row, draws)) is None:
@@ -105,7 +102,7 @@ def sft_label_cond_rec(job: Job) -> Iterator[Sample]:
         label = draws.pick(usable)
         target = by_label[label]
         job.skip(row, SKIPPED, target.missing[row])
-        prompt = ask(draws, job.task.topic, body, questions[label])
+        prompt = job.ask(draws, job.task.topic, body, questions[label])
         yield job.recommend(row, prompt, target, past.history, facts={"target_interaction": label})
 
 
@@ -117,6 +114,7 @@ def sft_label_cond_rec(job: Job) -> Iterator[Sample]:
 def sft_label_pred(job: Job) -> Iterator[Sample]:
     """Interactions and a candidate to yes or no: will the user watch it for long? One sample a candidate."""
     past, target = Interactions(job), job.batch.lists(TARGET)
+    answers = list(map(escaped, job.prompts.words.yes_no))
     kept = np.minimum(target.lengths, MAX_TARGETS)
     places, bounds = ranges(target.offsets[:-1], target.offsets[:-1] + kept)
     candidates = to_sids(job.context.video, target.values[places], np.arange(len(places) + 1))
@@ -133,9 +131,9 @@ def sft_label_pred(job: Job) -> Iterator[Sample]:
                 job.skip(row, SKIPPED)
                 continue
             label, pid = labels[place], int(candidates.pids(at)[0])
-            prompt = ask(job.draws(row, place), job.task.topic, body, candidate=candidates.text[at])
+            prompt = job.ask(job.draws(row, place), job.task.topic, body, candidate=candidates.text[at])
             facts = {"label": label, "candidate_pid": pid}
-            yield job.sample(row, (place, pid), facts, prompt=prompt, answer=escaped(YES_NO[1 - label]))
+            yield job.sample(row, (place, pid), facts, prompt=prompt, answer=answers[1 - label])
 
 
 def _longview(job: Job, row: int) -> list[int] | None:

@@ -30,12 +30,10 @@ from data.onerec_data.samples import (
     Job,
     Sample,
     Watched,
-    ask,
     builder,
-    line,
 )
 from data.onerec_data.tables import SidTable
-from data.onerec_data.text import escaped, prompts
+from data.onerec_data.text import escaped
 from onerec.parquet import whole_number
 
 LONGVIEW_HISTORY = 100
@@ -49,14 +47,14 @@ def sft_video_rec(job: Job) -> Iterator[Sample]:
     watched = Watched(job)
     for row in watched.usable(job.rows):
         draws = job.draws(row)
-        prompt = ask(draws, job.task.topic, line(draws, "video", watched.history.text[row]))
+        prompt = job.ask(draws, job.task.topic, job.line(draws, "video", watched.history.text[row]))
         yield job.recommend(row, prompt, watched.target, watched.history)
 
 
 @builder(required=VIDEO_COLUMNS)
 def pretrain_video_rec(job: Job) -> Iterator[Sample]:
     """The whole watch sequence as plain text."""
-    watched, options = Watched(job), prompts("understand")["sequence_text"]
+    watched, options = Watched(job), job.prompts["sequence_text"]
     for row in watched.usable(job.first_windows):
         template = job.draws(row).pick(options)
         text = template.fill(history=watched.history.text[row], target=watched.target.text[row])
@@ -84,12 +82,12 @@ def _cross_domain(job: Job, domain: str, table: SidTable) -> Iterator[Sample]:
             job.skip(row, NO_SID if targets.missing[row] else "no target")
             continue
         draws = job.draws(row)
-        lines = [line(draws, kind, s.text[row]) for kind, s in sources if s.text[row]]
+        lines = [job.line(draws, kind, s.text[row]) for kind, s in sources if s.text[row]]
         job.skip(row, SKIPPED, targets.missing[row] + sum(s.missing[row] for _, s in sources))
         if not lines:
             job.skip(row, "empty history")
             continue
-        yield job.recommend(row, ask(draws, job.task.topic, rb"\n".join(lines)), targets, clicks)
+        yield job.recommend(row, job.ask(draws, job.task.topic, rb"\n".join(lines)), targets, clicks)
 
 
 def _long_viewed(job: Job) -> SidLists | None:
@@ -113,7 +111,7 @@ def sft_interactive_rec(job: Job) -> Iterator[Sample]:
     for at, (row, keyword, _) in enumerate(wanted):
         draws, profile = job.draws(row, keyword), profiles[row]
         if profile is None and without_profiles and history.text[row]:
-            profile = line(draws, "video", history.text[row])  # what was watched stands for it
+            profile = job.line(draws, "video", history.text[row])  # what was watched stands for it
         if profile is None:
             job.skip(row, "no profile")
             continue
@@ -121,7 +119,7 @@ def sft_interactive_rec(job: Job) -> Iterator[Sample]:
         if not items.text[at]:
             job.skip(row, NO_SID)
             continue
-        prompt = ask(draws, job.task.topic, b"", profile=profile, keyword=escaped(keyword))
+        prompt = job.ask(draws, job.task.topic, b"", profile=profile, keyword=escaped(keyword))
         yield job.recommend(row, prompt, items, history, at, key=(keyword,), facts={"keyword": keyword})
 
 

@@ -7,12 +7,14 @@
 
 Writes <output_dir>/<task>.parquet for each task (pretrain_video_rec, sft_video_rec, …) in the record format, the
 benchmark's test files from the split=1 rows into <output_dir>/benchmark_data, and manifest.json. Users pass in batches,
-so memory does not grow with the input. Logs of your own: --layout my_layout.json (see layouts/).
+so memory does not grow with the input. Logs of your own: --layout my_layout.json (see layouts/). English, about
+products: --prompts en --noun product.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from data.onerec_data.layout import load_layout
 from data.onerec_data.samples import VIDEO_COLUMNS
 from data.onerec_data.tables import load_context
 from data.onerec_data.users import Captions, Users, available_parts
+from data.onerec_data.wording import add_prompts, load_prompts
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -44,6 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--caption", type=Path, help="pid2caption.parquet (pid, dense_caption or caption, tags)")
     add("--output_dir", type=Path, required=True, help="folder for <task>.parquet")
     add("--layout", default="release", help="release, simple, or a JSON file: which column plays which part")
+    add_prompts(parser)
     add("--seed", type=SEED, default=42, help="seed of every draw")
     add("--workers", type=PROCESSES, default=1, help="processes that build records")
     add("--all_splits", action="store_true", help="training records from the test users too")
@@ -69,7 +73,9 @@ class Run:
             raise InputError("--caption", "is missing", "give pid2caption.parquet")
         if not products and any(task.catalogue == PRODUCT for task in tasks):
             raise InputError("--product_pid2sid", "is missing", "give the products' pid to SID table")
-        self._tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout)
+        prompts = load_prompts(args.prompts, args.noun)
+        self.manifest.extra["prompts"] = dataclasses.asdict(prompts.words)
+        self._tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout, prompts)
         self.context = load_context(*self._tables)
         if self.context.tags is None and any(BUILDERS[task.name].tags for task in tasks):
             raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")

@@ -10,7 +10,8 @@ import numpy as np
 
 from data.onerec_data.batch import Batch, SidLists
 from data.onerec_data.tables import Context
-from data.onerec_data.text import Draws, Template, Turn, escaped, prompts
+from data.onerec_data.text import Draws, Template, Turn, escaped
+from data.onerec_data.wording import Prompts
 from onerec.tasks import Task
 
 VIDEO_HISTORY, MAX_TARGETS = 512, 10
@@ -18,6 +19,7 @@ HISTORY, TARGET = "hist_video_pid", "target_video_pid"
 VIDEO_COLUMNS = (HISTORY, TARGET)
 PROFILE_COLUMNS = ("inter_user_profile", "inter_user_profile_with_sid")
 NO_SID, SKIPPED = "no item with a SID", "pid without SID skipped"
+LATER_WINDOW = "a later window of its user, made once from window 0"
 NO_PIDS = np.empty(0, np.int64)
 
 
@@ -49,8 +51,15 @@ class Job:
     context: Context
 
     @property
+    def prompts(self) -> Prompts:
+        """What the tasks say."""
+        return self.context.prompts
+
+    @property
     def first_windows(self) -> list[int]:
-        """Rows for tasks that are made once a user: later windows repeat parts of the first."""
+        """Rows for tasks that are made once a user: later windows repeat parts of the first, and are counted."""
+        for row in self.rows:
+            self.skip(row, LATER_WINDOW, int(self.batch.windows[row] != 0))
         return [row for row in self.rows if not self.batch.windows[row]]
 
     def skip(self, row: int, reason: str, count: int = 1) -> None:
@@ -84,6 +93,18 @@ class Job:
         at = row if at is None else at
         pids = {"answer_pid": answer.pids(at), "history_pid": history.pids(row) if history else NO_PIDS}
         return self.sample(row, prompt=prompt, answer=answer.text[at], **pids, **more)
+
+    def line(self, draws: Draws, kind: str, sids: bytes) -> bytes:
+        """A history line: what the items are, then their SIDs."""
+        return draws.pick(self.prompts["history"][kind]).fill() + sids
+
+    def ask(
+        self, draws: Draws, topic: str, body: bytes, options: Sequence[Template] = (), **fields: bytes
+    ) -> list[Turn]:
+        """The usual prompt: a system turn drawn for the topic; the body and a question, its own or of ``options``."""
+        system = draws.pick(self.prompts["system"][topic]).fill()
+        question = draws.pick(options or self.prompts["question"][topic]).fill(**fields)
+        return [("system", system), ("user", body + rb"\n" + question if body else question)]
 
     @property
     def history(self) -> SidLists:
@@ -145,18 +166,6 @@ class Builder:
 def builder(**needs: Any) -> Callable[[Callable[[Any], Iterable[Sample]]], Builder]:
     """Make a function the `Builder` of the task that has the function's name."""
     return lambda build: Builder(build.__name__, build, **needs)
-
-
-def line(draws: Draws, kind: str, sids: bytes) -> bytes:
-    """A history line: what the items are, then their SIDs."""
-    return draws.pick(prompts("recommend")["history"][kind]).fill() + sids
-
-
-def ask(draws: Draws, topic: str, body: bytes, options: Sequence[Template] = (), **fields: bytes) -> list[Turn]:
-    """The usual prompt: a system turn drawn for the topic, then the body and a question, its own or of ``options``."""
-    system = draws.pick(prompts("recommend")["system"][topic]).fill()
-    question = draws.pick(options or prompts("recommend")["question"][topic]).fill(**fields)
-    return [("system", system), ("user", body + rb"\n" + question if body else question)]
 
 
 class Watched:

@@ -1,6 +1,6 @@
 """Item tables as arrays: pid to SID text, pid to tags. Built for catalogues of tens of millions of items.
 
-A `Context` holds them, with the seed and the layout, for every builder.
+A `Context` holds them, with the seed, the layout and the prompts, for every builder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from data.onerec_data.layout import Layout
 from data.onerec_data.text import MARK, Draws
+from data.onerec_data.wording import Prompts
 from onerec.catalog import read_pid2sid
 from onerec.errors import InputError
 from onerec.parquet import Kind, column_types, integers, is_list, list_parts, plain, read_table, texts
@@ -115,7 +116,7 @@ class TagTable:
         return [self.names[i] for row in rows for i in self.ids[self.offsets[row] : self.offsets[row + 1]].tolist()]
 
 
-_SEPARATORS = r"[,，、;；|/]"
+SEPARATORS = r"[,，、;；|/]"
 
 
 def read_tags(path: Path, layout: Layout) -> TagTable | None:
@@ -128,7 +129,7 @@ def read_tags(path: Path, layout: Layout) -> TagTable | None:
     try:
         values = plain(table[column])
         if not is_list(values.type):
-            values = pc.split_pattern_regex(texts(values)[0], _SEPARATORS)
+            values = pc.split_pattern_regex(texts(values)[0], SEPARATORS)
         items, offsets, _ = list_parts(values)
         flat = pc.utf8_trim_whitespace(texts(items)[0])
     except TypeError:
@@ -156,6 +157,7 @@ class Context:
     tags: TagTable | None
     seed: int
     layout: Layout
+    prompts: Prompts
 
     def draws(self, task: Task, *what: object) -> Draws:
         """The draws of wording for one thing of a task."""
@@ -169,7 +171,12 @@ class Context:
 
 
 def load_context(
-    pid2sid: Path, product_pid2sid: Path | None, caption: Path | None, seed: int, layout: Layout
+    pid2sid: Path,
+    product_pid2sid: Path | None,
+    caption: Path | None,
+    seed: int,
+    layout: Layout,
+    prompts: Prompts,
 ) -> Context:
     """Read the tables that the tasks need; both SID tables must have the same codebooks."""
     video = SidTable(pid2sid, layout)
@@ -177,4 +184,4 @@ def load_context(
     if product and not product.spec.same_codebooks(video.spec):
         right = f"those of {pid2sid}: {video.spec.codebook_sizes}"
         raise InputError(product.path, f"has codebooks {product.spec.codebook_sizes}", right)
-    return Context(video, product, read_tags(caption, layout) if caption else None, seed, layout)
+    return Context(video, product, read_tags(caption, layout) if caption else None, seed, layout, prompts)

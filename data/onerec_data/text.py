@@ -7,24 +7,20 @@ is UTF-8 that can stand between two quotation marks of a JSON document.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 import string
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import orjson
 
 from onerec.records import CHAT_MARK, ROLES
 from onerec.render import THINK_CLOSE, THINK_OPEN
-from onerec.run import read_json
 from onerec.sid import ITEM_OR_MARK
 
 # What no text of a log may hold: turns, thoughts and items are marked so, and a model would learn them as such.
 MARK = re.compile("|".join((CHAT_MARK.pattern, THINK_OPEN, THINK_CLOSE, ITEM_OR_MARK)))
-PROMPTS = Path(__file__).parent / "prompts"
 T = TypeVar("T")
 Turn = tuple[str, bytes]
 
@@ -35,15 +31,15 @@ def escaped(text: str) -> bytes:
 
 
 class Template:
-    """A text with ``{name}`` fields, parsed once."""
+    """A text with ``{name}`` fields, parsed once; those of ``fixed`` are filled in for good."""
 
     __slots__ = ("_fields", "_format")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, fixed: Mapping[str, str]) -> None:
         form, fields = b"", []
         for literal, field, _, _ in string.Formatter().parse(text):
-            form += escaped(literal).replace(b"%", b"%%")
-            if field is not None:
+            form += escaped(literal + fixed.get(field, "")).replace(b"%", b"%%")
+            if field is not None and field not in fixed:
                 form += b"%b"
                 fields.append(field)
         self._fields = tuple(fields)
@@ -53,17 +49,9 @@ class Template:
         """The text with its fields replaced by escaped ones."""
         return self._format % tuple([fields[name] for name in self._fields]) if self._fields else self._format
 
-
-@functools.cache
-def prompts(name: str) -> dict[str, Any]:
-    """A prompt file of the ``prompts`` folder, its lists of texts turned into lists of `Template`."""
-    return _templates(read_json(PROMPTS / f"{name}.json"))
-
-
-def _templates(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _templates(inner) for key, inner in value.items()}
-    return [Template(text) for text in value] if isinstance(value, list) else value
+    def text(self, **fields: str) -> str:
+        """As `fill`, of plain text."""
+        return orjson.loads(b'"%b"' % self.fill(**{name: escaped(value) for name, value in fields.items()}))
 
 
 class Draws:

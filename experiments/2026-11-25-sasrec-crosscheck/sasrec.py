@@ -1,8 +1,6 @@
 """Our SASRec beside RecBole's on the same users, leave one out: is the baseline what the field calls SASRec?
 
-    python -m venv recbole-env     # a scratch environment: RecBole 1.2.1 wants NumPy below 2 and pandas below 3
-    recbole-env/bin/pip install "recbole==1.2.1" "numpy<2" "pandas<3"
-    python sasrec.py --inter ml-100k/ml-100k.inter --recbole_python recbole-env/bin/python --seeds 0 1 2
+    python sasrec.py --inter ml-100k/ml-100k.inter --recbole_python recbole-env/bin/python
 
 Every user's last item is the test, the one before it validation, the whole catalogue is ranked, seen items included,
 as RecBole does it for sequential models. RecBole reads the sequences from a file whose times are places in the
@@ -33,10 +31,13 @@ from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.sequential import SasRecNet, fit
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, COUNT_OR_0, POSITIVE, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
+from onerec.flags import SEED, ArgumentParser
 from onerec.keeper import owned
 from onerec.run import get_logger, write_json
 
+SETTINGS = {"epochs": 20, "patience": 3, "max_items": 10, "dim": 32, "dropout": 0.2, "lr": 2e-3}  # of both
+WINDOWS, BEGINNINGS = 32, 512  # a batch of ours, of RecBole's
+LAST = 50  # of each user's items, to save hours
 METRICS = ("recall@10", "ndcg@10")
 
 
@@ -46,16 +47,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     inter = "interactions in RecBole's form (user_id, item_id, …, timestamp)"
     add("--inter", type=Path, required=True, help=inter)
     add("--recbole_python", default="", help="python of an environment with RecBole (none: ours alone)")
-    add("--seeds", type=SEED, nargs="+", default=[0, 1, 2], help="seeds")
-    add("--epochs", type=COUNT, default=200, help="epochs at most")
-    add("--patience", type=COUNT, default=10, help="epochs without a better validation before it stops")
-    add("--max_items", type=COUNT, default=50, help="items of a history")
-    add("--last", type=COUNT_OR_0, default=0, help="only each user's last items, to save hours (0: all)")
-    add("--dim", type=WIDTH, default=64, help="width")
-    add("--dropout", type=SHARE_BELOW_1, default=0.5, help="dropout, of attention too")
-    add("--lr", type=POSITIVE, default=1e-3, help="learning rate")
-    add("--batch_size", type=COUNT, default=32, help="windows a batch of ours")
-    add("--recbole_batch_size", type=COUNT, default=2048, help="beginnings of sequences a batch of RecBole's")
+    add("--seeds", type=SEED, nargs="+", default=[0, 1, 2, 3, 4], help="seeds")
     add("--output", type=Path, default=None, help="JSON file of both sides' numbers")
     return parser.parse_args(argv)
 
@@ -74,10 +66,8 @@ def read_sequences(path: Path) -> dict[str, list[int]]:
     return {name: items for name, items in found.items() if len(items) >= 3}
 
 
-def ours(sequences: dict[str, list[int]], seed: int, args: argparse.Namespace) -> dict[str, float]:
-    """Test metrics of this project's SASRec."""
-    names = ("epochs", "patience", "batch_size", "max_items", "dim", "dropout", "lr")
-    options = Options(**{name: getattr(args, name) for name in names}, seed=seed)
+def ours(sequences: dict[str, list[int]], seed: int) -> dict[str, float]:
+    options = Options(**SETTINGS, batch_size=WINDOWS, seed=seed)
     users = list(sequences)
     training = Training([(s[:-3], s[-3:-2]) for s in sequences.values()], users=users)
     validation = [(s[:-2], s[-2:-1]) for s in sequences.values()]
@@ -101,8 +91,7 @@ def recboles(sequences: dict[str, list[int]], seed: int, args: argparse.Namespac
     """Test metrics of RecBole's SASRec in its own environment; raises `InputError` where it fails or tests others."""
     log = get_logger("crosscheck")
     script = Path(__file__).with_name("recbole_sasrec.py")
-    settings = {name: getattr(args, name) for name in ("epochs", "patience", "max_items", "dim", "dropout", "lr")}
-    settings |= {"seed": seed, "batch_size": args.recbole_batch_size}
+    settings = SETTINGS | {"seed": seed, "batch_size": BEGINNINGS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_sequences(folder / "sequences.inter", sequences)
@@ -140,12 +129,12 @@ def within_noise(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     log = get_logger("crosscheck")
-    sequences = {user: items[-args.last :] for user, items in read_sequences(args.inter).items()}
+    sequences = {user: items[-LAST:] for user, items in read_sequences(args.inter).items()}
     sides: dict[str, list[dict[str, float]]] = {"ours": []} | ({"recbole": []} if args.recbole_python else {})
     for seed in args.seeds:
         for name, side in sides.items():
             start = time.monotonic()
-            value = (ours if name == "ours" else recboles)(sequences, seed, args)
+            value = ours(sequences, seed) if name == "ours" else recboles(sequences, seed, args)
             side.append(value)
             numbers = "  ".join(f"{m} {value[m]:.4f}" for m in METRICS)
             log.info(f"seed {seed} {name}: {numbers}  ({time.monotonic() - start:.0f} s)")

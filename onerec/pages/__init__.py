@@ -31,7 +31,6 @@ def html_page(title: str, note: str, blocks: Sequence[Block]) -> str:
 
 
 def heading(text: str, id: str = "", note: str = "", level: int = 2) -> Block:
-    """A heading, with a line below it."""
     return {"kind": "heading", "text": text, "id": id, "note": note, "level": level}
 
 
@@ -64,7 +63,7 @@ def cards(found: Sequence[dict[str, Any]], wide: bool = False) -> Block:
 
 
 def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars of (label, value, kind); the kind (``stage`` or ``baseline``) picks the colour."""
+    """Horizontal bars of (label, value, kind); the kind (``stage``, ``prior`` or ``baseline``) picks the colour."""
     top = max((value for _, value, _ in values), default=0) or 1
     height = len(values) * (_BAR + _GAP)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">']

@@ -91,7 +91,6 @@ class Renderer(abc.ABC):
         """
 
     def text(self, messages: Messages, add_think_pattern: bool = True) -> str:
-        """`render` as one string."""
         return "".join(piece.text for piece in self.render(messages, add_think_pattern))
 
     def think_block(self, thought: str = "") -> str:

@@ -29,7 +29,7 @@ from onerec.sid import SidSpec
 from onerec.verl.cluster import Pool, has_accelerator, ray_overrides
 
 VERL_VERSION = "0.9.1"
-CPU_MODULE = "onerec.verl.cpu"
+IMPORTS, CPU_MODULE = "onerec.verl.imports", "onerec.verl.cpu"
 # The trainer of onerec.verl.trainer, by the name under which verl finds it.
 WATCHED_TRAINER = "onerec_watched"
 # verl's default is FSDP1.
@@ -142,7 +142,7 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
     """
     values = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "VERL_USE_EXTERNAL_MODULES": ",".join([*([CPU_MODULE] if on_cpu else []), *modules]),
+        "VERL_USE_EXTERNAL_MODULES": ",".join([IMPORTS, *([CPU_MODULE] if on_cpu else []), *modules]),
         "HYDRA_FULL_ERROR": "1",
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -172,7 +172,6 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
 
 
 def command(overrides: Sequence[str]) -> list[str]:
-    """verl's own entry point with these overrides."""
     return [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
 
 
@@ -223,7 +222,6 @@ class _Log:
             self.close()
 
     def close(self) -> None:
-        """Nothing more comes."""
         self._file.close()
 
 

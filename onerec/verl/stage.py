@@ -11,6 +11,8 @@ from onerec.folders import check_output, made_by
 from onerec.verl.export import last_checkpoint
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+# Sequences that one of vLLM's servers on a CPU works on at once.
+CPU_SEQUENCES = 64
 
 
 def begin(

@@ -1,24 +1,23 @@
-"""Item decoding beside the bare prefill and beside generate(num_beams=…): time, memory, and users a second.
+"""Item decoding beside the bare prefill and beside generate(num_beams=…): seconds, and users a second.
 
     python scripts/perf/decode.py                                # CPU: 6 layers x 256, batch 8, 512 tokens
     python scripts/perf/decode.py --vocabularies small --beams 32 --no_generate
-    python scripts/perf/decode.py --device cuda --layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 \\
-        --head_dim 128 --prompt 2048 --batch 16 --beams 32 128 512 --vocabularies qwen3      # OneRec-1.7B's shape
+    python scripts/perf/decode.py --device cuda --size 1.7B --prompt 2048 --batch 16 --beams 32 128 512 \\
+        --vocabularies qwen3 --no_generate
 
 The bare prefill is the model on the prompts, keeping its cache, with the logits of the last position: nothing that
 decodes can do less. Sides take turns in one process; a ratio is the median over the rounds of that round's ratio.
 `generate` is slow and runs in the first round only, constrained by prefix_allowed_tokens_fn to the same catalogue.
-Memory: each side in a process of its own, its peak above the loaded model. Weights are random, items are drawn evenly.
+Weights are random, items are drawn evenly.
 Beside the times stand the products that each side's matrices take (counted, not measured).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,23 +26,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import (
+    CLOCKS,
     COUNT,
+    SIZES,
     ArgumentParser,
-    add_clock,
     add_numbers,
-    add_shape,
     in_turns,
     medians,
     print_heads,
     print_row,
-    qwen3,
-    ratios,
     spent,
 )
 
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
 from onerec.items.item import NORMALIZE
+from onerec.qwen3 import layer_weights
 from onerec.sid import SidSpec
 
 # Text tokens before the itemic ones, codes a layer, items. `qwen3` is Qwen3's own vocabulary with OneRec's codebooks.
@@ -55,15 +53,13 @@ Side = tuple[int, str]  # beams and what their scores are normalised over; of th
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--vocabularies", nargs="+", choices=VOCABULARIES, default=list(VOCABULARIES))
-    add_shape(parser, layers=6, hidden=256, intermediate=768, heads=4, kv_heads=2, head_dim=64)
+    parser.add_argument("--size", choices=SIZES, default="small", help="the model's shape (small)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_numbers(parser, batch=(8, "prompts at a time"), prompt=(512, "tokens of a prompt"), repeats=(5, "rounds"))
-    add_numbers(parser, seed=(0, "of weights, prompts and items"))
     parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    add_clock(parser)
+    text = "cpu: the process's own seconds, for a machine that others use too (with OMP_NUM_THREADS=1)"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=text)
     parser.add_argument("--no_generate", action="store_true", help="leave out generate, which takes minutes")
-    parser.add_argument("--no_memory", action="store_true", help="leave out the peaks, a process a side")
-    parser.add_argument("--side", default=None, help=argparse.SUPPRESS)  # one side's peak memory, in a child
     return parser.parse_args()
 
 
@@ -77,19 +73,21 @@ class World:
 
     def __init__(self, args: argparse.Namespace, vocabulary: str) -> None:
         import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
 
         from onerec.items.model import ItemModel
 
         text, codes, items = VOCABULARIES[vocabulary]
         self.args, self.torch = args, torch
         self.spec = SidSpec((codes,) * 3, first_id=text)
-        rng = np.random.default_rng(args.seed)
+        rng = np.random.default_rng(0)
         drawn = rng.integers(0, codes, (items, 3)).astype(np.int32)
         self.index = ItemIndex(np.arange(items), drawn, self.spec)
-        torch.manual_seed(args.seed)
+        torch.manual_seed(0)
         dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
-        context = {"max_position_embeddings": args.prompt + 16, "tie_word_embeddings": True}
-        self.model = qwen3(args, self.spec.end_id + 1, **context).to(args.device, dtype).eval()
+        shape = dataclasses.asdict(SIZES[args.size]) | {"vocab_size": self.spec.end_id + 1}
+        config = Qwen3Config(**shape, max_position_embeddings=args.prompt + 16)
+        self.model = Qwen3ForCausalLM(config).to(args.device, dtype).eval()
         prompts = rng.integers(0, text, (args.batch, args.prompt - 1)).tolist()
         self.ids = torch.tensor([[*prompt, self.spec.begin_id] for prompt in prompts], device=args.device)
         self.engine = ItemModel.of(self.model, self.spec)
@@ -126,77 +124,35 @@ def products(args: argparse.Namespace, vocabulary: str, side: Side) -> int:
     with the whole vocabulary, or with the ``level``'s codes. Causal attention is counted as the half that it needs.
     """
     (text, codes, _), (beams, normalize) = VOCABULARIES[vocabulary], side
-    rows = text + 3 * codes + 2
-    inner = args.heads * args.head_dim
-    token = 2 * args.hidden * (inner + args.kv_heads * args.head_dim) + 3 * args.hidden * args.intermediate
+    rows, shape = text + 3 * codes + 2, SIZES[args.size]
+    token = layer_weights(shape)
+    inner = shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim
     prompt = args.prompt * token + inner * args.prompt * (args.prompt + 1)
     if not beams:
-        return args.batch * (args.layers * prompt + args.hidden * rows)
-    steps = 2 * beams * args.layers * (token + 2 * inner * args.prompt)
-    head = (1 + 2 * min(beams, codes)) * args.hidden * (rows if normalize == "vocabulary" else codes)
-    return args.batch * (args.layers * prompt + steps + head)
-
-
-def peak_above_model(vocabulary: str, side: str) -> float:
-    """MiB that one side takes at its peak above the loaded model, in a process of its own."""
-    argv = [sys.executable, __file__, *sys.argv[1:], "--vocabularies", vocabulary, "--side", side]
-    # A fixed threshold: freed blocks go back to the kernel at once, so that the peak is not the allocator's.
-    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return float(subprocess.run(argv, check=True, capture_output=True, text=True, env=env).stdout.split()[-1])
-
-
-def print_peak(args: argparse.Namespace) -> None:
-    """The child's part of `peak_above_model`."""
-    world, side = World(args, args.vocabularies[0]), sides(args.beams)[args.side]
-    if args.device != "cpu":
-        world.torch.cuda.reset_peak_memory_stats()
-        before = world.torch.cuda.memory_allocated()
-        world.run(side)
-        print((world.torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    # A short call first: libraries load, thread pools start. Writing 5 sets the kernel's high-water mark back
-    # (proc(5)).
-    whole = world.ids
-    world.ids = world.ids[:1, :8]
-    world.run(side)
-    world.ids = whole
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    world.run(side)
-    print((_status("VmHWM") - before) / 1024)
-
-
-def _status(key: str) -> int:
-    """KiB of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1])
+        return args.batch * (prompt + shape.hidden_size * rows)
+    steps = 2 * beams * (token + 2 * inner * args.prompt)
+    head = (1 + 2 * min(beams, codes)) * shape.hidden_size * (rows if normalize == "vocabulary" else codes)
+    return args.batch * (prompt + steps + head)
 
 
 def main() -> None:
     args = parse_args()
-    if args.side:
-        print_peak(args)
-        return
-    print(f"{args.layers} layers x {args.hidden}, batch {args.batch}, {args.prompt} tokens, {args.device}")
-    print_heads("vocabulary", "side", "seconds", "x prefill", "products, x prefill", "users/s", "peak MiB", "x prefill")
+    print(f"{args.size}, batch {args.batch}, {args.prompt} tokens, {args.device}")
+    print_heads("vocabulary", "side", "seconds", "x prefill", "products, x prefill", "users/s")
     for vocabulary in args.vocabularies:
         world, chosen = World(args, vocabulary), sides(args.beams)
         works = {name: functools.partial(world.run, side) for name, side in chosen.items()}
         seconds = in_turns(works, args.repeats, args.clock)
-        memory = not args.no_memory and (args.device != "cpu" or sys.platform == "linux")
-        bare = peak_above_model(vocabulary, PREFILL) if memory else 0.0
         for name, middle in medians(seconds).items():
             counted = products(args, vocabulary, chosen[name]) / products(args, vocabulary, chosen[PREFILL])
-            times = statistics.median(ratios(seconds, name, PREFILL))
-            peak = peak_above_model(vocabulary, name) if memory and name != PREFILL else bare
-            peaks = (f"{peak:.0f}", f"{peak / bare:.2f}") if memory else ("—", "—")
+            times = statistics.median(a / b for a, b in zip(seconds[name], seconds[PREFILL], strict=True))
             users = f"{args.batch / middle:.1f}"
-            print_row(vocabulary, name, f"{middle:.3f}", f"{times:.2f}", f"{counted:.2f}", users, *peaks)
+            print_row(vocabulary, name, f"{middle:.3f}", f"{times:.2f}", f"{counted:.2f}", users)
         if not args.no_generate:
             taken = spent(world.generate(args.beams[0]), args.clock)
             times = f"{taken / statistics.median(seconds[PREFILL]):.2f}"
             users = f"{args.batch / taken:.1f}"
-            print_row(vocabulary, f"generate, beam {args.beams[0]}", f"{taken:.3f}", times, "—", users, "—", "—")
+            print_row(vocabulary, f"generate, beam {args.beams[0]}", f"{taken:.3f}", times, "—", users)
 
 
 if __name__ == "__main__":

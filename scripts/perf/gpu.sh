@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that this project wants from one GPU, in order of worth:
 #   bash scripts/perf/gpu.sh [<output folder>] [step …]
-# On an H200 the steps before k-means took 4.5 minutes. Each has a time limit; one that fails is named, the others run.
+# On an H200 the steps up to decode took 4.5 minutes. Each has a time limit; one that fails is named, the others run.
 # Writes <step>.log, gpu.json (card, versions, each step's command, seconds, status, output) and gpu.md into the folder.
 #   DEVICE=cpu  the same steps at toy sizes, to try the script where there is no GPU
 set -uo pipefail
@@ -12,7 +12,7 @@ cd "$ROOT"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
-known=" tests grpo train train_no_recompute decode kmeans_encode kmeans_train "
+known=" tests train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans "
 for name in "$@"; do
   if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
 done
@@ -39,26 +39,28 @@ step() {
 perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
-  shape=(--layers 28 --hidden 2048 --intermediate 6144 --heads 16 --kv_heads 8 --head_dim 128)
-  # GRPO's update: 64 prompts a step are eight of these.
-  grpo=(--device cuda "${shape[@]}" --vocabulary 176384 --prompt 1500 --batch 8 --beams 32 --answer 5 --tokens 16384 --recompute --repeats 2)
-  decode=(--device cuda "${shape[@]}" --prompt 2048 --batch 16 --beams 32 128 --vocabularies qwen3 --no_generate --no_memory --repeats 3)
+  shape=(--size 1.7B --device cuda)
+  decode=("${shape[@]}" --vocabularies qwen3 --no_generate --repeats 5)
   train=(--sizes 1.7B 0.6B --steps 3)
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
-  grpo=(--batch 2 --prompt 64 --repeats 1) decode=(--layers 2 --prompt 32 --batch 2 --beams 4 --vocabularies small --no_generate --no_memory --repeats 1)
+  decode=(--size toy --vocabularies small --no_generate --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
-sides=(--sides trees rows)
-[[ "$DEVICE" == cuda ]] && sides=(--sides trees packed packed_answers)
+# Prompts and beams of each decode step; those with tokens in their names have the shapes of published figures: NVIDIA's
+# recsys-examples (1,000 and 5,000 tokens, 256 beams), FlashRec (2,465 tokens, 50 beams).
+many=(--prompt 2048 --batch 16 --beams 32 128) short=(--prompt 1000 --batch 1 --beams 256)
+middle=(--prompt 2465 --batch 16 --beams 50) long=(--prompt 5000 --batch 8 --beams 256)
+[[ "$DEVICE" == cuda ]] || { many=(--prompt 32 --batch 2 --beams 4); short=("${many[@]}") middle=("${many[@]}") long=("${many[@]}"); }
 
 step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec tests/pretrain tests/verl_rl
-step grpo 120 "$PYTHON" $perf/shared_prompts.py "${grpo[@]}" "${sides[@]}"
 step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
 step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
-step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}"
-step kmeans_encode 120 "$PYTHON" $perf/tokenizer.py encode "${kmeans[@]}"
-step kmeans_train 150 "$PYTHON" $perf/tokenizer.py train "${kmeans[@]}"
+step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
+step decode_1000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
+step decode_2465 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
+step decode_5000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
+step kmeans 240 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
 import json, pathlib, sys

@@ -5,7 +5,7 @@
     python scripts/perf/train_shape.py --sizes toy --length 512 --steps 2   # any machine: does it run
 
 Weights and tokens are random, samples of --sample_length tokens; the model, loss, attention and optimizer are
-train.py's, in the bare loop beside which `pretrain.py steps` puts the trainer. The attentions that the machine has take
+train.py's, in a bare loop. The attentions that the machine has take
 turns step by step; their losses on the first row are compared before anything is timed. Seconds are medians. MFU:
 operations by `pretrain.flops` over the device's bf16 peak, as in the trainer's log.
 """
@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import ArgumentParser, add_numbers, in_turns, medians, print_heads, print_row
+from measure import SIZES, ArgumentParser, add_numbers, in_turns, medians, print_heads, print_row
 
 from onerec.cli import cli
-from onerec.qwen3 import ITEMIC, QWEN3, Shape
+from onerec.errors import InputError
+from onerec.qwen3 import ITEMIC
 from pretrain import attention
 from pretrain.flops import peak_tflops, step_flops
 from pretrain.plan import memory_gib
 
 ATTENTIONS = (attention.PACKED_SDPA, attention.PACKED_VARLEN, attention.FLASH)
-SIZES = {**QWEN3, "toy": Shape(64, 2, 4, 2, 128, True, head_dim=16, vocab_size=ITEMIC + 1000)}
+CHUNK = 4096  # positions whose logits exist at a time
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,17 +45,13 @@ def parse_args() -> argparse.Namespace:
         length=(8192, "tokens of a packed row"),
         sample_length=(2048, "tokens of a sample"),
         steps=(5, "timed steps of each attention"),
-        minibatch_size=(4096, "positions whose logits exist at a time"),
     )
     parser.add_argument("--no_gradient_checkpointing", action="store_true")
-    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, help="which to compare (all of this machine)")
     return parser.parse_args()
 
 
 def attentions(half: bool) -> list[str]:
     """Every attention of the trainer that this machine has."""
-    from onerec.errors import InputError
-
     found = []
     for name in ATTENTIONS:
         with contextlib.suppress(InputError):
@@ -90,14 +87,13 @@ class Side:
             lm = Qwen3ForCausalLM(config)
         self.device, self.half = device, device == "cuda"
         rows = (config.vocab_size - ITEMIC, config.vocab_size - 1) if frozen else None
-        self.model = PackedLM(lm, rows, args.minibatch_size, attention.PACKED_SDPA).train()
+        self.model = PackedLM(lm, rows, CHUNK, attention.PACKED_SDPA).train()
         if not args.no_gradient_checkpointing:
             lm.gradient_checkpointing_enable()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(weight_decay_groups(self.model, 0.1), lr=1e-4, fused=device == "cuda")
 
     def loss(self, row: dict[str, Any]) -> Any:
-        """Mean loss of a row."""
         import torch
 
         inputs = {name: x.to(self.device) if torch.is_tensor(x) else x for name, x in row.items()}
@@ -106,7 +102,6 @@ class Side:
         return outputs["loss_sum"] / len(outputs["losses"])
 
     def step(self, row: dict[str, Any]) -> None:
-        """One optimizer step."""
         import torch
 
         self.loss(row).backward()
@@ -116,14 +111,13 @@ class Side:
 
 
 def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
-    """One line an attention."""
     import torch
     from transformers import Qwen3Config
 
     shape, frozen = SIZES[size], stage == "stage1"
     config = Qwen3Config(**dataclasses.asdict(shape), max_position_embeddings=max(40960, args.length))
     side = Side(config, frozen, args, device)
-    names = args.attentions or attentions(side.half)
+    names = attentions(side.half)
     row = random_row(shape.vocab_size, args, 0)
     losses = {}
     for name in names:
@@ -149,7 +143,7 @@ def bench(size: str, stage: str, args: argparse.Namespace, device: str) -> None:
     operations = step_flops(config, lengths, sum(lengths) - len(lengths), trained_rows, frozen)
     peak = peak_tflops(torch.cuda.get_device_name()) if device == "cuda" else None
     recompute = not args.no_gradient_checkpointing
-    planned = sum(memory_gib(shape, args.length, args.minibatch_size, frozen, recompute).values())
+    planned = sum(memory_gib(shape, args.length, CHUNK, frozen, recompute).values())
     for name, middle in seconds.items():
         mfu = f"{operations / middle / peak / 1e12:.1%}" if peak else "–"
         memory = f"{gib[name]:.1f}" if gib else "–"

@@ -52,7 +52,6 @@ log = get_logger("ablations")
 
 
 def slug_of(name: str) -> str:
-    """A variant's name as a folder's."""
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
@@ -68,7 +67,6 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """Its name as a folder's."""
         return slug_of(self.name)
 
 
@@ -247,7 +245,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output_dir", type=Path, required=True, help="folder of the runs and the tables")
     add("--list", type=Path, default=HERE / "ablations.json", help="JSON file of the variants")
     add("--tables", nargs="+", help="only these tables (default: all)")
-    add("--variants", nargs="+", help="only these variants of them, by name (default: all)")
     add("--set", nargs="+", action="extend", default=[], metavar="SETTING", help="of every run, as sft.DROPOUT=0.2")
     add("--seed", type=SEED, default=0, help="seed of every run")
     add("--jobs", type=PROCESSES, default=1, help="runs at a time; the base's comes first, on its own")
@@ -261,13 +258,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in tables:
             raise InputError(args.list, f"has no table {name}", f"it has {', '.join(tables)}")
     chosen = {name: tables[name] for name in args.tables or tables}
-    known = {variant.name for variants in chosen.values() for variant in variants}
-    if unknown := sorted(set(args.variants or []) - known):
-        raise InputError(args.list, f"has no variant {unknown[0]} there", f"one of {', '.join(sorted(known))}")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     runner, failed = Runner(args), []
-    wanted = [v for vs in chosen.values() for v in vs if not args.variants or v.name in args.variants]
-    todo, runs = in_order(wanted, tables), {}
+    todo, runs = in_order([variant for variants in chosen.values() for variant in variants], tables), {}
 
     def measured(variant: Variant) -> bool:
         if variant.of in runs:  # begun before, so no run waits for one that is queued behind it

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint for tests: a real process on 127.0.0.1 that answers by rule and breaks on request.
 
 Run as a script, it prints its port. Every POST is one line of the file that LOG names. The question's text decides:
-information points are the words of the text after 内容, matches are equal words, a score is the digit behind “score=”.
+information points are the words behind 内容 or Text, matches are equal words, a score is the digit behind “score=”.
 FAULTS (a JSON list) is what the first requests get instead: a status, "timeout", "garbage", "empty", "drop", "html",
 "drip" (a byte at a time, without end), "deep" and "surrogate" (an answer), "deep body", "list" (no text) or "null".
 """
@@ -17,8 +17,8 @@ FAULTS = json.loads(os.environ.get("FAULTS", "[]"))
 
 
 def answer(question: str) -> str:
-    if "信息点对" in question:
-        reference, _, given = question.split("参考：\n")[1].partition("\n\n回答：\n")
+    if "信息点对" in question or "pairs of points" in question:
+        _, reference, given = re.split(r"(?:参考：|Reference:|\n\n回答：|\n\nAnswer:)\n", question)
         left, right = (re.findall(r"\d+\. (.*)", side) for side in (reference, given))
         matches = [
             {"reference": i + 1, "answer": right.index(point) + 1, "quality": 1}
@@ -26,8 +26,8 @@ def answer(question: str) -> str:
             if point in right
         ]
         return "```json\n" + json.dumps({"matches": matches}) + "\n```"
-    if "信息点" in question:
-        words = question.split("内容：\n")[-1].split()
+    if "信息点" in question or "information points" in question:
+        words = re.split("(?:内容：|Text:)\n", question)[-1].split()
         return json.dumps({"points": [{"point": w, "importance": min(5, len(w))} for w in words]})
     found = re.search(r"score=(\S+)", question)
     return "<think>想一想</think>" + json.dumps({"score": int(found[1]) if found else 4, "why": "好"})

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from benchmarks.backends import open_backend
 from benchmarks.backends.base import Sampling
 from benchmarks.backends.hf import HfBackend
+from benchmarks.backends.vllm import VllmBackend, vllm_share
 from benchmarks.evaluate import main
 from benchmarks.model import BenchModel, windows
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.qwen3 import engine_bytes, shape_of
 from onerec.sid import SidSpec
 from tests.arguments import as_flags
 
@@ -204,8 +207,6 @@ def test_a_tokenizer_without_the_sids_is_named(tiny_checkpoint, tiny_data, tmp_p
 
 
 def test_a_backend_that_is_not_installed_is_one_line(tiny_checkpoint, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match="vLLM cannot be imported"):
         open_backend("vllm", tiny_checkpoint, None)
@@ -219,12 +220,11 @@ def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint, tiny_data, monk
     assert not (tiny_data.parent / "r" / "results_x").exists()
 
 
-@pytest.mark.slow
-def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
-    """One engine, every question that the benchmark asks: items of both scores, seen ones left out, answers, text."""
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    hf = HfBackend(tiny_checkpoint, model.tokenizer, "cpu")
-    vllm = open_backend("vllm", tiny_checkpoint, model.tokenizer, tensor_parallel=1, data_parallel=1)
+def test_items_of_the_vllm_backend_are_those_of_hf_and_start_no_vllm(
+    tiny_checkpoint, model, prompts, catalogue, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    hf, vllm = HfBackend(tiny_checkpoint, model.tokenizer, "cpu"), VllmBackend(tiny_checkpoint)
     n, spec = len(prompts), model.spec
     assert vllm.context == hf.context
     for normalize in ("vocabulary", "level"):
@@ -232,10 +232,49 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
             ours, theirs = (collected(b.rank(prompts, catalogue, spec, beams, None, normalize), n) for b in (hf, vllm))
             for a, b in zip(ours, theirs, strict=True):
                 assert [h.codes for h in a] == [h.codes for h in b] and [h.pids for h in a] == [h.pids for h in b]
-                np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-3)
+                np.testing.assert_allclose([h.score for h in a], [h.score for h in b], atol=1e-4)
     banned = [[h.codes for h in row[:1]] for row in ours]
     ours, theirs = (collected(b.rank(prompts, catalogue, spec, 3, banned), n) for b in (hf, vllm))
     assert [[h.codes for h in row] for row in ours] == [[h.codes for h in row] for row in theirs]
+    assert not any(sids[0] in [h.codes for h in row] for sids, row in zip(banned, theirs, strict=True))
+    # A second catalogue takes the place of the first.
+    [[only]] = collected(
+        vllm.rank(prompts[:1], ItemIndex(np.array([7]), np.array([[3, 3, 3]]), SidSpec((4, 4, 4))), spec, 3), 1
+    )
+    assert only.codes == (3, 3, 3) and only.pids == (7,)
+    assert list(vllm.rank(prompts, catalogue, spec, 3, done={0, 1, 2})) == []
+
+
+def test_vllm_takes_what_the_item_engine_leaves_of_a_gpu(tiny_checkpoint, tmp_path):
+    """Weights of two bytes, keys and values of a batch and 1 GiB of blocks are the engine's share of 80 GiB."""
+    memory = 80 << 30
+    config = json.loads((tiny_checkpoint / "config.json").read_text())
+    shape = shape_of(config)
+    weights = 384 * 64 * (1 if config["tie_word_embeddings"] else 2) + 2 * 64 * ((2 + 2 + 1 + 1) * 32 + 3 * 64)
+    states = 2 * 1 * 32 * 2 + 6 * 64 + 3 * 64  # two layers' keys and values, one layer's inner states
+    taken = 2 * weights + 2 * 1000 * states + (1 << 30)
+    assert engine_bytes(shape, 1000) == taken
+    assert vllm_share(tiny_checkpoint, 1, memory, 1000) == pytest.approx(0.9 - taken / memory)
+    plain = tmp_path / "plain"
+    shutil.copytree(tiny_checkpoint, plain)
+    (plain / "sid_spec.json").unlink()
+    assert vllm_share(plain, 1, memory, 1000) == 0.9
+    big = shutil.copytree(tiny_checkpoint, tmp_path / "big")
+    larger = {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 64, "num_key_value_heads": 8}
+    larger |= {"intermediate_size": 25600, "head_dim": 128, "vocab_size": 176_384, "tie_word_embeddings": False}
+    (big / "config.json").write_text(json.dumps(config | larger))
+    line = r"does not fit one GPU of 72.0 GiB \(33.01 B weights of 2 bytes are 61.5, a batch of 1,000 tokens 1.4, vLLM"
+    with pytest.raises(InputError, match=line):
+        vllm_share(big, 2, memory, 1000)
+
+
+@pytest.mark.slow
+def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts):
+    """One engine, every question of text that the benchmark asks: answers, their log-probabilities, and draws."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    hf = HfBackend(tiny_checkpoint, model.tokenizer, "cpu")
+    vllm = open_backend("vllm", tiny_checkpoint, model.tokenizer, tensor_parallel=1, data_parallel=1)
+    n = len(prompts)
     ours, theirs = (collected(b.next_logprobs(prompts, [5, 9, 5]), n) for b in (hf, vllm))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     last = [3, 1, len(prompts[2]) - 1]
@@ -250,18 +289,29 @@ def test_vllm_gives_what_hf_gives(tiny_checkpoint, model, prompts, catalogue):
 
 
 @pytest.mark.slow
-def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypatch):
+def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, catalogue, monkeypatch):
     """Two Ray actors stand for two engines: each prompt comes back once with its result; finished ones are skipped."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from benchmarks.backends import vllm
 
     class Echo:
-        def __init__(self, path, tensor_parallel, precision):
-            self.calls = 0
+        def __init__(self, path, tensor_parallel, precision, token_budget):
+            self.calls, self.taken = 0, []
 
         def generate(self, prompts, max_tokens, stop, sampling):
             self.calls += 1
             return [[*prompt, max_tokens] for prompt in prompts]
+
+        def use(self, index):
+            self.taken.append(len(index.sids))
+
+        def rank(self, prompts, num_beams, exclude, normalize):
+            if num_beams > 99:
+                raise InputError("the model", "does not fit", "a larger GPU")
+            return [[*prompt, num_beams, self.taken[-1]] for prompt in prompts]
+
+        def catalogues(self):
+            return self.taken
 
         def count(self):
             return self.calls
@@ -281,6 +331,12 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, monkeypat
         calls = ray.get([actor.count.remote() for actor in backend.actors])
         assert sum(calls) == 4 and min(calls) >= 1
         assert ray.get(backend.actors[0].code.remote()) == str(Path(vllm.__file__).parents[2])
+        # The catalogue goes to each actor once, not with each batch; what an actor refuses is one line.
+        found = dict(pair for batch in backend.rank(prompts, catalogue, catalogue.spec, 5) for pair in batch)
+        assert found == {i: [i, 5, len(catalogue.sids)] for i in range(9)}
+        assert ray.get([actor.catalogues.remote() for actor in backend.actors]) == [[len(catalogue.sids)]] * 2
+        with pytest.raises(InputError, match=r"^the model: does not fit; a larger GPU$"):
+            list(backend.rank(prompts, catalogue, catalogue.spec, 100))
     finally:
         ray.shutdown()
     with pytest.raises(InputError, match="0 means all GPUs, and there are none"):

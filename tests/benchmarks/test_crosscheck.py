@@ -14,14 +14,15 @@ sasrec = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(sasrec)
 
 
-def test_the_cross_check_reads_recboles_form_and_measures_ours(tmp_path, capsys):
+def test_the_cross_check_reads_recboles_form_and_measures_ours(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sasrec.SETTINGS, "epochs", 1)
     lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
     lines += [f"{u}\t{(u + t) % 30}\t5\t{t}" for t in (3, 1, 2, 0, 4) for u in range(60)] + ["99\t1\t5\t0"]
     path = tmp_path / "toy.inter"
     path.write_text("\n".join(lines))
     sequences = sasrec.read_sequences(path)
     assert sequences["7"] == [7, 8, 9, 10, 11] and "99" not in sequences  # by time; one item is no sequence
-    sasrec.main(["--inter", str(path), "--seeds", "0", "--epochs", "1", "--output", str(tmp_path / "out.json")])
+    sasrec.main(["--inter", str(path), "--seeds", "0", "--output", str(tmp_path / "out.json")])
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())["ours"][0]
     assert f"recall@10   ours {found['recall@10']:.4f}" in out and 0 <= found["ndcg@10"] <= found["recall@10"] <= 1

@@ -242,10 +242,11 @@ def examples(*references):
     return [Example(str(i), None, turn, reference, [], []) for i, reference in enumerate(references)]
 
 
-def test_item_understanding_by_information_points(start, tmp_path):
+@pytest.mark.parametrize("language", ["zh", "en", "de"])
+def test_item_understanding_by_information_points(start, tmp_path, language):
     judge = judge_of(start(), tmp_path)
     scores, counts, reasons = text.score_understanding(
-        examples("aaa b cc", "x y", "p"), ["aaa zz", "y x", ""], judge, "tfidf", "t"
+        examples("aaa b cc", "x y", "p"), ["aaa zz", "y x", ""], judge, "tfidf", "t", language
     )
     # aaa (3) of aaa, b, cc (6) and of aaa, zz (5): recall 1/2, precision 3/5.
     assert scores.columns[text.F1] == pytest.approx([2 * 0.5 * 0.6 / 1.1, 1, 0])
@@ -255,14 +256,14 @@ def test_item_understanding_by_information_points(start, tmp_path):
 def test_what_the_judge_cannot_score_is_neither_zero_nor_three(start, tmp_path):
     judge = judge_of(start("garbage"), tmp_path, ask_again=0, concurrency=1)
     scores, counts, reasons = text.score_reasoning(
-        examples("因为", "因为喜欢"), ["因为 score=5", "所以 score=2"], judge, "t"
+        examples("因为", "因为喜欢"), ["因为 score=5", "所以 score=2"], judge, "t", "zh"
     )
     assert math.isnan(scores.columns["llm_score"][0]) and scores.columns["llm_score"][1] == 2
     assert counts == {"judged": 1, "unjudged": 1} and reasons == {"answer does not parse": 1}
 
 
 def test_without_a_judge_text_is_said_to_be_unjudged():
-    scores, counts, reasons = text.score_reasoning(examples("因为喜欢"), ["因为"], None, "t")
+    scores, counts, reasons = text.score_reasoning(examples("因为喜欢"), ["因为"], None, "t", "zh")
     assert counts == {"judged": 0, "unjudged": 1} and reasons == {"no judge set": 1}
     assert "llm_score" not in scores.columns and scores.columns["char_rouge_l"] == pytest.approx([2 * 2 / 6])
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import report
-from benchmarks.reporting.rows import Row
+from benchmarks.reporting.rows import Row, title_of
 from benchmarks.results import Scores, load_metrics, load_predictions
 from onerec.errors import InputError
 from onerec.parquet import write_table
@@ -132,6 +132,21 @@ def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     assert against["difference"] == pytest.approx(0.25) and (against["better"], against["worse"]) == (6, 0)
     assert 0.15 < against["low"] < 0.25 < against["high"] < 0.35
     assert {c["after"] for c in value["paired"]} == {"SFT"}  # stage 2 has nothing before it that was measured on items
+
+
+def test_the_report_calls_items_by_the_users_word(world, capsys):
+    for path in world["out"].parent.glob("results_*/metrics.json"):
+        value = json.loads(path.read_text())
+        value["data"]["noun"] = "track"
+        path.write_text(json.dumps(value))
+    report.main(world["argv"])
+    assert "track: recall@10 0.3500, 3.50 times" in capsys.readouterr().out
+    files = {name: (world["out"] / f"report.{name}").read_text() for name in ("md", "html", "json")}
+    assert "| track R@10 | track NDCG@10 |" in files["md"] and "## Errors: track" in files["md"]
+    assert "video" not in files["md"] and "video" not in files["html"]
+    assert json.loads(files["json"])["errors"][0]["task"] == "video", "in data a task keeps its name"
+    product = [Row("a", "stage", world["out"], {"tasks": {"product": {}}, "data": {"noun": "product"}})]
+    assert title_of(product, "video") == "video", "two tasks of one name would be read as one"
 
 
 def test_errors_say_which_answers_are_missed_and_how_near_the_sids_came(world):

@@ -7,13 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.catalogues import load_catalogue, resolve, sids_of
+from benchmarks.catalogues import BenchData, load_catalogue, resolve, sids_of
 from benchmarks.evaluators import rank
+from benchmarks.evaluators.label import LabelEvaluator
 from benchmarks.results import check_same_data
-from benchmarks.tasks import TASKS, choose_tasks, fingerprint, load_examples, load_spec
+from benchmarks.tasks import TASKS, absent, choose_tasks, fingerprint, load_examples, load_spec
 from onerec.errors import InputError
 from onerec.items.item import Item
 from onerec.parquet import write_table
+from onerec.prompts import Words
 from onerec.records import message
 from onerec.run import Manifest
 from onerec.sid import RELEASE_SPEC
@@ -148,6 +150,36 @@ def test_labels_may_be_words_and_text_tasks_keep_their_answer(tmp_path):
     assert [e.answer_ids for e in load_examples(tmp_path, TASKS["label_pred"])] == [[0], [1], [1]]
     (example,) = load_examples(tmp_path, TASKS["rec_reason"])
     assert example.answer == "因为" and example.user == "1"
+
+
+def test_labels_are_read_in_the_words_of_the_data(tmp_path):
+    Words("en", "en", yes="Yes", no="No").save(tmp_path)
+    write(tmp_path, "label_pred", [row("a", {"answer": "No"}), row("b", {"answer": "Yes"})])
+    assert [e.answer_ids for e in load_examples(tmp_path, TASKS["label_pred"])] == [[0], [1]]
+    write(tmp_path, "label_pred", [row("a", {"answer": "是"})])
+    with pytest.raises(InputError, match="label, or answer Yes or No"):
+        load_examples(tmp_path, TASKS["label_pred"])
+
+
+def test_the_model_is_asked_for_the_answers_of_the_data(tmp_path):
+    Words("en", "en", yes="Yes", no="No").save(tmp_path)
+    write(tmp_path, "label_pred", [row("a", {"answer": "No"}), row("b", {"answer": "Yes"})])
+    model = SimpleNamespace(
+        check_spec=lambda *_: None,
+        prompt_ids=lambda conversations, *_: [[0]] * len(conversations),
+        answer_logprobs=lambda prompts, answers, _: [[len(answer) for answer in answers]] * len(prompts),
+    )
+    evaluator = LabelEvaluator(
+        TASKS["label_pred"], BenchData(tmp_path), SimpleNamespace(sample_size=-1, enable_thinking="false")
+    )
+    evaluator.load(Manifest("t"))
+    assert [(line["label"], line["score"]) for line in evaluator.ask(model)] == [(0, 1), (1, 1)], "Yes less No"
+
+
+def test_tasks_without_a_test_file_are_named(tmp_path):
+    write(tmp_path, "video", [row("a", {})])
+    assert absent(tmp_path, None).startswith("; left out, without a test file: ad, product, label_cond, ")
+    assert absent(tmp_path, ["video"]) == ""
 
 
 def test_a_few_unusable_rows_are_counted_and_many_refused(tmp_path):

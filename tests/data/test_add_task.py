@@ -23,7 +23,7 @@ def sft_next_video(job: Job) -> Iterator[Sample]:
     """Watch history to the next video, asked for without a system turn."""
     watched = Watched(job)
     for row in watched.usable(job.rows):
-        question = job.draws(row).pick(prompts("recommend")["question"][job.task.topic]).fill()
+        question = job.draws(row).pick(job.prompts["question"][job.task.topic]).fill()
         asked = [("user", watched.history.text[row] + question)]
         yield job.recommend(row, asked, watched.target, watched.history)
 '''
@@ -39,7 +39,7 @@ def test_a_task_is_a_row_a_builder_and_its_prompts(release, tmp_path):
     place = '    Task("sft_interactive_rec"'
     table.write_text(table.read_text().replace(place, ROW + place))
     builders.write_text(builders.read_text() + BUILDER)
-    file = clone / "data/onerec_data/prompts/recommend.json"
+    file = clone / "data/onerec_data/prompts/zh.json"
     wording = json.loads(file.read_text())
     wording["question"]["next_video"] = ["下一个？"]
     file.write_text(json.dumps(wording, ensure_ascii=False))

@@ -1,6 +1,7 @@
 """Mixing, distillation prompts and RL data: what comes out, in which order, and what bad input gets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from data.sampling import StreamSample, uuid_keys
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, read_file_list, record_uuid, text_record, write_records
+
+CONFIGS = Path(__file__).resolve().parents[2] / "data" / "configs"
 
 
 def chat(i, source="chat", uid=None):
@@ -254,13 +257,68 @@ def test_a_source_of_tasks_is_a_source_a_task_that_has_records(world, capsys):
         2 * ["video_rec", "ad_rec", "product_rec", "label_cond_rec", "interactive_rec"]
     )
     said = capsys.readouterr().out
-    assert "left out: sft_rec_reason (no " in said and "sft_reco_reason" not in said and " 2 rows  video_rec\n" in said
+    assert (
+        "left out: sft_label_pred (no " in said
+        and ", sft_rec_reason (no " in said
+        and "sft_reco_reason" not in said
+        and " 2 rows  video_rec\n" in said
+    )
     config({"tasks": "pretrain", "path": "."})
     with pytest.raises(InputError, match=r"has no records of the tasks pretrain; one of pretrain_video_rec.parquet, "):
         run(folder)
     config({"tasks": "rl", "path": "."})
     with pytest.raises(InputError, match="has no records of the tasks rl; tasks: pretrain or sft"):
         run(folder)
+
+
+def test_an_optional_source_that_is_not_there_is_left_out_and_named_in_one_line(world, capsys):
+    folder, config = world
+    general = {"name": "general", "path": "${TEXT}/*.parquet", "optional": True}
+    tasks = {"tasks": "sft", "path": ".", "optional": True}
+    config({"name": "chat", "path": "chat.parquet"}, general, tasks, folders={"TEXT": "none"})
+    assert len(run(folder)) == 25
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert len(said) == 1 and f"general (no {folder}/none/*.parquet), sft_video_rec (no " in said[0]
+    left_out = json.loads((folder / "mixed" / "manifest.json").read_text())["left_out"]
+    assert left_out[:2] == ["general", "sft_video_rec"] and len(left_out) == 9
+    config(general, tasks, folders={"TEXT": "none"})
+    with pytest.raises(InputError, match=r"config.json: names no source that is there; one of .*none/\*.parquet, "):
+        run(folder)
+
+
+def test_a_folder_that_a_user_names_must_be_there_optional_or_not(world):
+    folder, config = world
+    general = {"name": "general", "path": "${TEXT}", "optional": True}
+    config({"name": "chat", "path": "chat.parquet"}, general, folders={"TEXT": "none"})
+    with pytest.raises(InputError, match="elsewhere: names no Parquet file, for the source general"):
+        run(folder, "--folders", "TEXT=elsewhere")
+    config({"name": "chat", "path": "chat.parquet"}, general | {"optional": 1}, folders={"TEXT": "none"})
+    with pytest.raises(InputError, match="source general: optional is 1; true or false"):
+        run(folder)
+
+
+def test_a_missing_source_of_ones_own_is_an_error_with_the_near_names(world):
+    folder, config = world
+    config({"name": "chat", "path": "chats.parquet"})
+    with pytest.raises(InputError, match=r'for the source chat; chat.parquet; or "optional": true'):
+        run(folder)
+    (folder / "output").mkdir()
+    config({"name": "chat", "path": "outptu/chat.parquet"})
+    with pytest.raises(InputError, match=r"for the source chat; output"):
+        run(folder)
+
+
+def test_the_default_mixes_take_what_is_there(tmp_path, capsys):
+    rl_inputs(tmp_path / "output", users=4)
+    (tmp_path / "output" / "sft_ad_rec.parquet").unlink()
+    argv = ["--base_dir", str(tmp_path), "--output_dir", str(tmp_path / "mixed")]
+    mix(["--config", str(CONFIGS / "sft.json"), *argv])
+    assert len(read_file_list(tmp_path / "mixed")) == 1
+    said = capsys.readouterr().out
+    assert "sft_ad_rec (no " in said and "general_chat (no " in said and "16 rows in 1 shards" in said
+    with pytest.raises(InputError, match=r"pretrain\.json: names no source that is there"):
+        mix(["--config", str(CONFIGS / "pretrain.json"), *argv[:-1], str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 def test_rl_data_without_a_training_user_is_refused(tmp_path):

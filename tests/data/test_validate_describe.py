@@ -155,7 +155,8 @@ def test_the_description_counts_what_is_there(tmp_path, capsys):
     assert "4 rows" in capsys.readouterr().out
 
 
-def test_tokens_are_counted_with_the_checkpoints_tokenizer(tmp_path):
+def test_tokens_are_counted_with_the_checkpoints_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.describe.SAMPLE", 2)
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
@@ -164,7 +165,7 @@ def test_tokens_are_counted_with_the_checkpoints_tokenizer(tmp_path):
     records = [text_record(record_uuid(i), "text", {}, ["one two three"]) for i in range(5)]
     write_records(tmp_path / "in.parquet", records)
     argv = [str(tmp_path / "in.parquet"), "--tokenizer", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    describe([*argv, "--sample", "2"])
+    describe(argv)
     (facts,) = json.loads((tmp_path / "out" / "describe.json").read_text())["sources"]
     assert facts["tokens"] == 15 and facts["tokens_extrapolated"] and facts["tokens_most"] == 3
     with pytest.raises(InputError, match="no such file"):

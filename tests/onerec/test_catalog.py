@@ -1,9 +1,13 @@
 """The item index: one SID may name several items, by popularity; its trie walks every SID once."""
 
+import os
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from onerec import catalog
 from onerec.catalog import ItemIndex, read_pid2sid
 from onerec.errors import InputError
 from onerec.parquet import write_table
@@ -85,3 +89,84 @@ def test_bad_tables_are_one_line(tmp_path, pids, codes, match):
     write_table(tmp_path / "x.parquet", pa.table({"pid": pids, "codes": pa.array(codes, pa.list_(pa.int32()))}))
     with pytest.raises(InputError, match=match):
         read_pid2sid(tmp_path / "x.parquet", SPEC)
+
+
+def written(path, codes=CODES, pids=PIDS):
+    write_table(path, pa.table({"pid": pids, "codes": pa.array(codes.tolist(), pa.list_(pa.int32()))}))
+    return path
+
+
+def same(one, other):
+    assert one.digest == other.digest and one.n_items == other.n_items
+    assert [one.pids_at(row) for row in range(len(one.sids))] == [other.pids_at(row) for row in range(len(other.sids))]
+    for a, b in zip(one.levels, other.levels, strict=True):
+        assert np.array_equal(a.start, b.start) and np.array_equal(a.code, b.code)
+    return True
+
+
+@pytest.fixture
+def mapped(monkeypatch):
+    """Every catalogue is large; what other tests have mapped is forgotten."""
+    monkeypatch.setattr(catalog, "_MAPPED_FROM", 0)
+    monkeypatch.setattr(catalog, "_MAPS", {})
+
+
+def test_a_large_catalogue_is_mapped_from_a_file_that_is_made_once(tmp_path, mapped, monkeypatch):
+    path, popularity = written(tmp_path / "x.parquet"), {12: 5, 10: 1}
+    first = ItemIndex.load(path, SPEC, popularity)
+    assert same(first, ItemIndex(PIDS, CODES, SPEC, popularity)) and first.sids_within({11}) == [(0, 3)]
+    assert sorted(os.listdir(tmp_path)) == [".x.parquet.map", "x.parquet"]
+    catalog._MAPS.clear()
+    monkeypatch.setattr(catalog, "read_pid2sid", None)  # not read again
+    again = ItemIndex.load(path, SPEC)
+    assert same(again, ItemIndex(PIDS, CODES, SPEC)) and isinstance(again.keys.base, np.memmap)
+    assert ItemIndex.load(path, SPEC).keys is again.keys
+
+
+def test_a_mapped_file_that_is_old_or_damaged_is_made_anew(tmp_path, mapped):
+    path, file = written(tmp_path / "x.parquet"), tmp_path / ".x.parquet.map"
+    ItemIndex.load(path, SPEC)
+    times = os.stat(path)
+    written(path, CODES[::-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # told by its content, not by its time
+    for damage in (None, b"", b"x" * 99, file.read_bytes()[:-40]):
+        if damage is not None:
+            file.write_bytes(damage)
+            catalog._MAPS.clear()
+        assert same(ItemIndex.load(path, SPEC), ItemIndex(PIDS, CODES[::-1], SPEC))
+        catalog._MAPS.clear()
+        assert isinstance(ItemIndex.load(path, SPEC).keys.base, np.memmap)
+    other = ItemIndex.load(path, SidSpec((5, 5)))
+    assert other.spec.codebook_sizes == (5, 5) and other.keys.tolist() != ItemIndex.load(path, SPEC).keys.tolist()
+
+
+def test_where_no_file_can_be_written_a_large_catalogue_is_held_in_memory(tmp_path, mapped):
+    path = written(tmp_path / "x.parquet")
+    (tmp_path / ".x.parquet.map").mkdir()
+    assert same(ItemIndex.load(path, SPEC), ItemIndex(PIDS, CODES, SPEC))
+    assert sorted(os.listdir(tmp_path)) == [".x.parquet.map", "x.parquet"]
+
+
+def test_a_mapped_catalogue_is_pickled_as_its_path(tmp_path, mapped):
+    path = written(tmp_path / "x.parquet")
+    index = ItemIndex.load(path, SPEC, {12: 5})
+    sent = pickle.dumps(index)
+    assert len(sent) < 600
+    here = pickle.loads(sent)
+    assert here.keys is index.keys and here.pids_of((1, 2)) == [12, 10, 14]
+    catalog._MAPS.clear()  # as in another process
+    there = pickle.loads(sent)
+    assert same(there, index) and there.keys is not index.keys and pickle.dumps(there) == sent
+    catalog._MAPS.clear()
+    written(path, CODES[::-1])
+    with pytest.raises(InputError, match="has changed since it was opened"):
+        pickle.loads(sent)
+    plain = ItemIndex(PIDS, CODES, SPEC)
+    assert same(pickle.loads(pickle.dumps(plain)), plain)
+
+
+def test_a_bad_table_of_a_large_catalogue_is_one_line_and_leaves_no_file(tmp_path, mapped):
+    path = written(tmp_path / "x.parquet", CODES + 3)
+    with pytest.raises(InputError, match="has code 4 in layer 0"):
+        ItemIndex.load(path, SPEC)
+    assert os.listdir(tmp_path) == ["x.parquet"]

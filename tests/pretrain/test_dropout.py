@@ -12,7 +12,6 @@ from pretrain.extras import add_dropout
 from pretrain.model import load_lm
 from pretrain.train import main
 from pretrain.trainer import PackedTrainer
-from tests.arguments import as_flags
 from tests.pretrain.test_train import argv, curve
 
 RATES = ["--dropout", "0.3", "--attention_dropout", "0.2"]
@@ -73,17 +72,6 @@ def test_a_run_is_its_seed_resumes_to_the_same_bytes_and_exports_a_plain_model(w
     config = json.loads((tmp_path / "whole/hf/config.json").read_text())
     assert config == json.loads((tmp_path / "none/hf/config.json").read_text())
     assert config["attention_dropout"] == 0.0
-
-
-def test_checkpoints_from_before_there_was_dropout_resume(world, tmp_path):
-    main([*argv(world, tmp_path / "out"), "--num_training_steps", "3"])
-    path = tmp_path / "out/step3/global_step3/run.json"
-    run = json.loads(path.read_text())
-    assert run.pop("dropout") == run.pop("attention_dropout") == 0.0
-    path.write_text(json.dumps(run))
-    main(
-        [*argv(world, tmp_path / "out"), *as_flags(num_training_steps=3, resume_from="auto"), "--resume_training_state"]
-    )
 
 
 @pytest.mark.parametrize("rates", [["--dropout", "1"], ["--attention_dropout", "-0.1"]])

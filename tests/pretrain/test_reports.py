@@ -35,7 +35,7 @@ def test_losses_are_those_of_their_tokens_and_sources():
 
 def test_a_run_reports_every_source_and_validates_without_learning_from_it(world, tmp_path):
     main(argv(world, tmp_path / "plain"))
-    held_out = ["--eval_sources", str(world / "rec"), "--eval_per_step", "2", "--eval_rows", "2"]
+    held_out = ["--eval_sources", str(world / "rec")]
     main(argv(world, tmp_path / "checked", *held_out))
     train = lines(tmp_path / "checked" / LOG)
     for line in train:
@@ -47,7 +47,7 @@ def test_a_run_reports_every_source_and_validates_without_learning_from_it(world
         tmp_path / "checked/hf/model.safetensors"
     ).read_bytes()
     validation = lines(tmp_path / "checked" / VALIDATION_LOG)
-    assert [line["step"] for line in validation] == [2, 4, 6]
+    assert [line["step"] for line in validation] == [3, 6]
     assert all(set(line["loss_by_source"]) == {"video_rec"} for line in validation)
     assert validation[-1]["loss"] < validation[0]["loss"], "the same kind of data is trained on"
     assert all(line["loss"] == pytest.approx(line["loss_by_source"]["video_rec"]) for line in validation)
@@ -56,7 +56,7 @@ def test_a_run_reports_every_source_and_validates_without_learning_from_it(world
 def test_a_validation_is_the_loss_of_the_saved_model(world, tmp_path):
     from pretrain.model import PackedLM
 
-    main(argv(world, tmp_path / "out", "--eval_sources", str(world / "rec"), "--eval_rows", "-1"))
+    main(argv(world, tmp_path / "out", "--eval_sources", str(world / "rec")))
     seen = {}
     original = PackedTrainer.validate
 
@@ -66,7 +66,7 @@ def test_a_validation_is_the_loss_of_the_saved_model(world, tmp_path):
 
     PackedTrainer.validate = spy
     try:
-        main(argv(world, tmp_path / "again", "--eval_sources", str(world / "rec"), "--eval_rows", "-1"))
+        main(argv(world, tmp_path / "again", "--eval_sources", str(world / "rec")))
     finally:
         PackedTrainer.validate = original
     model = PackedLM(load_lm(tmp_path / "out" / "hf")).eval()
@@ -104,8 +104,14 @@ def test_stage_1_needs_fewer_operations_and_short_samples_fewer_than_long_ones(w
     assert step_flops(config, [32, 32], 64, config.vocab_size) < full
 
 
-def test_mfu_is_reported_where_the_peak_is_known(world, tmp_path, capsys):
-    main(argv(world, tmp_path / "out", "--peak_tflops", "0.001"))
+def test_mfu_is_reported_where_the_peak_is_known(world, tmp_path, capsys, monkeypatch):
+    made = PackedTrainer.__init__
+
+    def known(self, *args):
+        made(self, *args[:-2], 1e9, args[-1])
+
+    monkeypatch.setattr(PackedTrainer, "__init__", known)
+    main(argv(world, tmp_path / "out"))
     values = [line["mfu"] for line in lines(tmp_path / "out" / LOG)]
     assert all(value > 0 for value in values) and "MFU" in capsys.readouterr().out
     assert peak_tflops("NVIDIA H100 80GB HBM3") == 989 and peak_tflops("NVIDIA H100 PCIe") == 756
@@ -122,16 +128,8 @@ def test_full_memory_says_which_knob(world, tmp_path, monkeypatch):
 
 
 def test_validation_without_rows_is_one_line(world, tmp_path):
-    for flags, says in (
-        (["--eval_per_step", "2"], "given without --eval_sources"),
-        (["--eval_sources", str(tmp_path / "none")], "names no Parquet file"),
-        (
-            ["--eval_sources", str(world / "rec"), "--eval_rows", "0"],
-            "--eval_rows: is 0; give a whole number from 1, or -1",
-        ),
-    ):
-        with pytest.raises(InputError, match=says):
-            main(argv(world, tmp_path / "out", *flags))
+    with pytest.raises(InputError, match="names no Parquet file"):
+        main(argv(world, tmp_path / "out", "--eval_sources", str(tmp_path / "none")))
     assert not (tmp_path / "out").exists()
 
 

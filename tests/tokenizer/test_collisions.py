@@ -64,13 +64,14 @@ def test_collisions_and_use_of_codes_are_counted(tmp_path, capsys):
     assert page.count("<svg") == 3 and "http" not in page.replace("http-equiv", "")
 
 
-def test_reconstruction_and_neighbours(tmp_path):
+def test_reconstruction_and_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenizer.evaluate_codes.NEAREST", 1)
     model = line_model(tmp_path)
     codes = np.array([(1, 0), (1, 0), (1, 3), (2, 1), (2, 1), (2, 2)])
     vectors = model.decode(codes) + np.array([[0, 0.5], [0, -0.5]] * 3, np.float32)
     emb = save(tmp_path / "emb.parquet", np.concatenate([vectors, [[1, 1]]]))  # an item too many
     path = table(tmp_path, codes)
-    report = report_of(tmp_path, "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path, "--k", "1")
+    report = report_of(tmp_path, "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path)
     assert report["embeddings_without_code"] == 1 and report["items_without_embedding"] == 0
     errors = report["reconstruction"]
     assert np.isclose(errors[1]["mse"], 0.25)
@@ -96,7 +97,6 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path):
         (["--model_path", tmp_path / "other.pt"], "says nothing without embeddings"),
         (["--model_path", tmp_path / "other.pt", "--emb_path", emb], "has codebooks"),
         (["--emb_path", emb], "has no item of --pid2sid"),
-        (["--k", "0"], "--k: is 0; give a whole number from 1"),
         (["--caption", emb], "has no column dense_caption"),
     ):
         with pytest.raises(InputError, match=match):
@@ -134,15 +134,6 @@ def test_reassign_moves_to_the_nearest_free_last_code(tmp_path, capsys):
     assert "5 items, 3 distinct SIDs before, 5 after, 2 moved, 0 found no free code" in capsys.readouterr().out
 
 
-def test_the_most_popular_item_keeps_its_sid(tmp_path):
-    line_model(tmp_path)
-    write_table(tmp_path / "pop.parquet", pa.table({"pid": [0, 1], "count": [3, 9]}))
-    vectors = np.array([[10, 1.0], [10, 1.8]])
-    assert reassigned(tmp_path, [(1, 1), (1, 1)], vectors).tolist() == [[1, 1], [1, 2]]
-    flags = ["--popularity", tmp_path / "pop.parquet"]
-    assert reassigned(tmp_path, [(1, 1), (1, 1)], vectors, *flags).tolist() == [[1, 0], [1, 1]]
-
-
 def test_what_finds_no_free_code_stays_and_is_counted(tmp_path, capsys):
     line_model(tmp_path)
     new = reassigned(tmp_path, [(1, 1)] * 6, np.array([[10, 1 + i / 10] for i in range(6)]))
@@ -175,7 +166,6 @@ def test_arguments_that_do_not_go_together_are_one_line(tmp_path):
         (["--method", "none", "--pid2sid", path, other, "--output_path", out, out], "has codebooks"),
         (["--method", "none", "--pid2sid", done], r"was resolved before \(reassign\)"),
         (["--method", "none", "--pid2sid", path, "--emb_path", emb], "are not used by none"),
-        (["--method", "extra_layer", "--pid2sid", path, "--extra_codes", "1"], "are fewer than the largest bucket"),
         (
             ["--method", "reassign", "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path],
             "has no embedding of 1 items",

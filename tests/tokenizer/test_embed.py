@@ -87,7 +87,7 @@ def encoder(tmp_path_factory):
 def test_an_hf_encoder_gives_the_last_tokens_state_at_any_batch_size(tmp_path, encoder):
     folder, tokenizer, model = encoder
     texts = ["short", "a much longer text", "中文"]
-    vectors = run(tmp_path, texts, "--encoder", str(folder), "--instruction", "Q: ", "--batch_size", "3")
+    vectors = run(tmp_path, texts, "--encoder", str(folder), "--instruction", "Q: ", "--max_batch_tokens", "40")
     for text, vector in zip(texts, vectors, strict=True):
         with torch.inference_mode():
             state = model(**tokenizer(f"Q: {text}", return_tensors="pt")).last_hidden_state[0, -1]

@@ -78,7 +78,7 @@ def test_a_sentence_transformers_folder_says_how_it_pools(tmp_path, config, by_h
     for text, vector in zip(TEXTS, vectors, strict=True):
         expected = torch.nn.functional.normalize(by_hand(states(tokenizer, model, text)), dim=0)
         assert np.allclose(vector, expected, atol=1e-5)
-    alone = TextEncoder(str(tmp_path), batch_size=1).encode(TEXTS)
+    alone = TextEncoder(str(tmp_path), max_batch_tokens=1).encode(TEXTS)
     assert np.allclose(vectors, alone, atol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_an_end_token_of_the_tokenizer_stays_last_when_a_text_is_cut(tmp_path):
 
 def test_batches_hold_near_lengths_and_bounded_tokens(tmp_path):
     bert(tmp_path)
-    encoder = TextEncoder(str(tmp_path), batch_size=3, max_batch_tokens=20)
+    encoder = TextEncoder(str(tmp_path), max_batch_tokens=20)
     lengths = [4, 30, 5, 6, 4, 10, 10]
     batches = list(encoder.batches(lengths))
     assert sorted(i for batch in batches for i in batch) == list(range(7))
@@ -289,16 +289,16 @@ def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, mo
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 6
 
 
-def test_half_precision_columns_and_concat(catalogue, tmp_path):
+def test_other_embeddings_stand_beside_the_texts(catalogue, tmp_path):
     beside = pa.array([[3.0, 4.0]], pa.list_(pa.float32(), 2))
     write_table(tmp_path / "co.parquet", pa.table({"pid": [3], "embedding": beside}))
-    flags = as_flags(embedding_dtype="float16", dtype="bfloat16", concat=f"{tmp_path / 'co.parquet'}:2")
+    flags = as_flags(concat=f"{tmp_path / 'co.parquet'}:2")
     main(argv(catalogue, tmp_path / "o.parquet", *flags))
     column = pq.read_table(tmp_path / "o.parquet")["embedding"]
-    assert column.type == pa.list_(pa.float16(), 18)
+    assert column.type == pa.list_(pa.float32(), 18)
     rows = np.array(column.to_pylist(), np.float32)
-    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-2)
-    assert np.allclose(rows[3, 16:], np.array([1.2, 1.6]) / np.sqrt(5), atol=1e-2) and not rows[0, 16:].any()
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.allclose(rows[3, 16:], np.array([1.2, 1.6]) / np.sqrt(5), atol=1e-5) and not rows[0, 16:].any()
 
 
 def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):

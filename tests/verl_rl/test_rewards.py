@@ -143,20 +143,6 @@ def test_thinking_that_the_rollout_had_to_close_is_not_well_formed():
         assert row["think_format"] == row["score"] == value
 
 
-def test_compute_score_is_what_verl_calls(tmp_path):
-    SPEC.save(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
-    row = rewards.compute_score(
-        "onerec/video",
-        EMPTY + sid(1, 1) + "<|im_end|>\n",
-        sid(1, 2),
-        {},
-        sid_spec=str(tmp_path),
-        weights={"partial_hit": 2},
-    )
-    assert row["score"] == 1.0 and row["full_hit"] == 0
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

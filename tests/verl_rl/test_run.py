@@ -23,7 +23,7 @@ from tests.clusters import command_lines, wait_until
 SCRIPT = Path(__file__).resolve().parents[2] / "verl_rl" / "recipe" / "onerec" / "run_grpo.sh"
 SMALL = """
 TRAIN_BATCH_SIZE=4 STAGE2_BEAM_SIZE=4 VAL_BEAM_SIZE=8 PROMPT_LENGTH=128 RESPONSE_LENGTH=32 STAGE1_MAX_TOKENS=6
-MAX_NUM_SEQS=16 MAX_NUM_BATCHED_TOKENS=512 LEARNING_RATE=1e-3 NUM_TRAINING_STEPS=2 TEST_FREQ=2 SAVE_FREQ=2
+LEARNING_RATE=1e-3 NUM_TRAINING_STEPS=2 TEST_FREQ=2 SAVE_FREQ=2
 """
 
 
@@ -143,7 +143,6 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
         "ROLLOUT_TP_SIZE": 2,
         "ROLLOUT_N": 2,
         "ENABLE_THINK": 1,
-        "VAL_BEFORE_TRAIN": 0,
         "SAVE_FREQ": 1,
     }
     with subprocess.Popen(

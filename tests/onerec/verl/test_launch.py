@@ -121,7 +121,7 @@ def test_a_cpu_gets_the_platform_and_a_gpu_gets_nothing(monkeypatch, capsys, tmp
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert verl_launch.launch(overrides, ["verl_rl.register"], POOLS, tmp_path, dry_run=True) == 0
     printed = capsys.readouterr().out
-    assert "VERL_USE_EXTERNAL_MODULES=onerec.verl.cpu,verl_rl.register" in printed
+    assert "VERL_USE_EXTERNAL_MODULES=onerec.verl.imports,onerec.verl.cpu,verl_rl.register" in printed
     assert "trainer.device=cpu" in printed and "num_gpus=2" in printed and not list(tmp_path.iterdir())
     assert printed.index("trainer.device=cpu") < printed.index("data.train_batch_size=4")
     monkeypatch.setattr(verl_launch, "has_accelerator", lambda: True)

@@ -16,9 +16,9 @@
 #   TRAIN_BATCH_SIZE MINI_BATCH_SIZE NUM_TRAINING_STEPS NUM_EPOCHS   a step, an update; -1: by epochs (64 all -1 1)
 #   MAX_TOKENS_PER_GPU SHARE_PROMPTS   of a micro-batch; a group's prompt is computed once                (16384 1)
 #   MERGE_RATIO        below 1: the exported weights are the average with the base model's (WiSE-FT)      (1)
-#   VAL_BEFORE_TRAIN TEST_FREQ VAL_BEAM_SIZE SAVE_FREQ LOGGER SEED   validation, …  (1 50 32 50 console,file 42)
+#   TEST_FREQ VAL_BEAM_SIZE SAVE_FREQ LOGGER SEED   validation, …                   (50 32 50 console,file 42)
 #   N_GPUS NNODES ROLLOUT_TP_SIZE   GPUs a node (-1: all), nodes                                          (-1 1 1)
-#   GPU_MEMORY_UTILIZATION MAX_NUM_SEQS MAX_NUM_BATCHED_TOKENS   of vLLM                                  (0.5 256 8192)
+#   GPU_MEMORY_UTILIZATION   of vLLM                                                                      (0.5)
 #   DRY_RUN=1          checks everything and prints verl's whole command
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../../scripts/entry.sh"

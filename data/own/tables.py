@@ -1,0 +1,280 @@
+"""Tables as people have them: Parquet, JSON lines or delimited text, one file or a folder, as Arrow tables of text.
+
+Which column is the item, the user, the time and so on is told by its name (`words.json`) or by a flag. A column of
+ids is read as text, to the letter: ``007`` stays ``007``, and the number 7 is ``7``.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from onerec.errors import InputError, reading
+from onerec.parquet import Kind, converted, is_list, iter_batches, open_parquet, plain
+from onerec.run import read_json
+
+PARQUET, JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
+DELIMITED = (".csv", ".tsv", ".txt", ".inter", ".item")  # the last two are RecBole's
+RIGHT = "Parquet, CSV or JSON lines: a file, or a folder of them"
+_ROWS = 1 << 17  # rows of a batch
+_BLOCK = 16 << 20  # bytes of a block of delimited text
+_HEAD = 1000  # lines of JSON whose keys are the columns
+
+
+class TableFile:
+    """One file of a table: its columns' names, and its rows by batches. ``bad`` counts what is no row."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `InputError` where the file cannot be read, or its ending says no kind of table."""
+        self.path, self.bad = path, Counter[str]()
+        ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        if ending in PARQUET:
+            self._open: type[_Parquet] | type[_Json] | type[_Delimited] = _Parquet
+        elif ending in JSON:
+            self._open = _Json
+        elif ending in DELIMITED:
+            self._open = _Delimited
+        else:
+            raise InputError(path, f"ends in {ending or 'nothing'}", RIGHT)
+        self._rows = self._open(path, self.bad)
+        self.names: list[str] = self._rows.names
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch | pa.Table]:
+        """The rows' ``columns`` as they are stored; delimited text is text."""
+        yield from self._rows.batches(columns)
+
+
+def table_files(path: Path) -> list[TableFile]:
+    """The files of a table: ``path`` itself, or those of a folder that are tables, sorted by name."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(path, "no such file or folder", RIGHT)
+        return [TableFile(path)]
+    every = PARQUET + JSON + DELIMITED
+    names = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith((".", "_")))
+    files = [TableFile(file) for file in names if {file.suffix, file.with_suffix("").suffix} & set(every)]
+    if not files:
+        raise InputError(path, "holds no table", RIGHT)
+    return files
+
+
+class _Parquet:
+    def __init__(self, path: Path, bad: Counter[str]) -> None:
+        self.path, self.names = path, open_parquet(path).schema_arrow.names
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        return iter_batches(self.path, columns, batch_size=_ROWS)
+
+
+class _Delimited:
+    """Text with a line of names; the separator is the one of tab, comma, semicolon and bar that the line has most."""
+
+    def __init__(self, path: Path, bad: Counter[str]) -> None:
+        self.path, self._bad = path, bad
+        with reading(path, "is not a whole gzip file"), _opened(path) as file:
+            head = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
+        if not head.strip():
+            raise InputError(path, "is empty", "a line of column names, then a row a line")
+        self._separator = max("\t,;|", key=head.count)
+        # Quotation marks in text between tabs are part of it.
+        self._quote = False if self._separator == "\t" else '"'
+        self.names = self._columns_of(head)
+
+    def _columns_of(self, head: str) -> list[str]:
+        options = pa.csv.ParseOptions(delimiter=self._separator, quote_char=self._quote)
+        with reading(self.path, "has no line of column names", "names, then a row a line"):
+            return pa.csv.read_csv(pa.BufferReader(f"{head}\n".encode()), parse_options=options).column_names
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        def count(row: Any) -> str:
+            self._bad["line of another number of columns"] += 1
+            return "skip"
+
+        text = dict.fromkeys(columns, pa.string())
+        with reading(self.path, "cannot be read as delimited text", "UTF-8, a row a line"):
+            found = pa.csv.open_csv(
+                self.path,
+                pa.csv.ReadOptions(block_size=_BLOCK),
+                pa.csv.ParseOptions(
+                    delimiter=self._separator,
+                    quote_char=self._quote,
+                    newlines_in_values=self._quote is not False,
+                    invalid_row_handler=count,
+                ),
+                pa.csv.ConvertOptions(
+                    column_types=text, include_columns=list(columns), null_values=[""], strings_can_be_null=True
+                ),
+            )
+            yield from found
+
+
+class _Json:
+    """JSON lines, or one document: a list of objects, or an object of objects, whose keys are then the ids."""
+
+    def __init__(self, path: Path, bad: Counter[str]) -> None:
+        self.path, self._bad = path, bad
+        self._document = _document(path)
+        head = itertools.islice(self._objects(), _HEAD)
+        self.names = list(dict.fromkeys(name for value in head for name in value))
+        if not self.names:
+            raise InputError(path, "holds no JSON object", "an object a line")
+        self._bad.clear()  # the lines are read again
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        objects = self._objects()
+        while rows := list(itertools.islice(objects, _ROWS)):
+            yield pa.table({name: _array([row.get(name) for row in rows]) for name in columns})
+
+    def _objects(self) -> Iterator[dict[str, Any]]:
+        if self._document is not None:
+            yield from self._document
+            return
+        with reading(self.path, "is not a whole gzip file"), _opened(self.path) as file:
+            for line in file:
+                if line.strip():
+                    value = _parsed(line)
+                    if isinstance(value, dict):
+                        yield value
+                    else:
+                        self._bad["line is no JSON object"] += 1
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def _parsed(text: bytes | str) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return None
+
+
+def _document(path: Path) -> list[dict[str, Any]] | None:
+    """The objects of a file that is one JSON document; None where its first line is an object of its own."""
+    if path.suffix != ".json":
+        return None
+    with open(path, "rb") as file:
+        first = file.readline()
+        if isinstance(value := _parsed(first), dict) and (file.readline() or not _objects_of(value)):
+            return None
+    found = _objects_of(read_json(path))
+    if not found:
+        raise InputError(path, "is a JSON document without objects", "a list of objects, or an object a line")
+    return found
+
+
+def _objects_of(value: Any) -> list[dict[str, Any]]:
+    if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+        return [{"item_id": key} | each for key, each in value.items()]
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Values of JSON as a column; where they are of several types, as the text that each would be in JSON."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        shown = (v if v is None or isinstance(v, str) else orjson.dumps(v).decode() for v in values)
+        return pa.array(list(shown), pa.string())
+
+
+def as_text(values: pa.Array | pa.ChunkedArray, path: Path, name: str) -> pa.Array:
+    """A column as text [string], lists joined by ", "; empty text is null. Whole numbers stay whole."""
+    values = plain(values)
+    kind = values.type
+    if pa.types.is_floating(kind):  # pandas makes floats of whole numbers where one is missing
+        values = pc.if_else(pc.is_nan(values), None, values)
+    if pa.types.is_floating(kind) and not pc.any(pc.not_equal(values, pc.floor(values))).as_py():
+        values = values.cast(pa.int64(), safe=False)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return values.cast(pa.string())
+    if pa.types.is_temporal(kind):
+        return values.cast(pa.string())
+    try:
+        found = converted(values, Kind.SHOWN)[0]
+    except TypeError:
+        raise InputError(path, f"column {name} is {kind}", "text, numbers or lists of them") from None
+    return pc.if_else(pc.equal(found, ""), None, found)
+
+
+def lists_of_text(values: pa.Array, path: Path, name: str) -> list[list[str]]:
+    """A column of lists, or of text that is one (``[1, 2]``, ``['a', 'b']``, ``a b``, ``a,b``), as lists of ids."""
+    values = plain(values)
+    if is_list(values.type):
+        flat = as_text(values.flatten(), path, name).to_pylist()
+        lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(lengths).tolist()
+        return [[v for v in flat[end - n : end] if v] for end, n in zip(ends, lengths.tolist(), strict=True)]
+    return [list_of_text(text or "") for text in as_text(values, path, name).to_pylist()]
+
+
+def list_of_text(text: str) -> list[str]:
+    """The parts of one text that is a list."""
+    text = text.strip()
+    if text.startswith("["):
+        value = _parsed(text)
+        if value is None:
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                value = None
+        if isinstance(value, list):
+            return [str(each) for each in value if each is not None]
+        text = text.strip("[]")
+    between = r"\s*[,;|]\s*" if re.search("[,;|]", text) else r"\s+"
+    return [part for part in re.split(between, text) if part]
+
+
+# --- which column is what
+
+
+def usual(name: str) -> str:
+    """A column's name without what differs between houses: RecBole's ``item_id:token`` and ``Item-ID`` are item_id."""
+    return re.sub(r"[\s\-.]+", "_", name.partition(":")[0].strip()).lower()
+
+
+def parse_columns(words: Sequence[str], roles: Sequence[str]) -> dict[str, list[str]]:
+    """``item=asin`` ``text=title+brand`` by role; raises `InputError` for what is no role."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        role, sign, names = word.partition("=")
+        if not sign or not names or role not in roles:
+            raise InputError("--columns", f"is {word}", f"role=column, a role of {', '.join(roles)}")
+        found[role] = names.split("+") if role == "text" else [names]
+    return found
+
+
+def find_role(names: Sequence[str], role: str, given: Mapping[str, Sequence[str]], known: Sequence[str]) -> str | None:
+    """The column of ``names`` that plays ``role``: the given one, else the first of the usual names that is there.
+
+    A given column may be the other table's.
+    """
+    if found := next((name for name in names if name in given.get(role, ())), None):
+        return found
+    by_name: dict[str, str] = {}
+    for name in names:
+        by_name.setdefault(usual(name), name)
+    return next((by_name[name] for name in known if name in by_name), None)
+
+
+def check_given(given: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[str]]) -> None:
+    """Raise `InputError` where a column of ``--columns`` is in none of the ``tables`` (path to its columns)."""
+    every = {name for names in tables.values() for name in names}
+    for role, names in given.items():
+        for name in names:
+            if name not in every:
+                there = "; ".join(f"{path} has {', '.join(known)}" for path, known in tables.items())
+                raise InputError("--columns", f"{role}={name}: no table has this column", there)
