@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.prior import PriorFile
 from benchmarks.tasks import TASKS, BenchTask, Example, load_examples, load_spec
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
@@ -40,6 +41,7 @@ class BenchData:
     def __init__(self, folder: Path, count: str = COUNTS[0]) -> None:
         self.folder, self.count = folder, count
         self._indexes: dict[str, ItemIndex] = {}
+        self._priors: dict[Path, PriorFile] = {}
 
     @functools.cached_property
     def spec(self) -> SidSpec:
@@ -83,6 +85,12 @@ class BenchData:
         if name not in self._indexes:
             self._indexes[name] = load_catalogue(self.folder, name, self.spec, self.count)
         return self._indexes[name]
+
+    def prior(self, path: Path) -> PriorFile:
+        """The item prior of a file."""
+        if path not in self._priors:
+            self._priors[path] = PriorFile.read(path)
+        return self._priors[path]
 
 
 def load_catalogue(folder: Path, name: str, spec: SidSpec, count: str = COUNTS[0]) -> ItemIndex:

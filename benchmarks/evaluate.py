@@ -4,6 +4,7 @@
     ../data/output/benchmark_data \\
         --output_dir results/v1.0
     python evaluate.py --model_path models/base/hf --result_name base --tasks general …    # a model without SIDs
+    python evaluate.py … --prior item_transitions.parquet --validation_dir <benchmark_data>    # item prior
     python evaluate.py … --judge gemini    # item_understand and rec_reason by an LLM judge (judges/*.json)
 
 Writes results_<name>/metrics.json, predictions_<task>.jsonl, scores_<task>.parquet and manifest.json. eval_script.sh
@@ -28,10 +29,11 @@ from benchmarks.journal import open_journal
 from benchmarks.judge import Judge, JudgeConfig
 from benchmarks.model import add_model_arguments, open_model
 from benchmarks.output import Output
-from benchmarks.results import Metrics, aligned, result_folder
+from benchmarks.prior import check_prior
+from benchmarks.results import Metrics, aligned, label_of, result_folder
 from benchmarks.tasks import GENERAL, TASKS, absent, choose_tasks, task_of
 from onerec.cli import cli
-from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, SEED, ArgumentParser, integer, plain_name
+from onerec.flags import BOOT, COUNT, COUNT_OR_0, COUNT_OR_ALL, NOT_NEGATIVE, SEED, ArgumentParser, integer, plain_name
 from onerec.keeper import kept
 from onerec.run import Manifest
 
@@ -60,6 +62,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--unconstrained", action="store_true", help=unconstrained)
     free = "rows a task with one SID more without constraint, for valid_sid"
     add("--free_sids", type=COUNT_OR_0, default=100, help=free)
+    prior = "item prior of videos and ads: what data/transitions.py writes, or scores by uuid or uid"
+    add("--prior", type=Path, help=f"{prior}; ranks with the model")
+    add("--product_prior", type=Path, help="the same of products")
+    weight = "of the prior's logarithm (default: chosen on --validation_dir)"
+    add("--prior_weight", type=NOT_NEGATIVE, default=None, help=weight)
+    add("--validation_dir", type=Path, help="benchmark_data of the validation targets, for the prior's weight")
+    users = "validation users drawn at random, for the prior's weight (-1: all)"
+    add("--validation_users", type=integer(0, also=(-1,)), default=2500, help=users)
     add("--beam_widths", type=COUNT, nargs="*", default=[], help="also measure recall at these beam widths")
     add("--beam_samples", type=COUNT, default=200, help="rows a task for --beam_widths")
     # Text.
@@ -112,12 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for key, value in vars(args).items():
         print(f"  {key} = {value}")
     print(f"  tasks to run = {', '.join(tasks)}{absent(args.data_dir, args.tasks)}", flush=True)
+    data = BenchData(args.data_dir, args.item_count)
+    check_prior(args, [task_of(name) for name in tasks])
+    for path in filter(None, (args.prior, args.product_prior)):
+        data.prior(path)
     judge = open_judge(args)
     journal = open_journal(args, result_folder(args.output_dir, args.result_name), tasks)
     model = open_model(args, journal)
     manifest = Manifest("evaluate", args)
     output = Output(args, args.result_name, manifest, parts=("beams", "unjudged"))
-    data = BenchData(args.data_dir, args.item_count)
     for name in tasks:
         start, task = time.monotonic(), task_of(name)
         evaluator = EVALUATORS[task.kind](task, data, args)
@@ -135,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.save(vars(args))
     journal.finish()
     table = result_table(output.metrics, output.extra["intervals"])
-    print(f"\n{model.speed_line()}\nresult {args.result_name}\n{table}")
+    print(f"\n{model.speed_line()}\nresult {label_of(args.result_name, output.extra)}\n{table}")
     for name, reasons in output.extra["unjudged"].items():
         print(f"{name}: not judged: " + ", ".join(f"{n} ({reason})" for reason, n in reasons.items()))
     if judge:

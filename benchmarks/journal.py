@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.backends.base import NONE, Backend, Excluded, Finished, Known, Sampling
+from benchmarks.backends.base import NONE, Also, Backend, Excluded, Finished, Known, Sampling
 from benchmarks.results import METRICS
 from benchmarks.tasks import fingerprint
 from onerec.catalog import ItemIndex
-from onerec.content import model_digest
+from onerec.content import files_digest, model_digest
 from onerec.errors import InputError
 from onerec.folders import remove_folder
 from onerec.items.item import Item
@@ -40,7 +40,8 @@ def open_journal(args: Any, folder: Path, tasks: Sequence[str]) -> Journal:
         right = "give a folder with config.json and *.safetensors"
         raise InputError(args.model_path, "is not a checkpoint folder", right)
     data = {name: fingerprint(args.data_dir, name) for name in tasks}
-    return Journal(folder, model_digest(args.model_path), data, args.data_version, args.overwrite)
+    prior = [files_digest([path]) for path in (args.prior, args.product_prior) if path]
+    return Journal(folder, model_digest(args.model_path), data, args.data_version, args.overwrite, " ".join(prior))
 
 
 def work_keys(settings: dict[str, Any], prompts: Iterable[Sequence[Any]]) -> list[str]:
@@ -58,15 +59,24 @@ class Journal:
     """The results folder of a run that may be stopped at any moment."""
 
     def __init__(
-        self, folder: Path, model: str, data: dict[str, str], data_version: str = "", overwrite: bool = False
+        self,
+        folder: Path,
+        model: str,
+        data: dict[str, str],
+        data_version: str = "",
+        overwrite: bool = False,
+        prior: str = "",
     ) -> None:
-        """``model``: `model_digest`; ``data``: a digest a test file. Raises `InputError` where the folder is of others.
+        """``model``: `model_digest`; ``data``: a digest a test file; ``prior``: those of an item prior, where there is
+        one. Raises `InputError` where the folder is of others.
 
         Data that were mended after a run that failed are no others: it has no metrics, and a prompt that is another
         one now is another key. With ``overwrite`` what is there is thrown away when the first phase opens.
         """
         self.folder, self.overwrite = folder, overwrite
         self.identity = {"model": model, "data_version": data_version, "data": data}
+        if prior:
+            self.identity["prior"] = prior
         if (folder / RUN).exists() and not overwrite:
             self.identity["data"] = self._refuse_others(self.identity) | data
         self._begun = False
@@ -82,6 +92,8 @@ class Journal:
         for name, digest in identity["data"].items():
             if data.get(name, digest) != digest and (self.folder / METRICS).exists():
                 raise InputError(self.folder, f"holds results of other data ({name} differs)", right)
+        if old.get("prior") != identity.get("prior"):
+            raise InputError(self.folder, "holds results of the model with another item prior, or without one", right)
         if old.get("data_version", "") != identity["data_version"]:
             what = f"holds results of data version {old.get('data_version')!r}, not {identity['data_version']!r}"
             raise InputError(self.folder, what, right)
@@ -168,6 +180,7 @@ class JournaledBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
+        also: Also = None,
     ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         settings = {"beams": num_beams, "normalize": normalize, "sids": index.digest}
@@ -175,6 +188,8 @@ class JournaledBackend:
         asked = [
             [*prompt, -1, *(code for sid in sids for code in sid)] for prompt, sids in zip(prompts, banned, strict=True)
         ]
+        if also is not None:
+            asked = [[*ids, -2, *rows.tolist()] for ids, rows in zip(asked, also, strict=True)]
         arguments = (prompts, index, spec, num_beams, exclude, normalize)
 
         def unpack(value: list[Any]) -> list[Item]:
@@ -184,7 +199,7 @@ class JournaledBackend:
             "rank",
             settings,
             asked,
-            lambda known: self.inner.rank(*arguments, known | done),
+            lambda known: self.inner.rank(*arguments, known | done, also),
             pack=lambda found: [[list(h.codes), h.score] for h in found],
             unpack=unpack,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.backends import BACKENDS, open_backend
-from benchmarks.backends.base import PRECISIONS, Excluded, Finished, Sampling, Stopwatch
+from benchmarks.backends.base import PRECISIONS, Also, Excluded, Finished, Sampling, Stopwatch
 from benchmarks.journal import Journal, JournaledBackend
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
@@ -78,11 +78,17 @@ class BenchModel:
         return self.prompts.encode(conversations, thinking, room)
 
     def rank_items(
-        self, prompts: Sequence[list[int]], index: ItemIndex, num_beams: int, label: str, exclude: Excluded = None
+        self,
+        prompts: Sequence[list[int]],
+        index: ItemIndex,
+        num_beams: int,
+        label: str,
+        exclude: Excluded = None,
+        also: Also = None,
     ) -> list[list[Item]]:
-        """The best ``num_beams`` SIDs of the catalogue for every prompt, without those of its ``exclude``."""
+        """The best ``num_beams`` SIDs of the catalogue for every prompt, and those of ``also``, without ``exclude``."""
         assert self.spec is not None
-        batches = self._phase(label).rank(prompts, index, self.spec, num_beams, exclude, self.normalize)
+        batches = self._phase(label).rank(prompts, index, self.spec, num_beams, exclude, self.normalize, also=also)
         return _in_order(batches, len(prompts))
 
     def think(self, prompts: Sequence[list[int]], max_tokens: int, label: str) -> list[list[int]]:

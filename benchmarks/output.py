@@ -47,7 +47,7 @@ class Output:
         self.extra["intervals"][task] = intervals
         self.extra["data"]["tests"][task] = fingerprint(self.args.data_dir, task)
         for part, value in result.notes.items():
-            self.extra[part][task] = value
+            self.extra.setdefault(part, {})[task] = value
         return self.metrics[task]
 
     def save(self, config: dict[str, Any]) -> None:

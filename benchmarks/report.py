@@ -120,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes |= {
         "Against the best baseline": compare.ratio_lines(rows),
         "What each stage gained and lost": compare.change_lines(rows),
+        "The item prior": compare.prior_lines(rows),
         "The judge": compare.judge_lines(rows),
     }
     found: dict[str, Any] = {

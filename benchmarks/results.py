@@ -29,6 +29,11 @@ def result_folder(output_dir: Path, name: str) -> Path:
     return output_dir / (PREFIX + name.removeprefix(PREFIX))
 
 
+def label_of(name: str, value: dict[str, Any]) -> str:
+    """How a result is shown: of a model that ranked with an item prior, ``sft`` or ``sft_prior``, as sft + prior."""
+    return f"{name.replace('_prior', '')} + prior" if value.get("prior") else name
+
+
 @dataclasses.dataclass
 class Scores:
     """What every sample scored: ``columns`` of float64 [n], NaN where a sample has no score; rows by ``uuids``.

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.adapters.release import caption_table, release_table
-from data.toy.general_text import make_chats, make_facts, make_texts, most_facts
+from data.onerec_data.wording import DEFAULT, language_of
+from data.toy.general_text import LANGUAGES, make_chats, make_facts, make_texts, most_facts
 from data.toy.items import Items, latent_space, make_items
 from data.toy.reference import print_reference
 from data.toy.users import World, simulate_user
@@ -50,6 +51,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--n_facts", type=integer(4, most_facts()), default=80, help="invented capitals that the general text teaches"
     )
+    only = "a set of prompts, or its file: for one that is not Chinese the general text is English alone"
+    parser.add_argument("--prompts", default=DEFAULT, help=only)
     parser.add_argument("--n_texts", type=_at_least(10), default=2500, help="documents of general text")
     return parser.parse_args(argv)
 
@@ -98,9 +101,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         save(out / f"{name}.parquet", embedding_table(pids, vectors))
 
     rng = np.random.default_rng([args.seed, 4])
-    facts = make_facts(rng, args.n_facts)
-    chats, questions = make_chats(rng, facts)
-    texts = list(make_texts(rng, facts, chats, args.n_texts + max(10, args.n_texts // 20)))
+    chinese = language_of(args.prompts) == "zh"
+    languages = LANGUAGES if chinese else ("en",)
+    facts = make_facts(rng, args.n_facts, languages)
+    chats, questions = make_chats(rng, facts, languages)
+    texts = list(make_texts(rng, facts, chats, args.n_texts + max(10, args.n_texts // 20), topics=chinese))
     for path, records in (
         (text_out / "pretrain" / "toy_text.parquet", texts[: args.n_texts]),
         (text_out / "sft" / "toy_chat.parquet", chats),

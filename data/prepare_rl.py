@@ -84,8 +84,13 @@ def split_users(
 
 
 def task_files(folder: Path, names: Sequence[str] | None) -> dict[str, Path]:
-    """Records by task: of ``names``, or of every RL task that ``folder`` has; raises `InputError` where it has none."""
+    """Records by task: of ``names``, or of every RL task that ``folder`` has, the others named in one line.
+
+    Raises `InputError` where it has none.
+    """
     found = {task.test.name for task in made(folder, RL_TASKS.values())}
+    if names is None and (absent := [task.file for name, task in RL_TASKS.items() if name not in found]):
+        print(f"left out: {', '.join(absent)} (not in {folder})", flush=True)
     chosen = [name for name in RL_TASKS if name in found] if names is None else names
     if not chosen:
         right = f"one of {', '.join(task.file for task in RL_TASKS.values())}"

@@ -155,13 +155,19 @@ class ItemIndex:
             leaves.insert(0, leaves[0][level.start[:-1]])
         return leaves
 
+    def rows_naming(self, pids: np.ndarray) -> np.ndarray:
+        """The row in ``sids`` of every item of ``pids`` [n], int64 [n]; -1 where no SID names it."""
+        if not self.n_items:
+            return np.full(len(pids), -1)
+        order, known = self._by_pid
+        place = np.searchsorted(known, pids).clip(max=len(known) - 1)
+        rows = np.searchsorted(self._bounds, order[place], side="right") - 1
+        return np.where(known[place] == pids, rows, -1)
+
     def sids_within(self, pids: Collection[int]) -> list[tuple[int, ...]]:
         """The SIDs that name items of ``pids`` and no others, in catalogue order."""
-        order, known = self._by_pid
-        wanted = np.array(sorted(pids), dtype=np.int64)
-        place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        items = order[place[known[place] == wanted]] if len(known) else place
-        rows, count = np.unique(np.searchsorted(self._bounds, items, side="right") - 1, return_counts=True)
+        rows = self.rows_naming(np.array(sorted(pids), dtype=np.int64))
+        rows, count = np.unique(rows[rows >= 0], return_counts=True)
         whole = rows[count == self._bounds[rows + 1] - self._bounds[rows]]
         return list(map(tuple, self.sids[whole].tolist()))
 

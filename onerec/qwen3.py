@@ -84,10 +84,18 @@ def engine_bytes(shape: Any, tokens: int, width: int = 2) -> int:
     return width * weights(shape) + width // 2 * tokens * (cache_bytes(shape) + 2 * inner) + ENGINE_BLOCKS
 
 
-def check_engine_fits(path: object, shape: Any, memory: int, tokens: int, width: int = 2, beside: int = 0) -> None:
+def check_engine_fits(
+    path: object,
+    shape: Any,
+    memory: int,
+    tokens: int,
+    width: int = 2,
+    beside: int = 0,
+    right: str = "a smaller model, a smaller batch or a larger GPU",
+) -> None:
     """Raise `InputError` where the item engine of the model ``path`` takes more than a GPU's ``memory`` in bytes.
 
-    ``beside``: what else has to lie there. The engine is not cut over several GPUs.
+    ``beside``: bytes of vLLM, where it lies there too. The engine is not cut over several GPUs.
     """
     need = engine_bytes(shape, tokens, width)
     if need + beside <= memory:
@@ -96,4 +104,4 @@ def check_engine_fits(path: object, shape: Any, memory: int, tokens: int, width:
     parts = [f"{weights(shape) / 1e9:.2f} B weights of {width} bytes are {held / GIB:.1f}"]
     parts += [f"a batch of {tokens:,} tokens {rest / GIB:.1f}"] + ([f"vLLM {beside / GIB:.1f}"] if beside else [])
     what = f"its item engine does not fit one GPU of {memory / GIB:.1f} GiB ({', '.join(parts)})"
-    raise InputError(path, what, "a smaller model, a smaller batch or a larger GPU")
+    raise InputError(path, what, right)

@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
     parser.add_argument("--max_new_tokens", type=COUNT, default=32, help="tokens to generate from each prompt")
+    text = "the prompts that the model was trained with: zh, else English is asked"
+    parser.add_argument("--prompts", default="zh", help=text)
     args = parser.parse_args(argv)
     folder = Path(args.hf_model_dir)
     opened = open_model_folder(folder)
@@ -41,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         f"{folder}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens, {model.config.vocab_size:,} rows"
     )
     problems = static_problems(model, tokenizer, opened.renderer)
+    texts = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    asked = texts.get(args.prompts, texts["en"])
     for thinking in (False, True):
-        problems += generate(model, tokenizer, opened, thinking, args.max_new_tokens)
+        problems += generate(model, tokenizer, opened, asked, thinking, args.max_new_tokens)
     for problem in problems:
         log.info(f"problem: {problem}")
     log.info("ok" if not problems else f"{len(problems)} problem(s)")
@@ -61,12 +65,14 @@ def static_problems(model: Any, tokenizer: Any, renderer: Renderer) -> list[str]
     return problems
 
 
-def generate(model: Any, tokenizer: Any, opened: ModelFolder, thinking: bool, max_new_tokens: int) -> list[str]:
-    """Generate from one prompt and say what is wrong with the answer's form."""
+def generate(
+    model: Any, tokenizer: Any, opened: ModelFolder, asked: dict[str, str], thinking: bool, max_new_tokens: int
+) -> list[str]:
+    """Generate from one prompt of ``asked`` and say what is wrong with the answer's form."""
     import torch
 
     spec = opened.spec
-    prompt = json.loads(PROMPTS.read_text(encoding="utf-8"))["itemic" if spec else "text"]
+    prompt = asked["itemic" if spec else "text"]
     if spec:
         codes = range(min(3, *spec.codebook_sizes))
         prompt = prompt.replace("{sids}", "".join(spec.format([code] * spec.n_layers) for code in codes))

@@ -4,6 +4,7 @@
 #    data.env, and its mixes pretrain.json and sft.json.
 #   TEST_SIZE USER_SHARE   RL data: test rows a task; share of the users whose training rows only RL sees  (1000 1)
 #   MAX_PER_SOURCE         distillation: prompts of one source at most                                     (all)
+#   PROMPTS NOUN           the wordings: zh, en, or a JSON file; what an item is called                    (zh, its own)
 source "$(dirname "$0")/common.sh"
 settings_of data
 # The folders are those below BASE_DIR.
@@ -17,7 +18,13 @@ INPUT_METADATA="$items/onerec_bench_release.parquet" PID2SID_MAPPING="$items/vid
 run bash "$ROOT/data/prepare_rl.sh"
 CONFIG="$(profile_file pretrain.json)" run bash "$ROOT/data/prepare_pretrain.sh"
 CONFIG="$(profile_file sft.json)" run bash "$ROOT/data/prepare_sft.sh"
-TEXT_INPUT="$RAW_DATA/general_text/pretrain" run bash "$ROOT/data/prepare_distillation.sh"
+text="$RAW_DATA/general_text/pretrain"
+[[ -d "$text" ]] || text=""
+if [[ -n "$text" || -d "$RAW_DATA/general_text/sft" ]]; then
+  TEXT_INPUT="$text" run bash "$ROOT/data/prepare_distillation.sh"
+else
+  echo "left out: the prompts of distillation (no $RAW_DATA/general_text)"
+fi
 # Prompts of the tasks that explain, where distillation keeps the student as it was; those of recommendation are RL's.
 explain="$(python -c 'import sys, pathlib, onerec.tasks
 print(*onerec.tasks.explained(pathlib.Path(sys.argv[1])), sep="\n")' "$DATA_OUTPUT")"

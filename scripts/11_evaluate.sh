@@ -8,6 +8,10 @@
 #   BEAM_WIDTHS BEAM_SAMPLES        SFT: recall against beam width
 #   EXCLUDE_SEEN=1      the items of the history are never recommended
 #   ALSO_EXCLUDE_SEEN=1 the ranking tasks a second time in this way, as results_<name>_unseen
+#   PRIOR=1             sft, distill and rl once more on the ranking tasks, ranked together with an item prior, the
+#                       transitions of the training rows: results_<name>_prior, a row "<name> + prior" of the report
+#                       (baseline transitions: the prior alone). Its weight is the one that ranks VALIDATION_USERS
+#                       validation users best, or PRIOR_WEIGHT, which a world without validation targets needs.
 #   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones
 #                       (popularity cooccurrence itemknn transitions)
 source "$(dirname "$0")/common.sh"
@@ -31,12 +35,35 @@ esac
 flags+=(--seed 0)
 run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name" false "${flags[@]}" "${@:2}"
 # A name of one's own is for one evaluation.
-if [[ "${ALSO_EXCLUDE_SEEN:-0}" == 1 && "$name" != base && " ${*:2} " != *" --result_name"* ]]; then
-  ranked=rank
-  [[ -n "$TASKS" ]] && ranked="$(python -c 'import sys, onerec.tasks as t
+[[ "$name" == base || " ${*:2} " == *" --result_name"* ]] && exit
+ranked=rank
+[[ -n "$TASKS" ]] && ranked="$(python -c 'import sys, onerec.tasks as t
 print(*(name for name in sys.argv[1:] if name in (t.RANK, *t.RANK_TASKS)))' ${TASKS//,/ })"
-  [[ -n "$ranked" ]] || exit 0
-  unset BEAM_WIDTHS BEAM_SAMPLES
-  run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "${name}_unseen" false "${flags[@]}" --free_sids 0 --exclude_seen \
-    --tasks $ranked "${@:2}"
+[[ -n "$ranked" ]] || exit 0
+unset BEAM_WIDTHS BEAM_SAMPLES
+given=("${@:2}")
+# again <suffix> [flags]: the ranking tasks once more, as results_<name><suffix>.
+again() {
+  run bash "$ROOT/benchmarks/eval_script.sh" "$MODELS/$name/hf" "$name$1" false "${flags[@]}" --free_sids 0 "${@:2}" \
+    --tasks $ranked "${given[@]}"
+}
+also_unseen="${ALSO_EXCLUDE_SEEN:-0}"
+[[ "$also_unseen" == 1 ]] && again _unseen --exclude_seen
+if [[ "${PRIOR:-0}" == 1 && "$name" =~ ^(sft|distill|rl)$ ]]; then
+  items="$RAW_DATA/onerec_data"
+  prior=(--prior "$items/item_transitions.parquet")
+  [[ -f "$items/product_pid2sid.parquet" ]] && prior+=(--product_prior "$items/product_transitions.parquet")
+  for ((i = 1; i < ${#prior[@]}; i += 2)); do
+    catalogue=video_ad
+    [[ "${prior[$i]}" == */product_* ]] && catalogue=product
+    [[ -f "${prior[$i]}" ]] || run python "$ROOT/data/transitions.py" --input "$items/onerec_bench_release.parquet" \
+      --output_path "${prior[$i]}" --catalogue "$catalogue"
+  done
+  if [[ -z "${PRIOR_WEIGHT:-}" ]]; then
+    validation_data
+    prior+=(--validation_dir "$RUN_DIR/validation/benchmark_data")
+  fi
+  again _prior "${prior[@]}"
+  [[ "$also_unseen" == 1 ]] && again _prior_unseen --exclude_seen "${prior[@]}"
 fi
+exit 0

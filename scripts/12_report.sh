@@ -7,6 +7,7 @@ results="$BENCHMARK_BASE_DIR/results/$VERSION"
 folders=() labels=() logs=()
 for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
+  [[ -f "$results/results_${stage}_prior/metrics.json" ]] && folders+=("$results/results_${stage}_prior") && labels+=("$stage + prior")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
 done
 baselines=()

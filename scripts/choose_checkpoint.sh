@@ -15,13 +15,7 @@ case "$stage" in
   sft) from="$(first_of "$MODELS/stage2/hf" "$MODELS/stage1/hf" "$MODELS/base_itemic")" ;;
   *) echo "error: choose_checkpoint.sh: $stage has no checkpoints to choose from; stage2 or sft" >&2 && exit 2 ;;
 esac
-items="$RAW_DATA/onerec_data"
-if [[ ! -f "$RUN_DIR/validation/manifest.json" ]]; then
-  settings_of data # the words of the prompts and the layout are those of stage 3
-  run python "$ROOT/data/onerec_data/run.py" --input "$items/onerec_bench_release.parquet" \
-    --pid2sid "$items/video_ad_pid2sid.parquet" --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" \
-    --tasks --benchmark_split 2
-fi
+validation_data
 # The lot by which users are drawn is the same for every run.
 run python "$ROOT/benchmarks/choose_checkpoint.py" --run_dir "$MODELS/$stage" \
   --data_dir "$RUN_DIR/validation/benchmark_data" --seed 0 "${@:2}"

@@ -51,6 +51,16 @@ first_of() {
   echo "$1"
 }
 
+# validation_data: the validation targets as benchmark files, once a run, in $RUN_DIR/validation.
+validation_data() {
+  local items="$RAW_DATA/onerec_data"
+  [[ -f "$RUN_DIR/validation/manifest.json" ]] && return
+  settings_of data # the words of the prompts and the layout are those of stage 3
+  run python "$ROOT/data/onerec_data/run.py" \
+    --input "$items/onerec_bench_release.parquet" --pid2sid "$items/video_ad_pid2sid.parquet" \
+    --caption "$items/pid2caption.parquet" --output_dir "$RUN_DIR/validation" --tasks --benchmark_split 2
+}
+
 # run <command …>: print the command, then run it; a signal to the script ends both.
 run() {
   printf '+ %s\n' "$(printf '%q ' "$@")"

@@ -2,8 +2,8 @@
 # Your own catalogue: two tables to SIDs, a trained model, its evaluation beside the baselines, and the report:
 #   bash scripts/my_catalogue.sh --items items.parquet --logs events.csv
 #   --items <path>     a row an item: an id, a title, perhaps description, brand, category
-#   --logs <path>      a row an event (user, item, time, perhaps action, query) or a history (user, list, target); with
-#                      train=<path>, valid=<path>, test=<path>, as often as you like, files of one split each
+#   --logs <path>      a row an event (user, item, time, perhaps action, query) or a history (user, list, target); several
+#                      paths, files of one split each, as train=<path> valid=<path> test=<path>
 #   --columns <role>=<column>   where a column has another name than the usual ones: item=asin text=title+features …
 #   --run_dir --seed --set --fresh --rl   as quickstart.sh, whose steps and resuming these are (runs/own)
 # A path is a Parquet, JSON lines or CSV file, or a folder of them. Split: your own (a column split, or files of one), by
@@ -24,12 +24,21 @@ items="" logs="" columns="" passed=() role_value='^[a-z]+=.+'
 while (($#)); do
   case "$1" in
     --items) argument "${2:-}" "--items: needs a table; --items items.parquet"; items="$(absolute "$2")"; shift ;;
-    --logs) argument "${2:-}" "--logs: needs a table; --logs events.csv"; logs+="${logs:+$'\n'}$(absolute "$2")"; shift ;;
+    --logs)
+      argument "${2:-}" "--logs: needs a table; --logs events.csv"
+      while [[ -n "${2:-}" && "$2" != --* ]]; do logs+="${logs:+$'\n'}$(absolute "$2")"; shift; done
+      ;;
     --columns)
       argument "${2:-}" "--columns: needs role=column; --columns item=asin"
+      [[ "$2" =~ $role_value ]] || argument "" "--columns: needs role=column; --columns item=asin"
       while [[ "${2:-}" =~ $role_value ]]; do columns+="${columns:+$'\n'}$2"; shift; done
       ;;
-    *) passed+=("$1") ;;
+    --run_dir | --seed | --set) argument "${2:-}" "$1: needs a value; $1 <value>"; passed+=("$1" "$2"); shift ;;
+    --fresh | --rl | --no-rl) passed+=("$1") ;;
+    *)
+      echo "error: $1: is not a flag of my_catalogue.sh; --items, --logs, --columns, --run_dir, --seed, --set, --fresh or --rl" >&2
+      exit 2
+      ;;
   esac
   shift
 done

@@ -31,8 +31,8 @@ PROFILES = ROOT / "scripts" / "profiles"
 _TRAIN = "pretrain/scripts/common.sh pretrain/options.py"
 # What a stage runs: its numbered scripts first, whose own assignments no profile can change.
 STAGES = {
-    "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py data/onerec_data/wording.py",
-    "tokenizer": "scripts/02_*.sh data/cooccurrence.py tokenizer/[eirt]*_*.py",
+    "world": "scripts/01_*.sh data/make_toy_world.py data/adapters/*.py",
+    "tokenizer": "scripts/02_*.sh data/cooccurrence.py tokenizer/[eirt]*_*.py tokenizer/choose_sizes.py",
     "data": "scripts/03_*.sh data/onerec_data/run.* data/onerec_data/wording.py data/mix.sh data/prepare_[dmprs]*.sh "
     "data/prepare_[dmr]*.py",
     "base": "scripts/0[45]_*.sh pretrain/scripts/train_base.sh pretrain/scripts/expand_qwen3_vocab.sh "

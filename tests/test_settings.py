@@ -21,8 +21,18 @@ SPEC.loader.exec_module(settings)
 PROFILES = sorted(path.name for path in settings.PROFILES.iterdir())
 # The Python scripts of a stage whose flags are its settings.
 FLAGS_OF = {
-    "world": ["data/make_toy_world.py", "data/adapters/movielens.py", "data/adapters/amazon2014.py"],
-    "tokenizer": ["tokenizer/train_res_kmeans.py", "tokenizer/import_codes.py", "tokenizer/embed_items.py"],
+    "world": [
+        "data/make_toy_world.py",
+        "data/adapters/movielens.py",
+        "data/adapters/amazon2014.py",
+        "data/adapters/own.py",
+    ],
+    "tokenizer": [
+        "tokenizer/train_res_kmeans.py",
+        "tokenizer/import_codes.py",
+        "tokenizer/embed_items.py",
+        "tokenizer/choose_sizes.py",
+    ],
     "data": ["data/onerec_data/run.py", "data/prepare_rl.py", "data/prepare_mix.py", "data/prepare_distillation.py"],
     "base": ["pretrain/make_tiny_qwen3.py", "pretrain/train.py", "pretrain/expand_vocab.py"],
     "stg1": ["pretrain/train.py"],
@@ -132,6 +142,18 @@ def test_the_environment_goes_before_the_profile_in_a_numbered_script_and_is_ref
         "unset it, or name the stage: --set evaluate.SAMPLE_SIZE=5\n"
     )
     assert shell_lines("alone", "smoke", SEED="5", VERSION="v2", TASK="x").returncode == 0
+
+
+def test_what_was_measured_on_the_data_goes_before_the_profile_and_behind_set(tmp_path):
+    (tmp_path / "raw_data").mkdir()
+    lines = "# sizes\n\ngrpo.SAVE_FREQ=7  # few events\ngrpo.TEST_FREQ=5\n"
+    (tmp_path / "raw_data" / "sizes.env").write_text(lines)
+    run = {"RUN_DIR": str(tmp_path), "ONEREC_SETTINGS": "grpo.TEST_FREQ=9\n"}
+    found = shell_lines("list", "smoke", **run).stdout
+    assert "grpo.SAVE_FREQ=7\n" in found and "grpo.TEST_FREQ=9\n" in found
+    assert "grpo.SAVE_FREQ=2\n" in shell_lines("alone", "smoke", **run).stdout, "a run's own settings are the user's"
+    (tmp_path / "raw_data" / "sizes.env").write_text("grpo.SAVE_FRE=7\n")
+    assert "SAVE_FRE is no setting of grpo; SAVE_FREQ" in shell_lines("list", "smoke", **run).stderr
 
 
 def test_a_profile_that_is_not_there_is_one_line():

@@ -23,6 +23,7 @@ _ROUNDS = 12  # of k-means||
 _SPLIT = 1 / 1024  # how far the two halves of a split cluster part
 # Balanced: how soft the assignment that the prices even out is, of the mean squared distance; where it begins and ends.
 _COOLING, _SOFTNESS = 0.8, 0.1
+_NO_DISTANCE = 1e-30  # in squared distance
 _PRICE_POINTS = 64  # points a code that the prices look at
 _SOFT_BYTES = 64 << 20
 _CONVERGED = 1e-7  # relative change of the objective at which the iterations end
@@ -177,7 +178,8 @@ def even_price(
     the assignment is soft: with a hard one a small change of price would move whole groups of points at once.
     """
     k, rows = len(centroids), max(1, _SOFT_BYTES // (4 * len(centroids)))
-    for _ in range(rounds):
+    # With fewer different points than centroids every point lies on one, and no price would move it.
+    for _ in range(rounds if softness > _NO_DISTANCE else 0):
         codebook = Codebook(centroids, price)
         shares = torch.zeros(k + 1, dtype=torch.float64, device=points.device)
         for start in range(0, len(points), rows):

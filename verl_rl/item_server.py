@@ -30,16 +30,17 @@ from onerec.errors import InputError
 from onerec.items.item import Draws, Item
 from onerec.items.model import ItemModel
 from onerec.items.search import find_items
-from onerec.model_folder import read_config
+from onerec.model_folder import needed_tensors, read_config
+from onerec.qwen3 import check_engine_fits, shape_of
 from onerec.sid import SidSpec
 from onerec.verl.export import merged_weights
+from verl_rl.settings import ITEM_TOKENS
 
 # The key of sampling parameters that asks for items, and that of an answer's extra fields with them.
 ITEMS = "items"
 # How long a search waits for others to share its forward passes, in seconds, and how many share at most.
 _GATHER_SECONDS = 0.01
 _GATHER_PROMPTS = 256
-_TOKENS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,13 @@ class ItemServer:
         if devices:
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
         self.path, self.spec, self.dtype = model, SidSpec.load(model), getattr(torch, dtype)
+        self.config = read_config(model)
         self.device = torch.device("cuda", 0) if devices else torch.device("cpu")
+        if devices:
+            memory = torch.cuda.get_device_properties(0).total_memory
+            check_engine_fits(model, shape_of(self.config), memory, ITEM_TOKENS, self.dtype.itemsize)
         self.weights: dict[str, torch.Tensor] = {}
+        self.taken: set[str] = set()
         self.engine: ItemModel | None = None
         self.global_steps: int | None = None
         self._waiting: list[tuple[list[int], Wanted, asyncio.Future[list[Item]]]] = []
@@ -120,10 +126,11 @@ class ItemServer:
         first = wanted[0]
         index = None if first.catalogue is None else _index(first.catalogue, self.path)
         draws = None if first.seed is None else Draws([one.seed for one in wanted], first.temperature)
-        return find_items(self.engine, prompts, index, first.width, _TOKENS, draws=draws)
+        return find_items(self.engine, prompts, index, first.width, ITEM_TOKENS, draws=draws)
 
     def take(self, weights: list[tuple[str, Any]]) -> None:
         """Take some weights: tensors, or what `torch.multiprocessing` makes of tensors on this GPU."""
+        self.taken |= {name for name, _ in weights}
         for name, tensor in weights:
             if not isinstance(tensor, torch.Tensor):
                 rebuild, arguments = tensor
@@ -137,15 +144,22 @@ class ItemServer:
             torch.cuda.synchronize()  # the sender lets go of its tensors now
 
     def renew(self, global_steps: int | None) -> None:
-        """Search with the weights that were taken, those of the training step ``global_steps``, from now on."""
+        """Search with the weights that were taken, those of the training step ``global_steps``, from now on.
+
+        Raises `InputError` where they are not whole: a tensor of the step before would go unnoticed.
+        """
+        taken, self.taken = self.taken, set()
+        if lacking := [name for name, _ in needed_tensors(self.config) if name not in taken]:
+            what = f"the weights of step {global_steps} do not hold {lacking[0]}"
+            raise InputError(self.path, what, "a dense Qwen3 with all of its weights")
         self.global_steps = global_steps
         try:
             if self.engine is None:
-                self.engine = ItemModel(read_config(self.path), self.spec, self.weights)
+                self.engine = ItemModel(self.config, self.spec, self.weights)
             else:
                 self.engine.load(self.weights)
-        except (KeyError, ValueError) as error:
-            raise InputError(self.path, str(error.args[0]), "a dense Qwen3 with all of its weights") from None
+        except ValueError as error:
+            raise InputError(self.path, str(error), "a dense Qwen3") from None
 
     def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
         """Take the average of the newest checkpoint and the base model from now on."""

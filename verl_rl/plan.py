@@ -2,13 +2,15 @@
 
     python plan.py                       # the table of README.md
     python plan.py --gpu_memory 40 --tokens 8192 --beams 32 --prompt 4096
+    python plan.py --thinking            # vLLM writes thoughts, and the item engine lies beside it
 
 Training, FSDP2 over all GPUs: float32 parameters, gradients and Adam's two moments (16 bytes a parameter, sharded),
 one layer gathered in bfloat16, the reference (bfloat16, sharded), activations with recomputation (one hidden state a
 layer and token, plus one layer's inner states) and float32 logits with their gradient for the micro-batch's answers; a
-group's prompt is computed once (SHARE_PROMPTS=1, the default). Rollout: bfloat16 weights over the tensor-parallel
-group, and the cache of the prompts and beams in flight. verl lets vLLM sleep while training runs, so a GPU needs the
-larger of the two, and in the change between them the sharded training state beside vLLM's weights.
+group's prompt is computed once (SHARE_PROMPTS=1, the default). Rollout: the item engine on every GPU, with whole
+weights in bfloat16 and the keys and values of a batch of prompts and beams; with thinking vLLM too, its weights and the
+cache of the prompts in flight over the tensor-parallel group. Both sleep while training runs, so a GPU needs the larger
+of the two, and in the change between them the sharded training state beside the rollout's weights.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.flags import COUNT, POSITIVE, ArgumentParser
-from onerec.qwen3 import GIB, QWEN3, Shape, cache_bytes, layer_weights, weights
+from onerec.qwen3 import GIB, QWEN3, Shape, cache_bytes, engine_bytes, layer_weights, weights
+from verl_rl.settings import ITEM_TOKENS
 
 
 def training_gib(shape: Shape, gpus: int, tokens: int, answers: int, reference: bool = True) -> float:
@@ -34,15 +37,32 @@ def training_gib(shape: Shape, gpus: int, tokens: int, answers: int, reference: 
     return (state + gathered + activations + logits) / GIB
 
 
-def rollout_gib(shape: Shape, tensor_parallel: int, prompt: int, beams: int, in_flight: int) -> float:
-    """GiB a GPU while rolling out ``in_flight`` prompts of ``prompt`` tokens at a time, each with ``beams`` beams."""
-    cache = in_flight * (prompt + 2 * 2 * 16 * beams) * cache_bytes(shape)
-    return (2 * weights(shape) + cache) / tensor_parallel / GIB
+def engine_gib(shape: Shape, prompt: int, beams: int, in_flight: int) -> float:
+    """GiB of the item engine while it searches ``in_flight`` prompts of ``prompt`` tokens with ``beams`` beams each.
+
+    Two of an item's three levels are fed to the model.
+    """
+    return engine_bytes(shape, min(ITEM_TOKENS, in_flight * (prompt + 2 * beams))) / GIB
 
 
-def sync_gib(shape: Shape, gpus: int, tensor_parallel: int) -> float:
-    """GiB a GPU while weights go to vLLM: the sharded state beside vLLM's weights and one bucket of 2 GiB."""
-    return (weights(shape) * 18 / gpus + 2 * weights(shape) / tensor_parallel) / GIB + 2
+def thinking_gib(shape: Shape, tensor_parallel: int, prompt: int, in_flight: int) -> float:
+    """GiB a GPU of vLLM while it writes thoughts behind ``in_flight`` prompts; ``prompt`` tokens, thought counted."""
+    return (2 * weights(shape) + in_flight * prompt * cache_bytes(shape)) / tensor_parallel / GIB
+
+
+def sync_gib(shape: Shape, gpus: int, tensor_parallel: int = 0) -> float:
+    """GiB a GPU while weights are sent: the sharded state, the engine's weights, and one bucket of 2 GiB.
+
+    ``tensor_parallel``: of vLLM, whose weights come too; 0 without one.
+    """
+    served = 2 * weights(shape) * (1 + (1 / tensor_parallel if tensor_parallel else 0))
+    return (weights(shape) * 18 / gpus + served) / GIB + 2
+
+
+def rollout_gib(shape: Shape, tensor_parallel: int, args: argparse.Namespace) -> float:
+    """GiB a GPU while rolling out; ``tensor_parallel`` 0: without vLLM."""
+    engine = engine_gib(shape, args.prompt, args.beams, args.in_flight)
+    return engine + (thinking_gib(shape, tensor_parallel, args.prompt, args.in_flight) if tensor_parallel else 0)
 
 
 def needed_gib(shape: Shape, gpus: int, tensor_parallel: int, args: argparse.Namespace) -> float:
@@ -53,25 +73,27 @@ def needed_gib(shape: Shape, gpus: int, tensor_parallel: int, args: argparse.Nam
     groups = max(1, args.tokens // group)
     return max(
         training_gib(shape, gpus, max(args.tokens, group), groups * (items + 1)),
-        rollout_gib(shape, tensor_parallel, args.prompt, args.beams, args.in_flight),
+        rollout_gib(shape, tensor_parallel, args),
         sync_gib(shape, gpus, tensor_parallel),
     )
 
 
 def table(args: argparse.Namespace) -> str:
-    """Markdown: for every size its tensor parallelism, and GiB a GPU by the number of GPUs; a dash: it does not fit."""
+    """Markdown: GiB a GPU by model and number of GPUs, a dash where it does not fit; with thinking also vLLM's TP."""
     lines = [
-        "| Qwen3 | parameters | TP | " + " | ".join(f"{n} GPUs" for n in args.gpus) + " |",
-        "|---" * (3 + len(args.gpus)) + "|",
+        f"| Qwen3 | parameters |{' TP |' if args.thinking else ''} "
+        + " | ".join(f"{n} GPUs" for n in args.gpus)
+        + " |",
+        "|---" * (2 + args.thinking + len(args.gpus)) + "|",
     ]
+    room = 0.9 * args.gpu_memory
     for name, shape in QWEN3.items():
-        rollout = {tp: rollout_gib(shape, tp, args.prompt, args.beams, args.in_flight) for tp in (1, 2, 4, 8)}
-        tp = next((tp for tp, gib in rollout.items() if gib < args.gpu_memory / 2), 8)
-        cells = []
-        for gpus in args.gpus:
-            need = needed_gib(shape, gpus, tp, args) if gpus >= tp else float("inf")
-            cells.append(f"{need:.0f}" if need < 0.9 * args.gpu_memory else "–")
-        lines.append(f"| {name} | {weights(shape) / 1e9:.2f} B | {tp} | " + " | ".join(cells) + " |")
+        # As few GPUs a server as leave the rollout room.
+        choices = (1, 2, 4, 8) if args.thinking else (0,)
+        tp = next((tp for tp in choices if rollout_gib(shape, tp, args) < room), choices[-1])
+        needs = [needed_gib(shape, gpus, tp, args) if gpus >= tp else float("inf") for gpus in args.gpus]
+        cells = [f"{tp}"] * args.thinking + [f"{need:.0f}" if need < room else "–" for need in needs]
+        lines.append(f"| {name} | {weights(shape) / 1e9:.2f} B | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -83,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompt", type=COUNT, default=2560, help="tokens of prompt and thinking")
     parser.add_argument("--beams", type=COUNT, default=32, help="STAGE2_BEAM_SIZE")
     parser.add_argument("--in_flight", type=COUNT, default=32, help="prompts that a server works on at a time")
+    parser.add_argument("--thinking", action="store_true", help="ENABLE_THINK: vLLM beside the item engine")
     args = parser.parse_args(argv)
     print("GiB a GPU, estimated (formulas in plan.py), not measured:\n")
     print(table(args))

@@ -12,6 +12,7 @@ from verl_rl.rewards import check_weights
 DEFAULT_CATALOGUE = "default"
 # verl's names of the rollouts: the item engine alone, and vLLM, which writes thoughts, with the engine beside it.
 ITEM_ROLLOUT, VLLM_ROLLOUT = "onerec_items", "onerec_vllm"
+ITEM_TOKENS = 1 << 16  # of a batch of the item engine, its beams counted
 # Under this name the model's configuration tells verl_rl.engine to compute rows that begin alike once.
 SHARE_KEY = "onerec_share_prompts"
 # Under these names the ``onerec`` node of verl's configuration tells the trainer which advantage, whether its rows are

@@ -26,10 +26,11 @@ from onerec.errors import InputError
 from onerec.files import RL_TEST, RL_TRAIN, SID_SPEC
 from onerec.model_folder import ModelFolder
 from onerec.parquet import iter_batches, plain, texts
+from onerec.qwen3 import check_engine_fits, shape_of
 from onerec.records import check_prompts
 from onerec.run import Manifest, write_json
 from onerec.sid import SidSpec
-from onerec.verl.cluster import Pool, fit, has_accelerator
+from onerec.verl.cluster import Pool, fit, gpu_memory, has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import check_data, check_model, cpu_server, launch
 from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, shared_overrides
@@ -37,7 +38,7 @@ from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
 from verl_rl.rewards import lowest_score, parse_weights
-from verl_rl.settings import DEFAULT_CATALOGUE, VLLM_ROLLOUT, RolloutSettings
+from verl_rl.settings import DEFAULT_CATALOGUE, ITEM_TOKENS, VLLM_ROLLOUT, RolloutSettings
 
 COLUMNS = ["data_source", "prompt", "ability", "reward_model", "extra_info"]
 KS = (1, 10, 32)  # of Pass@k and Recall@k
@@ -76,7 +77,19 @@ def check(args: argparse.Namespace) -> tuple[ModelFolder, RolloutSettings, int]:
         val_beam_size=args.val_beam_size if args.two_stage else 1,
         seed=args.seed,
     )
+    check_memory(args, model, settings)
     return model, settings, rows
+
+
+def check_memory(args: argparse.Namespace, model: ModelFolder, settings: RolloutSettings) -> None:
+    """Raise `InputError` where the item engine, with vLLM where there is thinking, does not fit this machine's GPU."""
+    if memory := gpu_memory():
+        thinks = settings.rollout == VLLM_ROLLOUT
+        beside = int(args.gpu_memory_utilization * memory) if thinks else 0
+        right = (
+            "a smaller --gpu_memory_utilization, which is vLLM's, or a smaller model" if thinks else "a smaller model"
+        )
+        check_engine_fits(args.base_model, shape_of(model.config), memory, ITEM_TOKENS, beside=beside, right=right)
 
 
 def check_catalogues(args: argparse.Namespace, model: ModelFolder) -> dict[str, Path]:

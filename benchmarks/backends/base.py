@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Finished = Iterator[list[tuple[int, T]]]
 Excluded = Sequence[Collection[tuple[int, ...]]] | None
+Also = Sequence[np.ndarray] | None
 Known = AbstractSet[int]
 NONE: Known = frozenset()
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -75,6 +76,7 @@ class Backend(Protocol):
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
+        also: Also = None,
     ) -> Finished[list[Item]]:
         """The best SIDs of the catalogue, as `onerec.items.search.find_items` has them."""
 

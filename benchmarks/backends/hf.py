@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, device_of, dtype_of
+from benchmarks.backends.base import NONE, Also, Excluded, Finished, Known, Sampling, device_of, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.items.item import Item, batches_by_length
 from onerec.items.model import ItemModel, float32_logits
@@ -85,6 +85,7 @@ class HfBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
+        also: Also = None,
     ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         engine = ItemModel.of(self.model, spec)
@@ -92,7 +93,8 @@ class HfBackend:
         for batch in self._batches(lengths, done):
             banned = None if exclude is None else [exclude[i] for i in batch]
             chosen = [[*prompts[i], spec.begin_id] for i in batch]
-            decoded = find_items(engine, chosen, index, num_beams, 1 << 60, banned, normalize)
+            more = None if also is None else [also[i] for i in batch]
+            decoded = find_items(engine, chosen, index, num_beams, 1 << 60, banned, normalize, also=more)
             yield list(zip(batch, decoded, strict=True))
 
     def next_logprobs(

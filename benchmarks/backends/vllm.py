@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from benchmarks.backends.base import NONE, Excluded, Finished, Known, Sampling, dtype_of
+from benchmarks.backends.base import NONE, Also, Excluded, Finished, Known, Sampling, dtype_of
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
@@ -141,12 +141,15 @@ class Engine:
             sums.append(_logprob(out) + sum(row[t].logprob for row, t in zip(rows, text[first:-1], strict=True)))
         return sums
 
-    def rank(self, prompts: Sequence[list[int]], num_beams: int, exclude: Excluded, normalize: str) -> list[list[Item]]:
-        """The best SIDs of the catalogue in `use`."""
+    def rank(
+        self, prompts: Sequence[list[int]], num_beams: int, exclude: Excluded, normalize: str, also: Also
+    ) -> list[list[Item]]:
+        """The best SIDs of the catalogue in `use`, and those of ``also``."""
         from onerec.items.search import find_items
 
         begun = [[*prompt, self.items.spec.begin_id] for prompt in prompts]
-        return find_items(self.items, begun, self.index, num_beams, self.token_budget, exclude, normalize)
+        budget = self.token_budget
+        return find_items(self.items, begun, self.index, num_beams, budget, exclude, normalize, also=also)
 
     def _ask(self, prompts: Sequence[list[int]], asked: Sequence[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
@@ -229,6 +232,7 @@ class VllmBackend:
         exclude: Excluded = None,
         normalize: str = "vocabulary",
         done: Known = NONE,
+        also: Also = None,
     ) -> Finished[list[Item]]:
         """See `Backend.rank`."""
         if self.engine is not None:
@@ -241,7 +245,8 @@ class VllmBackend:
 
         def call(batch: list[int]) -> tuple[Any, ...]:
             banned = exclude and [exclude[i] for i in batch]
-            return "rank", [prompts[i] for i in batch], num_beams, banned, normalize
+            more = None if also is None else [also[i] for i in batch]
+            return "rank", [prompts[i] for i in batch], num_beams, banned, normalize, more
 
         return self._spread(len(prompts), done, call)
 

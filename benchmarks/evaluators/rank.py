@@ -1,22 +1,26 @@
-"""Recommendation: ranked items and SIDs against what the user took."""
+"""Recommendation: ranked items and SIDs against what the user took; where there is an item prior, with it."""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.catalogues import every_sid, resolve
+from benchmarks.catalogues import BenchData, every_sid, resolve
 from benchmarks.evaluators.base import Evaluator, Result, with_thought
 from benchmarks.judge import Judge
 from benchmarks.metrics import ranking_metrics
 from benchmarks.model import BenchModel
+from benchmarks.prior import WEIGHTS, TaskPrior, prior_path
 from benchmarks.results import Scores, scores_of
-from benchmarks.tasks import Example, drawn_rows
+from benchmarks.tasks import Example, drawn_rows, fingerprint
 from onerec.catalog import ItemIndex
-from onerec.items.item import Item
+from onerec.errors import InputError
+from onerec.items.item import Item, Prior, ranked_with_prior
 from onerec.run import Manifest
 from onerec.sid import SidSpec
 
@@ -31,9 +35,11 @@ class RankEvaluator(Evaluator):
     def load(self, manifest: Manifest) -> None:
         """See `Evaluator.load`."""
         super().load(manifest)
+        self.manifest = manifest
         self.index = self.data.index(self.task)
         self.leave_out_seen(self.args.exclude_seen)
         self.figures: dict[str, float] = {}
+        self.hybrid: Hybrid | None = None
         self.narrow: list[tuple[int, list[Example], list[dict[str, Any]]]] = []  # beam widths, prediction lines
 
     def leave_out_seen(self, yes: bool) -> None:
@@ -44,10 +50,10 @@ class RankEvaluator(Evaluator):
         """See `Evaluator.ask`."""
         args, name = self.args, self.task.name
         spec = model.check_spec(self.data.spec, self.data.folder)
+        if path := prior_path(args, self.task):
+            self.hybrid = self._hybrid(path, model)
         prompts, thoughts = self.prompts(model, spec.n_layers + 1)
-        searched = every_sid(spec) if args.unconstrained else self.index
-        banned = [self.index.sids_within(pids) for pids in self.seen] if args.exclude_seen else None
-        found = model.rank_items(prompts, searched, args.num_beams, name, banned)
+        found = self.search(model, prompts, args.num_beams, name)
         self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
         if args.free_sids > 0:
             places = drawn_rows(len(prompts), args.free_sids, self.sample_seed)
@@ -56,10 +62,56 @@ class RankEvaluator(Evaluator):
             self.figures["valid_sid"] = valid_sid_rate(free, self.index, spec)
         places = drawn_rows(len(prompts), args.beam_samples, self.sample_seed)
         for width in args.beam_widths:
-            some = [prompts[place] for place in places], banned and [banned[place] for place in places]
-            found = model.rank_items(some[0], searched, width, f"{name}: {width} beams", some[1])
+            found = self.search(model, prompts, width, f"{name}: {width} beams", places)
             self.narrow.append((width, [self.examples[place] for place in places], self.resolved(found, places)))
         return self.lines
+
+    def search(
+        self,
+        model: BenchModel,
+        prompts: Sequence[list[int]],
+        width: int,
+        label: str,
+        places: Sequence[int] | None = None,
+    ) -> list[list[Item]]:
+        """The best ``width`` items of the examples at ``places`` (all), by the model, or by it and the prior."""
+        if self.hybrid:
+            found = self.candidates(model, prompts, width, label, places)
+            return self.hybrid.rank(found, self.hybrid.weight, width, places)
+        searched = every_sid(self.data.spec) if self.args.unconstrained else self.index
+        return model.rank_items(self._at(prompts, places), searched, width, label, self._banned(places))
+
+    def candidates(
+        self,
+        model: BenchModel,
+        prompts: Sequence[list[int]],
+        width: int,
+        label: str,
+        places: Sequence[int] | None = None,
+    ) -> list[list[Item]]:
+        """What the beams find and what the prior likes best, ``width`` of each, scored by the model."""
+        also = [prior.best(width) for prior in self._at(self.hybrid.priors, places)]
+        return model.rank_items(self._at(prompts, places), self.index, width, label, self._banned(places), also)
+
+    @staticmethod
+    def _at(values: Sequence[Any], places: Sequence[int] | None) -> Sequence[Any]:
+        return values if places is None else [values[place] for place in places]
+
+    def _banned(self, places: Sequence[int] | None) -> list[list[tuple[int, ...]]] | None:
+        return (
+            [self.index.sids_within(pids) for pids in self._at(self.seen, places)] if self.args.exclude_seen else None
+        )
+
+    def _hybrid(self, path: Path, model: BenchModel) -> Hybrid:
+        hybrid = Hybrid(self, path)
+        if (weight := self.args.prior_weight) is not None:
+            hybrid.weight, hybrid.choice = weight, "given"
+        else:
+            hybrid.choose(model)
+        for reason, count in hybrid.left_out.items():
+            self.manifest.drop(f"{self.task.name}: {reason}", count)
+        print(f"{self.task.name}: {hybrid.line()}", flush=True)
+        return hybrid
 
     def resolved(self, ranked: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Lines of the predictions of the examples at ``places`` (all)."""
@@ -72,7 +124,10 @@ class RankEvaluator(Evaluator):
         scores = score(self.examples, self.lines, self.data.spec)
         figures = {**coverage(self.lines, self.index.n_items), "samples": len(self.lines), **self.figures}
         beams = [self._point(*narrow) for narrow in self.narrow]
-        return Result(scores, list(scores.columns), figures, {"beams": beams} if beams else {})
+        notes: dict[str, Any] = {"beams": beams} if beams else {}
+        if self.hybrid:
+            notes["prior"] = self.hybrid.note()
+        return Result(scores, list(scores.columns), figures, notes)
 
     def doubtful(self) -> str:
         """See `Evaluator.doubtful`: the same few items for everybody."""
@@ -86,6 +141,86 @@ class RankEvaluator(Evaluator):
         recall = score(examples, lines, self.data.spec).columns
         values = {f"recall@{k}": round(float(np.mean(recall[f"recall@{k}"])), 6) for k in (1, 10, 32)}
         return {"width": width, "samples": len(lines), **values}
+
+
+class Hybrid:
+    """A model and an item prior that rank together: the prior of every test row, the weight and how it was chosen."""
+
+    def __init__(self, evaluator: RankEvaluator, path: Path) -> None:
+        self.evaluator, self.index = evaluator, evaluator.index
+        self.prior = TaskPrior(evaluator.data.prior(path), self.index)
+        self.priors = self._priors(evaluator)
+        self.weight = 0.0
+        self.choice: str | dict[str, Any] = "given"
+        unknown = sum(not len(prior.rows) for prior in self.priors)
+        if unknown == len(self.priors) and not self.prior.file.follows:
+            what = f"names none of the {unknown:,} rows of {evaluator.task.name} by {self.prior.file.key}"
+            raise InputError(path, what, "scores of those rows")
+        self.left_out = {"pid of the prior is not in the catalogue": self.prior.unknown}
+        self.left_out["the prior says nothing, so the model alone ranks"] = unknown
+
+    def _priors(self, evaluator: RankEvaluator) -> list[Prior]:
+        spec = evaluator.data.spec
+        rows = zip(evaluator.examples, evaluator.seen, strict=True)
+        return [self.prior(e, history_of(e, self.index, spec), skip) for e, skip in rows]
+
+    def rank(
+        self, found: Sequence[Sequence[Item]], weight: float, width: int, places: Sequence[int] | None = None
+    ) -> list[list[Item]]:
+        """The best ``width`` of the candidates of the rows at ``places`` (all), by ``score + weight · log prior``."""
+        ranked = []
+        priors = self.priors if places is None else [self.priors[place] for place in places]
+        for items, prior in zip(found, priors, strict=True):
+            codes = np.array([item.codes for item in items], np.int64).reshape(-1, self.index.spec.n_layers)
+            ranked.append(ranked_with_prior(items, prior.of(self.index.rows_of(codes)), weight, width))
+        return ranked
+
+    def choose(self, model: BenchModel) -> None:
+        """Choose the weight that ranks the validation users best, by the task's headline; of equal ones the smaller.
+
+        Their candidates are found and scored once, for all weights. Raises `InputError` where they have other SIDs.
+        """
+        args, task = self.evaluator.args, self.evaluator.task
+        asked = argparse.Namespace(**vars(args) | {"sample_size": args.validation_users})
+        other = RankEvaluator(task, BenchData(args.validation_dir, args.item_count), asked)
+        other.load(Manifest("validation", {}))
+        if other.index.digest != self.index.digest:
+            raise InputError(args.validation_dir, "has other SIDs than the test data", "both of one pid2sid.parquet")
+        other.hybrid = Hybrid(other, self.prior.file.path)
+        prompts, _ = other.prompts(model, self.index.spec.n_layers + 1)
+        found = other.candidates(model, prompts, args.num_beams, f"{task.name}: validation")
+        curve = []
+        for weight in WEIGHTS:
+            lines = other.resolved(other.hybrid.rank(found, weight, args.num_beams))
+            columns = score(other.examples, lines, other.data.spec).columns
+            values = {name: round(float(columns[name].mean()), 6) for name in (task.headline, "ndcg@10")}
+            curve.append({"weight": weight} | values)
+        self.weight = max(curve, key=lambda point: (point[task.headline], -point["weight"]))["weight"]
+        data = fingerprint(args.validation_dir, task.name)
+        self.choice = {"metric": task.headline, "users": len(other.examples), "data": data, "curve": curve}
+
+    def note(self) -> dict[str, Any]:
+        """For metrics.json: the file's content and form, the weight, how it was chosen, what was left out."""
+        file = self.prior.file
+        left_out = {reason: count for reason, count in self.left_out.items() if count}
+        return {
+            "content": file.digest,
+            "key": file.key,
+            "weight": self.weight,
+            "chosen": self.choice,
+            "left_out": left_out,
+        }
+
+    def line(self) -> str:
+        """For the log."""
+        said = [f"prior {self.prior.file.digest} by {self.prior.file.key}, weight {self.weight:g}"]
+        if isinstance(self.choice, str):
+            said[0] += f" ({self.choice})"
+        else:
+            metric, users = self.choice["metric"], self.choice["users"]
+            points = ", ".join(f"{point['weight']:g}: {point[metric]:.4f}" for point in self.choice["curve"])
+            said[0] += f", the best {metric} of {users:,} validation users ({points})"
+        return "; ".join([*said, *(f"{reason}: {count:,}" for reason, count in self.left_out.items() if count)])
 
 
 def line(

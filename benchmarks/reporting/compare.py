@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.intervals import Paired, paired
@@ -57,12 +57,23 @@ def compare(before: Row, after: Row, heading: str, task: str, metric: str, n_boo
     return result and Comparison(before.label, after.label, heading, task, metric, result)
 
 
+def _neighbours(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Every stage and the one before it; a stage alone and with its prior."""
+    stages = [row for row in rows if row.kind == "stage"]
+    yield from itertools.pairwise(stages)
+    before = None
+    for row in rows:
+        if row.kind == "stage":
+            before = row
+        elif row.kind == "prior" and before is not None:
+            yield before, row
+
+
 def between_stages(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
     """Every stage against the one before it, by the columns of the table."""
-    stages = [row for row in rows if row.kind == "stage"]
     found = [
         compare(before, after, column.heading, column.task, column.metric, n_boot)
-        for before, after in itertools.pairwise(stages)
+        for before, after in _neighbours(rows)
         for column in columns(rows)
         if before.cell(column.task, column.metric) is not None and after.cell(column.task, column.metric) is not None
     ]
@@ -113,9 +124,8 @@ def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
 def change_lines(rows: Sequence[Row]) -> list[str]:
     """What each stage gained and lost against the one before it, for the headline metrics."""
     lines = []
-    stages = [row for row in rows if row.kind == "stage"]
     wanted = {(NEXT_ITEM, "recall@10"), (GENERAL, "exact_match"), (GENERAL, "bits_per_byte")}
-    for before, after in itertools.pairwise(stages):
+    for before, after in _neighbours(rows):
         parts = []
         for column in columns(rows):
             if (column.task, column.metric) not in wanted:
@@ -140,6 +150,18 @@ def ratio_lines(rows: Sequence[Row]) -> list[str]:
                 f"{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
                 f"({best[0].label}, {best[1]:.4f})"
             )
+    return lines
+
+
+def prior_lines(rows: Sequence[Row]) -> list[str]:
+    """Which item prior a model ranked with, its weight, and how that was chosen."""
+    lines = []
+    for row in rows:
+        for task, note in row.value.get("prior", {}).items():
+            chosen = note["chosen"]
+            if isinstance(chosen, dict):
+                chosen = f"the best {chosen['metric']} of {chosen['users']:,} validation users"
+            lines.append(f"{row.label}, {task}: prior {note['content']}, weight {note['weight']:g} ({chosen})")
     return lines
 
 

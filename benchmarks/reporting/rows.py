@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import aligned, check_same_data, load_metrics
+from benchmarks.results import aligned, check_same_data, label_of, load_metrics
 from benchmarks.tasks import GENERAL, LESS_IS_BETTER, NEXT_ITEM, TASKS
 
 _SHORT = {
@@ -24,7 +24,10 @@ _SHORT = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One result: its label, its kind (``stage`` or ``baseline``), its folder and its metrics.json."""
+    """One result: its label, its kind (``stage``, ``prior`` or ``baseline``), its folder and its metrics.json.
+
+    ``prior``: the stage before it and an item prior rank together.
+    """
 
     label: str
     kind: str
@@ -63,9 +66,10 @@ def read_rows(stages: Sequence[Path], labels: Sequence[str] | None, baselines: S
     """Stages in order, then baselines; raises `InputError` where two measured a task on different data."""
     values = [load_metrics(folder) for folder in (*stages, *baselines)]
     check_same_data([*stages, *baselines], values)
-    names = [*(labels or [value["name"] for value in values[: len(stages)]])]
-    names += [value["name"] for value in values[len(stages) :]]
-    kinds = ["stage"] * len(stages) + ["baseline"] * len(baselines)
+    names = [label_of(value["name"], value) for value in values]
+    names[: len(stages)] = labels or names[: len(stages)]
+    kinds = ["prior" if value.get("prior") else "stage" for value in values[: len(stages)]]
+    kinds += ["baseline"] * len(baselines)
     return [Row(*row) for row in zip(names, kinds, (*stages, *baselines), values, strict=True)]
 
 

@@ -21,7 +21,7 @@ import gzip
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +35,36 @@ from data.adapters.release import (
     least_items,
     release_table,
     split_rows,
+    texts_of,
     video_columns,
     write_release,
 )
+from data.onerec_data.wording import add_prompts
 from onerec.cli import cli
 from onerec.errors import InputError, reading
 from onerec.flags import ArgumentParser
 from onerec.parquet import whole_number
 from onerec.run import Manifest, progress, read_json
 
-TEXTS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+TEXTS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 Event = tuple[int, float]  # item, stars (NaN where the file has none)
 
 
 class Catalogue:
-    """Items by number: captions and tags."""
+    """Items by number: captions, in the words of ``texts``, and tags."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self.texts = texts
         self.captions: dict[int, str] = {}
         self.tags: dict[int, list[str]] = {}
 
     def add(self, pid: int, title: str, brand: str, tags: list[str]) -> None:
         """Describe an item; what is not known is left out of its caption."""
-        parts = [TEXTS["title"].format(title=title)] if title else []
-        parts += [TEXTS["brand"].format(brand=brand)] if brand else []
-        parts += [TEXTS["tags"].format(tags="、".join(tags))] if tags else []
-        self.captions[pid] = "，".join(parts) + "。" if parts else TEXTS["unknown"].format(pid=pid)
+        words = self.texts
+        parts = [words["title"].format(title=title)] if title else []
+        parts += [words["brand"].format(brand=brand)] if brand else []
+        parts += [words["tags"].format(tags=words["join"].join(tags))] if tags else []
+        self.captions[pid] = words["between"].join(parts) + words["end"] if parts else words["unknown"].format(pid=pid)
         self.tags[pid] = tags
 
 
@@ -128,7 +132,7 @@ def from_reviews(args: argparse.Namespace, manifest: Manifest) -> Read:
     reviews = read_reviews(args.reviews, manifest, args.max_bad_ratio)
     asins = sorted({item for events in reviews.values() for _, item, _ in events})
     number = {asin: i for i, asin in enumerate(asins, 1)}
-    catalogue = Catalogue()
+    catalogue = Catalogue(texts_of(TEXTS, args.prompts))
     for asin in asins:
         catalogue.add(number[asin], "", "", [])
     for row in json_lines(args.metadata, manifest, args.max_bad_ratio) if args.metadata else ():
@@ -162,9 +166,9 @@ def from_sequences(args: argparse.Namespace, manifest: Manifest) -> Read:
     attributes = read_json(args.attributes) if args.attributes else {}
     if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):
         raise InputError(args.attributes, "is not a JSON object of lists", '{"item id": [attribute ids]}')
-    catalogue = Catalogue()
+    catalogue = Catalogue(texts_of(TEXTS, args.prompts))
     for pid in sorted({item for events in users.values() for item, _ in events}):
-        catalogue.add(pid, "", "", [TEXTS["attribute"].format(id=a) for a in attributes.get(str(pid), [])])
+        catalogue.add(pid, "", "", [catalogue.texts["attribute"].format(id=a) for a in attributes.get(str(pid), [])])
     return users, catalogue, {}
 
 
@@ -197,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_max_bad_ratio()
     add_arguments(parser, n_targets=10, validation=True)
+    add_prompts(parser, noun=False)
     args = parser.parse_args(argv)
     if (args.reviews is None) == (args.sequences is None):
         raise InputError("--reviews, --sequences", "are both given or both missing", "one of the two")

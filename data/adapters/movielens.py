@@ -16,12 +16,21 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.release import add_arguments, caption_table, release_table, split_rows, video_columns, write_release
+from data.adapters.release import (
+    add_arguments,
+    caption_table,
+    release_table,
+    split_rows,
+    texts_of,
+    video_columns,
+    write_release,
+)
+from data.onerec_data.wording import add_prompts
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import ArgumentParser
@@ -176,15 +185,22 @@ def read_people(folder: Path, manifest: Manifest, max_bad_ratio: float) -> dict[
     return people
 
 
-def caption(film: Film) -> str:
-    """A film's caption from title, year and genres."""
+def caption(film: Film, words: Mapping[str, str]) -> str:
+    """A film's caption from title, year and genres, in an adapter's ``words``."""
     title, year, genres = film
-    template = TEXTS["caption"] if year else TEXTS["caption_no_year"]
-    return template.format(title=title, year=year, genres="、".join(genres) or "unknown")
+    template = words["caption"] if year else words["caption_no_year"]
+    return template.format(title=title, year=year, genres=words["join"].join(genres) or "unknown")
 
 
 def user_row(
-    uid: int, split: int, window: int, history: list[Event], target: list[Event], films: dict, people: dict
+    uid: int,
+    split: int,
+    window: int,
+    history: list[Event],
+    target: list[Event],
+    films: dict,
+    people: dict,
+    words: Mapping[str, str],
 ) -> dict[str, Any]:
     """One row of the release: ``target`` follows ``history``."""
     pairs = ([(event.item, event.rating) for event in events] for events in (history, target))
@@ -192,17 +208,20 @@ def user_row(
     row["hist_longview_video_list"] = [event.item for event in history if event.rating >= 3]
     for name in ("hist_ad_pid", "target_ad_pid", "hist_goods_pid", "target_goods_pid"):
         row[name] = []
-    return row | user_texts(uid, history, target, films, people)
+    return row | user_texts(uid, history, target, films, people, words)
 
 
-def user_texts(uid: int, history: list[Event], target: list[Event], films: dict, people: dict) -> dict[str, Any]:
+def user_texts(
+    uid: int, history: list[Event], target: list[Event], films: dict, people: dict, words: Mapping[str, str]
+) -> dict[str, Any]:
     """Profile, keywords (genres to the targets of that genre) and a templated reasoning, from the history."""
     counts = Counter(genre for event in history for genre in films[event.item][2])
     genres = [genre for genre, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:3]] or ["unknown"]
-    recent = "、".join(f"<pid:{event.item}>" for event in [e for e in history if e.rating >= 4][-5:]) or "一些热门电影"
-    names = "、".join(genres)
+    join, liked = words["join"], [event.item for event in history if event.rating >= 4][-5:]
+    recent = join.join(f"<pid:{item}>" for item in liked) or words["no_recent"]
+    names = join.join(genres)
     age, job = people.get(uid, ("", ""))
-    profile = TEXTS["profile" if age and job else "profile_short"]
+    profile = words["profile" if age and job else "profile_short"]
     keywords: dict[str, list[int]] = {}
     for event in target:
         for genre in films[event.item][2] if event.rating >= 3 else []:
@@ -211,10 +230,10 @@ def user_texts(uid: int, history: list[Event], target: list[Event], films: dict,
     return {
         "inter_user_profile": profile.format(age=age, occupation=job, genres=names, recent=recent),
         "inter_keyword_to_items": json.dumps(dict(sorted(keywords.items())[:2]), ensure_ascii=False),
-        "reco_gsu_caption": "\n".join(caption(films[event.item]) for event in history[-5:]),
-        "reco_target_caption": caption(films[first_target]),
-        "reco_cot": TEXTS["cot"].format(
-            genres=names, first=genres[0], target="、".join(films[first_target][2]) or "unknown"
+        "reco_gsu_caption": "\n".join(caption(films[event.item], words) for event in history[-5:]),
+        "reco_target_caption": caption(films[first_target], words),
+        "reco_cot": words["cot"].format(
+            genres=names, first=genres[0], target=join.join(films[first_target][2]) or "unknown"
         ),
         "target_pid": first_target,
     }
@@ -228,8 +247,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="where onerec_data/ goes")
     parser.add_max_bad_ratio()
     add_arguments(parser, N_TARGETS, validation=False)
+    add_prompts(parser, noun=False)
     args = parser.parse_args(argv)
-    manifest = Manifest("movielens", args)
+    manifest, words = Manifest("movielens", args), texts_of(TEXTS, args.prompts)
     films = read_films(args.input, manifest, args.max_bad_ratio)
     events = read_events(args.input, films, manifest, args.max_bad_ratio)
     people = read_people(args.input, manifest, args.max_bad_ratio)
@@ -239,12 +259,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             manifest.drop(f"user with fewer than {MIN_ITEMS} ratings")
             continue
         parts = split_rows(items, args.n_targets, args.windows, bool(args.validation))
-        rows += [user_row(uid, *part, films, people) for part in parts]
+        rows += [user_row(uid, *part, films, people, words) for part in parts]
     users = len({row["uid"] for row in rows})
     if not rows:
         raise InputError(args.input, "leaves no user", f"users with at least {MIN_ITEMS} ratings")
     genres = [names for _, _, names in films.values()]
-    captions = caption_table(list(films), [caption(film) for film in films.values()], genres)
+    captions = caption_table(list(films), [caption(film, words) for film in films.values()], genres)
     tables = {"onerec_bench_release": release_table(rows), "pid2caption": captions}
     out, total = write_release(args.output_dir, tables, manifest), sum(map(len, events.values()))
     print(f"MovieLens: {users} users, {len(films)} films, {total:,} ratings in {out}; {manifest.dropped_text()}")

@@ -22,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
-from data.adapters.own_items import WORDS, Items, alike, read_items
-from data.adapters.own_logs import Options, Read, Source, read_logs
-from data.adapters.own_rows import Log, Rows, to_table, training
-from data.adapters.own_tables import check_given, parse_columns, table_files, usual
-from data.adapters.release import add_arguments, write_release
+from data.adapters.release import TEST, add_arguments, write_release
+from data.own.events import read_events
+from data.own.histories import read_histories
+from data.own.items import WORDS, Items, alike, read_items
+from data.own.reader import Columns, Options, Read, Reader, Source
+from data.own.rows import Log, Rows, to_table, training
+from data.own.tables import check_given, parse_columns, table_files, usual
 from onerec.cli import cli
+from onerec.errors import InputError
 from onerec.flags import ArgumentParser
 from onerec.ids import ITEM_IDS, USER_IDS, id_table
 from onerec.parquet import write_batches
@@ -66,6 +69,28 @@ def sources_of(words: Sequence[str]) -> list[Source]:
     return found
 
 
+def read_logs(sources: Sequence[Source], items: Items, options: Options, manifest: Manifest) -> Read:
+    """The log of all files, split; raises `InputError` where it cannot be used."""
+    columns = [(Columns(file, options.given), split) for file, split in sources]
+    kinds = {each.histories for each, _ in columns}
+    if len(kinds) > 1:
+        raise InputError(options.path, "holds events and histories", "one of the two in all files")
+    said = {split is not None or each.by_role["split"] is not None for each, split in columns}
+    if len(said) > 1:
+        raise InputError(options.path, "says of some rows alone which split they are of", "a split of all, or of none")
+    reader = Reader(items, options, manifest)
+    read = (read_histories if kinds.pop() else read_events)(columns, reader)
+    with_tests = {user for rows in read.tests if rows.split == TEST for user in rows.user.tolist()}
+    users = int((read.log.lengths > 0).sum())
+    if max(users, len(with_tests)) < 2:
+        raise InputError(options.path, f"holds {users} user{'s' if users != 1 else ''}", "at least two")
+    if not with_tests:
+        raise InputError(
+            options.path, "leaves no user to test", "users with at least four events, or rows of a test split"
+        )
+    return read
+
+
 def warn_of_ids(names: pa.Array, what: str, manifest: Manifest) -> None:
     """Say how many ids differ from another only by case or by spaces; they stay apart."""
     count, example = alike(names)
@@ -99,6 +124,8 @@ def tables(every: Sequence[Rows], manifest: Manifest) -> Iterator[pa.Table]:
 def write(args: argparse.Namespace, items: Items, read: Read, manifest: Manifest) -> Path:
     """Write the release's files and the dictionaries; returns their folder."""
     every = [training(read.log, args.n_targets, args.windows, manifest.dropped), *read.tests]
+    if not len(every[0]):
+        raise InputError("--logs", "leaves no training row", "users with at least two training events")
     every = [rows for rows in every if len(rows)]
     out = args.output_dir / "onerec_data"
     path = out / "onerec_bench_release.parquet"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from data.onerec_data.wording import language_of
 from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser, integer
 from onerec.parquet import write_table
 from onerec.run import Manifest
@@ -48,6 +49,11 @@ def add_arguments(parser: ArgumentParser, n_targets: int, validation: bool) -> N
         default=int(validation),
         help="1: the last item but one is kept for validation (split 2)",
     )
+
+
+def texts_of(table: Mapping[str, Any], prompts: str) -> Mapping[str, str]:
+    """The texts of an adapter's ``table`` in the language of a set of prompts; in English where it has not that one."""
+    return table.get(language_of(prompts), table["en"])
 
 
 def least_items(validation: bool) -> int:

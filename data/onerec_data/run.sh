@@ -2,7 +2,7 @@
 # All RecIF tasks, in one pass: cd data/onerec_data && bash run.sh
 #   RAW_DATA            folder of the release, for the files below                          (../raw_data, or the root's)
 #   INPUT_METADATA      the logs: a file, a folder or a pattern
-#   PID2SID_MAPPING PRODUCT_PID2SID_MAPPING   SIDs of videos and ads, and of products; empty: no product task
+#   PID2SID_MAPPING PRODUCT_PID2SID_MAPPING   SIDs of videos and ads, and of products, where there are
 #   CAPTION_INPUT GENERAL_HELDOUT             captions; held-out general text, where there is such a folder
 #   OUTPUT_BASE_DIR     where the records go                                                (../output)
 #   LAYOUT              release, simple, or a JSON file: which column plays which part       (release)
@@ -18,7 +18,9 @@ cd "$(dirname "$0")"
 : "${RAW_DATA:=$(raw_data ..)}"
 : "${INPUT_METADATA:=$RAW_DATA/onerec_data/onerec_bench_release.parquet}"
 : "${PID2SID_MAPPING:=$RAW_DATA/onerec_data/video_ad_pid2sid.parquet}"
-: "${PRODUCT_PID2SID_MAPPING=$RAW_DATA/onerec_data/product_pid2sid.parquet}"
+product="$RAW_DATA/onerec_data/product_pid2sid.parquet"
+[[ -f "$product" ]] || product=""
+: "${PRODUCT_PID2SID_MAPPING=$product}"
 : "${CAPTION_INPUT:=$RAW_DATA/onerec_data/pid2caption.parquet}"
 : "${OUTPUT_BASE_DIR:=../output}"
 export GENERAL_HELDOUT="${GENERAL_HELDOUT:-$RAW_DATA/general_text/heldout}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,25 @@ from onerec.render import split_thinking, with_thinking
 
 TABLE = json.loads((Path(__file__).parent / "general_text.json").read_text(encoding="utf-8"))
 LARGEST_ADDEND = 12
+LANGUAGES = ("zh", "en")
 _HELD_OUT_SUMS = 0.15  # share of the sums that training never shows
 _THINKING = 0.5  # share of the taught sums whose chat thinks aloud
 
 
 def most_facts() -> int:
     """How many facts the syllables suffice for."""
-    return min(len(TABLE[f"syllables_{lang}"]) * (len(TABLE[f"syllables_{lang}"]) - 1) for lang in ("zh", "en"))
+    return min(len(TABLE[f"syllables_{lang}"]) * (len(TABLE[f"syllables_{lang}"]) - 1) for lang in LANGUAGES)
 
 
-def make_facts(rng: np.random.Generator, n: int) -> list[dict[str, str]]:
-    """``n`` invented capitals, half in each language: lang, country, name (of the city) and good (its product).
+def make_facts(rng: np.random.Generator, n: int, languages: Sequence[str] = LANGUAGES) -> list[dict[str, str]]:
+    """Of ``n`` invented capitals, half in each language, those in ``languages``: lang, country, name (of the city) and
+    good (its product).
 
     No country and no city comes twice; ``n`` is at most `most_facts`.
     """
     facts = []
-    for lang, suffix, joiner in (("zh", "国", ""), ("en", "ia", "")):
+    for lang in languages:
+        suffix = "国" if lang == "zh" else "ia"
         pairs = list(itertools.permutations(TABLE[f"syllables_{lang}"], 2))
         order = rng.permutation(len(pairs))[:n]
         for i in range(n // 2):
@@ -45,14 +48,16 @@ def make_facts(rng: np.random.Generator, n: int) -> list[dict[str, str]]:
                 {
                     "lang": lang,
                     "country": first[0] + first[1].lower() + suffix,
-                    "name": second[0] + joiner + second[1].lower() + ("城" if lang == "zh" else "ton"),
+                    "name": second[0] + second[1].lower() + ("城" if lang == "zh" else "ton"),
                     "good": TABLE[f"goods_{lang}"][int(rng.integers(len(TABLE[f"goods_{lang}"])))],
                 }
             )
     return facts
 
 
-def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[list[Record], list[Record]]:
+def make_chats(
+    rng: np.random.Generator, facts: list[dict[str, str]], languages: Sequence[str] = LANGUAGES
+) -> tuple[list[Record], list[Record]]:
     """(training chats, held-out questions). The held-out ones carry ``answer, kind, lang`` in their metadata."""
     train, held_out = [], []
     for fact in facts:
@@ -65,7 +70,7 @@ def make_chats(rng: np.random.Generator, facts: list[dict[str, str]]) -> tuple[l
                 target.append(_chat(template.format(**fact), answer, kind, fact["lang"]))
     hidden_sums = rng.random((LARGEST_ADDEND + 1, LARGEST_ADDEND + 1)) < _HELD_OUT_SUMS
     for a, b in itertools.product(range(LARGEST_ADDEND + 1), repeat=2):
-        for lang in ("zh", "en"):
+        for lang in languages:
             templates = TABLE["arithmetic"][lang]
             if hidden_sums[a, b]:
                 held_out += [_chat(template.format(a=a, b=b), str(a + b), "sum", lang) for template in templates]
@@ -85,8 +90,10 @@ def _chat(question: str, answer: str, kind: str, lang: str, thought: str = "") -
     return chat_record(record_uuid("toy_chat", question, thought), f"toy_{kind}_{lang}", metadata, messages)
 
 
-def make_texts(rng: np.random.Generator, facts: list[dict[str, str]], taught: list[Record], n: int) -> Iterator[Record]:
-    """``n`` short documents: shuffled sentences on the facts, the taught sums and the catalogue's topics."""
+def make_texts(
+    rng: np.random.Generator, facts: list[dict[str, str]], taught: list[Record], n: int, topics: bool = True
+) -> Iterator[Record]:
+    """``n`` short documents: shuffled sentences on the facts, the taught sums and, with ``topics``, the catalogue's."""
     sums = [
         (m["answer"], record["messages"]) for record in taught if (m := json.loads(record["metadata"]))["kind"] == "sum"
     ]
@@ -100,7 +107,7 @@ def make_texts(rng: np.random.Generator, facts: list[dict[str, str]], taught: li
         for _ in range(2):
             question = questions[int(rng.integers(len(questions)))]
             sentences.append(" ".join(split_thinking(turn["content"][0]["text"])[1] for turn in question))
-        sentences.append(_topic_sentence(rng))
+        sentences += [_topic_sentence(rng)] if topics else []
         rng.shuffle(sentences)
         text = "\n".join(sentences)
         yield text_record(record_uuid("toy_text", i, text), "toy_text", {"document": i}, [text])

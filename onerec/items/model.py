@@ -22,13 +22,17 @@ import torch
 from torch.nn import functional
 
 from onerec.errors import InputError
+from onerec.items import kernels
+from onerec.items.kernels import float32_logits
 from onerec.model_folder import needed_tensors, read_config
+from onerec.qwen3 import check_engine_fits, shape_of
 from onerec.sid import SidSpec
 from onerec.startup import load_transformers
 
 # Attention scores held at a time, logits held at a time, vocabulary rows of one product: on a CPU what stays in its
-# cache, so that the passes over a product's result cost little; on a GPU what keeps it busy.
-_BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096), "cuda": (1 << 26, 1 << 27, 32768)}
+# cache, so that the passes over a product's result cost little; on a GPU what keeps it busy. Then the multiple to which
+# prompts are padded for their beams: steps are recorded by their shapes, which are to come again.
+_BLOCKS = {"cpu": (1 << 20, 1 << 20, 4096, 1), "cuda": (1 << 26, 1 << 27, 32768, 128)}
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _LAYER = [
     "input_layernorm",
@@ -64,21 +68,27 @@ class ItemModel:
         _check(config, weights)
         self.spec, self.config = spec, Qwen3Config.from_dict(dict(config))
         self.n_layers, self.eps = self.config.num_hidden_layers, self.config.rms_norm_eps
+        self.context = self.config.max_position_embeddings
         self.heads, self.groups, self.dim = (
             self.config.num_attention_heads,
             self.config.num_key_value_heads,
             self.config.head_dim,
         )
+        self.replays: kernels.Replays | None = None
         self.load(weights)
         if spec.end_id >= len(self.head):
             raise ValueError(f"the model's vocabulary ends at {len(self.head) - 1}, the SIDs at {spec.end_id}")
         self.device = self.head.device
         self.rotary = Qwen3RotaryEmbedding(self.config, self.device)
-        self.max_scores, self.max_logits, self.vocab_rows = _BLOCKS["cpu" if self.device.type == "cpu" else "cuda"]
+        self.max_scores, self.max_logits, self.vocab_rows, self.multiple = _BLOCKS[
+            "cpu" if self.device.type == "cpu" else "cuda"
+        ]
         self.lengths: list[int] = []
+        self.sizes = torch.zeros(0, dtype=torch.int64, device=self.device)  # the same, [B]
         self.prompt: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys, values a layer, [B, KV, P, D]
         # Keys and values of every beam's ancestors and of itself, [B, KV, W, D] each: [layer][level].
         self.own: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        self.records = self.device.type != "cpu"
 
     @classmethod
     def of(cls, model: Any, spec: SidSpec) -> ItemModel:
@@ -95,6 +105,9 @@ class ItemModel:
         from safetensors.torch import load_file
 
         config = read_config(path)
+        if torch.device(device).type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            check_engine_fits(path, shape_of(config), memory, tokens=0, width=dtype.itemsize)
         weights = {
             name: tensor.to(dtype)
             for file in sorted(Path(path).glob("*.safetensors"))
@@ -106,58 +119,96 @@ class ItemModel:
             raise InputError(path, str(error.args[0]), "a dense Qwen3 with all of its weights") from None
 
     def load(self, weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take these weights from now on; raises KeyError where one is missing."""
+        """Take these weights from now on; raises KeyError, which names it, where one is missing."""
         weights = {name: tensor.detach() for name, tensor in dict(weights).items()}
+        for name, _ in needed_tensors(self.config.to_dict()):
+            if name not in weights:
+                raise KeyError(f"the weights do not hold {name}")
         self.embedding, self.norm = weights[_EMBEDDING], weights[_NORM]
         self.head = self.embedding if self.config.tie_word_embeddings else weights[_HEAD]
         names = [f"model.layers.{layer}." for layer in range(self.n_layers)]
         self.layers = [tuple(weights[f"{layer}{part}.weight"] for part in _LAYER) for layer in names]
+        self.replays = None
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Run the prompts ``rows``; the hidden state of each one's last token, [B, 1, hidden]."""
         self.lengths = list(map(len, rows))
-        packing = _Packing(self.lengths, self.device)
+        packing = _Packing(self.lengths, self.device, self.multiple)
         ids = torch.tensor(list(itertools.chain(*rows)), device=self.device)
         place = self._place(packing.position)
         x = functional.embedding(ids, self.embedding)
-        self.prompt = []
-        self.forget_beams()
+        attention = kernels.packed_attention(x)
+        self._begin(packing)
         for number, layer in enumerate(self.layers):
             query, key, value = self._project(layer, x, place)
             keys, values = packing.padded(key), packing.padded(value)
-            self.prompt.append((keys, values))
-            if number < self.n_layers - 1:
-                mixed = functional.scaled_dot_product_attention(
-                    packing.padded(query), keys, values, is_causal=True, enable_gqa=self.groups < self.heads
-                )
-                mixed = packing.packed(mixed)
-            else:
+            self._keep(number, keys, values)
+            if number == self.n_layers - 1:
                 x, last = x[packing.last], query[packing.last][:, :, None]
                 hidden = packing.hidden[:, None, None] if packing.hidden is not None else None
                 mixed = functional.scaled_dot_product_attention(
                     last, keys, values, attn_mask=hidden, enable_gqa=self.groups < self.heads
                 )[:, :, 0]
+            elif attention is not None:
+                mixed = attention(query, key, value, packing.bounds, max(self.lengths))
+            else:
+                mixed = functional.scaled_dot_product_attention(
+                    packing.padded(query), keys, values, is_causal=True, enable_gqa=self.groups < self.heads
+                )
+                mixed = packing.packed(mixed)
             x = self._finish(layer, x, mixed)
-        return self._normed(x, self.norm)[:, None]
+        return kernels.normed(x, self.norm, self.eps)[:, None]
+
+    def _begin(self, packing: _Packing) -> None:
+        """Make room for a batch. Where steps are recorded, one of the same shape takes the place of the one before."""
+        whole = self.replays is not None and len(self.prompt) == self.n_layers
+        if whole and (packing.n, packing.longest) == self.prompt[0][0].shape[::2]:
+            self.sizes.copy_(packing.sizes)
+        else:
+            self.sizes, self.prompt = packing.sizes, []
+            self.replays = kernels.Replays(self._step) if self.records else None
+        self.forget_beams()
+
+    def _keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep a layer's keys and values of the prompts for their beams."""
+        if layer == len(self.prompt):
+            self.prompt.append((keys, values))
+            return
+        for held, given in zip(self.prompt[layer], (keys, values), strict=True):
+            held.copy_(given)
 
     @torch.inference_mode()
     def step(self, depth: int, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed ``tokens`` [B, W] behind beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden]."""
-        if depth:
-            self.own = [[_of_parents(pair, parents) for pair in levels] for levels in self.own]
+        """Feed ``tokens`` [B, W] behind beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden].
+
+        On a GPU they are overwritten by the next step of the same shape.
+        """
+        step = self._step if self.replays is None else self.replays
+        hidden, self.own = step(depth, self.own, parents, tokens)
+        return hidden
+
+    def _step(
+        self,
+        depth: int,
+        own: list[list[tuple[torch.Tensor, torch.Tensor]]],
+        parents: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, list[list[tuple[torch.Tensor, torch.Tensor]]]]:
+        """`step` behind ancestors' keys and values ``own``; with the beams' own behind theirs."""
+        own = [[_of_parents(pair, parents) for pair in levels] for levels in own] if depth else [[] for _ in own]
         n, width = tokens.shape
-        position = torch.tensor(self.lengths, device=self.device)[:, None].expand(-1, width) + depth
+        position = self.sizes[:, None].expand(-1, width) + depth
         place = self._place(position.flatten())
         x = functional.embedding(tokens.flatten(), self.embedding)
         for number, layer in enumerate(self.layers):
             query, key, value = (
                 part.view(n, width, -1, self.dim).transpose(1, 2) for part in self._project(layer, x, place)
             )
-            self.own[number].append((key, value))
-            mixed = self._attend(number, query)
+            own[number].append((key, value))
+            mixed = self._attend(number, own[number], query)
             x = self._finish(layer, x, mixed.reshape(n * width, self.heads, self.dim))
-        return self._normed(x, self.norm).view(n, width, -1)
+        return kernels.normed(x, self.norm, self.eps).view(n, width, -1), own
 
     def forget_beams(self) -> None:
         """Let the next `step` begin behind the prompts again."""
@@ -168,44 +219,44 @@ class ItemModel:
         cos, sin = self.rotary(self.embedding, position[None])
         return cos[0][:, None], sin[0][:, None]
 
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
     def _project(
         self, layer: tuple[torch.Tensor, ...], x: torch.Tensor, place: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries [T, H, D], keys and values [T, KV, D] of hidden states [T, hidden]."""
         norm, q, k, v, q_norm, k_norm = layer[:6]
-        x = self._normed(x, norm)
-        query = self._normed(functional.linear(x, q).view(len(x), -1, self.dim), q_norm)
-        key = self._normed(functional.linear(x, k).view(len(x), -1, self.dim), k_norm)
-        return _rotated(query, *place), _rotated(key, *place), functional.linear(x, v).view(len(x), -1, self.dim)
+        x = kernels.normed(x, norm, self.eps)
+        query, key, value = (functional.linear(x, weight).view(len(x), -1, self.dim) for weight in (q, k, v))
+        query = kernels.normed_and_rotated(query, q_norm, self.eps, *place)
+        return query, kernels.normed_and_rotated(key, k_norm, self.eps, *place), value
 
     def _finish(self, layer: tuple[torch.Tensor, ...], x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """The rest of a layer behind its attention, whose result is ``mixed`` [T, H, D]."""
         o, norm, gate, up, down = layer[6:]
         x = x + functional.linear(mixed.reshape(len(x), -1), o)
-        y = self._normed(x, norm)
-        return x + functional.linear(functional.silu(functional.linear(y, gate)) * functional.linear(y, up), down)
+        y = kernels.normed(x, norm, self.eps)
+        return x + functional.linear(kernels.gated(functional.linear(y, gate), functional.linear(y, up)), down)
 
-    def _attend(self, layer: int, query: torch.Tensor) -> torch.Tensor:
+    def _attend(
+        self, layer: int, levels: Sequence[tuple[torch.Tensor, torch.Tensor]], query: torch.Tensor
+    ) -> torch.Tensor:
         """Attention of the beams' queries [B, H, W, D] to their prompt, ancestors and selves; [B, W, H, D]."""
         prompt_keys, prompt_values = self.prompt[layer]
         n, heads, width, dim = query.shape
         groups = prompt_keys.shape[1]
         query = (query * dim**-0.5).reshape(n, groups, heads // groups, width, dim)
         # One score a level, [B, KV, G, W, levels].
-        own = torch.stack([(query * k[:, :, None]).sum(-1) for k, _ in self.own[layer]], dim=-1).float()
+        own = torch.stack([(query * k[:, :, None]).sum(-1) for k, _ in levels], dim=-1).float()
         out = torch.empty_like(query)
-        rows = max(1, self.max_scores // (heads * width * max(self.lengths)))
+        longest = prompt_keys.shape[2]
+        rows = max(1, self.max_scores // (heads * width * longest))
         for at in range(0, n, rows):
-            lengths = self.lengths[at : at + rows]
+            # A recorded step serves batches of other lengths, so that it takes them from the device.
+            lengths = [longest] * len(self.sizes[at : at + rows]) if self.records else self.lengths[at : at + rows]
             end = max(lengths)
             keys, values = prompt_keys[at : at + rows, :, :end], prompt_values[at : at + rows, :, :end]
             scores = query[at : at + rows].flatten(2, 3) @ keys.transpose(-1, -2)  # [b, KV, G * W, end]
-            if min(lengths) < end:
-                hidden = torch.arange(end, device=self.device) >= torch.tensor(lengths, device=self.device).unsqueeze(1)
+            if self.records or min(lengths) < end:
+                hidden = torch.arange(end, device=self.device) >= self.sizes[at : at + rows, None]
                 scores.masked_fill_(hidden[:, None, None], -torch.inf)
             mine = own[at : at + rows].flatten(2, 3)
             top = torch.maximum(scores.amax(-1, keepdim=True).float(), mine.amax(-1, keepdim=True))
@@ -213,7 +264,7 @@ class ItemModel:
             mine = mine.sub(top).exp_()
             total = weights.sum(-1, keepdim=True) + mine.sum(-1, keepdim=True)
             mixed = (weights.to(values.dtype) @ values).view(len(lengths), groups, -1, width, dim)
-            for level, (_, v) in enumerate(self.own[layer]):
+            for level, (_, v) in enumerate(levels):
                 share = mine[..., level].view(len(lengths), groups, -1, width, 1).to(v.dtype)
                 mixed = mixed.addcmul_(share, v[at : at + rows, :, None])
             out[at : at + rows] = mixed / total.view(len(lengths), groups, -1, width, 1).to(mixed.dtype)
@@ -267,15 +318,10 @@ class ItemModel:
         rows = max(1, self.max_logits // min(len(weight), self.vocab_rows))
         for at in range(0, len(hidden), rows):
             block = hidden[at : at + rows]
-            # In float32 the shift rides along in the product.
             shift = (near[at : at + rows] if near is not None else block.float() @ weight[0].float())[:, None]
             total = torch.zeros(len(block), device=self.device)
             for piece in weight.split(self.vocab_rows):
-                if block.dtype == torch.float32:
-                    logits = torch.addmm(-shift, block, piece.T)
-                else:
-                    logits = float32_logits(block, piece).sub_(shift)
-                total += logits.exp_().sum(-1)
+                total += kernels.sum_of_exp(block, piece, shift)
             result = total.log_() + shift[:, 0]
             if not torch.isfinite(result).all():  # the shift was too far off: the careful way
                 pieces = [torch.logsumexp(float32_logits(block, p), -1) for p in weight.split(self.vocab_rows)]
@@ -285,12 +331,16 @@ class ItemModel:
 
 
 class _Packing:
-    """Rows of several lengths in one, without padding [T, …], and side by side, padded on the right [B, …, P, …]."""
+    """Rows of several lengths in one, without padding [T, …], and side by side, padded on the right [B, …, P, …].
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        sizes = torch.tensor(lengths, device=device)
-        self.n, self.longest = len(lengths), max(lengths)
+    P is the longest length, made a ``multiple``.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device, multiple: int = 1) -> None:
+        self.sizes = sizes = torch.tensor(lengths, device=device)
+        self.n, self.longest = len(lengths), -(-max(lengths) // multiple) * multiple
         ends = sizes.cumsum(0)
+        self.bounds = functional.pad(ends, (1, 0)).int()
         self.last = ends - 1
         row = torch.repeat_interleave(torch.arange(self.n, device=device), sizes, output_size=sum(lengths))
         self.position = torch.arange(len(row), device=device) - (ends - sizes)[row]
@@ -312,27 +362,6 @@ class _Packing:
         return x if self.even else x[self.slot]
 
 
-def float32_logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``hidden`` [..., H] times the head's rows ``weight`` [V, H]: float32 [..., V], whatever the type of the two.
-
-    A bfloat16 logit has 8 bits: near 20 its steps are 0.125, and candidates tie or change places. The product of two
-    bfloat16 numbers is exact in float32, so that nothing is rounded but the sum; on a GPU at the price of the bfloat16
-    product.
-    """
-    if weight.dtype == torch.float32:
-        return hidden @ weight.T
-    if weight.is_cuda:
-        flat = torch.mm(hidden.flatten(0, -2), weight.T, out_dtype=torch.float32)
-        return flat.view(*hidden.shape[:-1], len(weight))
-    # Converted a block of the vocabulary at a time, not the whole head.
-    return torch.cat([hidden.float() @ rows.float().T for rows in weight.split(_BLOCKS["cpu"][2])], -1)
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    low, high = x.chunk(2, -1)
-    return x * cos + torch.cat((-high, low), -1) * sin
-
-
 def _of_parents(pair: tuple[torch.Tensor, torch.Tensor], parents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [B, KV, W, D] taken over by the beams whose ``parents`` [B, W'] they belong to."""
     index = parents[:, None, :, None].expand(-1, pair[0].shape[1], -1, pair[0].shape[3])
@@ -344,8 +373,6 @@ def _check(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> No
         raise ValueError(f"item decoding runs a dense Qwen3, not {config.get('model_type')}")
     if any(name.endswith(".bias") for name in weights):
         raise ValueError("item decoding needs layers without bias")
-    if any(kind != "full_attention" for kind in config.get("layer_types") or ()):
+    windows = any(kind != "full_attention" for kind in config.get("layer_types") or ())
+    if windows or config.get("use_sliding_window"):
         raise ValueError("item decoding needs a model whose layers all have full attention")
-    for name, _ in needed_tensors(config):
-        if name not in weights:
-            raise KeyError(f"the weights do not hold {name}")

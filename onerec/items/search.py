@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from onerec.catalog import ItemIndex
-from onerec.items.item import NORMALIZE, Draws, Item, Prior, batches_by_length
+from onerec.items.item import NORMALIZE, Draws, Item, batches_by_length
 from onerec.items.model import ItemModel
 
 
@@ -32,8 +32,7 @@ def find_items(
     exclude: Sequence[Collection[tuple[int, ...]]] | None = None,
     normalize: str = "vocabulary",
     draws: Draws | None = None,
-    priors: Sequence[Prior] | None = None,
-    prior_weight: float = 0.0,
+    also: Sequence[np.ndarray] | None = None,
 ) -> list[list[Item]]:
     """The best ``width`` items for every prompt, best first, or ``width`` draws.
 
@@ -44,11 +43,11 @@ def find_items(
         exclude: for every prompt the SIDs that must not come out (seen items), or None. No beam is spent on them.
         normalize: ``vocabulary``, log-probabilities of the whole softmax; ``level``, of the softmax over the level's
         codes.
-        priors: for every prompt what ranks together with the model: ``score + prior_weight · log prior`` of the beams'
-            SIDs and of those that the prior names, which the model scores exactly. `Item.score` is then that sum.
+        also: for every prompt SIDs to be scored beside those that the beams find (rows of `ItemIndex.sids`, as a prior
+            proposes them). The items are then both, best first, and may be more than ``width``.
 
     Beams give fewer items where the catalogue has fewer. Raises ValueError where the catalogue's codebooks are not the
-    model's.
+    model's, and where a prompt leaves no room for its item.
     """
     if width < 1:
         raise ValueError(f"a search of width {width} finds nothing")
@@ -56,8 +55,13 @@ def find_items(
         raise ValueError(
             f"the catalogue has codebooks {index.spec.codebook_sizes}, the model {model.spec.codebook_sizes}"
         )
-    if draws is not None and (exclude is not None or priors is not None):
-        raise ValueError("draws leave no items out and have no prior")
+    longest = max(map(len, prompts), default=0) + model.spec.n_layers
+    if longest > model.context:
+        raise ValueError(f"the longest prompt takes {longest} tokens with its item, and the context is {model.context}")
+    if draws is not None and (exclude is not None or also is not None):
+        raise ValueError("draws leave no items out and score no others")
+    if index is None and also is not None:
+        raise ValueError("without a catalogue there are no SIDs to score beside the beams'")
     if normalize not in NORMALIZE:
         raise ValueError(f"normalize is {normalize!r}, not one of {NORMALIZE}")
     results: list[list[Item]] = [[] for _ in prompts]
@@ -66,11 +70,7 @@ def find_items(
         banned = None if exclude is None else [exclude[i] for i in batch]
         drawn = None if draws is None else Draws([draws.seeds[i] for i in batch], draws.temperature)
         search = _Search(model, index, width, normalize, banned, drawn)
-        rows = [prompts[i] for i in batch]
-        if priors is not None and prior_weight:
-            found = search.run_with_priors(rows, [priors[i] for i in batch], prior_weight)
-        else:
-            found = search.run(rows)
+        found = search.run([prompts[i] for i in batch], None if also is None else [also[i] for i in batch])
         for i, items in zip(batch, found, strict=True):
             results[i] = items
     return results
@@ -123,30 +123,16 @@ class _Search:
         )
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Sequence[int]]) -> list[list[Item]]:
-        """The items of every prompt of ``rows``."""
-        return self._items(self._beams(self.model.prefill(rows)))
-
-    @torch.inference_mode()
-    def run_with_priors(
-        self, rows: Sequence[Sequence[int]], priors: Sequence[Prior], weight: float
-    ) -> list[list[Item]]:
-        """The items of every prompt, ranked by the model and its prior together."""
+    def run(self, rows: Sequence[Sequence[int]], also: Sequence[np.ndarray] | None = None) -> list[list[Item]]:
+        """The items of every prompt of ``rows``, and with them those of ``also``."""
         hidden = self.model.prefill(rows)
         searched = self._items(self._beams(hidden))
+        if also is None:
+            return searched
         self.model.forget_beams()
-        proposed = self._items(self._beams(hidden, wanted_nodes(self.index, [prior.rows for prior in priors])))
-        ranked = []
-        for both, prior in zip(zip(searched, proposed, strict=True), priors, strict=True):
-            items = list({item.codes: item for found in both for item in found}.values())
-            codes = np.array([item.codes for item in items], np.int64).reshape(-1, self.index.spec.n_layers)
-            logs = prior.of(self.index.rows_of(codes))
-            items = [
-                dataclasses.replace(item, score=item.score + weight * float(log))
-                for item, log in zip(items, logs, strict=True)
-            ]
-            ranked.append(sorted(items, key=lambda item: (-item.score, item.codes))[: self.width])
-        return ranked
+        others = self._items(self._beams(hidden, wanted_nodes(self.index, also)))
+        both = ({item.codes: item for item in (*more, *found)} for more, found in zip(others, searched, strict=True))
+        return [sorted(items.values(), key=lambda item: (-item.score, item.codes)) for items in both]
 
     def _beams(self, hidden: torch.Tensor, wanted: list[np.ndarray] | None = None) -> _Beams:
         """The beams behind the prompts' last hidden states [B, 1, hidden]: the best, the drawn, or all that is

@@ -63,7 +63,7 @@ def cards(found: Sequence[dict[str, Any]], wide: bool = False) -> Block:
 
 
 def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars of (label, value, kind); the kind (``stage`` or ``baseline``) picks the colour."""
+    """Horizontal bars of (label, value, kind); the kind (``stage``, ``prior`` or ``baseline``) picks the colour."""
     top = max((value for _, value, _ in values), default=0) or 1
     height = len(values) * (_BAR + _GAP)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">']

@@ -44,6 +44,15 @@ def has_accelerator() -> bool:
     return bool(smi) and subprocess.run([smi], capture_output=True).returncode == 0
 
 
+def gpu_memory() -> int | None:
+    """Bytes of this machine's smallest GPU, as NVIDIA's driver says; None where it does not."""
+    if not has_accelerator() or not (smi := shutil.which("nvidia-smi")):
+        return None
+    asked = [smi, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(asked, capture_output=True, text=True).stdout.split()
+    return min((int(line) << 20 for line in lines if line.isdigit()), default=None)
+
+
 def started_before() -> str | None:
     """Address of the Ray cluster that a run joins; None where it starts its own on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")

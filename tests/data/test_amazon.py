@@ -105,6 +105,9 @@ def test_raw_reviews_are_ordered_by_time_and_carry_masks(tmp_path):
         "dense_caption": "商品《Soap》，品牌：B，类别：Bath、Soaps。",
         "tags": ["Bath", "Soaps"],
     }
+    amazon([*write_raw(tmp_path), "--prompts", "en"])
+    captions = pq.read_table(tmp_path / "out" / "onerec_data" / "pid2caption.parquet").to_pylist()
+    assert captions[1]["dense_caption"] == "Soap; brand: B; category: Bath, Soaps."
 
 
 def test_bad_lines_and_half_a_gzip_file_are_said(tmp_path, capsys):

@@ -96,6 +96,17 @@ def test_text_teaches_every_fact_and_the_captions_words(text):
     assert all(word in whole for word in ("美食", "猫咪", "治愈", "教程", "阿明"))
 
 
+def test_general_text_may_be_english_alone():
+    rng = np.random.default_rng(0)
+    facts = make_facts(rng, 40, ["en"])
+    chats, questions = make_chats(rng, facts, ["en"])
+    texts = list(make_texts(rng, facts, chats, 50, topics=False))
+    assert len(facts) == 20 and len({fact["name"] for fact in facts}) == 20
+    assert not [
+        record for record in (*chats, *questions, *texts) if re.search("[\u3000-\u9fff\uff00-\uffef]", str(record))
+    ]
+
+
 def test_names_are_unique_up_to_the_largest_number_of_facts():
     facts = make_facts(np.random.default_rng(0), most_facts())
     for key in ("country", "name"):

@@ -1,6 +1,10 @@
 """Inputs of other shapes: column maps, odd types, several files, several workers, templated reasoning."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +14,11 @@ from data.onerec_data.layout import load_layout
 from data.onerec_data.run import main
 from onerec.errors import InputError
 from onerec.parquet import write_table
-from onerec.records import parse_messages
+from onerec.records import parse_messages, read_file_list
 from onerec.render import split_thinking
 from tests.data.tests_data import user
+
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def sid(release, *pids):
@@ -67,6 +73,30 @@ def test_what_is_left_out_for_want_of_columns_is_said(release, capsys):
     simple_logs(release)
     main(without_products(release, "--layout", "simple"))
     assert "left out: sft_ad_rec (the input has no hist_ad_pid, target_ad_pid)" in capsys.readouterr().out
+
+
+def test_the_default_commands_work_without_ads_products_and_general_text(release):
+    simple_logs(release)
+    (release.folder / "product_pid2sid.parquet").unlink()
+    raw = release.folder / "raw_data" / "onerec_data"
+    raw.mkdir(parents=True)
+    for name in ("video_ad_pid2sid.parquet", "pid2caption.parquet", "sid_spec.json"):
+        (release.folder / name).rename(raw / name)
+    environment = {
+        **os.environ,
+        **{"PYTHON": sys.executable, "BASE_DIR": str(release.folder), "RAW_DATA": str(release.folder / "raw_data")},
+        **{"INPUT_METADATA": str(release.input), "LAYOUT": "simple", "PROMPTS": "en", "NOUN": "product"},
+        "OUTPUT_BASE_DIR": str(release.output),
+    }
+    said = ""
+    for script in ("onerec_data/run.sh", "prepare_sft.sh"):
+        done = subprocess.run(["bash", script], cwd=DATA, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+    assert "left out: sft_product_rec (the input has no hist_goods_pid, target_goods_pid, --product_pid2sid)" in said
+    assert "left out: sft_ad_rec (no " in said and "general_chat (no " in said
+    (shard,) = read_file_list(release.output / "split_data_sft")
+    assert any("product" in str(row["messages"]) for row in pq.read_table(shard).to_pylist())
 
 
 def test_the_same_row_twice_is_counted_in_the_simple_layout_too(release):

@@ -1,6 +1,7 @@
 """The MovieLens adapter: leave-one-out without a leak, the documented masks, both file formats, bad rows counted."""
 
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -215,3 +216,15 @@ def test_ids_past_int64_are_counted(tmp_path):
     (films := recbole(tmp_path / "films")).joinpath("ml-100k.item").open("a").write(f"{2**70}\tFilm\t1990\tWar\n")
     convert(films, "--max_bad_ratio", "0.1")
     assert manifest(films)["dropped"]["film row does not parse"] == 1
+
+
+def test_texts_are_in_the_language_of_the_prompts(tmp_path):
+    rows = convert(recbole(tmp_path / "in"), "--prompts", "en")
+    assert rows[1, 1]["reco_target_caption"].startswith("The film Film ")
+    assert rows[1, 1]["inter_user_profile"].startswith(
+        "Aged 24, occupation technician. Often watches films of the genres "
+    )
+    captions = pq.read_table(tmp_path / "in/out/onerec_data/pid2caption.parquet")["dense_caption"].to_pylist()
+    assert captions[0] == "The film Film 10 (1980). Genres: Comedy, Drama."
+    texts = [str(value) for row in rows.values() for value in row.values()]
+    assert not [text for text in [*texts, *captions] if re.search("[\u3000-\u9fff\uff00-\uffef]", text)]

@@ -250,6 +250,8 @@ def test_columns_of_other_names(tmp_path):
     assert len(convert(tmp_path, items, logs, *flags)) == 7
     captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
     assert captions[0]["dense_caption"] == "Pen 0. more: red"
+    other = logs.rename(columns={"code": "item_id"})
+    assert len(convert(tmp_path, items, other, *flags)) == 7, "the logs have a usual name"
     with pytest.raises(InputError, match="time=when: no table has this column"):
         convert(tmp_path, items, logs, *flags[:-1], "time=when")
     with pytest.raises(InputError, match="is colour=red"):
@@ -387,5 +389,5 @@ def test_a_long_log_keeps_the_latest_events_and_says_so(tmp_path):
     rows = [("u1", f"B00{rng.integers(8)}", t) for t in range(600)]
     found = convert(tmp_path, None, events([*rows, *EVENTS[5:9]]))
     assert len(found["u1", 1][0]) == 512 and found["u1", 1][1] == [rows[-1][1]]
-    assert dropped(tmp_path)["event before the latest 512 of its user's training"] == 600 - 2 - 513
+    assert dropped(tmp_path)["training event that no row has: before the latest 512"] == 600 - 2 - 513
     assert pa.types.is_int64(pq.read_schema(tmp_path / "out/onerec_data/item_ids.parquet").field("id").type)

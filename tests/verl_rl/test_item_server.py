@@ -76,8 +76,12 @@ def test_new_weights_count_at_once_and_a_missing_one_is_named(parts):
     after = ask(server, prompts[:1], wanted)[0]
     assert after["items"] != before and after["global_steps"] == 8
     name = "model.layers.0.mlp.up_proj.weight"
-    with pytest.raises(InputError, match=f"do not hold {name}"):
-        server_of(folder, {key: tensor for key, tensor in weights.items() if key != name})
+    short = {key: tensor for key, tensor in weights.items() if key != name}
+    with pytest.raises(InputError, match=f"the weights of step 7 do not hold {name}"):
+        server_of(folder, short)
+    server.take(list(short.items()))  # the tensor of the step before is still there
+    with pytest.raises(InputError, match=f"the weights of step 9 do not hold {name}"):
+        server.renew(9)
 
 
 def test_a_server_without_weights_says_so_to_every_one(parts):

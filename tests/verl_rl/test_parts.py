@@ -383,10 +383,43 @@ def test_the_plan_counts_the_parameters_of_the_published_models():
         own = dataclasses.replace(shape, vocab_size=151_936)
         assert weights(own) / 1e9 == pytest.approx(published[name], rel=0.01)
     big = QWEN3["8B"]
-    # 18 bytes a parameter over 8 GPUs, 2 over a server's 2, and a bucket of 2 GiB.
-    assert plan.sync_gib(big, 8, 2) == pytest.approx(weights(big) * (18 / 8 + 1) / 2**30 + 2)
+    # 18 bytes a parameter over 8 GPUs, 2 of the engine, 2 over a vLLM server's 2, and a bucket of 2 GiB.
+    assert plan.sync_gib(big, 8) == pytest.approx(weights(big) * (18 / 8 + 2) / 2**30 + 2)
+    assert plan.sync_gib(big, 8, 2) == pytest.approx(weights(big) * (18 / 8 + 2 + 1) / 2**30 + 2)
+    # The engine's weights, keys and values of 36 layers with 8 heads of 128, six hidden and three inner states of a
+    # layer, for 4 prompts with two tokens a beam; 1 GiB of blocks.
+    tokens, states = 4 * (1000 + 2 * 32), 2 * 36 * 8 * 128 + 6 * 4096 + 3 * 12288
+    assert plan.engine_gib(big, 1000, 32, 4) == pytest.approx(2 * (weights(big) + tokens * states) / 2**30 + 1)
+    assert plan.engine_gib(big, 9000, 32, 99) == plan.engine_gib(big, 9000, 32, 999), "a batch is bounded"
     assert (
         plan.training_gib(big, 8, 4096, 200)
         < plan.training_gib(big, 4, 4096, 200)
         < plan.training_gib(big, 4, 4096, 4096)
     )
+
+
+@pytest.mark.parametrize(
+    ("gib", "think", "share", "line"),
+    [
+        (None, True, 0.5, None),
+        (0.1, False, 0.5, r"does not fit one GPU of 0.1 GiB \(.*a batch of 65,536 tokens 1\..\); a smaller model"),
+        (2, False, 0.9, None),
+        (2, True, 0.9, r"does not fit one GPU of 2.0 GiB \(.*vLLM 1.8\); a smaller --gpu_memory_utilization"),
+        (4, True, 0.5, None),
+    ],
+)
+def test_a_gpu_that_is_too_small_for_the_item_engine_is_refused(world, monkeypatch, gib, think, share, line):
+    import argparse
+
+    from onerec.model_folder import open_model_folder
+    from verl_rl import train_grpo
+
+    monkeypatch.setattr(train_grpo, "gpu_memory", lambda: gib and int(gib * 2**30))
+    settings = argparse.Namespace(rollout="onerec_vllm" if think else "onerec_items")
+    args = argparse.Namespace(gpu_memory_utilization=share, base_model=world / "model")
+    given = (args, open_model_folder(world / "model"), settings)
+    if line is None:
+        train_grpo.check_memory(*given)
+    else:
+        with pytest.raises(InputError, match=line):
+            train_grpo.check_memory(*given)

@@ -8,7 +8,7 @@ import torch
 
 from onerec.catalog import ItemIndex
 from onerec.items import model as item_model
-from onerec.items.item import Draws, Prior, batches_by_length
+from onerec.items.item import Draws, Prior, batches_by_length, ranked_with_prior
 from onerec.items.model import ItemModel
 from onerec.items.search import find_items
 from onerec.sid import SidSpec
@@ -72,7 +72,7 @@ def test_level_scores_are_those_of_a_softmax_over_the_levels_codes(toy_model, to
 
 def test_blocks_of_rows_and_vocabulary_change_nothing(toy_model, toy_spec, index, monkeypatch):
     whole = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
-    monkeypatch.setitem(item_model._BLOCKS, "cpu", (8, 8, 3))
+    monkeypatch.setitem(item_model._BLOCKS, "cpu", (8, 8, 3, 1))
     blocks = decode_items(toy_model, PROMPTS, index, toy_spec, num_beams=7)
     for a, b in zip(whole, blocks, strict=True):
         assert [h.codes for h in a] == [h.codes for h in b]
@@ -214,6 +214,17 @@ def test_a_model_that_item_decoding_would_get_wrong_is_refused(toy_model, toy_sp
         decode_items(biased, PROMPTS, index, toy_spec)
     with pytest.raises(ValueError, match="vocabulary ends at 63"):
         decode_items(toy_model, PROMPTS, index, SidSpec((4, 4, 4), first_id=60))
+    config, weights = toy_model.config.to_dict(), dict(toy_model.named_parameters())
+    for windows in ({"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}):
+        with pytest.raises(ValueError, match="full attention"):
+            ItemModel(config | windows, toy_spec, weights)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_item_is_refused(toy_model, toy_spec, index):
+    room = toy_model.config.max_position_embeddings - toy_spec.n_layers - 1  # and the begin token
+    assert len(decode_items(toy_model, [[1] * room], index, toy_spec, num_beams=2)[0]) == 2
+    with pytest.raises(ValueError, match="takes 257 tokens with its item, and the context is 256"):
+        decode_items(toy_model, [[1], [1] * (room + 1)], index, toy_spec)
 
 
 def test_batches_keep_to_the_budget_and_lose_nothing():
@@ -316,20 +327,31 @@ def test_weights_come_from_a_folder_a_model_or_a_stream(toy_model, toy_spec, ind
 
 
 def test_a_prior_ranks_with_the_model_and_its_own_items_are_scored_exactly(toy_model, toy_spec, index):
+    """As brute force over the catalogue does, among what the beams find and what the prior proposes."""
+    rng, weight, width = np.random.default_rng(0), 0.7, 3
     engine, rows = ItemModel.of(toy_model, toy_spec), [[*p, toy_spec.begin_id] for p in PROMPTS]
-    truth = [{item.codes: item.score for item in items} for items in find_items(engine, rows, index, len(index.sids))]
-    rng, weight = np.random.default_rng(0), 0.7
     known = [np.sort(rng.choice(len(index.sids), n, replace=False)) for n in (6, 1, 0)]
     priors = [Prior(some, rng.normal(size=len(some)).astype(np.float32), -5.0) for some in known]
-    found = find_items(engine, rows, index, 3, priors=priors, prior_weight=weight)
-    alone = find_items(engine, rows, index, 3)
-    for scores, prior, items, beams in zip(truth, priors, found, alone, strict=True):
-        pool = {item.codes for item in beams} | {tuple(index.sids[row].tolist()) for row in prior.rows}
-        total = {codes: scores[codes] + weight * prior.of(np.array([index.row_of(codes)]))[0] for codes in pool}
-        expected = sorted(pool, key=lambda codes: (-total[codes], codes))[:3]
-        assert [item.codes for item in items] == expected
-        np.testing.assert_allclose([item.score for item in items], [total[codes] for codes in expected], atol=1e-4)
-    assert find_items(engine, rows, index, 3, priors=priors) == alone
-    banned = [{item.codes for item in items[:1]} for items in found]
-    rest = find_items(engine, rows, index, 3, exclude=banned, priors=priors, prior_weight=weight)
-    assert not any(item.codes in out for items, out in zip(rest, banned, strict=True) for item in items)
+    alone = find_items(engine, rows, index, width)
+    assert find_items(engine, rows, index, width, also=[prior.rows[:0] for prior in priors]) == alone
+    pools = find_items(engine, rows, index, width, also=[prior.best(4) for prior in priors])
+    for prompt, prior, items, beams in zip(PROMPTS, priors, pools, alone, strict=True):
+        truth = {codes: score for score, codes in brute_force(toy_model, prompt, index, toy_spec)}
+        liked = sorted(zip(-prior.logs, prior.rows.tolist(), strict=True))[:4]
+        pool = {item.codes for item in beams} | {tuple(index.sids[row].tolist()) for _, row in liked}
+        assert {item.codes for item in items} == pool
+        logs = prior.of(index.rows_of(np.array([item.codes for item in items])))
+        found = ranked_with_prior(items, logs, weight, width)
+        by_hand = dict(zip(prior.rows.tolist(), prior.logs.tolist(), strict=True))
+        total = {codes: truth[codes] + weight * by_hand.get(index.row_of(codes), -5.0) for codes in pool}
+        expected = sorted(pool, key=lambda codes: (-total[codes], codes))[:width]
+        assert [item.codes for item in found] == expected
+        np.testing.assert_allclose([item.score for item in found], [total[codes] for codes in expected], atol=1e-4)
+    every = [np.arange(len(index.sids))] * len(rows)
+    for prompt, items in zip(PROMPTS, find_items(engine, rows, index, 1, also=every), strict=True):
+        assert [item.codes for item in items] == [sid for _, sid in brute_force(toy_model, prompt, index, toy_spec)]
+    banned = [{item.codes for item in items[:1]} for items in pools]
+    left = find_items(engine, rows, index, width, exclude=banned, also=[prior.best(4) for prior in priors])
+    assert not any(item.codes in out for items, out in zip(left, banned, strict=True) for item in items)
+    with pytest.raises(ValueError, match="without a catalogue"):
+        find_items(engine, rows, None, width, also=every)

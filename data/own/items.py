@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data.adapters.own_tables import TableFile, as_text, find_role, list_of_text
 from data.onerec_data.tables import SEPARATORS
 from data.onerec_data.text import MARK
+from data.own.tables import TableFile, as_text, find_role, list_of_text
 from onerec.errors import InputError
 from onerec.run import Manifest
 
-WORDS = json.loads((Path(__file__).parent / "own.json").read_text(encoding="utf-8"))
+WORDS = json.loads((Path(__file__).parent / "words.json").read_text(encoding="utf-8"))
 TEXTS = ("title", "description", "brand", "category")
 LONGEST = 400  # characters of one text of an item; a caption is read by the model whole
 
@@ -103,6 +103,8 @@ def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]])
     """The columns of an item's texts, its title first; raises `InputError` where there is none."""
     if "text" in given:
         found: list[str | None] = [name for name in given["text"] if name in file.names]
+        if not found:
+            raise _missing(file, "an item's text", "text", given["text"])
     else:
         found = [find_role(file.names, role, given, WORDS["items"][role]) for role in TEXTS]
     chosen = [name for name in dict.fromkeys(found) if name not in (None, item)]

@@ -103,6 +103,7 @@ def training(log: Log, n_targets: int, windows: int, dropped: Counter[str]) -> R
     log = log.of_part(log.part == TRAIN)
     parts: list[tuple[np.ndarray, ...]] = []
     end, users, window = log.lengths.copy(), np.arange(len(log.bounds) - 1), 0
+    earliest = end.copy()  # the first place of each user's events that a row has
     alone = int((end == 1).sum())
     if alone:
         dropped["user with a single training event: nothing to learn"] += alone
@@ -111,10 +112,11 @@ def training(log: Log, n_targets: int, windows: int, dropped: Counter[str]) -> R
         first = log.bounds[users]
         start = first + np.maximum(0, middle - VIDEO_HISTORY)
         parts.append((users, np.full(len(users), window), start, first + middle, first + end[users]))
-        if not window and (cut := int((start - first).sum())):
-            dropped[f"event before the latest {VIDEO_HISTORY} of its user's training"] += cut
+        earliest[users] = np.minimum(earliest[users], start - first)
         end[users] = middle
         window += 1
+    if cut := int(earliest[log.lengths > 1].sum()):
+        dropped[f"training event that no row has: before the latest {VIDEO_HISTORY}"] += cut
     found = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.empty(0, np.int64)] * 5
     order = np.lexsort((found[1], found[0]))
     return Rows(log, TRAIN, *(column[order] for column in found))

@@ -1,6 +1,6 @@
 """Tables as people have them: Parquet, JSON lines or delimited text, one file or a folder, as Arrow tables of text.
 
-Which column is the item, the user, the time and so on is told by its name (`catalogue.json`) or by a flag. A column of
+Which column is the item, the user, the time and so on is told by its name (`words.json`) or by a flag. A column of
 ids is read as text, to the letter: ``007`` stays ``007``, and the number 7 is ``7``.
 """
 
@@ -195,6 +195,8 @@ def as_text(values: pa.Array | pa.ChunkedArray, path: Path, name: str) -> pa.Arr
     """A column as text [string], lists joined by ", "; empty text is null. Whole numbers stay whole."""
     values = plain(values)
     kind = values.type
+    if pa.types.is_floating(kind):  # pandas makes floats of whole numbers where one is missing
+        values = pc.if_else(pc.is_nan(values), None, values)
     if pa.types.is_floating(kind) and not pc.any(pc.not_equal(values, pc.floor(values))).as_py():
         values = values.cast(pa.int64(), safe=False)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
@@ -256,9 +258,12 @@ def parse_columns(words: Sequence[str], roles: Sequence[str]) -> dict[str, list[
 
 
 def find_role(names: Sequence[str], role: str, given: Mapping[str, Sequence[str]], known: Sequence[str]) -> str | None:
-    """The column of ``names`` that plays ``role``: the given one, else the first of the usual names that is there."""
-    if role in given:
-        return next((name for name in names if name in given[role]), None)
+    """The column of ``names`` that plays ``role``: the given one, else the first of the usual names that is there.
+
+    A given column may be the other table's.
+    """
+    if found := next((name for name in names if name in given.get(role, ())), None):
+        return found
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(usual(name), name)

@@ -1,0 +1,239 @@
+"""Settings that fit a catalogue, from the number of its items, users and interactions, each with its reason.
+
+    python scripts/sizes.py --data_dir raw_data/onerec_data                    # lines <stage>.<NAME>=<value>  # reason
+    python scripts/sizes.py --data_dir raw_data/onerec_data --output sizes.txt
+
+``--data_dir`` is what an adapter wrote: onerec_bench_release.parquet and pid2caption.parquet. The lines are settings as
+scripts/settings.py takes them; one of your own (`--set`) goes before them. What they rest on is a table of what was
+measured (``MEASURED``, experiments/2026-11-27-sizes). Codebooks are no rule: tokenizer.SIZES=measured tries them on the
+embeddings themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
+from onerec.cli import cli
+from onerec.errors import InputError
+from onerec.flags import ArgumentParser
+from onerec.parquet import count_rows, iter_batches, open_parquet
+from onerec.run import write_text
+
+LOGS, ITEMS = "onerec_bench_release.parquet", "pid2caption.parquet"
+LISTS = ("hist_video_pid", "target_video_pid")
+TRAIN, TEST, VALIDATION = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """What there is of a catalogue; ``interactions`` and lengths are of the training rows, a user's first window."""
+
+    items: int
+    users: int
+    interactions: int
+    longest: int
+    tests: int
+    validation: int
+
+    @property
+    def length(self) -> float:
+        """Interactions of a training user, on the average."""
+        return self.interactions / self.users
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A data set that settings were measured on: its counts, and what trained best within its time.
+
+    ``epochs`` of the interactions in stage 2; ``width``, ``layers`` of the model; ``weight`` of co-occurrence.
+    """
+
+    name: str
+    items: int
+    users: int
+    interactions: int
+    epochs: float
+    width: int
+    layers: int
+    dropout: float
+    weight: float
+
+
+# Amazon: experiments/2026-11-26-beauty-codes-and-steps, -beauty-larger-models, -amazon-three-seeds. MovieLens:
+# 2026-11-25-movielens-100k. Interactions are those of training.
+MEASURED = (
+    Measured("Amazon Beauty", 12_101, 22_363, 153_776, 19, 64, 2, 0.1, 1),
+    Measured("Amazon Toys", 11_924, 19_412, 128_773, 19, 64, 2, 0.1, 2),
+    Measured("MovieLens 100k", 1_682, 943, 98_114, 20, 128, 3, 0.1, 3),
+)
+# Tokens of a packed row at which every profile's steps were measured.
+ROW = 2048
+LONG = 50  # interactions a user: MovieLens has 104, the shops have 7
+ITEM_TOKENS = 4  # begin, two codes, end
+# Tokens of an epoch of stage 2 beside the items': a row's own words, and the general text of the mix. So that the sum
+# is what Beauty (852,555) and Industrial (158,937) have.
+ROW_TOKENS, TEXT_TOKENS = 8.4, 49_000
+EPOCHS = 20
+# What two cores train in about a quarter of an hour at width 64 (10,000 tokens a second and core, 2 x 4,096 codes).
+MOST_STEPS = 4400
+CHECKPOINTS = 8  # of a training, among which the validation users choose
+MOST_USERS = 10_000  # who choose; 2,500 know ndcg@10 to 5 %, too little
+MOST_TESTS = 20_000  # rows that are evaluated
+
+Line = tuple[str, object, str]
+
+
+def count(folder: Path) -> Catalogue:
+    """Read the counts; lists are measured, not held."""
+    logs, wanted = folder / LOGS, ["uid", "split", *LISTS]
+    names = open_parquet(logs, wanted).schema_arrow.names
+    windows = ["window"] if "window" in names else []
+    users = interactions = longest = 0
+    rows = {TRAIN: 0, TEST: 0, VALIDATION: 0}
+    for batch in iter_batches(logs, [*wanted, *windows]):
+        split = batch.column("split")
+        for number in rows:
+            rows[number] += pc.sum(pc.equal(split, number)).as_py() or 0
+        mask = pc.equal(split, TRAIN)
+        if windows:
+            mask = pc.and_(mask, pc.equal(pc.fill_null(batch.column("window"), 0), 0))
+        lengths = [pc.fill_null(pc.list_value_length(batch.column(name)), 0) for name in LISTS]
+        both = np.asarray(pc.add(*lengths).filter(pc.fill_null(mask, False)))
+        users, interactions = users + len(both), interactions + int(both.sum())
+        longest = max(longest, int(both.max(initial=0)))
+    if not interactions:
+        raise InputError(logs, "has no training row with items", "split 0 rows, a history and a target each")
+    return Catalogue(count_rows(folder / ITEMS), users, interactions, longest, rows[TEST], rows[VALIDATION])
+
+
+def nearest(catalogue: Catalogue) -> Measured:
+    """The measured data set whose users have about as long histories; of several the one of as many interactions."""
+
+    def distance(known: Measured) -> tuple[bool, float]:
+        long = known.interactions / known.users >= LONG
+        return long != (catalogue.length >= LONG), abs(np.log(known.interactions / catalogue.interactions))
+
+    return min(MEASURED, key=distance)
+
+
+def power_of_two(least: float, low: int, high: int) -> int:
+    """The smallest power of two from ``least`` on, between ``low`` and ``high``."""
+    return int(min(high, max(low, 2 ** np.ceil(np.log2(max(least, 1))))))
+
+
+def tokenizer_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """SIDs."""
+    yield "SIZES", "measured", f"{catalogue.items:,} items: layers and codes are tried on their embeddings"
+    yield "BALANCED", 1, "even use of the codes: MovieLens collides in 11.7 % instead of 28.7 %"
+    yield "COLLISIONS", "reassign", "every item gets a SID of its own"
+    yield "COOCCURRENCE_WEIGHT", f"{like.weight:g}", f"as {like.name}: what is taken together says most"
+
+
+def base_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """The model's shape."""
+    why = f"as {like.name}; wider ones learn so few interactions by heart"
+    head = 32 if like.width == 64 else 64
+    yield "HIDDEN_SIZE", like.width, why
+    yield "NUM_HIDDEN_LAYERS", like.layers, f"as {like.name}"
+    yield "NUM_ATTENTION_HEADS", like.width // head, "of the width"
+    yield "NUM_KEY_VALUE_HEADS", like.width // head, "of the width"
+    yield "INTERMEDIATE_SIZE", 3 * like.width, "three times the width"
+    yield "INIT", "codebook", "SIDs begin where the tokenizer put them: ndcg@10 0.0341 instead of 0.0293 on Beauty"
+
+
+def stg1_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """Stage 1."""
+    yield "NUM_TRAINING_STEPS", 0, "adds nothing behind INIT=codebook (Beauty 0.0344 without, 0.0341 with)"
+
+
+def stg2_steps(catalogue: Catalogue, row: int) -> tuple[int, str]:
+    """Steps of stage 2 at rows of ``row`` tokens, and why."""
+    tokens = ITEM_TOKENS * catalogue.interactions + ROW_TOKENS * catalogue.users + TEXT_TOKENS
+    wanted, most = round(EPOCHS * tokens / row), MOST_STEPS * ROW // row
+    if wanted <= most:
+        return wanted, f"{EPOCHS} epochs of about {tokens:,.0f} tokens"
+    return most, f"{EPOCHS * most / wanted:.1f} epochs of about {tokens:,.0f} tokens: what two cores train in time"
+
+
+def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """Stage 2."""
+    row = row_tokens(catalogue)
+    steps, why = stg2_steps(catalogue, row)
+    yield "MAX_LENGTH", row, f"the longest history has {catalogue.longest:,} items"
+    yield "NUM_TRAINING_STEPS", steps, why
+    yield "LEARNING_RATE", "1e-2" if like.width == 64 else "3e-3", f"at width {like.width}"
+    yield "DROPOUT", like.dropout, "0.3 lowers the loss and harms the ranking (Beauty 0.0378 instead of 0.0409)"
+    yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // CHECKPOINTS), f"{CHECKPOINTS} checkpoints to choose from"
+
+
+def sft_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """SFT."""
+    row = row_tokens(catalogue)
+    short = like.width == 64
+    share = 27 if short else 3  # stage 2's steps over SFT's: 8,000 and 300 on Beauty, 2,400 and 800 on MovieLens
+    steps = max(stg2_steps(catalogue, row)[0] // share, 24)
+    yield "MAX_LENGTH", row, "as stage 2"
+    yield "NUM_TRAINING_STEPS", steps, f"a {share}th of stage 2's, as {like.name}"
+    yield "LEARNING_RATE", "2e-4" if short else "2e-3", f"as {like.name}"
+    yield "DROPOUT", like.dropout, "as stage 2"
+    yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // 3), "three checkpoints to choose from"
+
+
+def evaluate_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """Validation and test."""
+    users = min(MOST_USERS, catalogue.validation)
+    yield "VALIDATION_USERS", users, f"of {catalogue.validation:,} validation targets, who choose the checkpoint"
+    if catalogue.tests > MOST_TESTS:
+        yield "SAMPLE_SIZE", MOST_TESTS, f"of {catalogue.tests:,} test rows, drawn by seed"
+
+
+def row_tokens(catalogue: Catalogue) -> int:
+    """Tokens of a packed row: the longest history and a prompt about it fit."""
+    return power_of_two(min(catalogue.longest, 512) * (ITEM_TOKENS + 1) + 256, ROW, 4096)
+
+
+STAGES: dict[str, Callable[[Catalogue, Measured], Iterator[Line]]] = {
+    "tokenizer": tokenizer_lines,
+    "base": base_lines,
+    "stg1": stg1_lines,
+    "stg2": stg2_lines,
+    "sft": sft_lines,
+    "evaluate": evaluate_lines,
+}
+
+
+def lines(catalogue: Catalogue) -> list[str]:
+    """Every setting as ``<stage>.<NAME>=<value>  # reason``."""
+    like = nearest(catalogue)
+    return [
+        f"{stage}.{name}={value}  # {why}" for stage, of in STAGES.items() for name, value, why in of(catalogue, like)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--data_dir", type=Path, required=True, help="onerec_data folder, as the adapters write it")
+    parser.add_argument("--output", type=Path, help="file for the lines; without it they are printed")
+    args: argparse.Namespace = parser.parse_args(argv)
+    catalogue = count(args.data_dir)
+    found = lines(catalogue)
+    said = f"{catalogue.items:,} items, {catalogue.users:,} training rows, {catalogue.interactions:,} interactions"
+    head = f"# {said}, {catalogue.length:.1f} a row, as {nearest(catalogue).name}"
+    text = "\n".join([head, *found]) + "\n"
+    if args.output:
+        write_text(args.output, text)
+        print(f"{said}: {len(found)} settings in {args.output}")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    cli(main)()

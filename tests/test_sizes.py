@@ -1,0 +1,88 @@
+"""Sizes by the number of items, users and interactions: every line is a setting, and says why."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from onerec.errors import InputError
+from onerec.parquet import write_table
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("run_sizes", ROOT / "scripts" / "sizes.py")
+sizes = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = sizes  # where dataclasses look up their types
+SPEC.loader.exec_module(sizes)
+
+BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363)
+MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943)
+SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998)
+MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000)
+
+
+def settings(catalogue):
+    """Name to value; every line has a reason."""
+    pairs = [line.split("  # ") for line in sizes.lines(catalogue)]
+    assert all(len(pair) == 2 and pair[1] for pair in pairs)
+    return dict(line.split("=") for line, _ in pairs)
+
+
+def test_every_name_is_one_that_the_settings_know():
+    lines = [line.split("  # ")[0] for of in (BEAUTY, MOVIELENS, SHOP, MANY) for line in sizes.lines(of)]
+    command = [sys.executable, ROOT / "scripts/settings.py", "list", "amazon"]
+    environment = {**os.environ, "ONEREC_SETTINGS": "\n".join(lines)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {line for line in lines[-20:] if line.startswith("stg2.")} <= set(done.stdout.splitlines())
+
+
+def test_steps_follow_the_interactions_as_far_as_there_is_time():
+    few, shop, many = (int(settings(of)["stg2.NUM_TRAINING_STEPS"]) for of in (SHOP, BEAUTY, MANY))
+    assert 1_500 < few < 1_600, "twenty epochs of 158,937 tokens in rows of 2,048"
+    assert shop == 4_400 and many == 2_200, "rows of many items are longer"
+    assert settings(SHOP)["stg2.MAX_LENGTH"] == "2048" and settings(MANY)["stg2.MAX_LENGTH"] == "4096"
+
+
+def test_long_histories_take_what_movielens_took():
+    long, short = settings(MOVIELENS), settings(SHOP)
+    assert (long["base.HIDDEN_SIZE"], short["base.HIDDEN_SIZE"]) == ("128", "64")
+    assert 2_100 < int(long["stg2.NUM_TRAINING_STEPS"]) < 2_500 and long["stg2.LEARNING_RATE"] == "3e-3"
+    assert sizes.nearest(MOVIELENS).name == "MovieLens 100k" and sizes.nearest(BEAUTY).name == "Amazon Beauty"
+
+
+def test_only_many_test_rows_are_sampled():
+    assert settings(MANY)["evaluate.SAMPLE_SIZE"] == "20000"
+    assert "evaluate.SAMPLE_SIZE" not in settings(SHOP)
+    assert settings(SHOP)["evaluate.VALIDATION_USERS"] == "998"
+
+
+def logs(folder, rows):
+    columns = ("uid", "split", "window", *sizes.LISTS)
+    table = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
+    write_table(folder / sizes.LOGS, table)
+    write_table(folder / sizes.ITEMS, pa.table({"pid": [1, 2, 3, 4], "dense_caption": list("abcd")}))
+
+
+def test_training_rows_are_counted_once_a_user(tmp_path, capsys):
+    rows = [(1, 0, 0, [1, 2, 3], [4]), (1, 0, 1, [1], [2]), (2, 0, 0, [1], [2]), (1, 1, 0, [1, 2, 3, 4], [1])]
+    logs(tmp_path, [*rows, (2, 2, 0, [1, 2], [3])])
+    assert sizes.count(tmp_path) == sizes.Catalogue(4, 2, 6, 4, 1, 1)
+    sizes.main(["--data_dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 4 items, 2 training rows, 6 interactions, 3.0 a row, as ")
+    sizes.main(["--data_dir", str(tmp_path), "--output", str(tmp_path / "out/sizes.txt")])
+    assert (tmp_path / "out/sizes.txt").read_text() == printed
+
+
+def test_a_folder_without_training_rows_or_without_files_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        sizes.main(["--data_dir", str(tmp_path)])
+    logs(tmp_path, [(1, 1, 0, [1], [2])])
+    with pytest.raises(InputError, match="has no training row with items; split 0 rows"):
+        sizes.main(["--data_dir", str(tmp_path)])
