@@ -10,7 +10,6 @@ largest resident size, libraries included: with the load, and with the look-ups,
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -52,8 +51,9 @@ def load(folder: Path, clock: str) -> None:
 
 
 def _peak() -> float:
-    """MiB of this process' largest resident size."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform == "linux" else 1 << 20)
+    """MiB of this process' largest resident size (Linux; getrusage would count the parent's, before the exec)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def main() -> None:
