@@ -20,7 +20,7 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from data.cooccurrence import sequences
 from data.onerec_data.build import Built
-from data.onerec_data.layout import load_layout
+from data.onerec_data.layout import PARTS, load_layout
 from data.onerec_data.users import Users, available_parts
 from onerec.cli import cli
 from onerec.errors import InputError
@@ -30,7 +30,9 @@ from onerec.run import Manifest
 from onerec.tasks import PRODUCT, VIDEO_AD
 from onerec.transitions import Transitions
 
-DOMAINS = {VIDEO_AD: ("video", "ad"), PRODUCT: ("goods",)}
+GOODS = "goods"
+_ALL = [part.split("_")[1] for part in PARTS if part.startswith("hist_") and part.endswith("_pid")]
+DOMAINS = {VIDEO_AD: [domain for domain in _ALL if domain != GOODS], PRODUCT: [GOODS]}
 
 
 def table_of(transitions: Transitions) -> pa.Table:

@@ -25,19 +25,14 @@ log = get_logger("check_hf_model")
 PROMPTS = Path(__file__).with_name("check_prompts.json")
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(__doc__)
-    p.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
-    p.add_argument("--max_new_tokens", type=COUNT, default=32, help="tokens to generate from each prompt")
-    p.add_argument(
-        "--prompts", default="zh", help="the prompts that the model was trained with: zh, else English is asked"
-    )
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run every check; 0 where nothing is wrong."""
-    args = parser().parse_args(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--hf_model_dir", required=True, help="Hugging Face checkpoint to check")
+    parser.add_argument("--max_new_tokens", type=COUNT, default=32, help="tokens to generate from each prompt")
+    text = "the prompts that the model was trained with: zh, else English is asked"
+    parser.add_argument("--prompts", default="zh", help=text)
+    args = parser.parse_args(argv)
     folder = Path(args.hf_model_dir)
     opened = open_model_folder(folder)
     from pretrain.model import load_lm, load_tokenizer

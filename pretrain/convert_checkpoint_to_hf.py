@@ -22,17 +22,13 @@ from onerec.run import Manifest, get_logger
 log = get_logger("convert")
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(__doc__)
-    p.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
-    p.add_argument("--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>")
-    p.add_argument("--output_dir", help="folder of the converted model; <checkpoint_dir>/converted where not given")
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Read the weights, whole or in shards, put them into the base model's shape, write the directory."""
-    args = parser().parse_args(argv)
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--base_model_dir", required=True, help="the --model_dir that the run began from")
+    parser.add_argument("--checkpoint_dir", required=True, help="an output_dir, its step<N>, or step<N>/global_step<N>")
+    parser.add_argument("--output_dir", help="folder of the converted model; without it <checkpoint_dir>/converted")
+    args = parser.parse_args(argv)
     from onerec.model_folder import open_model_folder
     from pretrain.checkpoint import HF, find_checkpoint, lm_of_checkpoint
     from pretrain.model import quiet, write_hf

@@ -35,9 +35,10 @@ log = get_logger("expand_vocab")
 ALIGN = 256
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(__doc__)
-    add = p.add_argument
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Expand tokenizer, embedding and head, check every new token, write the checkpoint."""
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
     add("--hf_model_dir", required=True, help="Hugging Face checkpoint to expand")
     add("--output_model_dir", required=True, help="folder of the expanded checkpoint")
     add("--sid_spec", help="sid_spec.json of the item tokenizer (or its folder): layers and codebook sizes")
@@ -47,12 +48,7 @@ def parser() -> ArgumentParser:
     add("--init", choices=("mean", "normal", "codebook"), default="mean", help=rows)
     add("--codebook", type=Path, help="--init codebook: model.pt of the item tokenizer, or its folder")
     add("--seed", type=SEED, default=0, help="seed of the noise")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Expand tokenizer, embedding and head, check every new token, write the checkpoint."""
-    args = parser().parse_args(argv)
+    args = parser.parse_args(argv)
     source, output = Path(args.hf_model_dir), Path(args.output_model_dir)
     spec = wanted_spec(args)
     renderer = open_model_folder(source).renderer

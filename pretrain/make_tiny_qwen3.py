@@ -44,9 +44,10 @@ RECORD_COLUMNS = {
 }
 
 
-def parser() -> ArgumentParser:
-    p = ArgumentParser(__doc__)
-    add = p.add_argument
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Train the tokenizer, draw the weights, write both."""
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
     text = f"Parquet (columns segments, messages, {', '.join(TEXT_COLUMNS)}), JSON or text files, folders of them"
     add("--corpus", nargs="+", required=True, help=text)
     add("--output_dir", required=True, help="folder of the checkpoint")
@@ -60,12 +61,7 @@ def parser() -> ArgumentParser:
     add("--untied", action="store_true", help="an output head of its own, as Qwen3 from 8B on")
     add("--initializer_range", type=NOT_NEGATIVE, default=0.02, help="deviation of the random weights")
     add("--seed", type=SEED, default=0, help="seed of the random weights")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> int | None:
-    """Train the tokenizer, draw the weights, write both."""
-    args = parser().parse_args(argv)
+    args = parser.parse_args(argv)
     if args.num_attention_heads % args.num_key_value_heads:
         right = f"it divides the {args.num_attention_heads} query heads"
         raise InputError("--num_key_value_heads", f"is {args.num_key_value_heads}", right)

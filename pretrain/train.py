@@ -292,7 +292,8 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
         lm = trainer.accelerator.unwrap_model(trainer.model).merge()
     manifest.output(output_dir / HF)
     manifest.extra |= {"steps": trainer.args.max_steps, "tokens_trained": trainer.tokens_seen}
-    if what := loss_that_did_not_fall(read_json_lines(output_dir / LOG, "a log of a training")):
+    logged = (output_dir / LOG).exists()  # not by a training of fewer steps than --logging_per_step
+    if what := loss_that_did_not_fall(read_json_lines(output_dir / LOG, "a log of a training") if logged else []):
         manifest.warn(what, "another --learning_rate, or data that say more")
     with disk_errors(output_dir / HF):
         save_hf(lm, model_dir, output_dir / HF, model_card(trainer, manifest, model_dir))

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # 2. Items to SIDs, then a report on the codes. Settings: the profile's tokenizer.env.
 #   SIDS         trained here, or imported: the first N_LAYERS of the codes in SID_CODES                  (trained)
-#   SIZES        given: N_LAYERS CODEBOOK_SIZE; measured: the smallest that keep the items apart, 1 -
-#                MAX_COLLISIONS of them, tried on their embeddings (BALANCED as the quantiser)             (given 0.1)
+#   N_LAYERS CODEBOOK_SIZE BALANCED   of the quantiser that is trained
+#                CODEBOOK_SIZE=measured: the smallest at which no more than MAX_COLLISIONS of the items collide   (0.1)
 #   QUANTIZER    res_kmeans, or pq, opq, rq_vae to compare                                                (res_kmeans)
 #   COLLISIONS   items with one SID: none, reassign, extra_layer; imported: own keeps the file's layer     (none)
 #   EMBEDDING_DIM ENCODER   embeddings of the captions: tfidf_svd, a model's folder, none                 (64 tfidf_svd)
@@ -10,7 +10,7 @@
 #   CODES_WEIGHT CODES_LAYERS CODES_SIZE   and of the codes in SID_CODES                                  (0 3 256)
 source "$(dirname "$0")/common.sh"
 settings_of tokenizer
-: "${SIDS:=trained}" "${SIZES:=given}" "${SID_CODES:=}" "${N_LAYERS:=3}" "${QUANTIZER:=res_kmeans}" "${COLLISIONS:=none}"
+: "${SIDS:=trained}" "${SID_CODES:=}" "${N_LAYERS:=3}" "${QUANTIZER:=res_kmeans}" "${COLLISIONS:=none}"
 : "${EMBEDDING_DIM:=64}" "${ENCODER:=tfidf_svd}" "${COOCCURRENCE_WEIGHT:=0}" "${CODES_WEIGHT:=0}" "${CODES_LAYERS:=3}" "${CODES_SIZE:=256}"
 items="$RAW_DATA/onerec_data"
 if [[ "$SIDS" == imported ]]; then
@@ -48,12 +48,10 @@ if [[ ! -f "$items/item_embedding.parquet" || -f "$items/item_embedding.manifest
 fi
 embeddings=("$items/item_embedding.parquet")
 [[ -f "$items/product_embedding.parquet" ]] && embeddings+=("$items/product_embedding.parquet")
-if [[ "$SIZES" == measured ]]; then
+if [[ "${CODEBOOK_SIZE:-}" == measured ]]; then
   run python "$ROOT/tokenizer/choose_sizes.py" --data_path "${embeddings[@]}" --output_path "$TOKENIZER_DIR/sizes.json" --dim "$dim"
-  read -r N_LAYERS CODEBOOK_SIZE < <(python -c 'import json, sys
-chosen = json.load(open(sys.argv[1]))
-print(chosen["n_layers"], chosen["codebook_size"])' "$TOKENIZER_DIR/sizes.json")
-  export N_LAYERS CODEBOOK_SIZE
+  read -r CODEBOOK_SIZE < <(python -c 'import json, sys
+print(json.load(open(sys.argv[1]))["codebook_size"])' "$TOKENIZER_DIR/sizes.json")
 fi
 trainer=("$ROOT/tokenizer/train_res_kmeans.py")
 [[ "$QUANTIZER" != res_kmeans ]] && trainer=("$ROOT/tokenizer/train_baselines.py" --kind "$QUANTIZER")

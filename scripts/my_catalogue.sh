@@ -9,8 +9,8 @@
 # A path is a Parquet, JSON lines or CSV file, or a folder of them. Split: your own (a column split, or files of one), by
 # a time (--set world.SPLIT_TIME=2024-06-01), else every user's last event. Settings: scripts/profiles/own/.
 set -euo pipefail
-root="$(cd "$(dirname "$0")/.." && pwd)"
-source "$root/scripts/argument.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
+source "$ROOT/scripts/argument.sh"
 
 # absolute <path>: from where the user is; a split before it stays.
 absolute() {
@@ -45,5 +45,5 @@ done
 argument "$items" "--items: is missing; my_catalogue.sh --items items.parquet --logs events.csv"
 argument "$logs" "--logs: is missing; my_catalogue.sh --items items.parquet --logs events.csv"
 export OWN_ITEMS="$items" OWN_LOGS="$logs" OWN_COLUMNS="$columns" PROFILE="${PROFILE:-own}" RL="${RL:-0}"
-export RUN_DIR="${RUN_DIR:-$root/runs/own}"
-exec bash "$root/scripts/quickstart.sh" ${passed[@]+"${passed[@]}"}
+export RUN_DIR="${RUN_DIR:-$ROOT/runs/own}"
+exec bash "$ROOT/scripts/quickstart.sh" ${passed[@]+"${passed[@]}"}

@@ -5,8 +5,8 @@
 
 ``--data_dir`` is what an adapter wrote: onerec_bench_release.parquet and pid2caption.parquet. The lines are settings as
 scripts/settings.py takes them; one of your own (`--set`) goes before them. What they rest on is a table of what was
-measured (``MEASURED``, experiments/2026-11-27-sizes). Codebooks are no rule: tokenizer.SIZES=measured tries them on the
-embeddings themselves.
+measured (``MEASURED``, experiments/2026-11-27-sizes). Codebooks follow no rule: tokenizer.CODEBOOK_SIZE=measured tries
+them on the embeddings themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,16 @@ class Catalogue:
     validation: int
 
     @property
+    def long(self) -> bool:
+        """Whether users have long histories."""
+        return self.length >= LONG
+
+    @property
+    def per_item(self) -> float:
+        """Interactions an item."""
+        return self.interactions / self.items
+
+    @property
     def length(self) -> float:
         """Interactions of a training user, on the average."""
         return self.interactions / self.users
@@ -53,7 +63,7 @@ class Catalogue:
 class Measured:
     """A data set that settings were measured on: its counts, and what trained best within its time.
 
-    ``epochs`` of the interactions in stage 2; ``width``, ``layers`` of the model; ``weight`` of co-occurrence.
+    ``epochs`` of stage 2; ``width``, ``layers`` of the model; ``weight`` of co-occurrence.
     """
 
     name: str
@@ -66,22 +76,33 @@ class Measured:
     dropout: float
     weight: float
 
+    @property
+    def long(self) -> bool:
+        """Whether users have long histories."""
+        return self.interactions / self.users >= LONG
 
-# Amazon: experiments/2026-11-26-beauty-codes-and-steps, -beauty-larger-models, -amazon-three-seeds. MovieLens:
-# 2026-11-25-movielens-100k. Interactions are those of training.
+    @property
+    def per_item(self) -> float:
+        """Interactions an item."""
+        return self.interactions / self.items
+
+
+LONG = 50  # interactions a user: MovieLens has 104, the shops have 6 and 7
+# Amazon: experiments/2026-11-26-beauty-codes-and-steps, -beauty-larger-models, -amazon-three-seeds; MovieLens:
+# 2026-11-25-movielens-100k; Industrial, and every weight: 2026-11-27-sizes. Interactions are those of training.
 MEASURED = (
-    Measured("Amazon Beauty", 12_101, 22_363, 153_776, 19, 64, 2, 0.1, 1),
+    Measured("Industrial", 3_686, 3_534, 20_094, 5, 64, 2, 0.1, 1),
     Measured("Amazon Toys", 11_924, 19_412, 128_773, 19, 64, 2, 0.1, 2),
-    Measured("MovieLens 100k", 1_682, 943, 98_114, 20, 128, 3, 0.1, 3),
+    Measured("Amazon Beauty", 12_101, 22_363, 153_776, 19, 64, 2, 0.1, 2),
+    Measured("MovieLens 100k", 1_682, 943, 98_114, 20, 128, 3, 0.1, 4),
 )
+MOST_ITEMS = 1_000_000  # of two layers of at most 8,192 codes, which have 67 million SIDs
 # Tokens of a packed row at which every profile's steps were measured.
 ROW = 2048
-LONG = 50  # interactions a user: MovieLens has 104, the shops have 7
 ITEM_TOKENS = 4  # begin, two codes, end
 # Tokens of an epoch of stage 2 beside the items': a row's own words, and the general text of the mix. So that the sum
 # is what Beauty (852,555) and Industrial (158,937) have.
 ROW_TOKENS, TEXT_TOKENS = 8.4, 49_000
-EPOCHS = 20
 # What two cores train in about a quarter of an hour at width 64 (10,000 tokens a second and core, 2 x 4,096 codes).
 MOST_STEPS = 4400
 CHECKPOINTS = 8  # of a training, among which the validation users choose
@@ -118,10 +139,27 @@ def nearest(catalogue: Catalogue) -> Measured:
     """The measured data set whose users have about as long histories; of several the one of as many interactions."""
 
     def distance(known: Measured) -> tuple[bool, float]:
-        long = known.interactions / known.users >= LONG
-        return long != (catalogue.length >= LONG), abs(np.log(known.interactions / catalogue.interactions))
+        return known.long != catalogue.long, abs(np.log(known.interactions / catalogue.interactions))
 
     return min(MEASURED, key=distance)
+
+
+def between(x: float, points: Iterable[tuple[float, float]]) -> float:
+    """The value at ``x`` on the line through measured (x, value), x by its logarithm; beyond them the nearest one's."""
+    places, values = zip(*sorted(points), strict=True)
+    return float(np.interp(np.log(x), np.log(places), values))
+
+
+def epochs(catalogue: Catalogue) -> float:
+    """Epochs of stage 2: few interactions are soon learnt by heart."""
+    alike = [known for known in MEASURED if known.long == catalogue.long]
+    return round(between(catalogue.interactions, ((known.interactions, known.epochs) for known in alike)), 1)
+
+
+def weight(catalogue: Catalogue) -> float:
+    """Weight of co-occurrence beside the text: the more an item is taken, the more it says."""
+    points: dict[float, float] = {known.per_item: known.weight for known in MEASURED}
+    return round(between(catalogue.per_item, points.items()), 1)
 
 
 def power_of_two(least: float, low: int, high: int) -> int:
@@ -131,10 +169,16 @@ def power_of_two(least: float, low: int, high: int) -> int:
 
 def tokenizer_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """SIDs."""
-    yield "SIZES", "measured", f"{catalogue.items:,} items: layers and codes are tried on their embeddings"
+    layers = 2 if catalogue.items <= MOST_ITEMS else 3
+    yield "N_LAYERS", layers, "two are better than three where both keep the items apart (Beauty 0.0341, 0.0302)"
+    yield "CODEBOOK_SIZE", "measured", f"{catalogue.items:,} items: tried on their embeddings, by what collides"
     yield "BALANCED", 1, "even use of the codes: MovieLens collides in 11.7 % instead of 28.7 %"
     yield "COLLISIONS", "reassign", "every item gets a SID of its own"
-    yield "COOCCURRENCE_WEIGHT", f"{like.weight:g}", f"as {like.name}: what is taken together says most"
+    yield (
+        "COOCCURRENCE_WEIGHT",
+        f"{weight(catalogue):g}",
+        f"{catalogue.per_item:.1f} interactions an item beside its text",
+    )
 
 
 def base_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
@@ -157,10 +201,11 @@ def stg1_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
 def stg2_steps(catalogue: Catalogue, row: int) -> tuple[int, str]:
     """Steps of stage 2 at rows of ``row`` tokens, and why."""
     tokens = ITEM_TOKENS * catalogue.interactions + ROW_TOKENS * catalogue.users + TEXT_TOKENS
-    wanted, most = round(EPOCHS * tokens / row), MOST_STEPS * ROW // row
+    many = epochs(catalogue)
+    wanted, most = round(many * tokens / row), MOST_STEPS * ROW // row
     if wanted <= most:
-        return wanted, f"{EPOCHS} epochs of about {tokens:,.0f} tokens"
-    return most, f"{EPOCHS * most / wanted:.1f} epochs of about {tokens:,.0f} tokens: what two cores train in time"
+        return wanted, f"{many:g} epochs of about {tokens:,.0f} tokens; more learn {catalogue.users:,} users by heart"
+    return most, f"{many * most / wanted:.1f} epochs of about {tokens:,.0f} tokens: what two cores train in time"
 
 
 def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "my_catalogue.sh"
 # One training stage and one evaluation; the choice of checkpoints is asked of Amazon's profile, whose child this is.
 CHAIN = "stg1.NUM_TRAINING_STEPS=0 stg2.NUM_TRAINING_STEPS=6 sft.NUM_TRAINING_STEPS=4 evaluate.VALIDATION_USERS=0"
-CHAIN += " evaluate.BASELINES=popularity evaluate.SAMPLE_SIZE=20 tokenizer.CODEBOOK_SIZE=16"
+CHAIN += " evaluate.BASELINES=popularity evaluate.SAMPLE_SIZE=20 evaluate.PRIOR=0 tokenizer.SIZES=given"
+CHAIN += " tokenizer.N_LAYERS=2 tokenizer.CODEBOOK_SIZE=16"
 
 
 def my_catalogue(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

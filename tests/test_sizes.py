@@ -44,9 +44,17 @@ def test_every_name_is_one_that_the_settings_know():
 
 def test_steps_follow_the_interactions_as_far_as_there_is_time():
     few, shop, many = (int(settings(of)["stg2.NUM_TRAINING_STEPS"]) for of in (SHOP, BEAUTY, MANY))
-    assert 1_500 < few < 1_600, "twenty epochs of 158,937 tokens in rows of 2,048"
+    assert 380 <= few <= 395, "five epochs of 158,937 tokens in rows of 2,048"
     assert shop == 4_400 and many == 2_200, "rows of many items are longer"
     assert settings(SHOP)["stg2.MAX_LENGTH"] == "2048" and settings(MANY)["stg2.MAX_LENGTH"] == "4096"
+
+
+def test_between_two_measured_catalogues_the_values_are_between_theirs():
+    half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000)
+    assert (sizes.epochs(SHOP), sizes.epochs(BEAUTY), sizes.epochs(MANY)) == (5, 19, 20)
+    assert 10 < sizes.epochs(half) < 14 and sizes.weight(SHOP) < sizes.weight(half) < sizes.weight(MOVIELENS)
+    tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20)
+    assert (sizes.epochs(tiny), sizes.weight(tiny)) == (5, 1), "nothing is guessed beyond what was measured"
 
 
 def test_long_histories_take_what_movielens_took():

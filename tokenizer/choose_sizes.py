@@ -1,11 +1,11 @@
-"""Codebook layers and size by measure: candidates on the items' own embeddings, the smallest that keeps them apart.
+"""Codebook size by measure: candidates on the items' own embeddings, the smallest that keeps them apart.
 
     python choose_sizes.py --data_path item_embedding.parquet --output_path sizes.json --dim 128 --balanced
 
-Two layers first, whose codes double until at most --max_collisions of the items (1 - distinct SIDs / items) have to
-share a SID or move, or twice the codes keep no more of them apart; three where two layers do not reach it. Two were
-better than three on the data that both were measured on (experiments/2026-11-26-beauty-ablations). Prints a row a
-candidate, and writes the choice and the rows as JSON. Each candidate is trained as train_res_kmeans.py would train it.
+The codes of a layer double until at most --max_collisions of the items (1 - distinct SIDs / items) have to share a SID
+or move, or twice the codes keep no more of them apart. Prints a row a candidate, and writes the choice and the rows as
+JSON. Each candidate is trained as train_res_kmeans.py would train it. Two layers were better than three where both were
+measured (experiments/2026-11-26-beauty-ablations).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
-from onerec.flags import SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
+from onerec.flags import LAYERS, SEED, SHARE_BELOW_1, WIDTH, ArgumentParser
 from onerec.run import Manifest, write_json
 from tokenizer.embeddings import iter_embeddings, sample_vectors
 from tokenizer.kmeans import KmeansConfig
@@ -39,6 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data_path", nargs="+", required=True, help="Parquet files or folders with pid and embedding")
     add("--output_path", type=Path, required=True, help="JSON file for the choice")
+    add("--n_layers", type=LAYERS, default=2, help="codebook layers")
     add("--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut (Matryoshka)")
     add("--balanced", action="store_true", help="use the codes of a layer evenly, as in training")
     least = "share of the items that may have another's SID"
@@ -48,20 +49,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def candidates(items: int) -> Iterator[tuple[int, int]]:
-    """(layers, codes of a layer), the smallest first; codes are powers of two, and no more than ``items``."""
-    largest = min(LARGEST, 1 << (items.bit_length() - 1))
-    for layers in (2, 3):
-        codes = 2
-        while codes**layers < ROOM * items and codes < largest:
-            codes *= 2
-        while codes <= largest:
-            yield layers, codes
-            codes *= 2
+def candidates(items: int, layers: int) -> Iterator[int]:
+    """Codes of a layer, the fewest first: powers of two, and no more than ``items``."""
+    largest, codes = min(LARGEST, 1 << (items.bit_length() - 1)), 2
+    while codes**layers < ROOM * items and codes < largest:
+        codes *= 2
+    while codes <= largest:
+        yield codes
+        codes *= 2
 
 
-def measure(args: argparse.Namespace, layers: int, codes: int) -> dict[str, Any]:
+def measure(args: argparse.Namespace, codes: int) -> dict[str, Any]:
     """Train a candidate and encode every item: its row of the table."""
+    layers = args.n_layers
     limit = POINTS_PER_CODE * codes
     vectors, _ = sample_vectors(args.data_path, args.dim, limit, args.seed, Manifest("sample"), args.max_bad_ratio)
     config, reports = KmeansConfig(balanced=args.balanced, seed=args.seed), list[LayerReport]()
@@ -115,16 +115,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.check_bad_ratio(args.data_path[0], bad, items + bad, args.max_bad_ratio)
     print("  ".join(HEADINGS))
     rows: list[dict[str, Any]] = []
-    stuck = 0  # layers of which more codes did not help
-    for layers, codes in candidates(items):
-        if layers == stuck:
-            continue
-        rows.append(measure(args, layers, codes))
+    for codes in candidates(items, args.n_layers):
+        rows.append(measure(args, codes))
         print("  ".join(cells(rows[-1])), flush=True)
-        if rows[-1]["collision_rate"] <= args.max_collisions:
+        if rows[-1]["collision_rate"] <= args.max_collisions or (rows[1:] and gain(*rows[-2:]) < LEAST_GAIN):
             break
-        if len(rows) > 1 and rows[-2]["n_layers"] == layers and gain(*rows[-2:]) < LEAST_GAIN:
-            stuck = layers
     chosen = min(rows, key=lambda row: row["collision_rate"])
     enough = chosen["collision_rate"] <= args.max_collisions
     if not enough:

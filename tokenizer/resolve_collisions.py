@@ -1,10 +1,9 @@
-"""What happens where several items have one SID: nothing, another last code, or one more code.
+"""A SID of its own for every item, where several have one: another last code, or one more code.
 
     python resolve_collisions.py --method reassign --pid2sid in.parquet --output_path sids/pid2sid.parquet \
         --emb_path item_embedding.parquet --model_path out
     python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
-none         as in OpenOneRec: a SID may name several items, which are then ordered by popularity
 reassign     the item of a bucket that is nearest to what the SID stands for keeps it; every other moves to the
              nearest last code that is free behind the same codes, or stays and is counted
 extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
@@ -37,7 +36,7 @@ from onerec.sid import LAYER_LETTERS, SidSpec
 from tokenizer.embeddings import iter_embeddings
 from tokenizer.quantizer import SCHEMA, Quantizer, codes_batch, load_quantizer
 
-METHODS = ("none", "reassign", "extra_layer")
+METHODS = ("reassign", "extra_layer")
 _CELLS = 1 << 24  # of a table of distances at a time
 
 
@@ -185,11 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             manifest.extra.setdefault("moved", []).append(moved)
             manifest.extra.setdefault("left_in_collision", []).append(left)
             note = f", {moved:,} moved, {left:,} found no free code"
-        elif args.method == "extra_layer":
+        else:
             order, place = buckets(codes, pids)
             new = np.column_stack([codes, place[np.argsort(order)]])
-        else:
-            new = codes
         distinct = [len(np.unique(some, axis=0)) for some in (codes, new)]
         lines.append(
             f"{path.name}: {len(pids):,} items, {distinct[0]:,} distinct SIDs before, {distinct[1]:,} after{note}"

@@ -155,7 +155,7 @@ class Hybrid:
         unknown = sum(not len(prior.rows) for prior in self.priors)
         if unknown == len(self.priors) and not self.prior.file.follows:
             what = f"names none of the {unknown:,} rows of {evaluator.task.name} by {self.prior.file.key}"
-            raise InputError(path, what, "scores of those rows")
+            raise InputError(path, what, "scores of those rows; --prior_weight where validation rows have none")
         self.left_out = {"pid of the prior is not in the catalogue": self.prior.unknown}
         self.left_out["the prior says nothing, so the model alone ranks"] = unknown
 

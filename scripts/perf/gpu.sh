@@ -40,11 +40,11 @@ perf=scripts/perf
 if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
   shape=(--size 1.7B --device cuda)
-  decode=("${shape[@]}" --vocabularies qwen3 --no_generate --repeats 5)
+  decode=("${shape[@]}" --vocabularies qwen3 --repeats 5)
   train=(--sizes 1.7B 0.6B --steps 3)
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
-  decode=(--size toy --vocabularies small --no_generate --repeats 1)
+  decode=(--size toy --vocabularies small --repeats 1)
   train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
 # Prompts and beams of each decode step; those with tokens in their names have the shapes of published figures: NVIDIA's

@@ -170,7 +170,7 @@ def test_the_model_is_asked_for_the_answers_of_the_data(tmp_path):
         answer_logprobs=lambda prompts, answers, _: [[len(answer) for answer in answers]] * len(prompts),
     )
     evaluator = LabelEvaluator(
-        TASKS["label_pred"], BenchData(tmp_path), SimpleNamespace(sample_size=-1, enable_thinking="false")
+        TASKS["label_pred"], BenchData(tmp_path), SimpleNamespace(sample_size=-1, seed=0, enable_thinking="false")
     )
     evaluator.load(Manifest("t"))
     assert [(line["label"], line["score"]) for line in evaluator.ask(model)] == [(0, 1), (1, 1)], "Yes less No"

@@ -19,17 +19,17 @@ def choose(tmp_path, vectors, *more):
 
 
 def test_candidates_have_room_double_and_never_exceed_the_items():
-    assert list(candidates(100)) == [(2, 32), (2, 64), (3, 8), (3, 16), (3, 32), (3, 64)]
-    assert next(candidates(3686)) == (2, 128) and next(candidates(12_101)) == (2, 256)
-    assert list(candidates(10**9))[-1] == (3, 8192)
-    assert all(codes <= items for items in (2, 3, 5, 17) for _, codes in candidates(items))
+    assert list(candidates(100, 2)) == [32, 64] and list(candidates(100, 3)) == [8, 16, 32, 64]
+    assert next(candidates(3686, 2)) == 128 and next(candidates(12_101, 2)) == 256
+    assert list(candidates(10**9, 3))[-1] == 8192
+    assert all(codes <= items for items in (2, 3, 5, 17) for codes in candidates(items, 2))
 
 
 def test_the_smallest_size_is_taken_that_keeps_the_items_apart(tmp_path, capsys):
     vectors = np.random.default_rng(0).normal(size=(200, 8))
     value = choose(tmp_path, vectors, "--max_collisions", "0.25")
     tried = value["tried"]
-    assert [(row["n_layers"], row["codebook_size"]) for row in tried] == list(candidates(200))[: len(tried)]
+    assert [row["codebook_size"] for row in tried] == list(candidates(200, 2))[: len(tried)]
     assert (value["n_layers"], value["codebook_size"]) == (tried[-1]["n_layers"], tried[-1]["codebook_size"])
     assert tried[-1]["collision_rate"] <= 0.25 and all(row["collision_rate"] > 0.25 for row in tried[:-1])
     assert tried[0]["collision_rate"] == 1 - tried[0]["distinct_sids"] / 200
@@ -39,12 +39,12 @@ def test_the_smallest_size_is_taken_that_keeps_the_items_apart(tmp_path, capsys)
 
 
 def test_items_that_nothing_tells_apart_are_warned_of(tmp_path, capsys):
-    vectors = np.repeat(np.random.default_rng(0).normal(size=(10, 4)), 10, axis=0)
-    value = choose(tmp_path, vectors, "--balanced")
-    tried = [(row["n_layers"], row["codebook_size"]) for row in value["tried"]]
-    assert tried == [(2, 32), (2, 64), (3, 8), (3, 16)], "twice the codes, and as many collisions"
-    assert (value["n_layers"], value["codebook_size"]) == (2, 32)
-    assert "warning: no size keeps more than 10.0% of the items apart; " in capsys.readouterr().err
+    vectors = np.repeat(np.random.default_rng(0).normal(size=(4, 3)), 5, axis=0)
+    value = choose(tmp_path, vectors, "--balanced", "--n_layers", "3")
+    tried = [row["codebook_size"] for row in value["tried"]]
+    assert tried == [8, 16], "twice the codes, and as many collisions"
+    assert (value["n_layers"], value["codebook_size"]) == (3, 8)
+    assert "warning: no size keeps more than 20.0% of the items apart; " in capsys.readouterr().err
     assert value["manifest"]["warnings"]
 
 

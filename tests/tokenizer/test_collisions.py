@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from onerec.catalog import ItemIndex, read_pid2sid
@@ -104,13 +103,6 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_none_keeps_the_codes_and_says_so(tmp_path):
-    path = table(tmp_path / "in", [(0, 0), (0, 0)])
-    resolve(["--method", "none", "--pid2sid", str(path), "--output_path", str(tmp_path / "out" / "o.parquet")])
-    assert pq.read_table(tmp_path / "out" / "o.parquet").equals(pq.read_table(path))
-    assert SidSpec.load(tmp_path / "out") == SidSpec((4, 4))
-
-
 def reassigned(tmp_path, codes, vectors, *flags):
     path, emb = table(tmp_path / "in", codes), save(tmp_path / "emb.parquet", vectors)
     output = tmp_path / "out" / "pid2sid.parquet"
@@ -162,10 +154,10 @@ def test_arguments_that_do_not_go_together_are_one_line(tmp_path):
     emb = save(tmp_path / "emb.parquet", np.ones((1, 2)), pids=[0])
     for flags, match in (
         (["--method", "reassign", "--pid2sid", path], "reassign measures distances"),
-        (["--method", "none", "--pid2sid", path, other], "names 1 files for 2 tables"),
-        (["--method", "none", "--pid2sid", path, other, "--output_path", out, out], "has codebooks"),
-        (["--method", "none", "--pid2sid", done], r"was resolved before \(reassign\)"),
-        (["--method", "none", "--pid2sid", path, "--emb_path", emb], "are not used by none"),
+        (["--method", "extra_layer", "--pid2sid", path, other], "names 1 files for 2 tables"),
+        (["--method", "extra_layer", "--pid2sid", path, other, "--output_path", out, out], "has codebooks"),
+        (["--method", "extra_layer", "--pid2sid", done], r"was resolved before \(reassign\)"),
+        (["--method", "extra_layer", "--pid2sid", path, "--emb_path", emb], "are not used by extra_layer"),
         (
             ["--method", "reassign", "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path],
             "has no embedding of 1 items",
