@@ -89,7 +89,8 @@ class Measured:
 
 LONG = 50  # interactions a user: MovieLens has 104, the shops have 6 and 7
 # Amazon: experiments/2026-11-26-beauty-codes-and-steps, -beauty-larger-models, -amazon-three-seeds; MovieLens:
-# 2026-11-25-movielens-100k; Industrial, and every weight: 2026-11-27-sizes. Interactions are those of training.
+# 2026-11-25-movielens-100k; Industrial, and the weights of it and MovieLens: 2026-11-27-sizes. The weights of the other
+# two are their profiles' (of two parts, what the one is of the other). Interactions are those of training.
 MEASURED = (
     Measured("Industrial", 3_686, 3_534, 20_094, 5, 64, 2, 0.3, 1),
     Measured("Amazon Toys", 11_924, 19_412, 128_773, 19, 64, 2, 0.1, 2),
