@@ -53,6 +53,8 @@ def test_between_two_measured_catalogues_the_values_are_between_theirs():
     half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000)
     assert (sizes.epochs(SHOP), sizes.epochs(BEAUTY), sizes.epochs(MANY)) == (5, 19, 20)
     assert 10 < sizes.epochs(half) < 14 and sizes.weight(SHOP) < sizes.weight(half) < sizes.weight(MOVIELENS)
+    assert (sizes.dropout(SHOP), sizes.dropout(BEAUTY), sizes.dropout(MOVIELENS)) == (0.3, 0.1, 0.1)
+    assert 0.1 < sizes.dropout(half) < 0.3
     tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20)
     assert (sizes.epochs(tiny), sizes.weight(tiny)) == (5, 1), "nothing is guessed beyond what was measured"
 
