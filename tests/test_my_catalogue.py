@@ -17,10 +17,10 @@ from tests.test_recipes import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "my_catalogue.sh"
-# One training stage and one evaluation; the choice of checkpoints is asked of Amazon's profile, whose child this is.
-CHAIN = "stg1.NUM_TRAINING_STEPS=0 stg2.NUM_TRAINING_STEPS=6 sft.NUM_TRAINING_STEPS=4 evaluate.VALIDATION_USERS=0"
-CHAIN += " evaluate.BASELINES=popularity evaluate.SAMPLE_SIZE=20 evaluate.PRIOR=0 tokenizer.SIZES=given"
-CHAIN += " tokenizer.N_LAYERS=2 tokenizer.CODEBOOK_SIZE=16"
+# SFT alone is trained and evaluated; the choice of checkpoints is asked of Amazon's profile, whose child this is.
+CHAIN = "stg1.NUM_TRAINING_STEPS=0 stg2.NUM_TRAINING_STEPS=0 sft.NUM_TRAINING_STEPS=4 evaluate.VALIDATION_USERS=0"
+CHAIN += " evaluate.BASELINES=popularity evaluate.SAMPLE_SIZE=20 evaluate.PRIOR=0 tokenizer.N_LAYERS=2"
+CHAIN += " tokenizer.CODEBOOK_SIZE=16"
 
 
 def my_catalogue(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +30,7 @@ def my_catalogue(*words: str | Path, **variables: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.slow
-def test_two_tables_with_text_ids_become_a_report(tmp_path):
+def test_two_tables_with_text_ids_become_a_report(tmp_path, capsys):
     rng = random.Random(0)
     items = [{"sku": f"00{i:03d}-x", "name": f"{rng.choice(['red', 'blue'])} thing {i}"} for i in range(40)]
     events = [
@@ -56,8 +56,8 @@ def test_two_tables_with_text_ids_become_a_report(tmp_path):
     # The command that is printed at the end asks the model.
     asked = next(line for line in done.stdout.splitlines() if line.startswith("ask it: "))
     recommend(shlex.split(asked)[4:])
-    again = my_catalogue(*words, "--run_dir", run, *sets)
-    assert again.returncode == 0 and "== 08_posttrain_sft: finished before" in again.stdout
+    answer = capsys.readouterr().out.partition("recommended")[2]
+    assert sum(sku in answer for sku in known) == 10
 
 
 @pytest.mark.parametrize(

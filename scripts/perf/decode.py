@@ -1,13 +1,14 @@
-"""Item decoding beside the bare prefill: seconds, and users a second.
+"""Item decoding beside the bare prefill, and beside generate(num_beams=…): seconds, and users a second.
 
     python scripts/perf/decode.py                                # CPU: 6 layers x 256, batch 8, 512 tokens
-    python scripts/perf/decode.py --vocabularies small --beams 32
+    python scripts/perf/decode.py --vocabularies small --beams 32 --generate
     python scripts/perf/decode.py --device cuda --size 1.7B --prompt 2048 --batch 16 --beams 32 128 512 \\
         --vocabularies qwen3
 
 The bare prefill is the model on the prompts, keeping its cache, with the logits of the last position: nothing that
 decodes can do less. Sides take turns in one process; a ratio is the median over the rounds of that round's ratio.
-Weights are random, items are drawn evenly.
+`generate` is slow and runs once, constrained by prefix_allowed_tokens_fn to the same catalogue. Weights are random,
+items are drawn evenly.
 Beside the times stand the products that each side's matrices take (counted, not measured).
 """
 
@@ -18,21 +19,23 @@ import dataclasses
 import functools
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import (
-    CLOCKS,
     COUNT,
     SIZES,
     ArgumentParser,
+    add_clock,
     add_numbers,
     in_turns,
     medians,
     print_heads,
     print_row,
+    spent,
 )
 
 from onerec.catalog import ItemIndex
@@ -54,8 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     add_numbers(parser, batch=(8, "prompts at a time"), prompt=(512, "tokens of a prompt"), repeats=(5, "rounds"))
     parser.add_argument("--beams", type=COUNT, nargs="+", default=[32, 256], help="beam widths")
-    text = "cpu: the process's own seconds, for a machine that others use too (with OMP_NUM_THREADS=1)"
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=text)
+    parser.add_argument("--generate", action="store_true", help="generate(num_beams=…) of the first width too: minutes")
+    add_clock(parser)
     return parser.parse_args()
 
 
@@ -99,6 +102,19 @@ class World:
         with self.torch.inference_mode():
             self.model(self.ids, use_cache=True, logits_to_keep=1)
 
+    def generate(self, beams: int) -> Callable[[], None]:
+        """A call of generate over the same catalogue."""
+        children: dict[tuple[int, ...], set[int]] = {}
+        for sid in self.spec.token_ids(self.index.sids).tolist():
+            for depth in range(3):
+                children.setdefault(tuple(sid[:depth]), set()).add(sid[depth])
+        allowed = {prefix: sorted(tokens) for prefix, tokens in children.items()}
+        ids, length = self.ids, self.args.prompt
+        settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        settings |= {"num_beams": beams, "num_return_sequences": beams, "attention_mask": self.torch.ones_like(ids)}
+        follow = {"prefix_allowed_tokens_fn": lambda _, row: allowed[tuple(row[length:].tolist())]}
+        return self.torch.inference_mode()(lambda: self.model.generate(ids, **settings, **follow))
+
 
 def products(args: argparse.Namespace, vocabulary: str, side: Side) -> int:
     """Multiplications of the prefill and, with beams, of item decoding: projections, attention, logits.
@@ -131,6 +147,12 @@ def main() -> None:
             times = statistics.median(a / b for a, b in zip(seconds[name], seconds[PREFILL], strict=True))
             users = f"{args.batch / middle:.1f}"
             print_row(vocabulary, name, f"{middle:.3f}", f"{times:.2f}", f"{counted:.2f}", users)
+        if args.generate:
+            taken = spent(world.generate(args.beams[0]), args.clock)
+            times = f"{taken / statistics.median(seconds[PREFILL]):.2f}"
+            print_row(
+                vocabulary, f"generate, beam {args.beams[0]}", f"{taken:.3f}", times, "—", f"{args.batch / taken:.1f}"
+            )
 
 
 if __name__ == "__main__":

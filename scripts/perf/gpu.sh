@@ -57,9 +57,9 @@ step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec te
 step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
 step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
 step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
-step decode_1000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
-step decode_2465 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
-step decode_5000 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
+step decode_1000 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
+step decode_2465 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
+step decode_5000 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
 step kmeans 240 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'

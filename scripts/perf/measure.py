@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +31,12 @@ def add_numbers(parser: ArgumentParser, **flags: tuple[int, str]) -> None:
     """A whole-number flag for each (default, what it is)."""
     for name, (value, text) in flags.items():
         parser.add_argument(f"--{name}", type=COUNT, default=value, help=f"{text} (default {value})")
+
+
+def add_clock(parser: ArgumentParser) -> None:
+    """The flag of the clock."""
+    text = "cpu: the process's own seconds, for a machine that others use too (with OMP_NUM_THREADS=1)"
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=text)
 
 
 def synchronize() -> None:
@@ -57,6 +67,27 @@ def in_turns(sides: dict[str, Callable[[], Any]], repeats: int, clock: str = "wa
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measured(command: list[str]) -> tuple[float, float]:
+    """(seconds, GiB of the largest resident size) of a command; ends with its output where it fails."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as log:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        if status:
+            log.seek(0)
+            sys.exit(f"{' '.join(command)}\n{log.read()}")
+    return seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "linux" else 1 << 30)
+
+
+def itself(*arguments: Any) -> tuple[dict[str, float], float]:
+    """(what a call of this command wrote as JSON to its --out, its GiB): a part in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        _, gib = measured([sys.executable, sys.argv[0], *map(str, arguments), "--out", out.name])
+        return json.loads(Path(out.name).read_text()), gib
 
 
 def print_row(*cells: Any) -> None:

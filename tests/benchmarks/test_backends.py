@@ -305,7 +305,7 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, catalogue
         def use(self, index):
             self.taken.append(len(index.sids))
 
-        def rank(self, prompts, num_beams, exclude, normalize):
+        def rank(self, prompts, num_beams, exclude, normalize, also):
             if num_beams > 99:
                 raise InputError("the model", "does not fit", "a larger GPU")
             return [[*prompt, num_beams, self.taken[-1]] for prompt in prompts]
