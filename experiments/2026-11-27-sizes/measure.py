@@ -9,7 +9,6 @@ nearest to the user's last one (cosine, the embeddings that the tokenizer gets);
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,6 +20,8 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from data import cooccurrence
+from onerec.cli import cli
+from onerec.flags import NOT_NEGATIVE, SHARE_ABOVE_0, SHARE_BELOW_1, ArgumentParser
 from onerec.run import read_json
 from onerec.sparse import unit
 from tokenizer import choose_sizes, embed_items
@@ -44,12 +45,12 @@ def found(vectors: np.ndarray, last: np.ndarray, target: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--weight", type=float, default=2)
-    parser.add_argument("--max_collisions", default="0.05")
-    parser.add_argument("--users", type=float, default=1, help="share of the users, the rest is left out")
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--data_dir", type=Path, required=True, help="onerec_data folder with a validation split")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for what is made on the way")
+    parser.add_argument("--weight", type=NOT_NEGATIVE, default=2, help="of co-occurrence, for the candidates")
+    parser.add_argument("--max_collisions", type=SHARE_BELOW_1, default=0.05, help="at which the candidates end")
+    parser.add_argument("--users", type=SHARE_ABOVE_0, default=1, help="share of the users, the rest is left out")
     args = parser.parse_args()
     out = args.output_dir
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,12 @@ def main() -> None:
         joined = ["--concat", f"{out / 'taken.parquet'}:{args.weight}", "--output_path", str(out / "joined.parquet")]
         embed_items.main([*text, *joined])
         sizes = ["--data_path", str(out / "joined.parquet"), "--output_path", str(out / "sizes.json")]
-        dim = ["--dim", str(len(vectors_of(out / "joined.parquet")[1][0])), "--max_collisions", args.max_collisions]
+        dim = [
+            "--dim",
+            str(len(vectors_of(out / "joined.parquet")[1][0])),
+            "--max_collisions",
+            str(args.max_collisions),
+        ]
         choose_sizes.main([*sizes, *dim, "--balanced"])
     pids, words = vectors_of(out / "text.parquet")
     place = {pid: row for row, pid in enumerate(pids.tolist())}
@@ -95,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)()
