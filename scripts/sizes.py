@@ -192,6 +192,11 @@ def tokenizer_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     )
 
 
+def data_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """RL data: users for its test file, and most of them to train on."""
+    yield "TEST_SIZE", power_of_two(catalogue.users // 40, 1, 64), f"test rows of RL, of {catalogue.users:,} users"
+
+
 def base_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """The model's shape."""
     why = f"as {like.name}; wider ones learn so few interactions by heart"
@@ -259,6 +264,7 @@ def row_tokens(catalogue: Catalogue) -> int:
 
 STAGES: dict[str, Callable[[Catalogue, Measured], Iterator[Line]]] = {
     "tokenizer": tokenizer_lines,
+    "data": data_lines,
     "base": base_lines,
     "stg1": stg1_lines,
     "stg2": stg2_lines,
