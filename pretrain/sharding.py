@@ -102,6 +102,13 @@ class Zero(Whole):
                 port = free.getsockname()[1]
             os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        import torch
+
+        if not torch.cuda.is_available():
+            import deepspeed.ops
+
+            # It would be compiled at the start, for minutes: reductions in shared memory. gloo reduces without it.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         return {"deepspeed": self.config}
 
     def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
