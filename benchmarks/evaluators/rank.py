@@ -53,7 +53,7 @@ class RankEvaluator(Evaluator):
         if path := prior_path(args, self.task):
             self.hybrid = self._hybrid(path, model)
         prompts, thoughts = self.prompts(model, spec.n_layers + 1)
-        found = self.search(model, prompts, args.num_beams, name)
+        found = self.ranked(self.search(model, prompts, args.num_beams, name), args.num_beams)
         self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
         if args.free_sids > 0:
             places = drawn_rows(len(prompts), args.free_sids, self.sample_seed)
@@ -62,7 +62,7 @@ class RankEvaluator(Evaluator):
             self.figures["valid_sid"] = valid_sid_rate(free, self.index, spec)
         places = drawn_rows(len(prompts), args.beam_samples, self.sample_seed)
         for width in args.beam_widths:
-            found = self.search(model, prompts, width, f"{name}: {width} beams", places)
+            found = self.ranked(self.search(model, prompts, width, f"{name}: {width} beams", places), width, places)
             self.narrow.append((width, [self.examples[place] for place in places], self.resolved(found, places)))
         return self.lines
 
@@ -74,24 +74,20 @@ class RankEvaluator(Evaluator):
         label: str,
         places: Sequence[int] | None = None,
     ) -> list[list[Item]]:
-        """The best ``width`` items of the examples at ``places`` (all), by the model, or by it and the prior."""
-        if self.hybrid:
-            found = self.candidates(model, prompts, width, label, places)
-            return self.hybrid.rank(found, self.hybrid.weight, width, places)
-        searched = every_sid(self.data.spec) if self.args.unconstrained else self.index
-        return model.rank_items(self._at(prompts, places), searched, width, label, self._banned(places))
+        """The best ``width`` items of the examples at ``places`` (all), by the model.
 
-    def candidates(
-        self,
-        model: BenchModel,
-        prompts: Sequence[list[int]],
-        width: int,
-        label: str,
-        places: Sequence[int] | None = None,
-    ) -> list[list[Item]]:
-        """What the beams find and what the prior likes best, ``width`` of each, scored by the model."""
-        also = [prior.best(width) for prior in self._at(self.hybrid.priors, places)]
-        return model.rank_items(self._at(prompts, places), self.index, width, label, self._banned(places), also)
+        With a prior also the ``width`` that it likes best, scored by the model: what `ranked` chooses from.
+        """
+        searched, also = self.index, None
+        if self.hybrid:
+            also = [prior.best(width) for prior in self._at(self.hybrid.priors, places)]
+        elif self.args.unconstrained:
+            searched = every_sid(self.data.spec)
+        return model.rank_items(self._at(prompts, places), searched, width, label, self._banned(places), also)
+
+    def ranked(self, found: list[list[Item]], width: int, places: Sequence[int] | None = None) -> list[list[Item]]:
+        """What `search` found, where there is a prior the best ``width`` by both."""
+        return self.hybrid.rank(found, self.hybrid.weight, width, places) if self.hybrid else found
 
     @staticmethod
     def _at(values: Sequence[Any], places: Sequence[int] | None) -> Sequence[Any]:
@@ -103,7 +99,7 @@ class RankEvaluator(Evaluator):
         )
 
     def _hybrid(self, path: Path, model: BenchModel) -> Hybrid:
-        hybrid = Hybrid(self, path)
+        hybrid = Hybrid(self, TaskPrior(self.data.prior(path), self.index))
         if (weight := self.args.prior_weight) is not None:
             hybrid.weight, hybrid.choice = weight, "given"
         else:
@@ -146,16 +142,17 @@ class RankEvaluator(Evaluator):
 class Hybrid:
     """A model and an item prior that rank together: the prior of every test row, the weight and how it was chosen."""
 
-    def __init__(self, evaluator: RankEvaluator, path: Path) -> None:
-        self.evaluator, self.index = evaluator, evaluator.index
-        self.prior = TaskPrior(evaluator.data.prior(path), self.index)
+    def __init__(self, evaluator: RankEvaluator, prior: TaskPrior) -> None:
+        self.evaluator, self.index, self.prior = evaluator, evaluator.index, prior
         self.priors = self._priors(evaluator)
         self.weight = 0.0
         self.choice: str | dict[str, Any] = "given"
         unknown = sum(not len(prior.rows) for prior in self.priors)
         if unknown == len(self.priors) and not self.prior.file.follows:
             what = f"names none of the {unknown:,} rows of {evaluator.task.name} by {self.prior.file.key}"
-            raise InputError(path, what, "scores of those rows; --prior_weight where validation rows have none")
+            raise InputError(
+                self.prior.file.path, what, "scores of those rows; --prior_weight where validation rows have none"
+            )
         self.left_out = {"pid of the prior is not in the catalogue": self.prior.unknown}
         self.left_out["the prior says nothing, so the model alone ranks"] = unknown
 
@@ -186,9 +183,9 @@ class Hybrid:
         other.load(Manifest("validation", {}))
         if other.index.digest != self.index.digest:
             raise InputError(args.validation_dir, "has other SIDs than the test data", "both of one pid2sid.parquet")
-        other.hybrid = Hybrid(other, self.prior.file.path)
+        other.hybrid = Hybrid(other, TaskPrior(self.prior.file, other.index))
         prompts, _ = other.prompts(model, self.index.spec.n_layers + 1)
-        found = other.candidates(model, prompts, args.num_beams, f"{task.name}: validation")
+        found = other.search(model, prompts, args.num_beams, f"{task.name}: validation")
         curve = []
         for weight in WEIGHTS:
             lines = other.resolved(other.hybrid.rank(found, weight, args.num_beams))
