@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onerec.errors import InputError
+from onerec.model_folder import head_dim
 
 ITEMIC = 3 * 8192 + 2
 VOCABULARY = 176_384  # Qwen3's 151,669 tokens and the itemic ones, in multiples of 256
@@ -68,7 +69,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     own = {
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "tie_word_embeddings": bool(config.get("tie_word_embeddings")),
-        "head_dim": config.get("head_dim") or Shape.head_dim,
+        "head_dim": head_dim(config),
     }
     names = (field.name for field in dataclasses.fields(Shape))
     return Shape(**{name: own[name] if name in own else config[name] for name in names})

@@ -56,7 +56,7 @@ def read_items(
     for file in files:
         item = find_role(file.names, "item", given, WORDS["items"]["item"])
         if item is None:
-            raise _missing(file, "an item's id", "item", WORDS["items"]["item"])
+            raise file.lacks("an item's id", "item", WORDS["items"]["item"])
         texts = text_columns(file, item, given)
         tags = find_role(file.names, "category", given, WORDS["items"]["category"])
         rows = 0
@@ -104,18 +104,13 @@ def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]])
     if "text" in given:
         found: list[str | None] = [name for name in given["text"] if name in file.names]
         if not found:
-            raise _missing(file, "an item's text", "text", given["text"])
+            raise file.lacks("an item's text", "text", given["text"])
     else:
         found = [find_role(file.names, role, given, WORDS["items"][role]) for role in TEXTS]
     chosen = [name for name in dict.fromkeys(found) if name not in (None, item)]
     if not chosen:
-        raise _missing(file, "an item's text", "text", [name for role in TEXTS for name in WORDS["items"][role][:3]])
+        raise file.lacks("an item's text", "text", [name for role in TEXTS for name in WORDS["items"][role][:3]])
     return chosen
-
-
-def _missing(file: TableFile, what: str, role: str, usual: Sequence[str]) -> InputError:
-    right = f"it has {', '.join(file.names)}: --columns {role}=<one of them>"
-    return InputError(file.path, f"has no column of {what} (such as {', '.join(usual[:6])})", right)
 
 
 def clean(text: str) -> tuple[str, bool]:

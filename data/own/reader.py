@@ -63,9 +63,7 @@ class Columns:
     def need(self, role: str, what: str) -> None:
         """Raise `InputError` where no column plays ``role``."""
         if self.by_role[role] is None:
-            usual = ", ".join(WORDS["logs"][role][:6])
-            right = f"it has {', '.join(self.file.names)}: --columns {role}=<one of them>"
-            raise InputError(self.file.path, f"has no column of {what} (such as {usual})", right)
+            raise self.file.lacks(what, role, WORDS["logs"][role])
 
     def batches(self, roles: Sequence[str]) -> Iterator[dict[str, pa.Array]]:
         """The rows by role, of the ``roles`` that have a column."""

@@ -55,6 +55,11 @@ class TableFile:
         """The rows' ``columns`` as they are stored; delimited text is text."""
         yield from self._rows.batches(columns)
 
+    def lacks(self, what: str, role: str, usual: Sequence[str]) -> InputError:
+        """The error of a file without a column of ``what``; ``usual``: names that it might have."""
+        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>"
+        return InputError(self.path, f"has no column of {what} (such as {', '.join(usual[:6])})", right)
+
 
 def table_files(path: Path) -> list[TableFile]:
     """The files of a table: ``path`` itself, or those of a folder that are tables, sorted by name."""
