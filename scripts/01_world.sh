@@ -27,10 +27,8 @@ case "${WORLD:=toy}" in
     [[ -n "${OWN_COLUMNS:-}" ]] && mapfile -t columns <<< "$OWN_COLUMNS" && columns=(--columns "${columns[@]}")
     run python "$ROOT/data/adapters/own.py" --items "$OWN_ITEMS" --logs "${logs[@]}" ${columns[@]+"${columns[@]}"} \
       --output_dir "$RAW_DATA"
-    if [[ -f "$ROOT/scripts/sizes.py" ]]; then # what settings.py reads from here on, below --set
-      python "$ROOT/scripts/sizes.py" --data_dir "$RAW_DATA/onerec_data" | tee "$RAW_DATA/sizes.new"
-      mv "$RAW_DATA/sizes.new" "$RAW_DATA/sizes.env"
-    fi
+    # What settings.py reads from here on, below --set.
+    run python "$ROOT/scripts/sizes.py" --data_dir "$RAW_DATA/onerec_data" --output "$RAW_DATA/sizes.env"
     ;;
   *)
     echo "error: WORLD: $WORLD is not a world; toy, movielens, amazon or own" >&2

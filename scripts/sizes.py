@@ -284,18 +284,15 @@ def lines(catalogue: Catalogue) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data_dir", type=Path, required=True, help="onerec_data folder, as the adapters write it")
-    parser.add_argument("--output", type=Path, help="file for the lines; without it they are printed")
+    parser.add_argument("--output", type=Path, help="file for the lines too, which are printed")
     args: argparse.Namespace = parser.parse_args(argv)
     catalogue = count(args.data_dir)
-    found = lines(catalogue)
     said = f"{catalogue.items:,} items, {catalogue.users:,} training rows, {catalogue.interactions:,} interactions"
     head = f"# {said}, {catalogue.length:.1f} a row, as {nearest(catalogue).name}"
-    text = "\n".join([head, *found]) + "\n"
+    text = "\n".join([head, *lines(catalogue)]) + "\n"
+    print(text, end="")
     if args.output:
         write_text(args.output, text)
-        print(f"{said}: {len(found)} settings in {args.output}")
-    else:
-        print(text, end="")
 
 
 if __name__ == "__main__":
