@@ -116,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = read_rows(args.results, args.labels, args.baselines)
     curves = read_curves(args.train_logs)
     warnings = [*noted_warnings(rows, args.manifests), *compare.warning_lines(rows)]
-    notes = {"Warnings": warnings} if warnings else {}
-    notes |= {
+    sections = {
         "Against the best baseline": compare.ratio_lines(rows),
         "What each stage gained and lost": compare.change_lines(rows),
         "The item prior": compare.prior_lines(rows),
         "The judge": compare.judge_lines(rows),
     }
+    notes = ({"Warnings": warnings} if warnings else {}) | sections
     found: dict[str, Any] = {
         "stages": compare.between_stages(rows, args.bootstrap),
         "baselines": compare.against_baselines(rows, args.bootstrap),
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest.output(args.output_dir / name)
     manifest.write(args.output_dir)
     print(terminal_table(rows))
-    for lines in list(notes.values())[bool(warnings) :]:
+    for lines in sections.values():
         print("\n".join(["", *lines]) if lines else "", end="\n" if lines else "")
     print(f"\nreport in {args.output_dir}: report.md, report.json, report.html", flush=True)
     for line in warnings:
