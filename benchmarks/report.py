@@ -66,9 +66,12 @@ def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def noted_warnings(rows: Sequence[Row], manifests: Sequence[Path]) -> list[str]:
-    """What other stages and the evaluations of the models noted in their manifests: ``stage (folder): warning``."""
-    found = []
-    for path in (*manifests, *(row.folder / MANIFEST for row in rows if row.kind == "stage")):
+    """What other stages and the last model's evaluation noted in their manifests: ``stage (folder): warning``.
+
+    Models on the way to it, such as one that has only read, may well recommend the same to everybody.
+    """
+    found, evaluated = [], [row.folder / MANIFEST for row in rows if row.kind == "stage"]
+    for path in (*manifests, *evaluated[-1:]):
         value = read_json(path) if path.is_file() or path in manifests else {}
         found += [f"{value['stage']} ({path.parent.name}): {text}" for text in value.get(WARNINGS, [])]
     return found

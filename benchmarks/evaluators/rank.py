@@ -131,7 +131,8 @@ class RankEvaluator(Evaluator):
         most = min(self.index.n_items, COVERAGE_AT * len(self.lines))
         if few > FEW_ITEMS or most < MANY_ITEMS:
             return ""
-        return f"all {len(self.lines):,} rows get the same {few} items, coverage@{COVERAGE_AT} is near zero"
+        lists = f"the first {COVERAGE_AT} items of all {len(self.lines):,} rows are {few} different ones"
+        return f"{lists}: nearly one list for everybody"
 
     def _point(self, width: int, examples: Sequence[Example], lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         recall = score(examples, lines, self.data.spec).columns

@@ -313,10 +313,18 @@ def test_warnings_come_first_and_last(tmp_path, capsys):
     counts["cooccurrence"] = result(tmp_path, "cooccurrence", [0.4] * 6)
     counts["unseen"] = result(tmp_path, "popularity_unseen", [0.8] * 6, config={"exclude_seen": "True"})
     Manifest("evaluate").write(sft)
+    base = result(tmp_path, "base", [0.1] * 6)
+    on_the_way = Manifest("evaluate")
+    on_the_way.warn("video: the first model has one list for everybody", "train it")
+    on_the_way.write(base)
     noted = Manifest("pretrain")
     noted.warn("the training loss did not fall", "another rate")
     noted.write(tmp_path / "stage2")
-    flags = {"results": [sft], "manifests": [tmp_path / "stage2/manifest.json"], "output_dir": tmp_path / "report"}
+    flags = {
+        "results": [base, sft],
+        "manifests": [tmp_path / "stage2/manifest.json"],
+        "output_dir": tmp_path / "report",
+    }
     capsys.readouterr()
     report.main(as_flags(**flags, baselines=list(counts.values())))
     expected = [
