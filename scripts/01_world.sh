@@ -11,7 +11,8 @@ source "$(dirname "$0")/common.sh"
 settings_of world
 case "${WORLD:=toy}" in
   toy)
-    run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
+    [[ "$WORLD" == toy ]] || echo "general text for training comes with a toy world; its users, items and numbers are not used:"
+run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
     exit
     ;;
   movielens)

@@ -101,7 +101,7 @@ def warning_lines(rows: Sequence[Row]) -> list[str]:
                 below.append(f"{metric} {value:.4f}, {label} has {other:.4f}")
         if below:
             right = "train longer, or take sizes that fit the data (scripts/sizes.py)"
-            found.append(f"{task}: {last.label} is below counting ({'; '.join(below)}); {right}")
+            found.append(f"{title_of(rows, task)}: {last.label} is below counting ({'; '.join(below)}); {right}")
     return found
 
 
@@ -161,7 +161,8 @@ def prior_lines(rows: Sequence[Row]) -> list[str]:
             chosen = note["chosen"]
             if isinstance(chosen, dict):
                 chosen = f"the best {chosen['metric']} of {chosen['users']:,} validation users"
-            lines.append(f"{row.label}, {task}: prior {note['content']}, weight {note['weight']:g} ({chosen})")
+            of = f"{row.label}, {title_of(rows, task)}"
+            lines.append(f"{of}: prior {note['content']}, weight {note['weight']:g} ({chosen})")
     return lines
 
 
