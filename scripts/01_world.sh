@@ -6,8 +6,10 @@
 #             own        your tables: OWN_ITEMS, OWN_LOGS and OWN_COLUMNS, the latter two a line each (my_catalogue.sh)
 #   N_USERS N_VIDEOS N_ADS N_GOODS N_FACTS N_TEXTS   sizes of the toy world, whose general text every world has
 #   N_TARGETS WINDOWS VALIDATION   real logs: targets of a training row, rows a user, a target kept for validation (1)
+#                                  own: WINDOWS=measured takes what scripts/sizes.py says
 #   SPLIT_TIME                     own: from when on events are the test's (every user's last one)
 source "$(dirname "$0")/common.sh"
+rm -f "$RAW_DATA/sizes.env" # of other tables
 settings_of world
 case "${WORLD:=toy}" in
   toy)
@@ -26,10 +28,17 @@ run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
     mapfile -t logs <<< "$OWN_LOGS"
     columns=()
     [[ -n "${OWN_COLUMNS:-}" ]] && mapfile -t columns <<< "$OWN_COLUMNS" && columns=(--columns "${columns[@]}")
-    run python "$ROOT/data/adapters/own.py" --items "$OWN_ITEMS" --logs "${logs[@]}" ${columns[@]+"${columns[@]}"} \
-      --output_dir "$RAW_DATA"
+    adapter=(python "$ROOT/data/adapters/own.py" --items "$OWN_ITEMS" --logs "${logs[@]}" ${columns[@]+"${columns[@]}"}
+      --output_dir "$RAW_DATA")
+    measured=0
+    [[ "${WINDOWS:-}" == measured ]] && measured=1 && unset WINDOWS
+    run "${adapter[@]}"
     # What settings.py reads from here on, below --set.
     run python "$ROOT/scripts/sizes.py" --data_dir "$RAW_DATA/onerec_data" --output "$RAW_DATA/sizes.env"
+    if ((measured)); then # histories may be long enough for several rows a user
+      settings_of world
+      [[ "$WINDOWS" == 1 ]] || run "${adapter[@]}"
+    fi
     ;;
   *)
     echo "error: WORLD: $WORLD is not a world; toy, movielens, amazon or own" >&2

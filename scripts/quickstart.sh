@@ -69,18 +69,21 @@ if ! python3 -c 'import fcntl; fcntl.flock(8, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>
   echo "error: $RUN_DIR: another run is at work in it; wait until it has ended, or give another --run_dir" >&2
   exit 2
 fi
-if ((fresh)); then # what the stages make, and nothing else; first that any of them has finished
-  rm -rf "$RUN_DIR"/.done/[0-9]*
-  (cd "$RUN_DIR" && rm -rf raw_data toy_raw_data tokenizer output validation models benchmarks report logs/*)
-fi
-
 # A run keeps one set of settings: numbers from two would not belong in one table.
 settings="$found
 $(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES OWN_ITEMS OWN_LOGS OWN_COLUMNS; do
   [[ "$name" == OWN_* && -z "${!name}" ]] || printf '%s=%q\n' "$name" "${!name}"; done)"
 if ((!fresh)) && [[ -s "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
-  echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
-  exit 2
+  finished=("$RUN_DIR"/.done/[0-9]*)
+  if [[ -e "${finished[0]}" ]]; then
+    echo "error: $RUN_DIR: was begun with other settings ($(diff "$RUN_DIR/.done/settings" <(echo "$settings") | grep '^[<>]' | tr '\n' ' ')); --fresh starts over, --run_dir keeps both" >&2
+    exit 2
+  fi
+  fresh=1 # before the first stage has finished there is nothing to keep
+fi
+if ((fresh)); then # what the stages make, and nothing else; first that any of them has finished
+  rm -rf "$RUN_DIR"/.done/[0-9]*
+  (cd "$RUN_DIR" && rm -rf raw_data toy_raw_data tokenizer output validation models benchmarks report logs/*)
 fi
 echo "$settings" > "$RUN_DIR/.done/settings.new"
 mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
@@ -162,5 +165,6 @@ if [[ -f "${answers[0]}" ]]; then
   user="$(python -c 'import json, sys; print(json.loads(open(sys.argv[1], encoding="utf-8").readline())["uid"])' "${answers[0]}")"
   command=("$(command -v python)" "$ROOT/benchmarks/recommend.py" --model_path "$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"
     --data_dir "$BENCHMARK_DATA_DIR" --titles "$RAW_DATA/onerec_data/pid2caption.parquet" --user "$user")
+  if [[ "$(setting evaluate EXCLUDE_SEEN)" == 1 ]]; then command+=(--exclude_seen); fi
   echo "ask it: $(printf '%q ' "${command[@]}")"
 fi

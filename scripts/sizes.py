@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import ArgumentParser
-from onerec.parquet import count_rows, iter_batches, open_parquet
+from onerec.parquet import count_rows, iter_batches, open_parquet, plain
 from onerec.run import write_text
 
 LOGS, ITEMS = "onerec_bench_release.parquet", "pid2caption.parquet"
@@ -34,7 +35,11 @@ TRAIN, TEST, VALIDATION = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """What there is of a catalogue; ``interactions`` and lengths are of the training rows, a user's first window."""
+    """What there is of a catalogue; ``interactions`` and lengths are of the training rows, a user's first window.
+
+    ``beyond``: how many of the interactions are of rows with more items than `FITTING`; ``repeated``: of an item that
+    the row has already.
+    """
 
     items: int
     users: int
@@ -42,6 +47,8 @@ class Catalogue:
     longest: int
     tests: int
     validation: int
+    beyond: int
+    repeated: int
 
     @property
     def long(self) -> bool:
@@ -101,14 +108,22 @@ MOST_ITEMS = 1_000_000  # of two layers of at most 8,192 codes, which have 67 mi
 # Tokens of a packed row at which every profile's steps were measured.
 ROW = 2048
 ITEM_TOKENS = 4  # begin, two codes, end
+FITTING = 358  # items of a history that fit such a row with a prompt about them
 # Tokens of an epoch of stage 2 beside the items': a row's own words, and the general text of the mix. So that the sum
 # is what Beauty (852,555) and Industrial (158,937) have.
 ROW_TOKENS, TEXT_TOKENS = 8.4, 49_000
+PROMPT_TOKENS = 40  # of a row of SFT beside its items'
 # What two cores train in about a quarter of an hour at width 64 (10,000 tokens a second and core, 2 x 4,096 codes).
 MOST_STEPS = 4400
 CHECKPOINTS = 8  # of a training, among which the validation users choose
 MOST_USERS = 10_000  # who choose; 2,500 know ndcg@10 to 5 %, too little
 MOST_TESTS = 20_000  # rows that are evaluated
+# Share of the interactions up to which nobody takes an item again: MovieLens, Beauty and Toys have none, and leaving the
+# history out is worth half of counting's recall@10 there (experiments/2026-11-28-own-catalogue-three-sets).
+FEW_REPEATS = 0.01
+MOST_BEYOND = 0.01  # share of the interactions in histories that a short row cannot hold
+MOST_WINDOWS = 16  # training rows of a user
+ROW_EPOCHS = 2  # times that SFT may read a row before further windows are worth more
 
 Line = tuple[str, object, str]
 
@@ -118,7 +133,7 @@ def count(folder: Path) -> Catalogue:
     logs, wanted = folder / LOGS, ["uid", "split", *LISTS]
     names = open_parquet(logs, wanted).schema_arrow.names
     windows = ["window"] if "window" in names else []
-    users = interactions = longest = 0
+    users = interactions = longest = beyond = repeated = 0
     rows = {TRAIN: 0, TEST: 0, VALIDATION: 0}
     for batch in iter_batches(logs, [*wanted, *windows]):
         split = batch.column("split")
@@ -127,13 +142,18 @@ def count(folder: Path) -> Catalogue:
         mask = pc.equal(split, TRAIN)
         if windows:
             mask = pc.and_(mask, pc.equal(pc.fill_null(batch.column("window"), 0), 0))
-        lengths = [pc.fill_null(pc.list_value_length(batch.column(name)), 0) for name in LISTS]
-        both = np.asarray(pc.add(*lengths).filter(pc.fill_null(mask, False)))
-        users, interactions = users + len(both), interactions + int(both.sum())
-        longest = max(longest, int(both.max(initial=0)))
+        lists = [plain(batch.column(name)).filter(pc.fill_null(mask, False)) for name in LISTS]
+        lengths = [pc.fill_null(pc.list_value_length(part), 0).to_numpy(zero_copy_only=False) for part in lists]
+        row = np.concatenate([np.repeat(np.arange(len(of)), of) for of in lengths])
+        pid = np.concatenate([part.flatten().fill_null(-1).to_numpy(zero_copy_only=False) for part in lists])
+        repeated += int(pd.DataFrame({"row": row, "pid": pid}).duplicated().sum())
+        users, interactions = users + len(lists[0]), interactions + len(pid)
+        both = sum(lengths)
+        longest, beyond = max(longest, int(both.max(initial=0))), beyond + int(both[both > FITTING].sum())
     if not interactions:
         raise InputError(logs, "has no training row with items", "split 0 rows, a history and a target each")
-    return Catalogue(count_rows(folder / ITEMS), users, interactions, longest, rows[TEST], rows[VALIDATION])
+    items, kept_out = count_rows(folder / ITEMS), (rows[TEST], rows[VALIDATION])
+    return Catalogue(items, users, interactions, longest, *kept_out, beyond, repeated)
 
 
 def nearest(catalogue: Catalogue) -> Measured:
@@ -176,6 +196,14 @@ def weight(catalogue: Catalogue) -> float:
 def power_of_two(least: float, low: int, high: int) -> int:
     """The smallest power of two from ``least`` on, between ``low`` and ``high``."""
     return int(min(high, max(low, 2 ** np.ceil(np.log2(max(least, 1))))))
+
+
+def world_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
+    """Training rows of a user: as many as SFT has steps for."""
+    read = sft_steps(catalogue, like) * row_tokens(catalogue) / prompt_tokens(catalogue)
+    windows = max(1, min(MOST_WINDOWS, catalogue.longest - 1, round(read / ROW_EPOCHS)))
+    why = f"SFT reads one row of each of {catalogue.users:,} users {read:.1f} times, {catalogue.length:.1f} items in it"
+    yield "WINDOWS", windows, f"{why}; earlier ones are targets too" if windows > 1 else why
 
 
 def tokenizer_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
@@ -228,7 +256,8 @@ def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """Stage 2."""
     row = row_tokens(catalogue)
     steps, why = stg2_steps(catalogue, row)
-    yield "MAX_LENGTH", row, f"the longest history has {catalogue.longest:,} items"
+    share = catalogue.beyond / catalogue.interactions
+    yield "MAX_LENGTH", row, f"{share:.1%} of the interactions are of histories beyond {FITTING} items"
     yield "NUM_TRAINING_STEPS", steps, why
     yield "LEARNING_RATE", "1e-2" if like.width == 64 else "3e-3", f"at width {like.width}"
     why = "by interactions: ndcg@10 of 0.3 instead of 0.1 is 0.0806, 0.0703 on Industrial, 0.0378, 0.0409 on Beauty"
@@ -236,14 +265,21 @@ def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // CHECKPOINTS), f"{CHECKPOINTS} checkpoints to choose from"
 
 
+def sft_share(like: Measured) -> int:
+    """Stage 2's steps over SFT's: 8,000 and 300 on Beauty, 2,400 and 800 on MovieLens."""
+    return 27 if like.width == 64 else 3
+
+
+def sft_steps(catalogue: Catalogue, like: Measured) -> int:
+    """Steps of SFT."""
+    return max(stg2_steps(catalogue, row_tokens(catalogue))[0] // sft_share(like), 24)
+
+
 def sft_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """SFT."""
-    row = row_tokens(catalogue)
-    short = like.width == 64
-    share = 27 if short else 3  # stage 2's steps over SFT's: 8,000 and 300 on Beauty, 2,400 and 800 on MovieLens
-    steps = max(stg2_steps(catalogue, row)[0] // share, 24)
-    yield "MAX_LENGTH", row, "as stage 2"
-    yield "NUM_TRAINING_STEPS", steps, f"a {share}th of stage 2's, as {like.name}"
+    short, steps = like.width == 64, sft_steps(catalogue, like)
+    yield "MAX_LENGTH", row_tokens(catalogue), "as stage 2"
+    yield "NUM_TRAINING_STEPS", steps, f"1/{sft_share(like)} of stage 2's, as {like.name}"
     yield "LEARNING_RATE", "2e-4" if short else "2e-3", f"as {like.name}"
     yield "DROPOUT", dropout(catalogue), "as stage 2"
     yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // 3), "three checkpoints to choose from"
@@ -255,14 +291,24 @@ def evaluate_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     yield "VALIDATION_USERS", users, f"of {catalogue.validation:,} validation targets, who choose the checkpoint"
     if catalogue.tests > MOST_TESTS:
         yield "SAMPLE_SIZE", MOST_TESTS, f"of {catalogue.tests:,} test rows, drawn by seed"
+    share = catalogue.repeated / catalogue.interactions
+    few = share < FEW_REPEATS
+    why = "items of the history are left out" if few else "items of the history may be recommended"
+    yield "EXCLUDE_SEEN", int(few), f"{share:.1%} of the interactions are of an item that the user had: {why}"
 
 
 def row_tokens(catalogue: Catalogue) -> int:
-    """Tokens of a packed row: the longest history and a prompt about it fit."""
-    return power_of_two(min(catalogue.longest, 512) * (ITEM_TOKENS + 1) + 256, ROW, 4096)
+    """Tokens of a packed row; a longer row halves the steps of the same time, so a few users do not decide."""
+    return 2 * ROW if catalogue.beyond > MOST_BEYOND * catalogue.interactions else ROW
+
+
+def prompt_tokens(catalogue: Catalogue) -> float:
+    """Tokens of a user's latest rows as SFT asks them: the items and about 40 of words."""
+    return ITEM_TOKENS * catalogue.interactions + PROMPT_TOKENS * catalogue.users
 
 
 STAGES: dict[str, Callable[[Catalogue, Measured], Iterator[Line]]] = {
+    "world": world_lines,
     "tokenizer": tokenizer_lines,
     "data": data_lines,
     "base": base_lines,

@@ -227,8 +227,14 @@ def test_settings_of_a_run_are_kept_with_it_and_wrong_ones_begin_nothing(install
     assert "01_world: failed" in quickstart(installed, *run, *change, "--set", "world.N_USERS=7").stderr
     kept = (tmp_path / "run" / ".done" / "settings").read_text()
     assert "grpo.LEARNING_RATE=1e-3\n" in kept and "world.N_USERS=7\n" in kept and "world.N_ADS=24\n" in kept
+    (tmp_path / "run" / "raw_data").mkdir()
+    corrected = quickstart(installed, *run, *change, "--set", "world.N_USERS=8")
+    assert "01_world: failed" in corrected.stderr, "nothing has finished, so nothing is kept"
+    assert not (tmp_path / "run" / "raw_data").exists()
+    assert "world.N_USERS=8\n" in (tmp_path / "run" / ".done" / "settings").read_text()
+    (tmp_path / "run" / ".done" / "01_world").write_text("1\n")
     other = quickstart(installed, *run, *change)
     assert (
         other.returncode == 2
-        and "was begun with other settings (< world.N_USERS=7 > world.N_USERS=150 )" in other.stderr
+        and "was begun with other settings (< world.N_USERS=8 > world.N_USERS=150 )" in other.stderr
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -20,10 +21,10 @@ sizes = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = sizes  # where dataclasses look up their types
 SPEC.loader.exec_module(sizes)
 
-BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363)
-MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943)
-SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998)
-MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000)
+BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363, 0, 0)
+MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943, 31_000, 0)
+SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998, 0, 600)
+MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000, 2_000_000, 0)
 
 
 def settings(catalogue):
@@ -47,15 +48,17 @@ def test_steps_follow_the_interactions_as_far_as_there_is_time():
     assert 380 <= few <= 395, "five epochs of 158,937 tokens in rows of 2,048"
     assert shop == 4_400 and many == 2_200, "rows of many items are longer"
     assert settings(SHOP)["stg2.MAX_LENGTH"] == "2048" and settings(MANY)["stg2.MAX_LENGTH"] == "4096"
+    one_long = dataclasses.replace(BEAUTY, longest=513, beyond=513)
+    assert settings(one_long)["stg2.MAX_LENGTH"] == "2048", "one long history costs nobody half of the steps"
 
 
 def test_between_two_measured_catalogues_the_values_are_between_theirs():
-    half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000)
+    half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000, 0, 0)
     assert (sizes.epochs(SHOP), sizes.epochs(BEAUTY), sizes.epochs(MANY)) == (5, 19, 20)
     assert 10 < sizes.epochs(half) < 14 and sizes.weight(SHOP) < sizes.weight(half) < sizes.weight(MOVIELENS)
     assert (sizes.dropout(SHOP), sizes.dropout(BEAUTY), sizes.dropout(MOVIELENS)) == (0.3, 0.1, 0.1)
     assert 0.1 < sizes.dropout(half) < 0.3
-    tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20)
+    tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0)
     assert (sizes.epochs(tiny), sizes.weight(tiny)) == (5, 1), "nothing is guessed beyond what was measured"
 
 
@@ -72,6 +75,18 @@ def test_only_many_test_rows_are_sampled():
     assert settings(SHOP)["evaluate.VALIDATION_USERS"] == "998"
 
 
+def test_few_users_with_long_histories_have_several_training_rows():
+    assert int(settings(MOVIELENS)["world.WINDOWS"]) > 1
+    assert {settings(of)["world.WINDOWS"] for of in (BEAUTY, SHOP, MANY)} == {"1"}
+    two = sizes.Catalogue(40, 60, 120, 2, 60, 60, 0, 0)
+    assert settings(two)["world.WINDOWS"] == "1", "a row of two items has no earlier target"
+
+
+def test_the_history_is_left_out_where_nobody_takes_an_item_again():
+    assert settings(MOVIELENS)["evaluate.EXCLUDE_SEEN"] == settings(BEAUTY)["evaluate.EXCLUDE_SEEN"] == "1"
+    assert settings(SHOP)["evaluate.EXCLUDE_SEEN"] == "0", "3 % of its interactions are repeats"
+
+
 def logs(folder, rows):
     columns = ("uid", "split", "window", *sizes.LISTS)
     table = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
@@ -82,7 +97,10 @@ def logs(folder, rows):
 def test_training_rows_are_counted_once_a_user(tmp_path, capsys):
     rows = [(1, 0, 0, [1, 2, 3], [4]), (1, 0, 1, [1], [2]), (2, 0, 0, [1], [2]), (1, 1, 0, [1, 2, 3, 4], [1])]
     logs(tmp_path, [*rows, (2, 2, 0, [1, 2], [3])])
-    assert sizes.count(tmp_path) == sizes.Catalogue(4, 2, 6, 4, 1, 1)
+    assert sizes.count(tmp_path) == sizes.Catalogue(4, 2, 6, 4, 1, 1, 0, 0)
+    logs(tmp_path, [(1, 0, 0, [1, 2, 1], [2]), (2, 0, 0, [1] * 400, [2]), (3, 0, 0, None, [4])])
+    assert sizes.count(tmp_path) == sizes.Catalogue(4, 3, 406, 401, 0, 0, 401, 401)
+    logs(tmp_path, [*rows, (2, 2, 0, [1, 2], [3])])
     sizes.main(["--data_dir", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.startswith("# 4 items, 2 training rows, 6 interactions, 3.0 a row, as ")

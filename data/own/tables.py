@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
 import itertools
 import re
 from collections import Counter
@@ -41,11 +42,11 @@ class TableFile:
         self.path, self.bad = path, Counter[str]()
         ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if ending in PARQUET:
-            self._open: type[_Parquet] | type[_Json] | type[_Delimited] = _Parquet
+            self._open: type[_Parquet | _Json | _Delimited | _Sequences] = _Parquet
         elif ending in JSON:
             self._open = _Json
         elif ending in DELIMITED:
-            self._open = _Delimited
+            self._open = _Sequences if _is_sequences(path) else _Delimited
         else:
             raise InputError(path, f"ends in {ending or 'nothing'}", RIGHT)
         self._rows = self._open(path, self.bad)
@@ -96,6 +97,9 @@ class _Delimited:
         # Quotation marks in text between tabs are part of it.
         self._quote = False if self._separator == "\t" else '"'
         self.names = self._columns_of(head)
+        if all(map(_is_number, re.split(r"[\t,;|\s]+", head.strip()))):
+            what = f"has no line of column names (it begins with {head[:60]})"
+            raise InputError(path, what, "names first, such as user_id, item_id and timestamp")
 
     def _columns_of(self, head: str) -> list[str]:
         options = pa.csv.ParseOptions(delimiter=self._separator, quote_char=self._quote)
@@ -125,8 +129,38 @@ class _Delimited:
             yield from found
 
 
+class _Sequences:
+    """Text without names, a line a user: the user, then the items, the oldest first, with spaces between them."""
+
+    names = ["user_id", "history"]
+
+    def __init__(self, path: Path, bad: Counter[str]) -> None:
+        self.path, self._bad = path, bad
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        with reading(self.path, "is not a whole gzip file"), _opened(self.path) as file:
+            lines = filter(None, map(str.split, io.TextIOWrapper(file, "utf-8-sig")))
+            while rows := list(itertools.islice(lines, _ROWS)):
+                users, items = [words[0] for words in rows], [words[1:] for words in rows]
+                both = {"user_id": pa.array(users), "history": pa.array(items, pa.list_(pa.string()))}
+                yield pa.table({name: both[name] for name in columns})
+
+
+def _is_sequences(path: Path) -> bool:
+    """Whether a file's first lines are numbers with spaces between them, several items a user, not as many in all."""
+    with reading(path, "is not a whole gzip file"), _opened(path) as file:
+        lines = [line.decode("utf-8-sig", errors="replace").split(" ") for line in itertools.islice(file, _HEAD)]
+    words = [[word.strip() for word in line if word.strip()] for line in lines]
+    sizes = {len(line) for line in words}
+    return len(sizes) > 1 and max(sizes) > 2 and all(_is_number(word) for line in words for word in line)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*\d+(\.\d+)?\s*", text) is not None
+
+
 class _Json:
-    """JSON lines, or one document: a list of objects, or an object of objects, whose keys are then the ids."""
+    """JSON lines, or one document: a list of objects, or an object whose keys are the ids of objects or of texts."""
 
     def __init__(self, path: Path, bad: Counter[str]) -> None:
         self.path, self._bad = path, bad
@@ -184,6 +218,8 @@ def _document(path: Path) -> list[dict[str, Any]] | None:
 def _objects_of(value: Any) -> list[dict[str, Any]]:
     if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
         return [{"item_id": key} | each for key, each in value.items()]
+    if isinstance(value, dict) and {type(each) for each in value.values()} in ({str}, {list}):
+        return [{"item_id": key, "text": each} for key, each in value.items()]
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
