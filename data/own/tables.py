@@ -132,18 +132,16 @@ class _Delimited:
 class _Sequences:
     """Text without names, a line a user: the user, then the items, the oldest first, with spaces between them."""
 
-    names = ["user_id", "history"]
-
     def __init__(self, path: Path, bad: Counter[str]) -> None:
-        self.path, self._bad = path, bad
+        self.path, self.names = path, ["user_id", "history"]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         with reading(self.path, "is not a whole gzip file"), _opened(self.path) as file:
             lines = filter(None, map(str.split, io.TextIOWrapper(file, "utf-8-sig")))
             while rows := list(itertools.islice(lines, _ROWS)):
                 users, items = [words[0] for words in rows], [words[1:] for words in rows]
-                both = {"user_id": pa.array(users), "history": pa.array(items, pa.list_(pa.string()))}
-                yield pa.table({name: both[name] for name in columns})
+                table = [pa.array(users), pa.array(items, pa.list_(pa.string()))]
+                yield pa.table(table, self.names).select(columns)
 
 
 def _is_sequences(path: Path) -> bool:
@@ -283,8 +281,8 @@ def list_of_text(text: str) -> list[str]:
 
 
 def usual(name: str) -> str:
-    """A column's name without what differs between houses: RecBole's ``item_id:token`` and ``Item-ID`` are item_id."""
-    return re.sub(r"[\s\-.]+", "_", name.partition(":")[0].strip()).lower()
+    """A name without what differs between houses: ``item_id:token`` (RecBole's), ``Item-ID``, ``itemId`` are itemid."""
+    return re.sub(r"[\s\-._]+", "", name.partition(":")[0]).lower()
 
 
 def parse_columns(words: Sequence[str], roles: Sequence[str]) -> dict[str, list[str]]:
@@ -308,7 +306,7 @@ def find_role(names: Sequence[str], role: str, given: Mapping[str, Sequence[str]
     by_name: dict[str, str] = {}
     for name in names:
         by_name.setdefault(usual(name), name)
-    return next((by_name[name] for name in known if name in by_name), None)
+    return next((by_name[name] for name in map(usual, known) if name in by_name), None)
 
 
 def check_given(given: Mapping[str, Sequence[str]], tables: Mapping[str, Sequence[str]]) -> None:

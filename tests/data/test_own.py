@@ -391,3 +391,23 @@ def test_a_long_log_keeps_the_latest_events_and_says_so(tmp_path):
     assert len(found["u1", 1][0]) == 512 and found["u1", 1][1] == [rows[-1][1]]
     assert dropped(tmp_path)["training event that no row has: before the latest 512"] == 600 - 2 - 513
     assert pa.types.is_int64(pq.read_schema(tmp_path / "out/onerec_data/item_ids.parquet").field("id").type)
+
+
+def test_lines_of_a_user_and_its_items_and_texts_by_id(tmp_path):
+    logs, items = tmp_path / "shop.txt", tmp_path / "attributes.json"
+    logs.write_text("7 1 2 3 4 5\n08 5 4 3 2\n\n9 1 2\n")
+    items.write_text(json.dumps({str(n): [n, n + 40] for n in range(1, 6)}))
+    rows = convert(tmp_path, items, files=[str(logs)])
+    assert rows["7", 1] == (["1", "2", "3", "4"], ["5"]) and rows["08", 0] == (["5"], ["4"])
+    assert ("9", 0) in rows and ("9", 1) not in rows
+    captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet")["dense_caption"].to_pylist()
+    assert captions[0] == "1, 41"
+    items.write_text(json.dumps({str(n): f"Pen {n}" for n in range(1, 6)}, indent=1))
+    assert convert(tmp_path, items, files=[str(logs)]) == rows
+
+
+@pytest.mark.parametrize("text", ["1 1\n1 2\n2 1\n", "1\t2\t3\t881250949\n", "1,2,881250949\n"])
+def test_events_without_names_of_columns_are_refused(text, tmp_path):
+    (tmp_path / "u.txt").write_text(text)
+    with pytest.raises(InputError, match=r"u\.txt: has no line of column names .*; names first, such as user_id"):
+        convert(tmp_path, files=[str(tmp_path / "u.txt")])
