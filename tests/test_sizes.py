@@ -75,9 +75,11 @@ def test_only_many_test_rows_are_sampled():
     assert settings(SHOP)["evaluate.VALIDATION_USERS"] == "998"
 
 
-def test_few_users_with_long_histories_have_several_training_rows():
-    assert int(settings(MOVIELENS)["world.WINDOWS"]) > 1
-    assert {settings(of)["world.WINDOWS"] for of in (BEAUTY, SHOP, MANY)} == {"1"}
+def test_so_few_users_that_sft_would_read_a_row_many_times_have_several():
+    assert settings(sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0))["world.WINDOWS"] == "5"
+    assert {settings(of)["world.WINDOWS"] for of in (MOVIELENS, BEAUTY, SHOP, MANY)} == {"1"}
+    rows = 2 * (4 * 98_114 + 40 * 943) / 4096
+    assert 24 < int(settings(MOVIELENS)["sft.NUM_TRAINING_STEPS"]) <= rows
     two = sizes.Catalogue(40, 60, 120, 2, 60, 60, 0, 0)
     assert settings(two)["world.WINDOWS"] == "1", "a row of two items has no earlier target"
 

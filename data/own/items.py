@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def read_items(
         without += file.bad.total()
     if len(known) < 2:
         what = f"holds {len(known) or 'no'} item{'s' if not known else ''}"
+        if not known and (bad := sum((file.bad for file in files), Counter[str]())):
+            reason, count = bad.most_common(1)[0]
+            raise InputError(path, f"{what}: {count:,} times, {reason}", "text with separators in quotation marks")
         raise InputError(path, what, "at least two, one of which can be recommended before the other")
     untold = sum(not text for _, text, _ in known.values())
     if untold == len(known):

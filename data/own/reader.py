@@ -125,8 +125,10 @@ class Reader:
 
     def check_known(self, any_known: bool) -> None:
         """Raise `InputError` where the log names no item of the catalogue."""
+        if not any_known and not self.strange:
+            raise InputError(self.options.path, "holds no row that can be used", "a user, an item and a time a row")
         if not any_known:
-            ids = " or ".join(map(repr, self.strange[:2])) or "none"
+            ids = " or ".join(map(repr, self.strange[:2]))
             right = f"those of the catalogue, as {self.items.names[0].as_py()!r}"
             raise InputError(self.options.path, f"names no item of the catalogue (its ids: {ids})", right)
 

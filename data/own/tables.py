@@ -7,6 +7,7 @@ ids is read as text, to the letter: ``007`` stays ``007``, and the number 7 is `
 from __future__ import annotations
 
 import ast
+import codecs
 import gzip
 import io
 import itertools
@@ -90,7 +91,10 @@ class _Delimited:
     def __init__(self, path: Path, bad: Counter[str]) -> None:
         self.path, self._bad = path, bad
         with reading(path, "is not a whole gzip file"), _opened(path) as file:
-            head = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n")
+            line = file.readline()
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InputError(path, "is UTF-16", "UTF-8")
+        head = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
         if not head.strip():
             raise InputError(path, "is empty", "a line of column names, then a row a line")
         self._separator = max("\t,;|", key=head.count)
@@ -214,11 +218,20 @@ def _document(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _objects_of(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
-        return [{"item_id": key} | each for key, each in value.items()]
-    if isinstance(value, dict) and {type(each) for each in value.values()} in ({str}, {list}):
-        return [{"item_id": key, "text": each} for key, each in value.items()]
+    """The objects of a document: a list of them, alone or under one key, or what stands under each item's id."""
+    if isinstance(value, dict) and value:
+        parts = list(value.values())
+        if all(isinstance(part, dict) for part in parts):
+            return [{"item_id": key} | part for key, part in value.items()]
+        if len(parts) == 1 and isinstance(parts[0], list):
+            return _objects_of(parts[0])
+        if all(isinstance(part, str) for part in parts) or all(map(_is_plain_list, parts)):
+            return [{"item_id": key, "text": part} for key, part in value.items()]
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(part, dict | list) for part in value)
 
 
 def _array(values: list[Any]) -> pa.Array:

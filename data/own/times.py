@@ -56,9 +56,11 @@ class Clock:
             self._numbers(found, path, name)
         rest = ~number & values.is_valid().to_numpy(zero_copy_only=False)
         if rest.any():
-            text = values.filter(pa.array(rest)).to_pandas()
+            text = pc.replace_substring_regex(values.filter(pa.array(rest)), r"\s*(UTC|GMT)\s*$", "Z").to_pandas()
             found[rest] = _seconds(pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
             self._note(DATES, rest & ~np.isnan(found), values, path, name)
+            if np.isnan(found).all():
+                raise InputError(path, f"column {name}: {text.iloc[0]} cannot be read as a time", RIGHT)
         return found
 
     def _numbers(self, found: np.ndarray, path: Path, name: str) -> None:

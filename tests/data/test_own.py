@@ -343,7 +343,7 @@ def test_titles_with_turn_marks_lose_them(tmp_path):
         (ITEMS[:1], None, "holds 1 item; at least two"),
         (None, events([("u1", f"B00{i}", i) for i in range(6)]), "holds 1 user; at least two"),
         (None, events([("u1", "B001", 1), ("u2", "B001", 1)]), "leaves no user to test"),
-        (None, events()[:0], "names no item of the catalogue"),
+        (None, events()[:0], "holds no row that can be used"),
     ],
     ids=["one item", "one user", "short logs", "no event"],
 )
@@ -411,3 +411,30 @@ def test_events_without_names_of_columns_are_refused(text, tmp_path):
     (tmp_path / "u.txt").write_text(text)
     with pytest.raises(InputError, match=r"u\.txt: has no line of column names .*; names first, such as user_id"):
         convert(tmp_path, files=[str(tmp_path / "u.txt")])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("logs.csv", "userId,itemId,ts\nu1,B001,11/14/2023 22:13\n", "column ts: 11/14/2023 22:13 cannot be read as a"),
+        ("logs.csv", "userId,itemId,ts\n", "holds no row that can be used; a user, an item and a time a row"),
+        ("items.csv", "itemId,title\nB1,Pens, red\nB2,Pens, blue\n", "holds no items: 2 times, line of another number"),
+        ("items.csv", "itemId,title\nB1,Pen\n".encode("utf-16"), "is UTF-16; UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_read_say_why(name, text, what, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=what):
+        convert(tmp_path, **({"files": [str(path)]} if name == "logs.csv" else {"items": path}))
+
+
+def test_names_in_camel_case_times_that_end_in_utc_and_items_under_one_key(tmp_path):
+    rows = convert(tmp_path)
+    logs, items = tmp_path / "logs.csv", tmp_path / "shop.json"
+    table = events()
+    table["timestamp"] = pd.to_datetime(table["timestamp"], unit="s").dt.strftime("%Y-%m-%d %H:%M:%S UTC")
+    table.columns = ["userId", "Item ID", "eventTime"]
+    logs.write_bytes(table.to_csv(index=False, sep=";").encode("utf-8-sig"))
+    items.write_text(json.dumps({"items": ITEMS}))
+    assert convert(tmp_path, items, files=[str(logs)]) == rows
