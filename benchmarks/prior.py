@@ -30,7 +30,7 @@ from onerec.tasks import PRODUCT, RANK
 from onerec.transitions import Transitions
 
 FLOOR = 1e-3
-WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)  # what is tried on validation users
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)  # what is tried on validation users
 _KEYS = {"pid": Kind.INT, "uuid": Kind.UUID, "uid": Kind.SHOWN}
 
 

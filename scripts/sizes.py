@@ -97,13 +97,14 @@ class Measured:
 
 LONG = 50  # interactions a user: MovieLens has 104, the shops have 6 and 7
 # Amazon: experiments/2026-11-26-beauty-codes-and-steps, -beauty-larger-models, -amazon-three-seeds; MovieLens:
-# 2026-11-25-movielens-100k; Industrial, and the weights of it and MovieLens: 2026-11-27-sizes. The weights of the other
-# two are their profiles' (of two parts, what the one is of the other). Interactions are those of training.
+# 2026-11-25-movielens-100k, its epochs: 2026-11-28-own-catalogue-three-sets; Industrial, and the weights of it and
+# MovieLens: 2026-11-27-sizes. The weights of the other two are their profiles' (of two parts, what the one is of the
+# other). Interactions are those of training.
 MEASURED = (
     Measured("Industrial", 3_686, 3_534, 20_094, 5, 64, 2, 0.3, 1),
     Measured("Amazon Toys", 11_924, 19_412, 128_773, 19, 64, 2, 0.1, 2),
     Measured("Amazon Beauty", 12_101, 22_363, 153_776, 19, 64, 2, 0.1, 2),
-    Measured("MovieLens 100k", 1_682, 943, 98_114, 20, 128, 3, 0.1, 4),
+    Measured("MovieLens 100k", 1_682, 943, 98_114, 12, 128, 3, 0.1, 4),
 )
 MOST_ITEMS = 1_000_000  # of two layers of at most 8,192 codes, which have 67 million SIDs
 # Tokens of a packed row at which every profile's steps were measured.
@@ -126,7 +127,9 @@ FEW_REPEATS = 0.01
 MOST_BEYOND = 0.01  # share of the interactions in histories that a short row cannot hold
 MOST_WINDOWS = 16  # training rows of a user
 ROW_EPOCHS = 2  # times that SFT reads a row: more of them learn the few targets by heart
-SFT_SHARE, LEAST_SFT = 27, 24  # stage 2's steps over SFT's, as Beauty's 8,000 and 300; steps that learn the chat's form
+# Stage 2's steps over SFT's: 8,000 and 300 on Beauty; where histories are long a 27th was too little on MovieLens.
+SFT_SHARE, SFT_SHARE_LONG = 27, 9
+LEAST_SFT = 24  # steps that learn the chat's form
 
 Line = tuple[str, object, str]
 
@@ -268,18 +271,27 @@ def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // CHECKPOINTS), f"{CHECKPOINTS} checkpoints to choose from"
 
 
+def sft_share(catalogue: Catalogue) -> int:
+    """Stage 2's steps over SFT's."""
+    return SFT_SHARE_LONG if catalogue.long else SFT_SHARE
+
+
 def sft_steps(catalogue: Catalogue, like: Measured) -> int:
     """Steps of SFT: a share of stage 2's, and no more than reads a user's row `ROW_EPOCHS` times."""
     row = row_tokens(catalogue)
     twice = math.ceil(ROW_EPOCHS * prompt_tokens(catalogue) / row)
-    return max(LEAST_SFT, min(stg2_steps(catalogue, row)[0] // SFT_SHARE, twice))
+    return max(LEAST_SFT, min(stg2_steps(catalogue, row)[0] // sft_share(catalogue), twice))
 
 
 def sft_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """SFT."""
     short, steps = like.width == 64, sft_steps(catalogue, like)
     yield "MAX_LENGTH", row_tokens(catalogue), "as stage 2"
-    yield "NUM_TRAINING_STEPS", steps, f"at most 1/{SFT_SHARE} of stage 2's, and every row at most {ROW_EPOCHS} times"
+    yield (
+        "NUM_TRAINING_STEPS",
+        steps,
+        f"at most 1/{sft_share(catalogue)} of stage 2's, and every row at most {ROW_EPOCHS} times",
+    )
     yield "LEARNING_RATE", "2e-4" if short else "2e-3", f"as {like.name}"
     yield "DROPOUT", dropout(catalogue), "as stage 2"
     yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // 3), "three checkpoints to choose from"
