@@ -89,5 +89,7 @@ def every_metric(rows: Sequence[Row]) -> list[dict[str, Any]]:
         best = best_baseline(rows, c.task, c.metric)
         if found:
             line = best and (f"best baseline, {best[0].label}", best[1])
+            if c.metric == "auc" and not best:
+                line = "chance", 0.5
             cards.append({"heading": c.heading, "bars": bars(found, line)})
     return cards
