@@ -68,6 +68,7 @@ def first_screen(rows: Sequence[Row], n_boot: int) -> list[dict[str, Any]]:
         of = title_of(rows, tasks[0]) if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
         line = best and (f"best baseline, {best[0].label}", best[1])
         cards.append({"heading": "Recommendation", "aside": f"Recall@10, {of}", "bars": bars(found, line)})
+    stages = [row for row in stages if row.kind == "stage"]  # a prior ranks items only
     if metric := general_metric(stages):
         found = [Bar(r.label, r.kind, r.cell(GENERAL, metric), r.interval(GENERAL, metric)) for r in stages]
         known = [bar for bar in found if bar.value is not None]

@@ -171,6 +171,25 @@ def test_examples_show_titles_hits_and_thinking(world):
     assert all(e["history"][0]["title"].startswith("第") and e["thought"].startswith("想") for e in examples)
 
 
+def test_users_to_look_at_are_half_of_them_with_a_hit_and_have_titles(world):
+    report.main(world["argv"])
+    users = json.loads((world["out"] / "report.json").read_text())["users"]
+    assert (users["task"], users["hits"], users["asked"]) == ("video", 3, 6)
+    assert [any(item["hit"] for item in r["predicted"]) for r in users["readings"]] == [True] * 3 + [False] * 3
+    page = (world["out"] / "report.html").read_text()
+    assert "Of all 6 users asked, 3 have one in the first ten." in page
+    assert (
+        page.index('id="pictures"') < page.index('id="users"') < page.index('id="curves"') < page.index('id="results"')
+    )
+
+
+def test_items_without_titles_are_no_users_to_look_at(world):
+    where = world["argv"].index("--titles")
+    report.main(world["argv"][:where] + world["argv"][where + 2 :])
+    assert json.loads((world["out"] / "report.json").read_text())["users"] is None
+    assert "users to look at" not in (world["out"] / "report.html").read_text()
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 def test_a_browser_shows_the_report(world, width, dark):
