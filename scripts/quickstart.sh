@@ -89,7 +89,11 @@ mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
 # What the stages of this profile took where they were measured, for the time left; other settings take another time.
 expected=""
 [[ -n "$sets" || ! -f "scripts/profiles/$PROFILE/seconds" ]] || expected="$(cat "scripts/profiles/$PROFILE/seconds")"
-[[ "$RL" == 1 ]] || expected="$(sed -e '/^09_/d' -e '/^10_/d' <<< "$expected")"
+if [[ "$RL" != 1 ]]; then
+  expected="$(sed -e '/^09_/d' -e '/^10_/d' <<< "$expected")"
+elif [[ "$expected" != *$'\n10_'* ]]; then
+  expected="" # measured without the two
+fi
 
 # stage <name> <script> [arguments]: run a numbered script unless it has finished. Its output goes to logs/<name>.log; a
 # terminal shows how far it is.

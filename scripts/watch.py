@@ -155,7 +155,9 @@ class Display:
         if share is None and expected:
             share = min(passed / expected, 0.99)
         left = f"{about(run)} in all" if run is not None else f"{about(stage)} of this" if stage is not None else ""
-        self._print("" if share is None else "#" * int(share * _BAR), passed, left)
+        # A block that moves says that the stage is alive, and nothing of how far it is.
+        bar = "." * (int(passed) % _BAR) + "#" if share is None else "#" * int(share * _BAR)
+        self._print(bar, passed, left)
 
     def _print(self, bar: str, passed: float, *texts: str, end: str = "") -> None:
         line = f"{self.name:<17} [{bar:.<{_BAR}}] {clock(passed):>7}"

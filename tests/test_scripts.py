@@ -209,7 +209,8 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(in
         str(tmp_path / "run"),
     ]
     with subprocess.Popen(command, env=installed, stdout=-1, stderr=-1, text=True) as first:
-        assert any("make_toy_world" in line for line in first.stdout)
+        log = tmp_path / "run" / "logs" / "01_world.log"
+        assert wait_until(lambda: log.exists() and "make_toy_world" in log.read_text())
         second = quickstart(installed, "--run_dir", str(tmp_path / "run"))
         assert second.returncode == 2 and second.stderr.count("\n") == 1
         assert "run: another run is at work in it; wait until it has ended" in second.stderr
