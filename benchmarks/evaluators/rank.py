@@ -25,6 +25,7 @@ from onerec.run import Manifest
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10
+CHOSEN_BY = "ndcg@10"  # of the prior's weights: recall@10 hardly tells those from 1 to 8 apart
 # One list for everybody has ten items; twice as many, where ten times as many could be, is no recommendation either.
 FEW_ITEMS, MANY_ITEMS = 2 * COVERAGE_AT, 10 * COVERAGE_AT
 
@@ -174,7 +175,7 @@ class Hybrid:
         return ranked
 
     def choose(self, model: BenchModel) -> None:
-        """Choose the weight that ranks the validation users best, by the task's headline; of equal ones the smaller.
+        """Choose the weight that ranks the validation users best, by ndcg@10; of equal ones the smaller.
 
         Their candidates are found and scored once, for all weights. Raises `InputError` where they have other SIDs.
         """
@@ -191,11 +192,11 @@ class Hybrid:
         for weight in WEIGHTS:
             lines = other.resolved(other.hybrid.rank(found, weight, args.num_beams))
             columns = score(other.examples, lines, other.data.spec).columns
-            values = {name: round(float(columns[name].mean()), 6) for name in (task.headline, "ndcg@10")}
+            values = {name: round(float(columns[name].mean()), 6) for name in (task.headline, CHOSEN_BY)}
             curve.append({"weight": weight} | values)
-        self.weight = max(curve, key=lambda point: (point[task.headline], -point["weight"]))["weight"]
+        self.weight = max(curve, key=lambda point: (point[CHOSEN_BY], -point["weight"]))["weight"]
         data = fingerprint(args.validation_dir, task.name)
-        self.choice = {"metric": task.headline, "users": len(other.examples), "data": data, "curve": curve}
+        self.choice = {"metric": CHOSEN_BY, "users": len(other.examples), "data": data, "curve": curve}
 
     def note(self) -> dict[str, Any]:
         """For metrics.json: the file's content and form, the weight, how it was chosen, what was left out."""

@@ -97,11 +97,11 @@ def test_the_weight_is_chosen_on_validation_users_and_said(tiny_checkpoint, tiny
     note = value["prior"]["video"]
     curve = note["chosen"]["curve"]
     assert [point["weight"] for point in curve] == list(WEIGHTS)
-    assert note["chosen"]["users"] == 8 and note["chosen"]["metric"] == "recall@10"
-    best = max(point["recall@10"] for point in curve)
-    assert note["weight"] == min(point["weight"] for point in curve if point["recall@10"] == best)
+    assert note["chosen"]["users"] == 8 and note["chosen"]["metric"] == "ndcg@10"
+    best = max(point["ndcg@10"] for point in curve)
+    assert note["weight"] == min(point["weight"] for point in curve if point["ndcg@10"] == best)
     said = capsys.readouterr().out
-    assert f"weight {note['weight']:g}, the best recall@10 of 8 validation users (0: " in said
+    assert f"weight {note['weight']:g}, the best ndcg@10 of 8 validation users (0: " in said
     assert "result x + prior" in said and note["content"] in said
     again, same = evaluated(tiny_checkpoint, tiny_data, prior, **chosen)
     assert (again, same["prior"]) == (lines, value["prior"])
