@@ -61,11 +61,14 @@ class Whole:
 
     name: str | None = None
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, half: bool) -> dict[str, Any]:
+        """Of transformers' arguments, those of this way; ``half``: whether layers compute in bfloat16."""
         return {}
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         """Prepare a model that stands on its device; before the optimizer is made."""
+        if model.half:
+            model.halve()
 
     def release(self) -> None:
         """Training is over: models made from here on are whole."""
@@ -95,7 +98,7 @@ class Zero(Whole):
         self.stage = stage
         self.name = f"zero{stage}"
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, half: bool) -> dict[str, Any]:
         if "RANK" not in os.environ:  # a lone process, as for ZeRO-Offload on one GPU
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -109,9 +112,9 @@ class Zero(Whole):
 
             # It would be compiled at the start, for minutes: reductions in shared memory. gloo reduces without it.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        return {"deepspeed": self.config}
+        return {"deepspeed": self.config, "bf16": half}
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         if self.stage < 3:
             return
         import deepspeed
@@ -173,7 +176,7 @@ class Fsdp(Whole):
             raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")
         return config
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         import torch
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -182,7 +185,7 @@ class Fsdp(Whole):
         options = {
             "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
             "reshard_after_forward": self.reshard_after_forward,
-            "mp_policy": mixed if bf16 else MixedPrecisionPolicy(),
+            "mp_policy": mixed if model.half else MixedPrecisionPolicy(),
             "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
         }
         for layer in model.lm.model.layers:
