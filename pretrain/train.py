@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
+LOADERS = 2  # processes that make the next rows beside a GPU; one row is milliseconds
 VALIDATION_ROWS = 64  # packed rows of a validation, at most
 
 
@@ -186,6 +187,7 @@ def make_trainer(
     from onerec.run import seed_everything
     from pretrain.extras import add_dropout, compile_layers, recompute
     from pretrain.flops import peak_tflops
+    from pretrain.fused import fuse
     from pretrain.model import PackedLM, load_lm, quiet
     from pretrain.reports import trim_log
     from pretrain.trainer import PackedTrainer
@@ -212,6 +214,7 @@ def make_trainer(
     bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation, bf16, args.attention_dropout)
     add_dropout(lm, args.dropout, args.attention_dropout)
+    kernels = fuse(lm, torch.device("cuda" if cuda else "cpu")) if bf16 and not args.compile else "plain"
     if args.compile:
         compile_layers(lm)
     recompute(lm, what := recomputation(args, lm.config, dataset.config.max_length, bf16, world, sharding))
@@ -238,11 +241,14 @@ def make_trainer(
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=cuda,
+        dataloader_num_workers=LOADERS if cuda else 0,
+        dataloader_persistent_workers=cuda,
         **sharding.training_arguments(bf16),
     )
     attention, shards = lm.config._attn_implementation, f", {sharding.name}" if sharding.name else ""
     size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
-    log.info(f"model {args.model_dir}: {size}, attention {attention}, recompute {what}, {training_args.device}{shards}")
+    how = f"attention {attention}, {kernels} layers, recompute {what}"
+    log.info(f"model {args.model_dir}: {size}, {how}, {training_args.device}{shards}")
     if first_process():
         trim_log(Path(args.output_dir), checkpoint.step_of(resume) if goes_on else 0)
     itemic_range = spec.id_range if spec else id_range
