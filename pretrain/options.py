@@ -29,6 +29,8 @@ def parser(description: str | None) -> ArgumentParser:
     # model and output
     add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
     add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
+    dry = "check everything, say what so many GPUs (H100) take in memory and hours, and train nothing"
+    add("--dry_run", type=COUNT, metavar="GPUS", help=dry)
     add("--overwrite", action="store_true", help="start over: remove what an earlier run left in --output_dir")
     add("--resume_from", help="an output_dir, its step<N>, or auto (newest of --output_dir, if any)")
     add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, reason
-from onerec.run import processes, read_json
+from onerec.run import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -160,7 +160,7 @@ class Fsdp(Whole):
     name = "fsdp2"
 
     @classmethod
-    def read(cls, path: str | Path) -> Fsdp:
+    def read(cls, path: str | Path, world: int) -> Fsdp:
         """From a JSON config; raises `InputError` for an unknown key, a wrong value, or a run of one process."""
         value = _object(path)
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -172,7 +172,7 @@ class Fsdp(Whole):
         config = cls(**value)
         if config.reduce_dtype not in ("float32", "bfloat16"):
             raise InputError(path, f"reduce_dtype is {config.reduce_dtype!r}", "it is float32 or bfloat16")
-        if processes()[1] < 2:
+        if world < 2:
             raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")
         return config
 
@@ -228,13 +228,13 @@ def _object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def choose(deepspeed: str | None, fsdp: str | None) -> Whole:
-    """What the flags ask for; `InputError` where that cannot be."""
+def choose(deepspeed: str | None, fsdp: str | None, world: int) -> Whole:
+    """What the flags ask for in a run of ``world`` processes; `InputError` where that cannot be."""
     if deepspeed and fsdp:
         raise InputError("--fsdp", "is given beside --deepspeed", "choose one")
     if deepspeed:
         return Zero(deepspeed)
-    return Fsdp.read(fsdp) if fsdp else Whole()
+    return Fsdp.read(fsdp, world) if fsdp else Whole()
 
 
 def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:

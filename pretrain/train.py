@@ -36,6 +36,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
 from pretrain.dataset_config import DatasetConfig, list_shards, load_config
+from pretrain.dry_run import dry_run
 from pretrain.memory import BF16, FP32, least_recomputation
 from pretrain.options import check_args, parser
 from pretrain.sharding import Whole, choose
@@ -53,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Take the output folder, then `run` in it."""
     args = parser(__doc__).parse_args(argv)
     check_args(args)
-    sharding = choose(args.deepspeed, args.fsdp)
+    sharding = choose(args.deepspeed, args.fsdp, args.dry_run or processes()[1])
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     log.setLevel("INFO" if first_process() else "WARNING")
+    if args.dry_run:
+        return run(args, sharding)
     with locked(args.output_dir, first_process()):
         return run(args, sharding)
 
@@ -79,12 +82,16 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
         what = f"has a sample of {longest} tokens, the model reads {context}"
         raise InputError(config_path, what, f"set max_sample_length to {context}")
     steps = args.num_training_steps if args.num_training_steps > 0 else None
-    dataset = PackedDataset(samples, config, args.seed, processes()[1], args.gradient_accumulation_steps, steps)
+    world = args.dry_run or processes()[1]
+    dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
     validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
+    if args.dry_run:
+        print(dry_run(args, model.config, dataset, rows, sharding.name or "none"))
+        return 0
     load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)

@@ -387,15 +387,14 @@ def test_a_run_that_is_stopped_keeps_the_shards_that_it_has_tokenized(config_fil
     assert not (tmp_path / ".shards").exists() and len(list(tmp_path.iterdir())) == 1
 
 
-def test_data_are_tokenized_ahead_for_a_training(config_file, world, tmp_path, caplog, monkeypatch):
+def test_data_are_tokenized_ahead_for_a_training(config_file, world, tmp_path, capsys, monkeypatch):
     from pretrain import tokenize_data
     from pretrain.train import main
 
     path = config_file()
     given = as_flags(model_dir=world / "base_itemic", dataset_config=path, token_dir=tmp_path / "tokens")
-    caplog.set_level("INFO")
     tokenize_data.main([*given, "--num_workers", "1"])
-    assert "90 samples" in caplog.text and "a second" in caplog.text
+    assert "90 samples, 5,239 tokens" in capsys.readouterr().out
 
     def never(job):
         raise AssertionError(f"{job.shard} was tokenized again")

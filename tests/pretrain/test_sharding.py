@@ -215,17 +215,16 @@ def test_a_deepspeed_config_that_contradicts_the_flags_is_refused(tmp_path, valu
     path = tmp_path / "zero.json"
     path.write_text(json.dumps(value))
     with pytest.raises(InputError, match=says):
-        choose(str(path), None)
+        choose(str(path), None, 2)
 
 
-def test_a_wrong_fsdp_config_is_refused(tmp_path, monkeypatch):
+def test_a_wrong_fsdp_config_is_refused(tmp_path):
     path, example = tmp_path / "fsdp.json", STAGE / "examples/fsdp2.json"
     with pytest.raises(InputError, match="there is one process"):
-        choose(None, str(example))
+        choose(None, str(example), 1)
     with pytest.raises(InputError, match="choose one"):
-        choose(str(path), str(example))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert choose(None, str(example)) == Fsdp()
+        choose(str(path), str(example), 2)
+    assert choose(None, str(example), 2) == Fsdp()
     for value, says in (
         ({"shard": True}, "unknown key shard"),
         ({"cpu_offload": 1}, "cpu_offload is 1"),
@@ -233,13 +232,13 @@ def test_a_wrong_fsdp_config_is_refused(tmp_path, monkeypatch):
     ):
         path.write_text(json.dumps(value))
         with pytest.raises(InputError, match=says):
-            choose(None, str(path))
+            choose(None, str(path), 2)
 
 
 def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="deepspeed is not installed; pip install deepspeed, or --fsdp"):
-        choose(str(STAGE / "examples/zero2.json"), None)
+        choose(str(STAGE / "examples/zero2.json"), None, 2)
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(world, tmp_path, monkeypatch):
