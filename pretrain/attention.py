@@ -145,10 +145,10 @@ def packed_varlen(
     borders = _borders(query, kwargs)
     if dropout:
         raise ValueError("packed_varlen has no attention dropout; packed_sdpa has")
-    if value.dtype == torch.float32:  # a forward pass outside autocast, which the kernel does not have
+    if value.dtype == torch.float32:  # which the kernel does not have
         return packed_sdpa(module, query, key, value, attention_mask, scaling, **kwargs)
     attend, takes_groups = _varlen()
-    # Under autocast the norms of queries and keys leave float32 behind; the values come from a matrix product, in half.
+    # Norms with float32 weights leave float32 behind; the values come from a matrix product, in half.
     query, key, value = (tensor[0].transpose(0, 1).to(value.dtype).contiguous() for tensor in (query, key, value))
     shared = query.shape[1] // key.shape[1]
     if shared > 1 and not takes_groups:

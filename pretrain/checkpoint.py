@@ -139,7 +139,7 @@ def checkpoint_state(folder: Path, base_dir: Path) -> dict[str, torch.Tensor]:
         model = PackedLM(load_lm(base_dir), tuple(run["trained_rows"]))
         for name, tensor in trained.items():
             getattr(model, name).copy_(tensor)
-    return model.merge().state_dict()
+    return model.state()
 
 
 def lm_of_checkpoint(folder: Path, base_dir: Path) -> Any:

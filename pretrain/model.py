@@ -21,6 +21,7 @@ from onerec.startup import load_transformers
 from pretrain import attention
 from pretrain.dataset import IGNORE
 from pretrain.loss import linear_cross_entropy
+from pretrain.masters import halve
 
 
 def quiet() -> Any:
@@ -53,7 +54,7 @@ class PackedLM(nn.Module):
         lm: the Hugging Face model; its attention is switched to the packed one of this machine.
         itemic_rows: (first, last) row, both inclusive, to train alone (stage 1); None trains everything.
         loss_chunk: positions whose logits exist at a time; None: `loss.CHUNKS`.
-        attn, half, attention_dropout: see `attention.register`.
+        attn, half, attention_dropout: see `attention.register`. half: also that `halve` is to come.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class PackedLM(nn.Module):
         attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm, self.half = lm, half
         self.loss_chunk = loss_chunk
+        self.masters: dict[nn.Parameter, torch.Tensor] = {}  # of parameters in bfloat16, by `halve`
         self.rows = None if itemic_rows is None else (itemic_rows[0], itemic_rows[1] + 1)
         self.itemic_in: nn.Parameter | None = None
         self.itemic_out: nn.Parameter | None = None
@@ -129,14 +131,30 @@ class PackedLM(nn.Module):
         return [part for part in (self.head[:begin], trained, self.head[end:]) if len(part)]
 
     @torch.no_grad()
-    def merge(self) -> Any:
-        """Write the itemic rows back into the LM (stage 1) and return it."""
-        if self.rows is not None:
-            begin, end = self.rows
-            self.embedding[begin:end] = self.itemic_in
-            if self.itemic_out is not None:
-                self.head[begin:end] = self.itemic_out
-        return self.lm
+    def halve(self) -> None:
+        """Go on in bfloat16, with float32 masters (`pretrain.masters`)."""
+        self.masters = halve(self)
+
+    def _full(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A parameter in full precision."""
+        return self.masters.get(tensor, tensor)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, torch.Tensor]:
+        """The LM's weights on the CPU by Hugging Face names, in full precision, the trained itemic rows in their place.
+
+        A tied head is left out.
+        """
+        tensors = self.lm.state_dict(keep_vars=True)
+        if self.tied:
+            tensors.pop("lm_head.weight", None)
+        state = {name: self._full(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            rows = self.itemic_in if tensor is self.embedding else self.itemic_out if tensor is self.head else None
+            if rows is not None:
+                state[name] = state[name].clone()
+                state[name][slice(*self.rows)] = self._full(rows).cpu()
+        return state
 
     @torch.no_grad()
     def load_weights(self, state: dict[str, torch.Tensor]) -> None:
@@ -146,18 +164,15 @@ class PackedLM(nn.Module):
             missing = [name for name in missing if not (self.tied and name == "lm_head.weight")]
             if missing or unexpected:
                 raise ValueError(f"weights do not fit: missing {missing[:3]}, unexpected {unexpected[:3]}")
-        if self.rows is not None:
-            begin, end = self.rows
-            self.itemic_in.copy_(self.embedding[begin:end])
-            if self.itemic_out is not None:
-                self.itemic_out.copy_(self.head[begin:end])
-
-
-def weights_of(lm: Any) -> dict[str, torch.Tensor]:
-    """An LM's weights on the CPU by Hugging Face names, a tied head left out."""
-    tied = lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in lm.state_dict().items()}
-    return {name: tensor for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+        names = {parameter: name for name, parameter in self.lm.named_parameters()}
+        for parameter, master in self.masters.items():
+            if parameter in names:
+                master.copy_(state[names[parameter]])
+        for rows, whole in ((self.itemic_in, self.embedding), (self.itemic_out, self.head)):
+            if rows is not None:
+                given = state[names[whole]][slice(*self.rows)]
+                rows.copy_(given)
+                self._full(rows).copy_(given)
 
 
 def save_hf(lm: Any, base_dir: Path, output_dir: Path, card: str) -> None:

@@ -18,6 +18,7 @@ from onerec.flags import (
     number,
     pattern,
 )
+from pretrain.memory import RECOMPUTE
 
 ATTENTIONS = ("auto", "packed_sdpa", "packed_varlen", "flash_attention_2")
 
@@ -28,6 +29,8 @@ def parser(description: str | None) -> ArgumentParser:
     # model and output
     add("--model_dir", required=True, help="Hugging Face checkpoint to begin from")
     add("--output_dir", required=True, help="folder for checkpoints, log and the final model (hf/)")
+    dry = "check everything, say what so many GPUs (H100) take in memory and hours, and train nothing"
+    add("--dry_run", type=COUNT, metavar="GPUS", help=dry)
     add("--overwrite", action="store_true", help="start over: remove what an earlier run left in --output_dir")
     add("--resume_from", help="an output_dir, its step<N>, or auto (newest of --output_dir, if any)")
     add("--resume_from_tag", help="folder inside --resume_from, as global_step1000")
@@ -63,14 +66,15 @@ def parser(description: str | None) -> ArgumentParser:
     add("--start_optimize_embedding_index", type=integer(0, also=(-1,)), default=-1, help=first)
     # compute
     add("--minibatch_size", type=COUNT, default=4096, help="positions whose logits exist at a time")
-    less = "recompute activations in the backward pass: less memory, a third more time"
-    add("--enable_gradient_checkpointing", action="store_true", help=less)
+    less = "what the backward pass computes again, for less memory; auto: as little as a GPU's memory asks for"
+    add("--recompute", choices=("auto", *RECOMPUTE), default="auto", help=less)
+    add("--enable_gradient_checkpointing", action="store_true", help="as --recompute full")
     kernel = "attention over packed rows; auto: the fastest of this machine"
     add("--attn_implementation", choices=ATTENTIONS, default="auto", help=kernel)
     add("--compile", action="store_true", help="torch.compile of every layer")
     add("--deepspeed", help="DeepSpeed config: ZeRO 1, 2 or 3 (examples/zero2.json)")
     add("--fsdp", help="FSDP2 config (examples/fsdp2.json)")
-    half = "of forward and backward; auto: bf16 on a GPU that has it. Weights and optimizer are float32"
+    half = "of weights and what they compute; bf16 has float32 masters in the optimizer; auto: bf16 on a GPU with it"
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help=half)
     add("--seed", type=SEED, default=19260817, help="seed of data order and everything random")
     # log, validation and checkpoints
@@ -87,6 +91,11 @@ def check_args(args: argparse.Namespace) -> None:
     if args.resume_training_state and not args.resume_from:
         right = "say which checkpoint, or --resume_from auto"
         raise InputError("--resume_training_state", "is given without --resume_from", right)
+    if args.enable_gradient_checkpointing:
+        if args.recompute not in ("auto", "full"):
+            what = f"is given beside --recompute {args.recompute}"
+            raise InputError("--enable_gradient_checkpointing", what, "it means full: leave one out")
+        args.recompute = "full"
     if args.attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise InputError("--attn_implementation", "flash-attn is not installed", "pip install flash-attn, or auto")
     sharded = args.deepspeed or args.fsdp

@@ -144,7 +144,7 @@ def model_card(trainer: Any, manifest: Manifest, model_dir: Path) -> str:
         "steps": run["steps"],
         "processes": run["world_size"],
         "shards": run["sharding"] or "none",
-        "precision": "bfloat16" if trainer.args.bf16 else "float32",
+        "precision": "bfloat16" if trainer.accelerator.unwrap_model(trainer.model).half else "float32",
         "tokens of a packed row": config.max_length,
         "loss on the answers alone": config.only_assistant_loss,
         "think pattern": config.add_think_pattern,

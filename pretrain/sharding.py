@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onerec.errors import InputError, reason
-from onerec.run import processes, read_json
+from onerec.run import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +61,14 @@ class Whole:
 
     name: str | None = None
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, half: bool) -> dict[str, Any]:
+        """Of transformers' arguments, those of this way; ``half``: whether layers compute in bfloat16."""
         return {}
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         """Prepare a model that stands on its device; before the optimizer is made."""
+        if model.half:
+            model.halve()
 
     def release(self) -> None:
         """Training is over: models made from here on are whole."""
@@ -95,7 +98,7 @@ class Zero(Whole):
         self.stage = stage
         self.name = f"zero{stage}"
 
-    def training_arguments(self) -> dict[str, Any]:
+    def training_arguments(self, half: bool) -> dict[str, Any]:
         if "RANK" not in os.environ:  # a lone process, as for ZeRO-Offload on one GPU
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
@@ -109,9 +112,9 @@ class Zero(Whole):
 
             # It would be compiled at the start, for minutes: reductions in shared memory. gloo reduces without it.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        return {"deepspeed": self.config}
+        return {"deepspeed": self.config, "bf16": half}
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         if self.stage < 3:
             return
         import deepspeed
@@ -157,7 +160,7 @@ class Fsdp(Whole):
     name = "fsdp2"
 
     @classmethod
-    def read(cls, path: str | Path) -> Fsdp:
+    def read(cls, path: str | Path, world: int) -> Fsdp:
         """From a JSON config; raises `InputError` for an unknown key, a wrong value, or a run of one process."""
         value = _object(path)
         fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -169,11 +172,11 @@ class Fsdp(Whole):
         config = cls(**value)
         if config.reduce_dtype not in ("float32", "bfloat16"):
             raise InputError(path, f"reduce_dtype is {config.reduce_dtype!r}", "it is float32 or bfloat16")
-        if processes()[1] < 2:
+        if world < 2:
             raise InputError("--fsdp", "there is one process", "start several (torchrun, NPROC), or leave it out")
         return config
 
-    def wrap(self, model: PackedLM, device: torch.device, bf16: bool) -> None:
+    def wrap(self, model: PackedLM, device: torch.device) -> None:
         import torch
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -182,7 +185,7 @@ class Fsdp(Whole):
         options = {
             "mesh": init_device_mesh(device.type, (torch.distributed.get_world_size(),)),
             "reshard_after_forward": self.reshard_after_forward,
-            "mp_policy": mixed if bf16 else MixedPrecisionPolicy(),
+            "mp_policy": mixed if model.half else MixedPrecisionPolicy(),
             "offload_policy": CPUOffloadPolicy() if self.cpu_offload else OffloadPolicy(),
         }
         for layer in model.lm.model.layers:
@@ -225,13 +228,13 @@ def _object(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def choose(deepspeed: str | None, fsdp: str | None) -> Whole:
-    """What the flags ask for; `InputError` where that cannot be."""
+def choose(deepspeed: str | None, fsdp: str | None, world: int) -> Whole:
+    """What the flags ask for in a run of ``world`` processes; `InputError` where that cannot be."""
     if deepspeed and fsdp:
         raise InputError("--fsdp", "is given beside --deepspeed", "choose one")
     if deepspeed:
         return Zero(deepspeed)
-    return Fsdp.read(fsdp) if fsdp else Whole()
+    return Fsdp.read(fsdp, world) if fsdp else Whole()
 
 
 def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -16,6 +17,7 @@ import numpy as np
 from onerec import __version__
 from onerec.content import files_digests
 from onerec.errors import InputError
+from onerec.folders import atomic_path
 from onerec.records import read_record, record_batches
 from onerec.render import Renderer, renderer_of
 from onerec.run import progress
@@ -42,6 +44,7 @@ class Job:
     add_think_pattern: bool
     sample_limit: int
     cut_long: bool = False
+    kept: Path | None = dataclasses.field(default=None, repr=False)  # where its result is kept
 
     def foreign(self, token: str) -> NoReturn:
         """Raise the `InputError` of an itemic token that the model does not hold."""
@@ -102,26 +105,72 @@ def tokenize_shards(
     jobs = [Job(shard, *folders, spec, *masks, config.sample_limit, config.cut_long_samples) for shard in shards]
     if token_dir is None:
         return collect(_parts(jobs, config.num_workers), Tokens())
-    return TokenFolder(Path(token_dir)).samples(lambda: _key(jobs), lambda: _parts(jobs, config.num_workers))
+    named = NamedJobs(jobs, Path(token_dir) / ".shards")
+    samples = TokenFolder(Path(token_dir)).samples(named.key, lambda: named.parts(config.num_workers))
+    named.remove()
+    return samples
 
 
-def _key(jobs: Sequence[Job]) -> str:
-    """A name for the tokens of ``jobs``: from the contents of shards and tokenizer, and from the settings.
+class NamedJobs:
+    """Jobs whose results are kept in ``folder`` until all are there, so that a run that was stopped goes on.
 
-    The shards are read whole, since footers, sizes, paths and times do not tell two of them apart. That is a minute for
-    100 GB; tokenizing them takes hours.
+    A name is made of all that the tokens depend on: the contents of shard and tokenizer, and the settings.
     """
-    settings = dataclasses.replace(jobs[0], shard=Path(), tokenizer_dir="", model_dir="")
-    files = [Path(jobs[0].tokenizer_dir) / "tokenizer.json", *(job.shard for job in jobs)]
-    family = renderer_of(jobs[0].model_dir).model_type
-    what = repr((__version__, family, settings, files_digests(files, "compare data")))
-    return hashlib.blake2b(what.encode(), digest_size=12).hexdigest()
+
+    def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
+        self._jobs, self._folder = jobs, folder
+        self._names: list[str] = []
+
+    def key(self) -> str:
+        """A name for the tokens of all jobs.
+
+        The shards are read whole, since footers, sizes, paths and times do not tell two of them apart. That is a minute
+        for 100 GB; tokenizing them takes hours.
+        """
+        first = self._jobs[0]
+        settings = dataclasses.replace(first, shard=Path(), tokenizer_dir="", model_dir="")
+        files = [Path(first.tokenizer_dir) / "tokenizer.json", *(job.shard for job in self._jobs)]
+        tokenizer, *shards = files_digests(files, "compare data")
+        about = (__version__, renderer_of(first.model_dir).model_type, settings)
+        self._names = [_digest((*about, [tokenizer, shard])) for shard in shards]
+        return _digest((*about, [tokenizer, *shards]))
+
+    def parts(self, num_workers: int) -> Iterator[Part]:
+        """The results in order; those that an earlier run has left are not made again."""
+        pairs = zip(self._jobs, self._kept(), strict=True)
+        return _parts([dataclasses.replace(job, kept=path) for job, path in pairs], num_workers)
+
+    def remove(self) -> None:
+        """Remove what is kept: all of it has been taken."""
+        for path in self._kept():
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or another run's are there
+            self._folder.rmdir()
+
+    def _kept(self) -> list[Path]:
+        return [self._folder / f"{name}.npz" for name in self._names]
+
+
+def _digest(what: object) -> str:
+    return hashlib.blake2b(repr(what).encode(), digest_size=12).hexdigest()
+
+
+def _tokenized(job: Job) -> Part:
+    """The part of a job, from the file in which it is kept or from its shard."""
+    if job.kept is None:
+        return _tokenize_shard(job)
+    if not job.kept.is_file():
+        part = _tokenize_shard(job)
+        with atomic_path(job.kept) as temporary, open(temporary, "wb") as file:
+            part.write(file)
+        return part
+    return Part.read(job.kept)
 
 
 def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:
     num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
     shown = progress(jobs, "tokenize", unit="shard")
     if num_workers <= 1:
-        yield from map(_tokenize_shard, shown)
+        yield from map(_tokenized, shown)
     else:  # workers load neither torch nor transformers, so that starting them is cheap
-        yield from map_in_order(_tokenize_shard, shown, num_workers)
+        yield from map_in_order(_tokenized, shown, num_workers)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -61,6 +63,19 @@ class Part:
     bad: Counter[str]
     left_out: Counter[str]
 
+    def write(self, file: BinaryIO) -> None:
+        """Write it so that `read` gives the same."""
+        facts = json.dumps([self.rows, self.bad, self.left_out])
+        sources = np.array(self.sources, dtype=np.str_)
+        np.savez(file, ids=self.ids, learn=self.learn, lengths=self.lengths, sources=sources, facts=facts)
+
+    @classmethod
+    def read(cls, path: Path) -> Part:
+        with np.load(path) as arrays:
+            rows, bad, left_out = json.loads(str(arrays["facts"]))
+            numbers = (arrays[name] for name in ("ids", "learn", "lengths"))
+            return cls(*numbers, arrays["sources"].tolist(), rows, Counter(bad), Counter(left_out))
+
 
 class Tokens:
     """Token arrays as they come: in memory, or in two flat files of ``folder``."""
@@ -91,7 +106,8 @@ class Tokens:
 def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
     """All shards' samples, their tokens held by ``tokens``."""
     digest = hashlib.blake2b(digest_size=16)
-    lengths, sources, counts = [np.zeros(0, np.int64)], [], []
+    lengths, sources, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int16)], []
+    met: dict[str, int] = {}
     rows = learnt = 0
     bad: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -100,15 +116,16 @@ def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
         for array in (part.ids, part.learn, part.lengths):
             digest.update(array.tobytes())
         lengths.append(part.lengths)
-        sources += part.sources
+        sources.append(np.array([met.setdefault(name, len(met)) for name in part.sources], dtype=np.int16))
         counts.append(len(part.lengths))
         rows, learnt = rows + part.rows, learnt + int(part.learn.sum())
         bad, left_out = bad + part.bad, left_out + part.left_out
-    names = sorted(set(sources))
-    number = {name: i for i, name in enumerate(names)}
+    names = sorted(met)
+    number = np.zeros(len(met), np.int16)
+    number[[met[name] for name in names]] = np.arange(len(names))
     ids, learn = tokens.arrays()
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
-    source = np.array([number[source] for source in sources], dtype=np.int16)
+    source = number[np.concatenate(sources)]
     shard = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     return Samples(ids, learn, starts, source, shard, names, rows, bad, left_out, learnt, digest.hexdigest())
 

@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
@@ -29,12 +29,15 @@ from onerec.errors import InputError
 from onerec.folders import disk_errors, locked, made_by, remove_folder
 from onerec.keeper import STOPPED
 from onerec.model_folder import loading, open_model_folder
+from onerec.qwen3 import GIB
 from onerec.run import Manifest, get_logger, processes, read_json_lines
 from onerec.startup import load_transformers
 from pretrain import checkpoint
 from pretrain.checkpoint import HF, LOG, TB_LOGS, whole_checkpoints
 from pretrain.dataset import PackedDataset, load_samples
 from pretrain.dataset_config import DatasetConfig, list_shards, load_config
+from pretrain.dry_run import dry_run
+from pretrain.memory import BF16, FP32, least_recomputation
 from pretrain.options import check_args, parser
 from pretrain.sharding import Whole, choose
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from pretrain.trainer import PackedTrainer
 
 log = get_logger("train")
+LOADERS = 2  # processes that make the next rows beside a GPU; one row is milliseconds
 VALIDATION_ROWS = 64  # packed rows of a validation, at most
 
 
@@ -50,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Take the output folder, then `run` in it."""
     args = parser(__doc__).parse_args(argv)
     check_args(args)
-    sharding = choose(args.deepspeed, args.fsdp)
+    sharding = choose(args.deepspeed, args.fsdp, args.dry_run or processes()[1])
     # Threads that spin at a barrier starve each other where the cores are shared (measured: 7 times the step's time);
     # read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     log.setLevel("INFO" if first_process() else "WARNING")
+    if args.dry_run:
+        return run(args, sharding)
     with locked(args.output_dir, first_process()):
         return run(args, sharding)
 
@@ -76,12 +82,16 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
         what = f"has a sample of {longest} tokens, the model reads {context}"
         raise InputError(config_path, what, f"set max_sample_length to {context}")
     steps = args.num_training_steps if args.num_training_steps > 0 else None
-    dataset = PackedDataset(samples, config, args.seed, processes()[1], args.gradient_accumulation_steps, steps)
+    world = args.dry_run or processes()[1]
+    dataset = PackedDataset(samples, config, args.seed, world, args.gradient_accumulation_steps, steps)
     manifest.extra["data"] = dataset.summary()
     log.info(data_line(dataset))
     validation = validation_rows(args, config, config_path, model.spec) if args.eval_sources else None
     goes_on = resume is not None and args.resume_training_state
     check_ours(output_dir, goes_on or args.overwrite)
+    if args.dry_run:
+        print(dry_run(args, model.config, dataset, rows, sharding.name or "none"))
+        return 0
     load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
@@ -182,8 +192,9 @@ def make_trainer(
 
     from onerec.content import model_digest
     from onerec.run import seed_everything
-    from pretrain.extras import add_dropout, compile_layers
+    from pretrain.extras import add_dropout, compile_layers, recompute
     from pretrain.flops import peak_tflops
+    from pretrain.fused import fuse
     from pretrain.model import PackedLM, load_lm, quiet
     from pretrain.reports import trim_log
     from pretrain.trainer import PackedTrainer
@@ -210,17 +221,16 @@ def make_trainer(
     bf16 = args.precision == "bf16" or (args.precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     model = PackedLM(lm, rows, args.minibatch_size, args.attn_implementation, bf16, args.attention_dropout)
     add_dropout(lm, args.dropout, args.attention_dropout)
+    kernels = fuse(lm, torch.device("cuda" if cuda else "cpu")) if bf16 and not args.compile else "plain"
     if args.compile:
         compile_layers(lm)
-    if args.enable_gradient_checkpointing:
-        lm.gradient_checkpointing_enable()
+    recompute(lm, what := recomputation(args, lm.config, dataset.config.max_length, bf16, world, sharding))
     if resume is not None and not goes_on:
         model.load_weights(checkpoint.checkpoint_state(resume, Path(args.model_dir)))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     training_args = TrainingArguments(
         output_dir=args.output_dir,
         use_cpu=not cuda,
-        bf16=bf16,
         ddp_backend="gloo" if world > 1 and not cuda else None,
         ddp_find_unused_parameters=False,
         per_device_train_batch_size=1,
@@ -238,17 +248,33 @@ def make_trainer(
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
         dataloader_pin_memory=cuda,
-        **sharding.training_arguments(),
+        dataloader_num_workers=LOADERS if cuda else 0,
+        dataloader_persistent_workers=cuda,
+        **sharding.training_arguments(bf16),
     )
     attention, shards = lm.config._attn_implementation, f", {sharding.name}" if sharding.name else ""
     size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
-    log.info(f"model {args.model_dir}: {size}, attention {attention}, {training_args.device}{shards}")
+    how = f"attention {attention}, {kernels} layers, recompute {what}"
+    log.info(f"model {args.model_dir}: {size}, {how}, {training_args.device}{shards}")
     if first_process():
         trim_log(Path(args.output_dir), checkpoint.step_of(resume) if goes_on else 0)
     itemic_range = spec.id_range if spec else id_range
     peak = peak_tflops(torch.cuda.get_device_name()) if cuda else None
     flops = peak * 1e12 * world if peak else None
     return PackedTrainer(model, dataset, training_args, args, itemic_range, run, validation, flops, sharding)
+
+
+def recomputation(args: argparse.Namespace, config: Any, length: int, half: bool, world: int, sharding: Whole) -> str:
+    """What ``--recompute`` means: under auto as little as fits this process's GPU by the estimate, none on a CPU."""
+    import torch
+
+    if args.recompute != "auto":
+        return args.recompute
+    if not torch.cuda.is_available():
+        return "none"
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB
+    shards = {"shards": sharding.name or "none", "gpus": world, "numbers": BF16 if half else FP32}
+    return least_recomputation(memory, config, length, args.minibatch_size, args.freeze_llm, **shards)
 
 
 def train(trainer: PackedTrainer, resume: Path | None) -> int:
@@ -276,7 +302,7 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
         return stop.status
     except torch.OutOfMemoryError as error:
         what = f"the device's memory is full ({str(error).splitlines()[0][:120]})"
-        right = "--enable_gradient_checkpointing, a smaller --max_length, or a smaller --minibatch_size"
+        right = "--recompute full, a smaller --max_length, or a smaller --minibatch_size"
         raise InputError(trainer.args.output_dir, what, right) from None
 
 
@@ -285,11 +311,8 @@ def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, o
     from pretrain.model import save_hf
     from pretrain.reports import loss_that_did_not_fall, model_card
 
-    if trainer.sharding.name:  # no process holds it all; the last step's checkpoint does
-        trainer.sharding.release()
-        lm = checkpoint.lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)
-    else:
-        lm = trainer.accelerator.unwrap_model(trainer.model).merge()
+    trainer.sharding.release()
+    lm = checkpoint.lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)  # no process need hold it all
     manifest.output(output_dir / HF)
     manifest.extra |= {"steps": trainer.args.max_steps, "tokens_trained": trainer.tokens_seen}
     logged = (output_dir / LOG).exists()  # not by a training of fewer steps than --logging_per_step

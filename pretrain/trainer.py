@@ -23,7 +23,8 @@ from pretrain.callbacks import Validate
 from pretrain.checkpoint import LOG, OLDER, VALIDATION_LOG
 from pretrain.dataset import PackedDataset, collate
 from pretrain.flops import step_flops
-from pretrain.model import PackedLM, weights_of
+from pretrain.masters import MasterAdamW
+from pretrain.model import PackedLM
 from pretrain.reports import Curves, LossSums, log_line
 from pretrain.sharding import Whole
 
@@ -83,7 +84,9 @@ class PackedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is a sum; `compute_loss` divides it by the learnt tokens
         self.options, self.itemic_range, self.run = options, itemic_range, run
         self.validation, self.peak_flops, self.sharding = validation, peak_flops, sharding
-        self.sharding.wrap(self.model, args.device, args.bf16)
+        self.sharding.wrap(self.model, args.device)
+        if self.accelerator.ddp_handler:  # else its buckets are a second copy of the gradients
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.sums = LossSums(dataset.samples.source_names, itemic_range)
         self.curves = Curves(args.output_dir)
         if validation is not None:
@@ -101,9 +104,12 @@ class PackedTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            groups = weight_decay_groups(self.accelerator.unwrap_model(self.model), self.options.weight_decay)
+            model = self.accelerator.unwrap_model(self.model)
+            groups = weight_decay_groups(model, self.options.weight_decay)
             betas = (self.options.beta1, self.options.beta2)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=betas, fused=True)
+            how = {"lr": self.args.learning_rate, "betas": betas, "fused": True}
+            masters = model.masters
+            self.optimizer = MasterAdamW(groups, masters, **how) if masters else torch.optim.AdamW(groups, **how)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -160,7 +166,14 @@ class PackedTrainer(Trainer):
         trained = config.vocab_size if rows is None else rows[1] - rows[0]
         return step_flops(config, lengths, learnt, trained, frozen=rows is not None)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if isinstance(self.optimizer.optimizer, MasterAdamW):  # the others' gradients are float32, or DeepSpeed clips
+            return self.optimizer.optimizer.clip(self.args.max_grad_norm or math.inf)
+        return super()._clip_grad_norm(model)
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if grad_norm is None and isinstance(self.optimizer.optimizer, MasterAdamW):
+            grad_norm = self._clip_grad_norm(model)
         norm = super()._get_grad_norm(model, grad_norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -272,8 +285,8 @@ class PackedTrainer(Trainer):
         if self.sharding.name:
             self.sharding.save(self, folder)
         elif first:
-            lm = self.accelerator.unwrap_model(self.model).merge()
-            save_file(weights_of(lm), folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+            state = self.accelerator.unwrap_model(self.model).state()
+            save_file(state, folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
             torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_NAME)
         self._save_rng_state(str(folder))
         if first:

@@ -18,15 +18,10 @@ run() {
 #   0   done        2   one line says what is wrong
 #   75  SIGTERM ended it (a cluster takes the node back), with a checkpoint: run the same command again to go on
 #   130 Ctrl-C, likewise
-# Every flag of train.py can be set as a variable: LEARNING_RATE=1e-3, SOURCES=a,b. Two have defaults of their own:
-#   ENABLE_GRADIENT_CHECKPOINTING   1 where there is a GPU
+# Every flag of train.py can be set as a variable: LEARNING_RATE=1e-3, SOURCES=a,b.
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one
 train() {
   local command=("$PYTHON")
-  if [[ -z "${ENABLE_GRADIENT_CHECKPOINTING:-}" ]]; then
-    ENABLE_GRADIENT_CHECKPOINTING="$(command -v nvidia-smi > /dev/null && echo 1 || echo 0)"
-  fi
-  export ENABLE_GRADIENT_CHECKPOINTING
   if ((NPROC * NNODES > 1)); then
     command+=(launch.py --nnodes "$NNODES" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$NPROC"
       --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")

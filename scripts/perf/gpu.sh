@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure that this project wants from one GPU, in order of worth:
 #   bash scripts/perf/gpu.sh [<output folder>] [step …]
-# On an H200 the steps up to decode took 4.5 minutes. Each has a time limit; one that fails is named, the others run.
+# Each has a time limit, and all together BUDGET seconds (540); one that fails is named, the others run.
 # Writes <step>.log, gpu.json (card, versions, each step's command, seconds, status, output) and gpu.md into the folder.
 #   DEVICE=cpu  the same steps at toy sizes, to try the script where there is no GPU
 set -uo pipefail
@@ -9,10 +9,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
 cd "$ROOT"
 : "${PYTHON:=python3}"
 : "${DEVICE:=cuda}"
+: "${BUDGET:=540}"
 out="${1:-runs/gpu}"
 shift || true
 wanted=" $* "
-known=" tests train train_no_recompute decode decode_1000 decode_2465 decode_5000 kmeans "
+known=" train train_32k train_4b train_attention train_full tests decode decode_1000 decode_2465 decode_5000 kmeans "
 for name in "$@"; do
   if [[ "$known" != *" $name "* ]]; then echo "error: $name: is not a step of gpu.sh;$known" >&2; exit 2; fi
 done
@@ -30,6 +31,7 @@ step() {
   shift 2
   [[ -z "${wanted// /}" || "$wanted" == *" $name "* ]] || return 0
   start="$(date +%s)"
+  if ((limit > BUDGET - SECONDS)); then limit=$((BUDGET - SECONDS > 1 ? BUDGET - SECONDS : 1)); fi
   timeout -k 5 "$limit" "$@" > "$out/$name.log" 2>&1
   status=$?
   printf '%s\t%s\t%s\t%s\n' "$name" "$status" "$(($(date +%s) - start))" "$*" >> "$out/steps.tsv"
@@ -41,11 +43,12 @@ if [[ "$DEVICE" == cuda ]]; then
   # OneRec-1.7B's shape: Qwen3-1.7B with 3 x 8,192 itemic tokens.
   shape=(--size 1.7B --device cuda)
   decode=("${shape[@]}" --vocabularies qwen3 --repeats 5)
-  train=(--sizes 1.7B 0.6B --steps 3)
+  train=(--steps 3 --kernels plain compile liger) sizes=(1.7B 0.6B) larger=4B row=8192 rows=32768
   kmeans=(--points 200000 --dim 4096 --codes 8192 --niter 5 --device cuda --repeats 1)
 else
   decode=(--size toy --vocabularies small --repeats 1)
-  train=(--sizes toy --steps 1 --length 256 --sample_length 64) kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
+  train=(--steps 1 --sample_length 64) sizes=(toy) larger=toy row=256 rows=1024
+  kmeans=(--points 2000 --dim 16 --codes 16 --niter 2 --repeats 1)
 fi
 # Prompts and beams of each decode step; those with tokens in their names have the shapes of published figures: NVIDIA's
 # recsys-examples (1,000 and 5,000 tokens, 256 beams), FlashRec (2,465 tokens, 50 beams).
@@ -53,14 +56,18 @@ many=(--prompt 2048 --batch 16 --beams 32 128) short=(--prompt 1000 --batch 1 --
 middle=(--prompt 2465 --batch 16 --beams 50) long=(--prompt 5000 --batch 8 --beams 256)
 [[ "$DEVICE" == cuda ]] || { many=(--prompt 32 --batch 2 --beams 4); short=("${many[@]}") middle=("${many[@]}") long=("${many[@]}"); }
 
-step tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec tests/pretrain tests/verl_rl
-step train 120 "$PYTHON" $perf/train_shape.py "${train[@]}"
-step train_no_recompute 90 "$PYTHON" $perf/train_shape.py "${train[@]}" --stages full --no_gradient_checkpointing
-step decode 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
-step decode_1000 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
-step decode_2465 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
-step decode_5000 90 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
-step kmeans 240 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
+shapes=("$PYTHON" $perf/train_shape.py "${train[@]}")
+step train 130 "${shapes[@]}" --sizes "${sizes[@]}" --length "$row"
+step train_32k 90 "${shapes[@]}" --sizes "${sizes[@]}" --length "$rows" --stages full
+step train_4b 60 "${shapes[@]}" --sizes "$larger" --length "$row" --kernels plain
+step train_attention 40 "${shapes[@]}" --sizes "${sizes[0]}" --length "$row" --stages full --recompute attention
+step train_full 40 "${shapes[@]}" --sizes "${sizes[0]}" --length "$row" --stages full --recompute full
+step tests 90 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu tests/onerec tests/pretrain tests/verl_rl
+step decode 60 "$PYTHON" $perf/decode.py "${decode[@]}" "${many[@]}"
+step decode_1000 40 "$PYTHON" $perf/decode.py "${decode[@]}" "${short[@]}"
+step decode_2465 40 "$PYTHON" $perf/decode.py "${decode[@]}" "${middle[@]}"
+step decode_5000 40 "$PYTHON" $perf/decode.py "${decode[@]}" "${long[@]}"
+step kmeans 60 "$PYTHON" $perf/tokenizer.py "${kmeans[@]}"
 
 "$PYTHON" - "$out" "$DEVICE" << 'PYTHON'
 import json, pathlib, sys

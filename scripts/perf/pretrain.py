@@ -225,11 +225,13 @@ def bare_loop(trainer: Any) -> Callable[[], None]:
     import torch
 
     from pretrain.dataset import collate
+    from pretrain.masters import MasterAdamW
     from pretrain.trainer import weight_decay_groups
 
     device, dataset = trainer.args.device, trainer.train_dataset
     model = trainer.accelerator.unwrap_model(trainer.model)
-    optimizer = torch.optim.AdamW(weight_decay_groups(model, 0.1), lr=1e-4, fused=True)
+    groups, how = weight_decay_groups(model, 0.1), {"lr": 1e-4, "fused": True}
+    optimizer = MasterAdamW(groups, model.masters, **how) if model.masters else torch.optim.AdamW(groups, **how)
     learnt = [p for p in model.parameters() if p.requires_grad]
 
     def run() -> None:
@@ -238,12 +240,14 @@ def bare_loop(trainer: Any) -> Callable[[], None]:
             row = collate([dataset[i]])
             inputs = {name: value.to(device) if torch.is_tensor(value) else value for name, value in row.items()}
             inputs.pop("source")
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                outputs = model(**inputs)
+            outputs = model(**inputs)
             (outputs["loss_sum"] / max(1, len(outputs["losses"]))).backward()
-            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+            if model.masters:
+                optimizer.clip(1.0)
+            else:
+                torch.nn.utils.clip_grad_norm_(learnt, 1.0)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
 
     return run
 

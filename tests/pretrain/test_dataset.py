@@ -366,12 +366,50 @@ def test_tokens_in_a_folder_are_those_in_memory_and_made_once(config_file, world
     assert len(list(tmp_path.iterdir())) == 1, "other settings are other tokens, and a failed run leaves none"
 
 
+def test_a_run_that_is_stopped_keeps_the_shards_that_it_has_tokenized(config_file, world, tmp_path, monkeypatch):
+    path, done, original = config_file(), [], tokenization._tokenize_shard
+
+    def stopped(job):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(job.shard)
+        return original(job)
+
+    monkeypatch.setattr(tokenization, "_tokenize_shard", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        load(world, path, token_dir=tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == [".shards"] and len(list(tmp_path.rglob("*.npz"))) == 2
+    monkeypatch.setattr(tokenization, "_tokenize_shard", lambda job: done.append(job.shard) or original(job))
+    _, files, manifest = load(world, path, token_dir=tmp_path)
+    _, memory, other = load(world, path)
+    assert len(done[:4]) == len(set(done[:4])) == 4 and files.digest == memory.digest
+    assert np.array_equal(files.source, memory.source) and manifest.dropped == other.dropped
+    assert not (tmp_path / ".shards").exists() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_data_are_tokenized_ahead_for_a_training(config_file, world, tmp_path, capsys, monkeypatch):
+    from pretrain import tokenize_data
+    from pretrain.train import main
+
+    path = config_file()
+    given = as_flags(model_dir=world / "base_itemic", dataset_config=path, token_dir=tmp_path / "tokens")
+    tokenize_data.main([*given, "--num_workers", "1"])
+    assert "90 samples, 5,239 tokens" in capsys.readouterr().out
+
+    def never(job):
+        raise AssertionError(f"{job.shard} was tokenized again")
+
+    monkeypatch.setattr("pretrain.tokenization._tokenize_shard", never)
+    main([*given, *as_flags(output_dir=tmp_path / "out", num_training_steps=1)])
+    assert (tmp_path / "out/hf").is_dir()
+
+
 def test_tokens_are_named_by_what_is_in_the_files(world, tmp_path):
     """Copies of the same data and tokenizer give one name; one SID in another's place another."""
 
     def name(folder, model=world / "base_itemic", **changed):
         job = tokenization.Job(folder / "part-0.parquet", str(model), str(model), None, True, False, 256)
-        return tokenization._key([dataclasses.replace(job, **changed)])
+        return tokenization.NamedJobs([dataclasses.replace(job, **changed)], tmp_path).key()
 
     before = name(world / "rec")
     for kind in ("rec", "base_itemic"):

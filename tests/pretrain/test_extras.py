@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from onerec.errors import InputError
+from onerec.qwen3 import QWEN3
 from pretrain import attention
-from pretrain.train import main
+from pretrain.options import parser
+from pretrain.sharding import Whole
+from pretrain.train import main, recomputation
 from pretrain.trainer import LOG, PackedTrainer
 from tests.pretrain.test_train import argv, curve
 
@@ -29,6 +32,36 @@ def test_compiled_layers_train_to_the_same_numbers_and_are_compiled_once(world, 
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["recompile_limit"], "rows of any length and number of samples share a compilation"
+
+
+@pytest.mark.parametrize("what", ["attention", "full"])
+def test_recomputation_changes_no_number(world, tmp_path, monkeypatch, what):
+    from torch.utils import checkpoint
+
+    calls, original = [], checkpoint.checkpoint
+    monkeypatch.setattr(checkpoint, "checkpoint", lambda *args, **more: calls.append(1) or original(*args, **more))
+    short = ["--num_training_steps", "3", "--logging_per_step", "1", "--dropout", "0.1", "--attention_dropout", "0.1"]
+    main([*argv(world, tmp_path / "plain"), *short])
+    assert not calls
+    flag = ["--recompute", what] if what == "attention" else ["--enable_gradient_checkpointing"]
+    main([*argv(world, tmp_path / "again"), *short, *flag])
+    assert curve(tmp_path / "again") == curve(tmp_path / "plain")
+    assert len(calls) == (6 if what == "attention" else 0)  # layers and steps; transformers has its own name for it
+    with pytest.raises(InputError, match="it means full: leave one out"):
+        main([*argv(world, tmp_path / "no"), "--enable_gradient_checkpointing", "--recompute", "attention"])
+
+
+def test_auto_recomputes_as_little_as_fits_the_gpu(world, monkeypatch):
+    class Gpu:
+        total_memory = 1 << 36
+
+    args = parser(None).parse_args(argv(world, world / "out"))
+    assert recomputation(args, QWEN3["1.7B"], 8192, True, 1, Whole()) == "none"  # a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Gpu)
+    chosen = [recomputation(args, QWEN3["1.7B"], length, True, 1, Whole()) for length in (8192, 12288, 32768)]
+    assert chosen == ["none", "attention", "full"]
 
 
 def test_a_package_that_is_not_installed_is_one_line(world, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_full_memory_says_which_knob(world, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
 
     monkeypatch.setattr(PackedTrainer, "training_step", full)
-    with pytest.raises(InputError, match=r"memory is full .*--enable_gradient_checkpointing"):
+    with pytest.raises(InputError, match=r"memory is full .*--recompute full"):
         main(argv(world, tmp_path / "out"))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -22,7 +24,7 @@ from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
 from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
-from pretrain.train import main
+from pretrain.train import LOADERS, main
 from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
 from tests.arguments import as_flags
 
@@ -136,6 +138,33 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_bytes(
     assert main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"]) == 0
     assert curve(output) == curve(full_run)
     assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+
+
+def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped(
+    world, full_run, tmp_path, monkeypatch
+):
+    """As beside a GPU."""
+    import transformers
+
+    make, step = transformers.TrainingArguments, PackedTrainer.training_step
+    loaders = {"dataloader_num_workers": LOADERS, "dataloader_persistent_workers": True}
+    monkeypatch.setattr(transformers, "TrainingArguments", lambda **given: make(**given | loaders))
+    seen = []
+
+    def stopped(self, *args, **kwargs):
+        seen.append(len(multiprocessing.active_children()))
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(PackedTrainer, "training_step", stopped)
+    assert main(argv(world, tmp_path / "out")) == STOPPED
+    gc.collect()
+    assert seen == [LOADERS] * 4 and not multiprocessing.active_children()
+    monkeypatch.setattr(PackedTrainer, "training_step", step)
+    main([*argv(world, tmp_path / "out"), "--resume_from", "auto", "--resume_training_state"])
+    assert curve(tmp_path / "out") == curve(full_run)
+    assert (tmp_path / "out/hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
 
 
 def test_a_signal_behind_the_last_step_is_not_lost(world, tmp_path, monkeypatch):
