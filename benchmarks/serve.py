@@ -122,8 +122,8 @@ def listening(host: str, port: int) -> socket.socket:
     return found
 
 
-def server_of(service: Service, host: str, time_limit: float) -> Any:
-    """uvicorn's server of a service, which ends well on the signals of `ENDING`."""
+def server_of(service: Service, host: str, time_limit: float, own_signals: bool = True) -> Any:
+    """uvicorn's server of a service. With ``own_signals`` (in the main thread) it ends well on those of `ENDING`."""
     import uvicorn
 
     from benchmarks.serving.app import make_app
@@ -132,11 +132,11 @@ def server_of(service: Service, host: str, time_limit: float) -> Any:
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             """A first signal ends the server when all is answered, a second one at once."""
-            loop = asyncio.get_running_loop()
-            for number in ENDING:
+            loop, numbers = asyncio.get_running_loop(), ENDING if own_signals else ()
+            for number in numbers:
                 loop.add_signal_handler(number, self.handle_exit, number, None)
             yield
-            for number in ENDING:
+            for number in numbers:
                 loop.remove_signal_handler(number)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
