@@ -8,6 +8,7 @@ resamples of the same users, which is what makes the difference of two results' 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -117,8 +118,8 @@ def values_and_intervals(
     values, intervals = {}, {}
     for metric, found in replicates(metrics, scores, n_boot, seed).items():
         values[metric] = float(found[0])
-        if len(set(scores.users)) > 1 and (known := found[1:][~np.isnan(found[1:])]).size:
-            intervals[metric] = [round(x, 6) for x in _percentiles(known)]
+        if len(set(scores.users)) > 1 and (interval := interval_of(found)):
+            intervals[metric] = [round(x, 6) for x in interval]
     return values, intervals
 
 
@@ -150,16 +151,59 @@ class Paired:
 
 def paired(metric: str, a: Scores, b: Scores, n_boot: int = N_BOOT, seed: int = 0) -> Paired | None:
     """Compare two results by ``metric`` on the samples that both have a score for; None where there are none."""
+    both = _common(metric, a, b)
+    if both is None:
+        return None
+    before, after = (replicates([metric], s, n_boot, seed)[metric] for s in both)
+    result = _compared(len(both[0].uuids), set(both[0].users), before, after)
+    plain = metric in a.columns and metric in b.columns
+    return dataclasses.replace(result, **_sign_test(metric, *both)) if result and plain else result
+
+
+def paired_mean(
+    metric: str, pairs: Sequence[tuple[Scores, Scores]], n_boot: int = N_BOOT, seed: int = 0
+) -> Paired | None:
+    """Compare the means of ``metric`` over tasks, each a pair of results; None where a task has no common samples."""
+    common = [_common(metric, a, b) for a, b in pairs]
+    if not common or None in common:
+        return None
+    before, after = (mean_replicates(metric, side, n_boot, seed) for side in zip(*common, strict=True))
+    users = {user for one, _ in common for user in one.users}
+    return _compared(sum(len(one.uuids) for one, _ in common), users, before, after)
+
+
+def mean_replicates(metric: str, tasks: Sequence[Scores], n_boot: int = N_BOOT, seed: int = 0) -> np.ndarray:
+    """The mean over tasks of ``metric`` [1 + n_boot]; a resample draws the users of all tasks together."""
+    index, n_users = _index([user for scores in tasks for user in scores.users])
+    ends = np.cumsum([len(scores.users) for scores in tasks])[:-1]
+    found = [
+        statistic(metric, scores, users, n_users) for scores, users in zip(tasks, np.split(index, ends), strict=True)
+    ]
+    weights = itertools.chain([np.ones((1, n_users))], draws(n_users, n_boot, seed, len(index)))
+    return np.concatenate([np.mean([value(w) for value in found], axis=0) for w in weights])
+
+
+def interval_of(found: np.ndarray) -> list[float] | None:
+    """The 95 % interval of replicates [1 + n_boot]; None where no resample has a value."""
+    known = found[1:][~np.isnan(found[1:])]
+    return _percentiles(known) if known.size else None
+
+
+def _common(metric: str, a: Scores, b: Scores) -> tuple[Scores, Scores] | None:
+    """The samples that both have a score for, in one order; None where there are none."""
     place = {uuid: row for row, uuid in enumerate(b.uuids)}
     rows = [(i, place[uuid]) for i, uuid in enumerate(a.uuids) if uuid in place]
-    plain = metric in a.columns and metric in b.columns
-    if plain:
+    if metric in a.columns and metric in b.columns:
         rows = [(i, j) for i, j in rows if not np.isnan(a.columns[metric][i] + b.columns[metric][j])]
     if not rows:
         return None
     one, two = a.take([i for i, _ in rows]), b.take([j for _, j in rows])
     two.users = one.users
-    before, after = (replicates([metric], s, n_boot, seed)[metric] for s in (one, two))
+    return one, two
+
+
+def _compared(samples: int, users: set[str], before: np.ndarray, after: np.ndarray) -> Paired | None:
+    """Two results' replicates of the same resamples."""
     change = after - before
     known = change[1:][~np.isnan(change[1:])]
     if math.isnan(change[0]) or not known.size:
@@ -167,9 +211,7 @@ def paired(metric: str, a: Scores, b: Scores, n_boot: int = N_BOOT, seed: int = 
     low, high = _percentiles(known)
     tail = min((known <= 0).sum(), (known >= 0).sum())
     p = min(1.0, 2 * (int(tail) + 1) / (len(known) + 1))
-    values = (float(before[0]), float(after[0]), float(change[0]))
-    result = Paired(len(rows), len(set(one.users)), *values, low, high, p)
-    return dataclasses.replace(result, **_sign_test(metric, one, two)) if plain else result
+    return Paired(samples, len(users), float(before[0]), float(after[0]), float(change[0]), low, high, p)
 
 
 def _sign_test(metric: str, one: Scores, two: Scores) -> dict[str, float | int]:

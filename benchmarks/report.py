@@ -14,15 +14,19 @@ import argparse
 import dataclasses
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from benchmarks.intervals import N_BOOT
 from benchmarks.reporting import compare, examples
 from benchmarks.reporting.page import CURVES, report_page
 from benchmarks.reporting.rows import Row, markdown_table, plain_markdown, read_rows, terminal_table, title_of
+from benchmarks.reporting.story import NOTE, story
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import BOOT, NUMBER, ArgumentParser
@@ -30,6 +34,15 @@ from onerec.folders import MANIFEST
 from onerec.run import WARNINGS, Manifest, read_json, read_json_lines, say_warning, write_json, write_text
 
 EXAMPLES = 2  # of a task that went well, and as many that did not
+USERS = 10  # to look at
+_WIDTH = 100  # columns of a terminal
+# Of verl's metrics: what distillation learns from, what GRPO gets.
+_VERL = {
+    "actor/distillation/loss": "loss",
+    "actor/distillation/overlap_ratio": "overlap",
+    "onerec/all/reward": "reward",
+}
+_VALIDATED = re.compile(r"val-(?:core|aux)/onerec/[^/]+/recall@10/mean@1")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,7 +51,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--results", nargs="+", type=Path, required=True, help="results_<name> folders, in the chain's order")
     add("--labels", nargs="+", default=None, help="a name for each result (default: as evaluated)")
     add("--baselines", nargs="*", type=Path, default=[], help="results_<name> folders of baselines")
-    add("--train_logs", nargs="*", default=[], metavar="NAME=FILE", help="train_log.jsonl of each training")
+    add(
+        "--train_logs",
+        nargs="*",
+        default=[],
+        metavar="NAME=FILE",
+        help="train_log.jsonl or verl's metrics_*.jsonl of each training; several files of one name are one training",
+    )
     add("--data_dir", type=Path, default=None, help="benchmark_data folder, for examples and errors")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet of videos and ads")
     add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
@@ -51,18 +70,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read_curves(specs: Sequence[str]) -> list[dict[str, Any]]:
-    """``NAME=FILE`` to a name and its log lines ({"step", "loss", …})."""
-    curves = []
+    """``NAME=FILE`` to a name and its log lines ({"step", "loss", …}); of a name's files the last one counts."""
+    curves: dict[str, dict[float, dict[str, Any]]] = {}
     for spec in specs:
         name, sign, path = spec.partition("=")
         if not sign:
             raise InputError("--train_logs", f"{spec} has no =", "NAME=train_log.jsonl")
-        lines = read_json_lines(path, "give the train_log.jsonl of a training")
+        lines = [of_verl(line, path) for line in read_json_lines(path, "give the train_log.jsonl of a training")]
         for line in lines:
-            for key in ("step", *(key for key, _ in CURVES if line.get(key) is not None)):
+            for key in ("step", *(key for keys in CURVES.values() for key in keys if line.get(key) is not None)):
                 NUMBER.of(line.get(key), path, key)
-        curves.append({"name": name, "lines": lines})
-    return curves
+        curves.setdefault(name, {}).update((line["step"], line) for line in lines)
+    return [{"name": name, "lines": [lines[step] for step in sorted(lines)]} for name, lines in curves.items()]
+
+
+def of_verl(line: dict[str, Any], path: str) -> dict[str, Any]:
+    """A line of verl's metrics by the names of `CURVES`; any other as it is."""
+    if "data" not in line:
+        return line
+    values = line["data"]
+    if not isinstance(values, dict):
+        raise InputError(path, "has a line without metrics", "the metrics_*.jsonl of distillation or GRPO")
+    validated = [value for key, value in values.items() if _VALIDATED.fullmatch(key)]
+    found = {name: values.get(key) for key, name in _VERL.items()}
+    return {"step": line.get("step"), **found, "validation": np.mean(validated).item() if validated else None}
 
 
 def noted_warnings(rows: Sequence[Row], manifests: Sequence[Path]) -> list[str]:
@@ -77,12 +108,20 @@ def noted_warnings(rows: Sequence[Row], manifests: Sequence[Path]) -> list[str]:
     return found
 
 
+def fitted(line: str) -> str:
+    """A line for a terminal, in as many as it needs."""
+    return textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def markdown(title: str, rows: Sequence[Row], notes: dict[str, list[str]], value: dict[str, Any]) -> str:
     """The report as Markdown: table, notes, paired differences, errors, examples.
 
     HTML and links in texts of others stay text.
     """
     parts = [f"# {title}\n\n{markdown_table(rows)}"]
+    if value["story"]:
+        told = "\n".join(f"- {claim}" for claim in value["story"])
+        parts.append(f"## What this run shows\n\n{told}\n\n{NOTE}")
     for heading, lines in notes.items():
         if lines:
             parts.append(f"## {heading}\n\n" + "\n".join(f"- {line}" for line in lines))
@@ -129,20 +168,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {
         "stages": compare.between_stages(rows, args.bootstrap),
         "baselines": compare.against_baselines(rows, args.bootstrap),
+        "users": None,
         "readings": [],
         "errors": [],
+        "bootstrap": args.bootstrap,
     }
+    found["story"] = story(rows, found["baselines"], args.bootstrap)
     if args.data_dir:
         bench = examples.Bench(args.data_dir, args.titles, args.product_titles)
         last = [row for row in rows if row.kind == "stage"][-1]
+        found["users"] = examples.users_to_look_at(last, bench, USERS)
         found["readings"] = examples.readings(last, bench, EXAMPLES)
         found["errors"] = examples.errors(last, bench)
     value = {
         "title": args.title,
         "rows": [{"label": row.label, "kind": row.kind, **row.value} for row in rows],
+        "story": [dataclasses.asdict(claim) for claim in found["story"]],
         "notes": notes,
         "paired": [c.as_dict() for c in (*found["baselines"], *found["stages"])],
         "errors": found["errors"],
+        "users": found["users"] and dataclasses.asdict(found["users"]),
         "examples": [dataclasses.asdict(r) for r in found["readings"]],
         "curves": curves,
     }
@@ -153,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("report.md", "report.json", "report.html"):
         manifest.output(args.output_dir / name)
     manifest.write(args.output_dir)
-    print(terminal_table(rows))
-    for lines in sections.values():
-        print("\n".join(["", *lines]) if lines else "", end="\n" if lines else "")
+    print(terminal_table(rows, _WIDTH))
+    for lines in ([str(claim) for claim in found["story"]], compare.prior_lines(rows), compare.judge_lines(rows)):
+        print("".join(f"\n{fitted(line)}" for line in lines), end="\n" if lines else "")
     print(f"\nreport in {args.output_dir}: report.md, report.json, report.html", flush=True)
     for line in warnings:
         say_warning(line)

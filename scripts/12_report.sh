@@ -9,6 +9,10 @@ for stage in base stage1 stage2 sft distill rl; do
   [[ -f "$results/results_$stage/metrics.json" ]] && folders+=("$results/results_$stage") && labels+=("$stage")
   [[ -f "$results/results_${stage}_prior/metrics.json" ]] && folders+=("$results/results_${stage}_prior") && labels+=("$stage + prior")
   [[ -f "$MODELS/$stage/train_log.jsonl" ]] && logs+=("$stage=$MODELS/$stage/train_log.jsonl")
+  # Distillation and GRPO: a file an attempt, the latest last.
+  while read -r file; do
+    [[ -f "$file" ]] && logs+=("$stage=$file")
+  done < <(ls -tr "$MODELS/$stage"/metrics_*.jsonl 2> /dev/null)
 done
 baselines=()
 for name in ${BASELINES//,/ }; do

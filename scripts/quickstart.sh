@@ -85,7 +85,13 @@ fi
 echo "$settings" > "$RUN_DIR/.done/settings.new"
 mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
 
-# stage <name> <script> [arguments]: run a numbered script unless it has finished, with logs/<name>.log.
+# What the stages of this profile took where they were measured, for the time left; other settings take another time.
+expected=""
+[[ -n "$sets" || ! -f "scripts/profiles/$PROFILE/seconds" ]] || expected="$(cat "scripts/profiles/$PROFILE/seconds")"
+[[ "$RL" == 1 ]] || expected="$(sed -e '/^09_/d' -e '/^10_/d' <<< "$expected")"
+
+# stage <name> <script> [arguments]: run a numbered script unless it has finished. Its output goes to logs/<name>.log; a
+# terminal shows how far it is.
 began=$SECONDS
 stage() {
   local name="$1" start=$SECONDS
@@ -94,14 +100,11 @@ stage() {
     echo "== $name: finished before"
     return
   fi
-  echo "== $name"
-  # A signal to all is not for tee, which writes down what the stage says at its end.
-  if ! owned bash -o pipefail -c 'bash "${@:2}" 2>&1 | (trap "" HUP INT TERM; exec tee "$1")' stage "$RUN_DIR/logs/$name.log" "$@"; then
+  if ! owned python3 scripts/watch.py "$name" "$RUN_DIR" "$((SECONDS - began))" "$expected" bash "$@"; then
     echo "error: $name: failed (the message is above and in $RUN_DIR/logs/$name.log); mend it and run the same command again to go on from here" >&2
     exit 2
   fi
   echo "$((SECONDS - start))" > "$RUN_DIR/.done/$name"
-  echo "== $name: $((SECONDS - start)) s, $((SECONDS - began)) s in all"
 }
 
 # evaluate <number> <model>: evaluate a model, where EVAL_STAGES of evaluate.env names it.
@@ -155,6 +158,7 @@ stage 11_baselines scripts/11_evaluate.sh baselines
 # The table, as text, Markdown, JSON and one HTML page.
 rm -f "$RUN_DIR/.done/12_report"
 stage 12_report scripts/12_report.sh
+sed '/^+ /d; /^from the environment:/d' "$RUN_DIR/logs/12_report.log"
 echo "the whole factory: $((SECONDS - began)) s; report: $RUN_DIR/report/report.html"
 # A page where one looks at what the model recommends to the users of the test file.
 model="$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"

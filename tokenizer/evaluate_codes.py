@@ -225,7 +225,7 @@ def depth_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: str) -> None:
-    from onerec.pages import bar_chart, charts, heading, histogram, html_page, table
+    from onerec.pages import Bar, bars, charts, heading, histogram, html_page, table
 
     sizes = report["bucket_sizes"]
     top = max(sizes)
@@ -240,11 +240,11 @@ def write_page(path: Path, report: dict[str, Any], codes: np.ndarray, headline: 
     blocks = [table(HEADINGS, depth_rows(report))]
     agreement = []
     if near := report.get("neighbours"):
-        bars = []
+        shares = []
         for depth, (agrees, chance) in enumerate(zip(near["agreement"], near["by_chance"], strict=True), 1):
-            bars += [(f"{depth} codes", agrees, "stage"), ("two at random", chance, "baseline")]
+            shares += [Bar(f"{depth} codes", "stage", agrees), Bar("two at random", "baseline", chance)]
         how_often = f"How often one of the {near['k']} nearest items shares a prefix"
-        agreement = charts(how_often, [{"heading": "cosine", "svg": bar_chart(bars)}])
+        agreement = charts(how_often, [{"heading": "cosine", "bars": bars(shares)}])
     largest = [
         [
             " ".join(map(str, bucket["codes"])),

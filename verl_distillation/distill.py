@@ -3,7 +3,7 @@
     python distill.py --base_model ../models/sft/hf --teacher_model ../models/base/hf \\
         --dataset_parquet ../data/output/onpolicy_distillation.parquet --output_dir output/distill
 
-Runs verl 0.9.1 with Ray and vLLM, on GPUs or on a CPU. Checkpoints go to <output_dir>/checkpoints (the same command
+Runs verl 0.9.1 with Ray, on GPUs with vLLM or on a CPU. Checkpoints go to <output_dir>/checkpoints (the same command
 goes on from the newest), the finished model to <output_dir>/hf. --dry_run checks everything and prints the command.
 """
 
@@ -63,6 +63,8 @@ def parser() -> ArgumentParser:
     # rollout
     add("--think_mode", choices=("on", "off", "auto"), default="auto", help="/think, /no_think, or neither")
     add("--temperature", type=POSITIVE, default=1.0, help="of sampling; 1 is the student itself")
+    who = "who writes and scores the answers; auto: vllm on GPUs, transformers on a CPU, where it takes no server"
+    add("--rollout", choices=("auto", "vllm", "transformers"), default="auto", help=who)
     add("--rollout_n", type=COUNT, default=1, help="answers a prompt")
     add("--max_prompt_length", type=COUNT, default=2048, help="longer prompts are left out")
     add("--response_length", type=COUNT, default=2048, help="tokens of an answer at most")
@@ -113,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)
         log = {"VERL_FILE_LOGGER_PATH": str(args.output_dir / f"metrics_from_step_{done + 1}.jsonl")}
         lines = [*overrides(args, start, not has_accelerator()), *args.override]
-        launch(lines, [PLUGIN], pools, args.output_dir, dry_run=args.dry_run, extra_environment=log)
+        # Where the teachers have no processes of their own, student and teachers compute in turn.
+        more = {"extra_environment": log, "busy": args.n_gpus if args.rollout == "transformers" else None}
+        launch(lines, [PLUGIN], pools, args.output_dir, dry_run=args.dry_run, **more)
     if args.dry_run:
         return None
     export(args.output_dir / "checkpoints", args.base_model, args.output_dir / "hf", args.merge_ratio)

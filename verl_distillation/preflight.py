@@ -8,7 +8,7 @@ from pathlib import Path
 from onerec.errors import InputError
 from onerec.model_folder import open_model_folder, read_tokenizer
 from onerec.records import check_prompts
-from onerec.verl.cluster import Pool, fit
+from onerec.verl.cluster import Pool, fit, has_accelerator
 from onerec.verl.launch import check_data, check_head_size, check_model
 
 
@@ -19,16 +19,18 @@ def check(args: argparse.Namespace) -> int:
         raise InputError(
             "--distill_adv_min", f"{args.adv_min:g} is not below --distill_adv_max {args.adv_max:g}", "as -30 and 5"
         )
+    choose_rollout(args)
     if args.mini_batch_size != -1 and prompts % args.mini_batch_size:
         what = f"{args.mini_batch_size} does not divide the {prompts} prompts of a step"
         raise InputError("--mini_batch_size", what, "a divisor, or -1")
     if length > args.max_tokens_per_gpu:
         what = f"{args.max_tokens_per_gpu} holds no whole sequence"
         raise InputError("--max_tokens_per_gpu", what, f"at least {length}")
-    student = check_model(args.base_model)
+    student = check_model(args.base_model, vllm=args.rollout == "vllm")
     start = student.spec.id_range[0] if args.extend_vocab_start_token < 0 else args.extend_vocab_start_token
     teacher = open_model_folder(args.teacher_model)
-    check_head_size(args.teacher_model, teacher.config)
+    if args.rollout == "vllm":
+        check_head_size(args.teacher_model, teacher.config)
     check_same_base(args.base_model, args.teacher_model, start)
     for path, context in ((args.base_model, student.context), (args.teacher_model, teacher.context)):
         if context <= length:
@@ -43,6 +45,16 @@ def check(args: argparse.Namespace) -> int:
     if args.anchor_parquet:
         check_anchors(args)
     return start
+
+
+def choose_rollout(args: argparse.Namespace) -> None:
+    """Set ``rollout`` where it is auto; raise `InputError` where the machine or the parallelism asks for the other."""
+    whole = args.rollout_tp_size == args.teacher_tp_size == 1
+    if args.rollout == "auto":
+        args.rollout = "vllm" if has_accelerator() or not whole else "transformers"
+    elif args.rollout == "transformers" and (has_accelerator() or not whole):
+        what = "transformers runs on a CPU, one process a model"
+        raise InputError("--rollout", what, "vllm on GPUs and for tensor parallelism")
 
 
 def place(args: argparse.Namespace) -> list[Pool]:

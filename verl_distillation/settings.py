@@ -21,6 +21,8 @@ LOSSES = {"reverse_kl": LOSS_MODE, "forward_kl_topk": "forward_kl_topk"}
 GENERAL, ANCHOR = "onpolicy_distillation", "anchor"
 # A row's tensor that says which of the two it is: the engine sees tensors only.
 ANCHOR_KEY = "is_anchor"
+# verl's names of the rollout and the trainer that need no vLLM.
+PLAIN_ROLLOUT, PLAIN_TRAINER = "onerec_text", "onerec_plain"
 _TEACHERS = "distillation.teacher_models"
 
 
@@ -40,7 +42,7 @@ def overrides(args: argparse.Namespace, start: int, on_cpu: bool) -> list[str]:
     if not on_cpu:
         values["actor_rollout_ref.model.use_remove_padding"] = True
     lines = [f"{name}={value}" for name, value in values.items()]
-    if on_cpu:
+    if on_cpu and args.rollout == "vllm":
         lines += _cpu_cache(args, ROLLOUT, args.base_model, args.rollout_tp_size)
     return lines
 
@@ -61,7 +63,7 @@ def _student(args: argparse.Namespace, start: int) -> dict[str, Any]:
         f"+actor_rollout_ref.model.override_config.{EXTENDED_KEY}": EXTENDED[args.loss],
         f"{ACTOR}.ppo_max_token_len_per_gpu": args.max_tokens_per_gpu,
         f"{ACTOR}.use_kl_loss": False,
-        f"{ROLLOUT}.name": "vllm",
+        f"{ROLLOUT}.name": "vllm" if args.rollout == "vllm" else PLAIN_ROLLOUT,
         f"{ROLLOUT}.n": args.rollout_n,
         f"{ROLLOUT}.top_p": 1.0,
         f"{ROLLOUT}.log_prob_use_dynamic_bsz": True,
@@ -71,7 +73,8 @@ def _student(args: argparse.Namespace, start: int) -> dict[str, Any]:
         "algorithm.adv_estimator": "grpo",
         # The forward KL has no use for the old policy's log-probabilities; verl then keeps the rollout's.
         "algorithm.rollout_correction.bypass_mode": top_k,
-        "trainer.v1.trainer_mode": WATCHED_TRAINER,
+        "trainer.v1.trainer_mode": WATCHED_TRAINER if args.rollout == "vllm" else PLAIN_TRAINER,
+        f"{ROLLOUT}.seed": args.seed,
         "trainer.total_training_steps": args.total_steps,
         "trainer.total_epochs": 1000000,
         "trainer.val_before_train": False,

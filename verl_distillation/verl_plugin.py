@@ -15,20 +15,32 @@ from typing import Any
 import ray
 import torch
 from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
+from verl.trainer.ppo.v1 import register_trainer
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 from verl.workers.config import DistillationLossConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
-import onerec.verl.trainer  # noqa: F401  registers itself
 from onerec.verl.rows import lengths_of, nested, response_places
+from onerec.verl.trainer import WatchedTrainer
 from verl_distillation import alignment
-from verl_distillation.settings import ANCHOR, ANCHOR_KEY, EXTENDED_KEY, GENERAL, LOSS_MODE, START_KEY
+from verl_distillation.settings import (
+    ANCHOR,
+    ANCHOR_KEY,
+    EXTENDED_KEY,
+    GENERAL,
+    LOSS_MODE,
+    PLAIN_ROLLOUT,
+    PLAIN_TRAINER,
+    START_KEY,
+)
 
 
 @dataclasses.dataclass
@@ -160,7 +172,32 @@ def _replica() -> type:
     return Replica
 
 
+def _plain_replica() -> type:
+    from verl_distillation.plain import TextReplica
+
+    return TextReplica
+
+
 RolloutReplicaRegistry.register("vllm", _replica)
+RolloutReplicaRegistry.register(PLAIN_ROLLOUT, _plain_replica)
+_ROLLOUT_REGISTRY[(PLAIN_ROLLOUT, "async")] = "onerec.verl.server.Adapter"
+
+
+@register_trainer(PLAIN_TRAINER)
+class PlainTrainer(WatchedTrainer):
+    """`WatchedTrainer` whose teachers have no servers: they stand in the agent loop's process."""
+
+    def init(self) -> None:
+        self.use_teacher_policy = False  # or verl starts their servers
+        super().init()
+        self.distillation_config = omega_conf_to_dataclass(self.config.distillation)
+
+    def get_teacher_client(self) -> dict[str, Any]:
+        """A `Teacher` by each key."""
+        from verl_distillation.plain import Teacher
+
+        return {key: Teacher(model.model_path) for key, model in self.distillation_config.teacher_models.items()}
+
 
 # verl's class is an actor class already; what it was made of can be subclassed.
 _Stock = AgentLoopWorkerTQ.__ray_metadata__.modified_class

@@ -27,5 +27,5 @@ def _with_vllm() -> type:
 register_adv_est(ESTIMATOR)(onerec_grpo)
 RolloutReplicaRegistry.register(ITEM_ROLLOUT, _items)
 RolloutReplicaRegistry.register(VLLM_ROLLOUT, _with_vllm)
-_ROLLOUT_REGISTRY[(ITEM_ROLLOUT, "async")] = "verl_rl.item_server.ItemAdapter"
+_ROLLOUT_REGISTRY[(ITEM_ROLLOUT, "async")] = "onerec.verl.server.Adapter"
 _ROLLOUT_REGISTRY[(VLLM_ROLLOUT, "async")] = "verl_rl.server.OneRecAdapter"

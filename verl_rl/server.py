@@ -16,7 +16,8 @@ from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
 from onerec.verl.export import merged_weights
-from verl_rl.item_server import ITEMS, ItemAdapter, launch_item_servers, send_to_all
+from onerec.verl.server import Adapter, launch_servers
+from verl_rl.item_server import ITEMS, ItemServer, send_to_all
 
 
 class OneRecWorkerExtension(vLLMColocateWorkerExtension):
@@ -67,7 +68,7 @@ class OneRecReplica(vLLMReplica):
     async def launch_servers(self) -> None:
         """Start vLLM, then the item servers."""
         await super().launch_servers()
-        self.item_servers = await launch_item_servers(self)
+        self.item_servers = await launch_servers(self, ItemServer)
         for server in self.servers:
             await server.use_items.remote(self.item_servers)
 
@@ -86,7 +87,7 @@ class OneRecAdapter(ServerAdapter):
 
     def __init__(self, config: Any, model_config: Any, device_mesh: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, model_config, device_mesh, *args, **kwargs)
-        self.items = ItemAdapter(config, model_config, device_mesh)
+        self.items = Adapter(config, model_config, device_mesh)
 
     @torch.no_grad()
     async def update_weights(self, weights: Any, global_steps: int | None = None, **kwargs: Any) -> None:

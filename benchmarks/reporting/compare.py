@@ -89,7 +89,7 @@ def best_baseline(rows: Sequence[Row], task: str, metric: str) -> tuple[Row, flo
 def warning_lines(rows: Sequence[Row]) -> list[str]:
     """Where the last stage is below the best of counting: by a task's headline and ndcg@10, a line a task."""
     last = [row for row in rows if row.kind == "stage"][-1]
-    counting = [row for row in rows if row.label.removesuffix("_unseen") in COUNTING and _same_protocol(row, last)]
+    counting = [row for row in rows if row.label.removesuffix("_unseen") in COUNTING and same_protocol(row, last)]
     found = []
     for task in RANK_TASKS:
         below = []
@@ -105,7 +105,7 @@ def warning_lines(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _same_protocol(one: Row, two: Row) -> bool:
+def same_protocol(one: Row, two: Row) -> bool:
     """Whether both leave out the items of the history, or neither."""
     ways = [row.value.get("config", {}).get("exclude_seen") for row in (one, two)]
     return ways[0] == ways[1]

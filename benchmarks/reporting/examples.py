@@ -17,7 +17,7 @@ from benchmarks.tasks import TASKS, BenchTask, Example
 from onerec.catalog import ItemIndex
 from onerec.parquet import Kind, open_parquet, read_table
 from onerec.sid import SidSpec
-from onerec.tasks import VIDEO_AD
+from onerec.tasks import RANK, VIDEO_AD
 
 TITLE_COLUMNS = ("title", "caption", "dense_caption")
 HISTORY, TITLE_LENGTH, PROMPT_LENGTH, K = 8, 48, 400, 10
@@ -55,6 +55,10 @@ class Bench(BenchData):
         """``titles``: Parquet files of pid and title, caption or dense_caption."""
         super().__init__(folder)
         self.titles = {"video_ad": read_titles(titles), "product": read_titles(product_titles)}
+
+    def named(self, task: BenchTask) -> bool:
+        """Whether the items of a task have titles, or ids of the user's own."""
+        return bool(self.titles[task.catalogue] or (self.items and task.catalogue == VIDEO_AD))
 
     def answered(self, row: Row, task: BenchTask) -> list[tuple[Example, dict[str, Any]]]:
         """Examples of a task with a result's prediction lines; empty where one of the two is missing."""
@@ -96,6 +100,33 @@ def readings(row: Row, bench: Bench, each: int, seed: int = 0) -> list[Reading]:
         bad = [shown[i][1] for i in order if not shown[i][0]]
         found += [*good[:each], *bad[:each]]
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Users:
+    """Some users of a ranking task, half of them with a hit where there are such; ``hits`` of ``asked`` have one."""
+
+    task: str
+    hits: int
+    asked: int
+    readings: tuple[Reading, ...]
+
+
+def users_to_look_at(row: Row, bench: Bench, n: int, seed: int = 0) -> Users | None:
+    """``n`` drawn users of the first ranking task whose items have names; None where there is none."""
+    for task in TASKS.values():
+        pairs = bench.answered(row, task) if task.kind == RANK and bench.named(task) else []
+        by_user = {example.user: (example, line) for example, line in reversed(pairs)}
+        if not by_user:
+            continue
+        show = _ranking(task, bench)
+        shown = [show(*by_user[user]) for user in sorted(by_user)]
+        order = np.random.default_rng(seed).permutation(len(shown))
+        good, bad = ([shown[i][1] for i in order if shown[i][0] == hit] for hit in (True, False))
+        some = max(n // 2, n - len(bad))
+        chosen = good[:some]
+        return Users(task.name, len(good), len(shown), (*chosen, *bad[: n - len(chosen)]))
+    return None
 
 
 def _ranking(task: BenchTask, bench: Bench):

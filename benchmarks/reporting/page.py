@@ -6,14 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.reporting.compare import HEADINGS, Comparison
-from benchmarks.reporting.examples import Reading
+from benchmarks.reporting.examples import Reading, Users
+from benchmarks.reporting.pictures import every_metric, first_screen
 from benchmarks.reporting.rows import Row, columns, span_of, text_of, title_of
-from onerec.pages import Block, bar_chart, cards, charts, folded, heading, html_page, line_chart, lines, table
+from benchmarks.reporting.story import NOTE, Claim
+from onerec.pages import Block, cards, charts, folded, folded_lines, heading, html_page, line_chart, lines, table
 
-CURVES = (("loss", "loss"), ("itemic_loss", "itemic tokens"), ("text_loss", "text tokens"))
-_NOTE = (
-    "Stages of the chain and baselines, on the same test rows. Bold: best of the column; ↓: less is better; "
-    "small: 95 % interval by bootstrap over users."
+CURVES = {  # a chart: its lines' names by their keys
+    "loss": {"loss": "loss", "itemic_loss": "itemic tokens", "text_loss": "text tokens"},
+    "agreement with the teacher": {"overlap": "share of its likeliest tokens"},
+    "reward of a step": {"reward": "reward"},
+    "validation": {"validation": "mean Recall@10"},
+}
+_NOTE = "Whiskers and small print: 95 % intervals by bootstrap over the test users. All on the same test rows."
+_TABLE = "Stages of the chain and baselines. Bold: best of the column; ↓: less is better; small: 95 % interval."
+_USERS = (
+    "Drawn at random from the last stage's answers, half of them with a hit where there are such. "
+    "Of all {asked:,} users asked, {hits:,} have one in the first ten. ✓ marks hits."
 )
 _DIFFERENCES = (
     "On the samples that both results have. p: two-sided, paired bootstrap over users (its least value is 2 over the "
@@ -23,22 +32,16 @@ _EXAMPLES = "Drawn at random from the last stage: some that went well, some that
 _ERRORS = "The last stage, first ten items: which answers are found, and how near the SIDs of the others come."
 
 
-def _bars(rows: Sequence[Row]) -> list[dict[str, str]]:
-    found = []
-    for c in columns(rows):
-        values = [(r.label, v, r.kind) for r in rows if (v := r.cell(c.task, c.metric)) is not None]
-        found.append({"heading": c.heading, "svg": bar_chart(values)})
-    return found
-
-
 def _curves(curves: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     found = []
-    for curve in curves:
-        series = [
-            (label, [(x["step"], x[key]) for x in curve["lines"] if x.get(key) is not None]) for key, label in CURVES
-        ]
-        if curve["lines"]:
-            found.append({"heading": curve["name"], "svg": line_chart(series)})
+    for what, keys in CURVES.items():
+        for curve in curves:
+            series = [
+                (label, [(x["step"], x[key]) for x in curve["lines"] if x.get(key) is not None])
+                for key, label in keys.items()
+            ]
+            if any(points for _, points in series):
+                found.append({"heading": f"{curve['name']}: {what}", "svg": line_chart(series)})
     return found
 
 
@@ -94,23 +97,40 @@ def _main_table(rows: Sequence[Row]) -> Block:
     return table(["stage", *(c.heading for c in chosen)], body, id="results", classes=[row.kind for row in rows])
 
 
-def _examples(rows: Sequence[Row], readings: Sequence[Reading]) -> list[Block]:
+def _card(r: Reading) -> dict[str, Any]:
+    terms = [
+        ("history, latest last", r.history),
+        ("prompt", r.prompt),
+        ("thinking", r.thought),
+        ("recommended", r.predicted),
+        ("what the user took", r.taken),
+        ("reference", r.reference),
+        ("written", r.text),
+    ]
+    return {"heading": r.note, "aside": r.uuid[:8], "terms": [term for term in terms if term[1]]}
+
+
+def _users(users: Users | None) -> list[Block]:
+    if users is None:
+        return []
+    note = _USERS.format(asked=users.asked, hits=users.hits)
+    text = f"{_count(len(users.readings))} users to look at"
+    return [heading(text, "users", note), cards([_card(r) for r in users.readings], wide=True)]
+
+
+def _count(n: int) -> str:
+    return "Ten" if n == 10 else str(n)
+
+
+def _examples(rows: Sequence[Row], readings: Sequence[Reading], shown: str) -> list[Block]:
+    """``shown``: the task whose users have been looked at."""
     by_task: dict[str, list[dict[str, Any]]] = {}
     for r in readings:
-        terms = [
-            ("history, latest last", r.history),
-            ("prompt", r.prompt),
-            ("thinking", r.thought),
-            ("predicted", r.predicted),
-            ("what the user took", r.taken),
-            ("reference", r.reference),
-            ("written", r.text),
-        ]
-        card = {"heading": r.note, "aside": r.uuid[:8], "terms": [term for term in terms if term[1]]}
-        by_task.setdefault(r.task, []).append(card)
+        if r.task != shown:
+            by_task.setdefault(r.task, []).append(_card(r))
     if not by_task:
         return []
-    found = [heading("Examples to read", "examples", _EXAMPLES)]
+    found = [heading("Examples of other tasks", "examples", _EXAMPLES)]
     for task, several in by_task.items():
         found += [heading(title_of(rows, task), level=3), cards(several, wide=True)]
     return found
@@ -137,6 +157,14 @@ def _differences(stages: Sequence[Comparison], baselines: Sequence[Comparison]) 
     return found
 
 
+def _pictures(rows: Sequence[Row], story: Sequence[Claim], n_boot: int) -> Block:
+    found = first_screen(rows, n_boot)
+    said = [(claim.verdict, claim.text, claim.numbers) for claim in story]
+    if said:
+        found.append({"heading": "What this run shows", "said": said, "note": NOTE})
+    return cards(found, id="pictures")
+
+
 def report_page(
     title: str,
     rows: Sequence[Row],
@@ -144,13 +172,21 @@ def report_page(
     notes: dict[str, Sequence[str]],
     found: dict[str, Any],
 ) -> str:
-    """The page; ``notes`` are lines by heading, ``found`` has stages, baselines, readings and errors."""
-    blocks = [_main_table(rows)]
+    """The page: pictures, users, curves, tables.
+
+    ``notes`` are lines by heading; ``found`` has story, users, stages, baselines, readings, errors and bootstrap.
+    """
+    users, notes = found["users"], dict(notes)
+    blocks = [_pictures(rows, found["story"], found["bootstrap"])]
+    warnings = notes.pop("Warnings", [])
+    blocks += folded_lines(f"Warnings: {len(warnings)}", warnings)
+    blocks += _users(users)
+    blocks += charts("Training, step by step", _curves(curves), "curves")
+    blocks += charts("Every metric, stage by stage", every_metric(rows), "metrics")
+    blocks += charts("Recall against beam width", beam_charts(rows), "beams")
+    blocks += [*_examples(rows, found["readings"], users.task if users else ""), *_errors(rows, found["errors"])]
+    blocks += [heading("All results", "table", _TABLE), _main_table(rows), *_all_metrics(rows)]
     for text, several in notes.items():
         blocks += lines(text, several)
     blocks += _differences(found["stages"], found["baselines"])
-    blocks += [*charts("Metrics", _bars(rows), "metrics"), *_all_metrics(rows)]
-    blocks += charts("Training curves", _curves(curves), "curves")
-    blocks += charts("Recall against beam width", beam_charts(rows), "beams")
-    blocks += [*_examples(rows, found["readings"]), *_errors(rows, found["errors"])]
     return html_page(title, _NOTE, blocks)

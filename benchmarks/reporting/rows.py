@@ -34,6 +34,11 @@ class Row:
     folder: Path
     value: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """What the result was evaluated as: the stage, where the chain's scripts did it."""
+        return self.value.get("name", self.label)
+
     def cell(self, task: str, metric: str) -> float | None:
         """A metric, None where it was not measured."""
         value = self.value["tasks"].get(task, {}).get(metric)
@@ -126,9 +131,13 @@ def plain_markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> s
     return "\n".join("| " + " | ".join(str(x).replace("|", "\\|") for x in row) + " |" for row in rows)
 
 
-def terminal_table(rows: Sequence[Row]) -> str:
-    """The same table in aligned columns."""
-    chosen = columns(rows)
-    grid = [["stage", *(c.heading for c in chosen)]]
-    grid += [[row.label, *(text_of(row.cell(c.task, c.metric)) for c in chosen)] for row in rows]
-    return aligned(grid, 1)
+def terminal_table(rows: Sequence[Row], width: int = 100) -> str:
+    """The same table in aligned columns: below each other in parts that fit ``width`` where it is too wide."""
+    names = ["stage", *(row.label for row in rows)]
+    parts = [[names]]
+    for c in columns(rows):
+        column = [c.heading, *(text_of(row.cell(c.task, c.metric)) for row in rows)]
+        if len(parts[-1]) > 1 and sum(2 + max(map(len, x)) for x in (*parts[-1], column)) - 2 > width:
+            parts.append([names])
+        parts[-1].append(column)
+    return "\n\n".join(aligned(list(zip(*part, strict=True)), 1) for part in parts)

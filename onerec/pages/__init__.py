@@ -7,6 +7,7 @@ Charts and pages take their colours from the variables of page.css.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 Block = dict[str, Any]
 
-_WIDTH, _BAR, _GAP, _LABEL = 420, 20, 8, 120
+_WIDTH = 420
 _HEIGHT, _LEFT, _BOTTOM = 210, 44, 26
 _COLOURS = 5
 
@@ -32,6 +33,11 @@ def html_page(title: str, note: str, blocks: Sequence[Block]) -> str:
 
 def heading(text: str, id: str = "", note: str = "", level: int = 2) -> Block:
     return {"kind": "heading", "text": text, "id": id, "note": note, "level": level}
+
+
+def folded_lines(text: str, found: Sequence[str]) -> list[Block]:
+    """Lines that a click on ``text`` shows; nothing where there are none."""
+    return [{"kind": "folded", "text": text, "lines": found}] if found else []
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any) -> Block:
@@ -54,25 +60,46 @@ def charts(text: str, found: Sequence[dict[str, str]], id: str = "") -> list[Blo
     return [heading(text, id), cards(found)] if found else []
 
 
-def cards(found: Sequence[dict[str, Any]], wide: bool = False) -> Block:
-    """Cards side by side: ``heading`` and ``aside``, then an ``svg``, the ``rows`` of a table, or ``terms``.
+def cards(found: Sequence[dict[str, Any]], wide: bool = False, id: str = "") -> Block:
+    """Cards side by side: ``heading`` and ``aside``, then what there is of the following.
 
-    Terms are pairs of a name and a text or a list of ``{"title", "hit"}``.
+    ``svg``, ``bars`` (`bars`), ``said`` (triples: ``holds``, ``fails`` or ``open``, a text, a smaller one), ``note``,
+    ``rows`` of a table, ``terms``: pairs of a name and a text or a list of ``{"title", "hit"}``.
     """
-    return {"kind": "cards", "cards": found, "wide": wide}
+    return {"kind": "cards", "cards": found, "wide": wide, "id": id}
 
 
-def bar_chart(values: Sequence[tuple[str, float, str]]) -> str:
-    """Horizontal bars of (label, value, kind); the kind (``stage``, ``prior`` or ``baseline``) picks the colour."""
-    top = max((value for _, value, _ in values), default=0) or 1
-    height = len(values) * (_BAR + _GAP)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">']
-    for i, (label, value, kind) in enumerate(values):
-        y, width = i * (_BAR + _GAP), (_WIDTH - _LABEL - 60) * value / top
-        parts.append(f'<text x="{_LABEL - 8}" y="{y + 13}" class="label end">{escape(label)}</text>')
-        parts.append(f'<rect x="{_LABEL}" y="{y}" width="{max(width, 1):.1f}" height="{_BAR}" rx="3" class="{kind}"/>')
-        parts.append(f'<text x="{_LABEL + width + 6:.1f}" y="{y + 13}" class="label">{value:.4f}</text>')
-    return "".join([*parts, "</svg>"])
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A bar: its kind (``stage``, ``prior`` or ``baseline``) picks the colour; ``value`` None says "not measured"."""
+
+    label: str
+    kind: str
+    value: float | None
+    interval: Sequence[float] | None = None
+
+
+def bars(found: Sequence[Bar], line: tuple[str, float] | None = None) -> dict[str, Any]:
+    """Horizontal bars over a common axis that begins at zero, for the key ``bars`` of a card.
+
+    Intervals are whiskers; ``line``: what it is and the value of a line across all bars.
+    """
+    ends = [x for bar in found for x in (bar.value, *(bar.interval or ())) if x is not None]
+    top = max([*ends, line[1] if line else 0], default=0) or 1
+
+    def place(x: float) -> str:
+        return f"{100 * min(max(x, 0), top) / top:.2f}%"
+
+    rows = []
+    for bar in found:
+        row: dict[str, Any] = {"label": bar.label, "kind": bar.kind, "text": "not measured"}
+        if bar.value is not None:
+            row |= {"text": f"{bar.value:.4f}", "width": place(bar.value)}
+        if bar.interval is not None:
+            low, high = bar.interval
+            row |= {"low": place(low), "span": place(high - low), "small": f"{low:.3f} to {high:.3f}"}
+        rows.append(row)
+    return {"rows": rows, "line": line and {"text": f"{line[0]}: {line[1]:.4f}", "place": place(line[1])}}
 
 
 def line_chart(

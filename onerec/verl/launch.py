@@ -54,10 +54,11 @@ def check_version() -> None:
 # Preflight: what is wrong is said before Ray starts.
 
 
-def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
-    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary, which vLLM can serve.
+def check_model(path: Path, codebooks: SidSpec | None = None, vllm: bool = True) -> ModelFolder:
+    """A whole model folder (`onerec.model_folder.open_model_folder`) with SIDs in its vocabulary.
 
-    Raises `InputError` where it has none, or those of another codebook than ``codebooks``.
+    ``vllm``: vLLM is to serve it. Raises `InputError` where it has none, or those of another codebook than
+    ``codebooks``.
     """
     model = open_model_folder(path)
     if model.spec is None:
@@ -66,7 +67,8 @@ def check_model(path: Path, codebooks: SidSpec | None = None) -> ModelFolder:
     if codebooks is not None and not model.spec.same_codebooks(codebooks):
         right = f"those of the data: {list(codebooks.codebook_sizes)}"
         raise InputError(path, f"has codebooks {list(model.spec.codebook_sizes)}", right)
-    check_head_size(path, model.config)
+    if vllm:
+        check_head_size(path, model.config)
     return model
 
 
@@ -136,7 +138,7 @@ def cpu_server(prefix: str, model: Path, tokens: int, sequences: int, tp_size: i
 
 
 def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[str, str]:
-    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them.
+    """Variables of a run's processes; on a CPU a node's cores are shared by ``slots`` of them at once.
 
     ``modules`` register the stage's extensions, in every process that imports verl.
     """
@@ -236,8 +238,11 @@ def launch(
     output_dir: Path,
     dry_run: bool = False,
     extra_environment: Mapping[str, str] | None = None,
+    busy: int | None = None,
 ) -> int:
     """Run verl on ``pools``; the stage's overrides come after those of Ray and the CPU, so that they count.
+
+    ``busy``: processes that compute at once, which on a CPU share a node's cores (all of ``pools``).
 
     Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and
     to ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
@@ -245,7 +250,7 @@ def launch(
     """
     check_version()
     on_cpu = not has_accelerator()
-    variables = environment(modules, on_cpu, sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
+    variables = environment(modules, on_cpu, busy or sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
     full = [*ray_overrides(variables, pools, on_cpu), TRAINING, *(cpu_overrides() if on_cpu else []), *overrides]
     resolve(full)
     line = command([*full, f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"])

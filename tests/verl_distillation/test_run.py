@@ -1,4 +1,7 @@
-"""Real distillation runs: verl, Ray, a vLLM server for the student and one for each teacher, on a CPU."""
+"""Real distillation runs on a CPU: verl, Ray, a vLLM server for the student and one for each teacher, as on GPUs.
+
+`scripts/quickstart.sh --smoke` runs the other half: transformers in the place of vLLM (tests/test_quickstart.py).
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,7 @@ def command(models: Path, **variables: str) -> dict[str, object]:
         "LEARNING_RATE": "1e-3",
         "THINK_MODE": "off",
         "SAVE_FREQ": "1",
+        "ROLLOUT": "vllm",
         **variables,
     }
     script = ROOT / "verl_distillation" / "recipe" / "onpolicy_distill" / "run_qwen3_distill.sh"

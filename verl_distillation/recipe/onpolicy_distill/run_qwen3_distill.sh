@@ -11,6 +11,7 @@
 #   EXTEND_VOCAB_START_TOKEN   first id that the teacher has not; -1 takes it from the student's sid_spec.json   (-1)
 #   MASK_RESPONSE_IF_HAVE_EXTEND_TOKEN   True: one such token masks its whole response            (False)
 #   THINK_MODE TEMPERATURE ROLLOUT_N MAX_PROMPT_LENGTH RESPONSE_LENGTH   of the answers           (auto 1 1 2048 2048)
+#   ROLLOUT                    who writes and scores them: vllm, or transformers on a CPU             (auto: by the machine)
 #   LEARNING_RATE LR_SCHEDULER_TYPE WARMUP_STEPS                         of AdamW                 (1e-6 constant 0)
 #   TRAIN_BATCH_SIZE MINI_BATCH_SIZE TOTAL_STEPS MAX_TOKENS_PER_GPU      prompts a step, an update (256 all 200 16384)
 #   SAVE_FREQ KEEP_CHECKPOINTS RESUME SEED                               checkpoints              (50 2 True 42)
