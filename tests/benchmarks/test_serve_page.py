@@ -1,11 +1,11 @@
-"""The page in a real browser: choose, recommend, explain, chat, an error shown, on a phone, in the dark, by keyboard."""
+"""The page in a real browser: choose, recommend, explain, chat, an error shown; a phone, the dark, the keyboard."""
 
 import pytest
 
 from benchmarks.model import BenchModel
 from benchmarks.serving.ranker import Ranker
 from tests.benchmarks.browser import browser, chromium
-from tests.benchmarks.serving import TITLES, library_of, serving, service_of, threaded, write_run
+from tests.benchmarks.serving import TITLES, library_of, service_of, serving, threaded, write_run
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is here (Debian: apt-get install chromium)")
 
