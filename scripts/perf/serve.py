@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def engine_alone(args: argparse.Namespace) -> None:
-    """Write questions a second of the engine in a loop, as many at a time as clients, to ``--out``."""
+    """Write (questions a second, processor ms of each) of the engine in a loop, by how many at a time, to ``--out``."""
     from benchmarks.catalogues import BenchData
     from benchmarks.serving.library import Library
     from benchmarks.serving.questions import question
@@ -78,11 +78,11 @@ def engine_alone(args: argparse.Namespace) -> None:
     for size in args.clients:
         rounds = itertools.cycle(wanted)
         ranker.rank([next(rounds) for _ in range(size)])
-        count, start = 0, time.perf_counter()
+        count, start, used = 0, time.perf_counter(), time.process_time()
         while count < args.measured:
             ranker.rank([next(rounds) for _ in range(size)])
             count += size
-        found[str(size)] = count / (time.perf_counter() - start)
+        found[str(size)] = count / (time.perf_counter() - start), 1e3 * (time.process_time() - used) / count
     args.out.write_text(json.dumps(found))
 
 
@@ -248,6 +248,16 @@ async def the_end(process: subprocess.Popen, port: int, asked: Sequence[bytes]) 
     return good, await asyncio.to_thread(process.wait)
 
 
+def processor(root: int) -> list[float]:
+    """Seconds of processor that the HTTP side's process and the model's, the largest below it, have used."""
+    model = max(descendants(root), key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+    used = []
+    for pid in (root, model):
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        used.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+    return used
+
+
 def resident(root: int) -> int:
     """Resident memory of a process and those below it, in bytes."""
     pages = 0
@@ -255,6 +265,19 @@ def resident(root: int) -> int:
         with contextlib.suppress(OSError):
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def print_table(before: dict[str, Any], after: dict[str, Any], rows: Sequence[Any]) -> None:
+    """The engine in a loop, the mean of before and after, and the server beside it."""
+    print_heads("", "a second", "of the engine's", "median ms", "99 % ms", "processor ms each: model", "HTTP")
+    engine = {size: [statistics.mean(pair) for pair in zip(before[size], after[size], strict=True)] for size in before}
+    for size, (rate, used) in engine.items():
+        ends = f"{rate:.1f} ({before[size][0]:.1f} before, {after[size][0]:.1f} after)"
+        print_row(f"engine, {size} at a time", ends, "", "", "", f"{used:.2f}", "")
+    for clients, rate, seconds, (front, model) in rows:
+        late = seconds[min(len(seconds) - 1, int(len(seconds) * 0.99))]
+        times = (f"{1e3 * statistics.median(seconds):.1f}", f"{1e3 * late:.1f}", f"{model:.2f}", f"{front:.2f}")
+        print_row(f"clients: {clients}", f"{rate:.1f}", f"{rate / engine[str(clients)][0]:.0%}", *times)
 
 
 def main() -> None:
@@ -272,23 +295,17 @@ def main() -> None:
         rows = []
         for clients in args.clients:
             asyncio.run(in_a_loop(port, asked, clients, max(clients, args.measured // 10)))
-            rows.append((clients, *asyncio.run(in_a_loop(port, asked, clients, args.measured))))
+            used = processor(process.pid)
+            rate, seconds = asyncio.run(in_a_loop(port, asked, clients, args.measured))
+            spent = [1e3 * (b - a) / args.measured for a, b in zip(used, processor(process.pid), strict=True)]
+            rows.append((clients, rate, seconds, spent))
         start = time.perf_counter()
         outcomes, sizes = asyncio.run(under_load(port, asked, args.requests, lambda: resident(process.pid)))
         took = time.perf_counter() - start
         answered, status = asyncio.run(the_end(process, port, asked))
     after, _ = itself(*alone)
-    engine = {size: statistics.mean((before[size], after[size])) for size in before}
     print(f"{len(asked)} questions, {args.beams} beams, {os.cpu_count()} cores, {args.device}")
-    print_heads("clients", "requests a second", "of the engine's", "median ms", "99 % ms")
-    for size in before:
-        print_row(
-            f"engine, {size} at a time", f"{engine[size]:.1f} ({before[size]:.1f}, {after[size]:.1f})", "", "", ""
-        )
-    for clients, rate, seconds in rows:
-        share = f"{rate / engine[str(clients)]:.0%}"
-        late = seconds[min(len(seconds) - 1, int(len(seconds) * 0.99))]
-        print_row(clients, f"{rate:.1f}", share, f"{1e3 * statistics.median(seconds):.1f}", f"{1e3 * late:.1f}")
+    print_table(before, after, rows)
     print(
         f"{args.requests:,} requests in {took:.0f} s: {', '.join(f'{k}: {n:,}' for k, n in sorted(outcomes.items()))}"
     )

@@ -25,6 +25,7 @@ from benchmarks.serving.ranker import Ranker, Wanted
 from benchmarks.serving.schemas import MOST_BODY
 from benchmarks.serving.upstream import writer
 from benchmarks.serving.worker import Worker
+from benchmarks.serving.writing import Ask, Text
 from onerec.errors import InputError
 from onerec.sid import SidSpec
 from tests.benchmarks.conftest import write_tiny_data
@@ -206,14 +207,17 @@ def test_a_chat_says_what_the_model_writes(client, model):
 
 
 def test_thinking_is_told_from_the_answer(client, model):
-    messages = [{"role": "user", "content": "看过什么"}]
-    prompt = model.prompt_ids([messages], True, 100)
+    prompt = model.prompt_ids([[{"role": "user", "content": "看过什么"}]], True, 100)
     whole = model.think(prompt, 9, "t")
-    after = model.generate(whole, 6, [], "t")
-    answer = said(client, thinking=True, max_thinking_tokens=9, max_tokens=6).json()["choices"][0]["message"]
-    thought = model.tokenizer.decode(whole[0][len(prompt[0]) :], skip_special_tokens=False)
-    assert answer["reasoning_content"] == model.renderer.split_thinking(thought)[0].strip()
-    assert answer["content"] == model.tokenizer.decode(after[0], skip_special_tokens=True).lstrip("\n")
+    after = model.generate(whole, 6, [], "t")[0]
+    text, thought, answer = Text(model, Ask(tuple(prompt[0]), 6, 9)), "", ""
+    while not text.finish:
+        new, written = text.step()
+        thought, answer = thought + new, answer + written
+    assert text.so_far[: len(whole[0]) + len(after)] == [*whole[0], *after] and thought
+    assert answer == model.tokenizer.decode(after, skip_special_tokens=True).lstrip("\n")
+    message = said(client, thinking=True, max_thinking_tokens=9, max_tokens=6).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (thought.strip(), answer)
 
 
 def test_draws_come_again_by_their_seed_and_a_stop_text_ends(client):
