@@ -61,7 +61,8 @@ class Library:
     def _by_user(self, task: str) -> dict[str, list[int]]:
         places: dict[str, list[int]] = {}
         for place, example in enumerate(self.examples[task]):
-            places.setdefault(str(self.data.users.show(example.user)), []).append(place)
+            whose = example.user if example.uid is None else example.uid
+            places.setdefault(str(self.data.users.show(whose)), []).append(place)
         return places
 
     def shelf(self, task: str) -> Shelf:

@@ -57,13 +57,12 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 60) -> Any:
-        """The value of an expression as soon as it is true."""
+    def wait(self, condition: str, seconds: float = 60) -> None:
+        """Wait until an expression is true."""
         end = time.monotonic() + seconds
-        while not (value := self.run(condition)):
+        while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < end, f"not within {seconds} s: {condition}\n{self.run('document.body.innerText')}"
             time.sleep(0.05)
-        return value
 
     def open(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a page in a window of a width, in pixels."""

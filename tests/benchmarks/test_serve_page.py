@@ -88,8 +88,8 @@ def test_tasks_explanations_and_both_languages(tab, url):
     assert texts(tab, "#choiceLabel") == ["关键词"]
     tab.run("document.getElementById('user').value = '1'; document.getElementById('thinking').checked = true")
     click(tab, "#go")
-    tab.wait(f"{COLUMNS} === 3 && !document.getElementById('thought').hidden")
-    assert texts(tab, "#thoughtText")[0]
+    tab.wait(f"{COLUMNS} === 2 && !document.getElementById('thought').hidden")
+    assert texts(tab, "#thoughtText")[0] and "no training users" in texts(tab, ".columns section:nth-child(2) p")[0]
     click(tab, "#lang")
     assert tab.problems == []
 
