@@ -38,6 +38,6 @@ def load_transformers() -> ModuleType:
     Without scikit-learn, and scipy with it, which it imports for one function of assisted decoding.
     """
     if GENERATION not in sys.modules:
-        with quick_imports("sklearn"):
+        with quick_imports("sklearn", "scipy"):
             importlib.import_module(GENERATION)
     return sys.modules["transformers"]

@@ -1,13 +1,13 @@
 # Sourced by the numbered scripts and the quickstart: where a run lives, its settings, and how a command is printed.
 #   RUN_DIR  the folder that everything of a run goes into   (runs/quickstart)
-#   PROFILE  a folder of scripts/profiles, a file a stage    (laptop)
+#   PROFILE  a folder of scripts/profiles, a file a stage    (quick)
 #   SEED     seed of the world and of every stage            (0)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
 source "$ROOT/scripts/argument.sh"
 source "$ROOT/scripts/owned.sh"
 : "${VENV:=$ROOT/.venv}"
-: "${PROFILE:=laptop}"
+: "${PROFILE:=quick}"
 : "${SEED:=0}"
 : "${RUN_DIR:=$ROOT/runs/quickstart}"
 if ! mkdir -p "$RUN_DIR" 2> /dev/null || [[ ! -w "$RUN_DIR" ]]; then

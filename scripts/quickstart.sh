@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The whole factory on a laptop, from raw logs to the results table and report: bash scripts/quickstart.sh
-#   --smoke              the same chain in under three minutes, on a very small world (numbers mean nothing)
+#   --smoke              the same chain on a very small world, in five minutes (numbers mean nothing)
+#   --full               the same chain on a larger world, in an hour: where the project's tables come from
 #   --fresh              start over, in a folder of this command's; without it a run goes on after its last stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
-#   --no-rl              leave out distillation (09) and GRPO (10), which need verl, Ray and vLLM (on CPU: Linux only)
-#   --rl                 keep them, where --smoke would leave them out: starting Ray twice takes longer than the rest
+#   --no-rl, --rl        leave out distillation (09) and GRPO (10), which need verl and Ray (Linux); --rl keeps them
 #   --seed <n>           seed of the world and of every stage (0)
-#   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, smoke or movielens of this clone)
+#   --run_dir <folder>   where everything goes, from where you are (runs/quickstart, smoke, full or movielens of this clone)
 #   --set <stage>.<NAME>=<value>   one setting of this run, as grpo.LEARNING_RATE=1e-3; as often as you like
 # Real data with published numbers beside them, several seeds, one command each: scripts/recipes/*.sh.
 # Settings: scripts/profiles/<PROFILE>/<stage>.env. A setting in the environment is refused: every stage with that name
@@ -19,10 +19,11 @@ source scripts/owned.sh
 
 fresh=0 sets=""
 given="${PROFILE:-}" # a profile of your own stays under --movielens
-: "${PROFILE:=laptop}"
+: "${PROFILE:=quick}"
 while (($#)); do
   case "$1" in
     --smoke) PROFILE=smoke; : "${RUN_DIR:=$PWD/runs/smoke}" ;;
+    --full) PROFILE=laptop; : "${RUN_DIR:=$PWD/runs/full}" ;;
     --fresh) fresh=1 ;;
     --rl) RL=1 ;;
     --no-rl) RL=0 ;;
@@ -38,7 +39,7 @@ while (($#)); do
     --run_dir) argument "${2:-}" "--run_dir: needs a folder; --run_dir runs/mine"; RUN_DIR="$2"; shift ;;
     --set) argument "${2:-}" "--set: needs a setting; --set grpo.LEARNING_RATE=1e-3"; sets+="$2"$'\n'; shift ;;
     *)
-      echo "error: $1: is not a flag of quickstart.sh; --smoke, --fresh, --movielens, --rl, --no-rl, --seed, --run_dir or --set" >&2
+      echo "error: $1: is not a flag of quickstart.sh; --smoke, --full, --fresh, --movielens, --rl, --no-rl, --seed, --run_dir or --set" >&2
       exit 2
       ;;
   esac
@@ -46,7 +47,7 @@ while (($#)); do
 done
 if [[ -z "${RL:-}" ]]; then
   RL=1
-  [[ "$(uname -s)" == Linux && "$PROFILE" != smoke ]] || RL=0
+  [[ "$(uname -s)" == Linux ]] || RL=0
 fi
 export ONEREC_SETTINGS="$sets" SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
@@ -88,28 +89,47 @@ mv "$RUN_DIR/.done/settings.new" "$RUN_DIR/.done/settings"
 # What the stages of this profile took where they were measured, for the time left; other settings take another time.
 expected=""
 [[ -n "$sets" || ! -f "scripts/profiles/$PROFILE/seconds" ]] || expected="$(cat "scripts/profiles/$PROFILE/seconds")"
-[[ "$RL" == 1 ]] || expected="$(sed -e '/^09_/d' -e '/^10_/d' <<< "$expected")"
+if [[ "$RL" != 1 ]]; then
+  expected="$(sed -e '/^09_/d' -e '/^10_/d' <<< "$expected")"
+elif [[ "$expected" != *$'\n10_'* ]]; then
+  expected="" # measured without the two
+fi
 
 # stage <name> <script> [arguments]: run a numbered script unless it has finished. Its output goes to logs/<name>.log; a
 # terminal shows how far it is.
 began=$SECONDS
 stage() {
-  local name="$1" start=$SECONDS
-  shift
-  if [[ -f "$RUN_DIR/.done/$name" ]]; then
-    echo "== $name: finished before"
-    return
+  if [[ -f "$RUN_DIR/.done/$1" ]]; then
+    echo "== $1: finished before"
+  elif ! owned python3 scripts/watch.py "$1" "$RUN_DIR" "$((SECONDS - began))" "$expected" bash "${@:2}"; then
+    owned_end || true # what runs beside it is worth its result
+    failed "$1"
   fi
-  if ! owned python3 scripts/watch.py "$name" "$RUN_DIR" "$((SECONDS - began))" "$expected" bash "$@"; then
-    echo "error: $name: failed (the message is above and in $RUN_DIR/logs/$name.log); mend it and run the same command again to go on from here" >&2
-    exit 2
+}
+
+# beside <name> <script> [arguments]: the same, but the stages that follow begin at once, until one says `finished`: a
+# stage of a small model leaves a core idle, verl's start above all. One runs beside them at a time.
+beside() {
+  finished
+  if [[ -f "$RUN_DIR/.done/$1" ]]; then
+    echo "== $1: finished before"
+  else
+    beside="$1"
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-$half}" owned_beside \
+      python3 scripts/watch.py --beside "$1" "$RUN_DIR" "$((SECONDS - began))" "" bash "${@:2}"
   fi
-  echo "$((SECONDS - start))" > "$RUN_DIR/.done/$name"
+}
+beside="" half="$(python3 -c 'import os; print(max(1, len(os.sched_getaffinity(0)) // 2 if hasattr(os, "sched_getaffinity") else 1))')"
+finished() { owned_end || failed "$beside"; }
+
+failed() {
+  echo "error: $1: failed (the message is above and in $RUN_DIR/logs/$1.log); mend it and run the same command again to go on from here" >&2
+  exit 2
 }
 
 # evaluate <number> <model>: evaluate a model, where EVAL_STAGES of evaluate.env names it.
 evaluate() {
-  if [[ " $eval_stages " == *" $2 "* ]]; then stage "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
+  if [[ " $eval_stages " == *" $2 "* ]]; then beside "$1_evaluate" scripts/11_evaluate.sh "$2"; fi
 }
 
 # Raw logs, captions and embeddings: the toy world, MovieLens, Amazon or tables of one's own.
@@ -119,15 +139,17 @@ found="$(python3 scripts/settings.py list "$PROFILE")" || exit
 eval_stages="$(setting evaluate EVAL_STAGES)" validation_users="$(setting evaluate VALIDATION_USERS)"
 stg1_steps="$(setting stg1 NUM_TRAINING_STEPS)" stg2_steps="$(setting stg2 NUM_TRAINING_STEPS)"
 distill_steps="$(setting distill TOTAL_STEPS)" grpo_steps="$(setting grpo NUM_TRAINING_STEPS)"
+# A tiny Qwen3 that speaks: stands for the base LLM, which a cluster run downloads.
+beside 04_base_model scripts/04_base_model.sh
 # Item embeddings to SIDs by residual k-means.
 stage 02_tokenizer scripts/02_tokenizer.sh
 # Logs and SIDs to training records, RL data and the benchmark's test files.
 stage 03_data scripts/03_data.sh
-# A tiny Qwen3 that speaks: stands for the base LLM, which a cluster run downloads.
-stage 04_base_model scripts/04_base_model.sh
+finished
 evaluate 04 base
 # Itemic tokens into the vocabulary.
 stage 05_expand_vocab scripts/05_expand_vocab.sh
+beside 11_baselines scripts/11_evaluate.sh baselines
 # Stage 1: only the itemic embeddings learn. Stage 2: everything learns, general text too. 0 steps leave a stage out.
 if ((${stg1_steps:-1})); then
   stage 06_pretrain_stg1 scripts/06_pretrain_stg1.sh
@@ -148,13 +170,13 @@ if [[ "$RL" == 1 ]]; then
     stage 09_distillation scripts/09_distillation.sh
     evaluate 09 distill
   fi
-  # GRPO: what users take is rewarded, on Ray and vLLM.
+  # GRPO: what users take is rewarded.
   if ((${grpo_steps:-1})); then
     stage 10_rl_grpo scripts/10_rl_grpo.sh
     evaluate 10 rl
   fi
 fi
-stage 11_baselines scripts/11_evaluate.sh baselines
+finished
 # The table, as text, Markdown, JSON and one HTML page.
 rm -f "$RUN_DIR/.done/12_report"
 stage 12_report scripts/12_report.sh

@@ -1,12 +1,15 @@
 """Run one stage of the quickstart: its output goes to a log; a terminal shows one line with a bar and the time left.
 
     python3 scripts/watch.py 08_posttrain_sft runs/mine 203 "$expected" bash scripts/08_posttrain_sft.sh
+    python3 scripts/watch.py --beside 04_evaluate runs/mine 203 "" bash scripts/11_evaluate.sh base
 
 The four words before the command: the stage, the run's folder, the seconds since the run began, and lines
 ``<stage>:<seconds>`` of what each stage of the profile took where that was measured ("" where nobody did). How far a
 stage is comes from the steps and tasks that it prints; only where it prints none from what it is expected to take.
 Where neither says it, no time is shown. Elsewhere than on a terminal: a line when the stage begins and one when it
-ends. The last lines of a failed stage's log are shown. Exits with the command's status.
+ends. --beside: another stage runs at the same time and has the line, so this one has a word at its end alone. A
+finished stage is noted in the run's folder, .done/<stage>; the last lines of a failed stage's log are shown. Exits with
+the command's status.
 """
 
 from __future__ import annotations
@@ -131,11 +134,11 @@ def about(seconds: float) -> str:
 class Display:
     """What a person sees of a stage: a line that is drawn over and over, or, off a terminal, its begin and its end."""
 
-    def __init__(self, name: str, plan: Plan, before: int) -> None:
-        self.name, self.plan, self.before = name, plan, before
+    def __init__(self, name: str, plan: Plan, before: int, beside: bool = False) -> None:
+        self.name, self.plan, self.before, self.beside = name, plan, before, beside
         self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.said, self.began = Said(), time.monotonic()
-        if not self.live:
+        if not self.live and not beside:
             print(f"== {name}", flush=True)
 
     def passed(self) -> float:
@@ -144,7 +147,7 @@ class Display:
 
     def draw(self) -> None:
         """The line as it is now."""
-        if not self.live:
+        if not self.live or self.beside:
             return
         now, passed = time.monotonic(), self.passed()
         stage, run = self.plan.left(self.name, self.said, passed, now)
@@ -152,7 +155,9 @@ class Display:
         if share is None and expected:
             share = min(passed / expected, 0.99)
         left = f"{about(run)} in all" if run is not None else f"{about(stage)} of this" if stage is not None else ""
-        self._print("" if share is None else "#" * int(share * _BAR), passed, left)
+        # A block that moves says that the stage is alive, and nothing of how far it is.
+        bar = "." * (int(passed) % _BAR) + "#" if share is None else "#" * int(share * _BAR)
+        self._print(bar, passed, left)
 
     def _print(self, bar: str, passed: float, *texts: str, end: str = "") -> None:
         line = f"{self.name:<17} [{bar:.<{_BAR}}] {clock(passed):>7}"
@@ -195,15 +200,20 @@ def run(command: Sequence[str], log: Path, display: Display) -> int:
 
 
 def main() -> None:
-    name, run_dir, before, expected, *command = sys.argv[1:]
+    beside = sys.argv[1] == "--beside"
+    name, run_dir, before, expected, *command = sys.argv[2 if beside else 1 :]
     log = Path(run_dir) / "logs" / f"{name}.log"
     signals: list[int] = []
     # What ends the run reaches the stage by its keeper; this process writes down what the stage says at its end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: signals.append(number))
-    display = Display(name, Plan.of(expected, Path(run_dir) / ".done"), int(before))
+    display = Display(name, Plan.of(expected, Path(run_dir) / ".done"), int(before), beside)
     status = run(command, log, display)
+    if not status:
+        note = Path(run_dir) / ".done" / name
+        note.with_suffix(".new").write_text(f"{display.passed():.0f}\n")
+        note.with_suffix(".new").replace(note)
     display.end(status, bool(signals), log)
     sys.exit(status)
 

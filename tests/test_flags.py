@@ -39,6 +39,7 @@ NO_FLAGS = {
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
     "scripts/settings.py",
+    "scripts/watch.py",
 }
 OUTSIDE = ("nan", "inf", "-inf", "-5", "1e400", "10" * 15, "-" + "10" * 15, "four", "", "1;2", "0x10")
 

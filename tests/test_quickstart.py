@@ -25,6 +25,7 @@ STAGES = [
     "06_pretrain_stg1",
     "07_pretrain_stg2",
     "08_posttrain_sft",
+    "09_distillation",
 ]
 
 
@@ -34,12 +35,13 @@ def run_dir(tmp_path_factory):
 
 
 def quickstart(run_dir: Path, *flags: str) -> list[str]:
-    # Distillation and GRPO have their own end-to-end tests; starting Ray twice here would take minutes.
+    # GRPO has an end-to-end test of its own.
     return [
         "bash",
         str(ROOT / "scripts" / "quickstart.sh"),
         "--smoke",
-        "--no-rl",
+        "--set",
+        "grpo.NUM_TRAINING_STEPS=0",
         "--run_dir",
         str(run_dir),
         # Four layers all the way also show that no stage takes SIDs for three codes.
@@ -76,7 +78,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
     assert "== 03_data: finished before" in second.stdout
     report = run_dir / "report"
     rows = json.loads((report / "report.json").read_text())["rows"]
-    names = ["base", "stage1", "stage2", "sft", "popularity", "cooccurrence", "itemknn", "transitions"]
+    names = ["base", "stage1", "stage2", "sft", "distill", "popularity", "cooccurrence", "itemknn", "transitions"]
     assert [row["label"] for row in rows] == names
     assert set(rows[3]["tasks"]) == {*BENCH_TASKS, "general"}
     assert "video R@10" in second.stdout and (report / "report.html").stat().st_size > 5000
@@ -107,7 +109,7 @@ def test_other_settings_in_the_same_folder_are_refused(run_dir):
 def test_checkpoints_of_the_chain_load_in_transformers(run_dir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for stage in ("base", "stage2", "sft"):
+    for stage in ("base", "stage2", "sft", "distill"):
         folder = run_dir / "models" / stage / "hf"
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         assert model.get_input_embeddings().weight.shape[0] >= len(tokenizer) and tokenizer.chat_template

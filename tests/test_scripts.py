@@ -52,9 +52,10 @@ def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-# A stage as quickstart.sh runs it, with a process in a session of its own.
+# A stage as quickstart.sh runs it, with a process in a session of its own, and another stage beside it.
 OWNER = """
 source scripts/owned.sh
+owned_beside bash -c 'sleep 300; echo after'
 owned bash -c 'setsid sleep 300 & echo up; sleep 300; echo after'
 echo "status $?"
 """
@@ -65,7 +66,7 @@ echo "status $?"
 def test_what_ends_a_script_ends_what_it_runs(number):
     with subprocess.Popen(["bash", "-c", OWNER], cwd=ROOT, stdout=-1, stderr=-1, text=True) as owner:
         assert owner.stdout.readline() == "up\n"
-        assert wait_until(lambda: len(descendants(owner.pid)) >= 4)
+        assert wait_until(lambda: len(descendants(owner.pid)) >= 7)
         below = descendants(owner.pid)
         owner.send_signal(number)
         output, error = owner.communicate(timeout=180)
@@ -83,6 +84,11 @@ def test_a_script_that_ends_gives_the_status_of_what_it_ran():
     script = "set -e; source scripts/owned.sh; owned true; owned bash -c 'exit 5' || echo $?; owned false; echo after"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=180)
     assert done.returncode == 1 and done.stdout == "5\n" and not done.stderr
+    beside = (
+        "source scripts/owned.sh; owned_end && owned_beside bash -c 'sleep 1; exit 6'; owned echo at once; owned_end"
+    )
+    done = subprocess.run(["bash", "-c", f"{beside}; echo $?"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.stdout == "at once\n6\n" and not done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -203,7 +209,8 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(in
         str(tmp_path / "run"),
     ]
     with subprocess.Popen(command, env=installed, stdout=-1, stderr=-1, text=True) as first:
-        assert any("make_toy_world" in line for line in first.stdout)
+        log = tmp_path / "run" / "logs" / "01_world.log"
+        assert wait_until(lambda: log.exists() and "make_toy_world" in log.read_text())
         second = quickstart(installed, "--run_dir", str(tmp_path / "run"))
         assert second.returncode == 2 and second.stderr.count("\n") == 1
         assert "run: another run is at work in it; wait until it has ended" in second.stderr

@@ -68,6 +68,7 @@ def first_screen(rows: Sequence[Row], n_boot: int) -> list[dict[str, Any]]:
         of = title_of(rows, tasks[0]) if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
         line = best and (f"best baseline, {best[0].label}", best[1])
         cards.append({"heading": "Recommendation", "aside": f"Recall@10, {of}", "bars": bars(found, line)})
+    stages = [row for row in stages if row.kind == "stage"]  # a prior ranks items only
     if metric := general_metric(stages):
         found = [Bar(r.label, r.kind, r.cell(GENERAL, metric), r.interval(GENERAL, metric)) for r in stages]
         known = [bar for bar in found if bar.value is not None]
@@ -89,5 +90,7 @@ def every_metric(rows: Sequence[Row]) -> list[dict[str, Any]]:
         best = best_baseline(rows, c.task, c.metric)
         if found:
             line = best and (f"best baseline, {best[0].label}", best[1])
+            if c.metric == "auc" and not best:
+                line = "chance", 0.5
             cards.append({"heading": c.heading, "bars": bars(found, line)})
     return cards

@@ -34,10 +34,20 @@ class Claim:
         return f"{self.text} {self.numbers}"
 
 
-def verdict(result: Paired, less_is_better: bool = False) -> str:
-    """By the interval of the difference: above zero, below it, or neither."""
-    low, high = (-result.high, -result.low) if less_is_better else (result.low, result.high)
+def gained(result: Paired, less_is_better: bool = False) -> str:
+    """Whether there is more: by the interval of the difference, above zero, below it, or neither."""
+    low, high = _better(result, less_is_better)
     return HOLDS if low > 0 else FAILS if high < 0 else OPEN
+
+
+def kept(result: Paired, less_is_better: bool = False) -> str:
+    """Whether there is no less: an interval that reaches below zero is no proof, and one wholly below is a loss."""
+    low, high = _better(result, less_is_better)
+    return HOLDS if low >= 0 else FAILS if high < 0 else OPEN
+
+
+def _better(result: Paired, less_is_better: bool) -> tuple[float, float]:
+    return (-result.high, -result.low) if less_is_better else (result.low, result.high)
 
 
 def story(rows: Sequence[Row], against: Sequence[Comparison], n_boot: int) -> list[Claim]:
@@ -71,6 +81,7 @@ class _Teller:
     def __init__(self, rows: Sequence[Row], n_boot: int) -> None:
         self.tasks = ranking_tasks(rows)
         self.general = general_metric(rows)
+        self._falls = self.general in LESS_IS_BETTER
         self.n_boot = n_boot
         self.recall = f"mean Recall@10 over {len(self.tasks)} tasks"
         if len(self.tasks) == 1:
@@ -94,18 +105,20 @@ class _Teller:
     def recommends(self, claim: str, before: Row, after: Row) -> Claim | None:
         """That ``after`` recommends better than ``before``."""
         result = self._mean(before, after)
-        return result and Claim(claim, verdict(result), _numbers(self.recall, before, after, result, "users"))
+        return result and Claim(claim, gained(result), _numbers(self.recall, before, after, result, "users"))
 
     def keeps_recommending(self, before: Row, after: Row) -> Claim | None:
         """That ``after`` recommends no worse."""
         result = self._mean(before, after)
         claim = f"{after.label} recommends as well as {before.label}"
-        return result and Claim(claim, verdict(result), _numbers(self.recall, before, after, result, "users"))
+        return result and Claim(claim, kept(result), _numbers(self.recall, before, after, result, "users"))
 
     def keeps(self, claim: str, before: Row, after: Row) -> Claim | None:
         """That ``after`` has as much general ability."""
         result = self._general(before, after)
-        return result and Claim(claim, self._side(result), _numbers(self.ability, before, after, result, self.of))
+        return result and Claim(
+            claim, kept(result, self._falls), _numbers(self.ability, before, after, result, self.of)
+        )
 
     def wins_back(self, base: Row | None, sft: Row, distilled: Row) -> Claim | None:
         """That distillation wins general ability back, and how much of what was lost."""
@@ -113,13 +126,13 @@ class _Teller:
         if result is None:
             return None
         numbers = _numbers(self.ability, sft, distilled, result, self.of)
-        start = base.cell(GENERAL, self.general) if base else None
-        if start and self._side(result) == HOLDS and (start - result.a) * result.difference > 0:
-            numbers += f" That is {result.difference / (start - result.a):.0%} of what {sft.label} had lost."
-        return Claim(f"{distilled.label} (distillation) wins general ability back", self._side(result), numbers)
-
-    def _side(self, result: Paired) -> str:
-        return verdict(result, self.general in LESS_IS_BETTER)
+        side, start = gained(result, self._falls), base.cell(GENERAL, self.general) if base else None
+        lost = 0.0 if start is None else (result.a - start if self._falls else start - result.a)
+        if side == HOLDS and lost > 0:
+            numbers += f" That is {abs(result.difference) / lost:.0%} of what {sft.label} had lost."
+        elif start is not None and lost <= 0:
+            numbers += f" {sft.label} had lost nothing."
+        return Claim(f"{distilled.label} (distillation) wins general ability back", side, numbers)
 
 
 def _numbers(what: str, before: Row, after: Row, result: Paired, of: str) -> str:
@@ -128,7 +141,9 @@ def _numbers(what: str, before: Row, after: Row, result: Paired, of: str) -> str
         f"95 % interval {result.low:+.4f} to {result.high:+.4f}, {result.users:,} {of}."
     )
     text = text[0].upper() + text[1:]
-    if result.low <= 0 <= result.high:
+    if result.low == result.high == 0:
+        text += " No answer of one is better than that of the other."
+    elif result.low <= 0 <= result.high:
         text += f" Zero lies within: more test {of} or a longer training would tell."
     return text
 
@@ -139,9 +154,7 @@ def _task_by_task(rows: Sequence[Row], last: Row, against: Sequence[Comparison])
         return None
     sides: dict[str, list[str]] = {HOLDS: [], FAILS: [], OPEN: []}
     for c in against:
-        sides[verdict(c.result)].append(
-            f"{title_of(rows, c.task)} ({c.before} {c.result.a:.4f}, here {c.result.b:.4f})"
-        )
+        sides[gained(c.result)].append(f"{title_of(rows, c.task)} ({c.before} {c.result.a:.4f}, here {c.result.b:.4f})")
     words = {HOLDS: "Above", FAILS: "Below", OPEN: "Too close to tell"}
     numbers = " ".join(f"{words[side]}: {', '.join(found)}." for side, found in sides.items() if found)
     claim = f"{last.label} is above the best baseline of each of {len(against)} tasks"

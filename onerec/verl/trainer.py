@@ -23,9 +23,13 @@ _POLL_SECONDS = 0.25
 
 
 def check_engine(server: Any) -> None:
-    """Raises where the engine behind ``server``, one of verl's vLLM servers, is dead; runs inside it."""
-    engine = getattr(server, "engine", None)  # a node without the API server has none
-    if engine is not None and engine.errored:
+    """Raises where the engine behind ``server`` is dead; runs inside it.
+
+    That is vLLM's, which has processes of its own; a node without the API server has none. Another server
+    (`onerec.verl.server`) lives while its process does.
+    """
+    engine = getattr(server, "engine", None)
+    if getattr(engine, "errored", False):
         raise engine.dead_error
 
 

@@ -32,6 +32,10 @@ out.textContent = JSON.stringify({{ scroll: d.documentElement.scrollWidth, clien
 headings: [...d.querySelectorAll("h2")].filter(seen).map(e => e.textContent),
 rows: [...d.querySelectorAll("#results tbody tr")].filter(seen).length,
 charts: [...d.querySelectorAll("svg")].filter(seen).length,
+pictures: [...d.querySelectorAll("#pictures .bars")].map(e => e.getBoundingClientRect()).map(r => [r.top, r.width]),
+narrowest: Math.min(...[...d.querySelectorAll(".bars .track")].map(e => e.getBoundingClientRect().width)),
+wide: [...d.querySelectorAll(".name, .value, .said li")].filter(e => e.scrollWidth > e.clientWidth + 1).length,
+lines: d.querySelectorAll("#pictures .track b").length, said: d.querySelectorAll(".said li").length,
 hits: [...d.querySelectorAll("li.hit")].filter(seen).map(e => e.textContent),
 columns: f.contentWindow.getComputedStyle(d.querySelector(".grid2")).gridTemplateColumns.split(" ").length,
 back: style.backgroundColor, ink: style.color,
@@ -122,9 +126,11 @@ def world(tmp_path):
 def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     report.main(world["argv"])
     out = capsys.readouterr().out
-    assert "video: recall@10 0.3500, 3.50 times the best baseline (popularity, 0.1000)" in out
-    assert "general EM 0.6000 → 0.5000 (-0.1000)" in out and "SFT, rec_reason: not judged: 2 (no judge set)" in out
+    assert "SFT recommends better than counting: yes." in out and "SFT, rec_reason: not judged: 2 (no judge" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 100  # but for the last, which names the folder
     markdown = (world["out"] / "report.md").read_text()
+    assert "video: recall@10 0.3500, 3.50 times the best baseline (popularity, 0.1000)" in markdown
+    assert "general EM 0.6000 → 0.5000 (-0.1000)" in markdown
     assert "| SFT | **0.3500** |" in markdown and "| base <LLM> | – |" in markdown
     value = json.loads((world["out"] / "report.json").read_text())
     assert value["rows"][2]["tasks"]["video"]["recall@10"] == pytest.approx(0.35)
@@ -134,14 +140,14 @@ def test_the_report_says_gains_losses_ratios_and_differences(world, capsys):
     assert {c["after"] for c in value["paired"]} == {"SFT"}  # stage 2 has nothing before it that was measured on items
 
 
-def test_the_report_calls_items_by_the_users_word(world, capsys):
+def test_the_report_calls_items_by_the_users_word(world):
     for path in world["out"].parent.glob("results_*/metrics.json"):
         value = json.loads(path.read_text())
         value["data"]["noun"] = "track"
         path.write_text(json.dumps(value))
     report.main(world["argv"])
-    assert "track: recall@10 0.3500, 3.50 times" in capsys.readouterr().out
     files = {name: (world["out"] / f"report.{name}").read_text() for name in ("md", "html", "json")}
+    assert "track: recall@10 0.3500, 3.50 times" in files["md"] and "Track Recall@10: popularity" in files["md"]
     assert "| track R@10 | track NDCG@10 |" in files["md"] and "## Errors: track" in files["md"]
     assert "video" not in files["md"] and "video" not in files["html"]
     assert json.loads(files["json"])["errors"][0]["task"] == "video", "in data a task keeps its name"
@@ -165,7 +171,26 @@ def test_examples_show_titles_hits_and_thinking(world):
     assert all(e["history"][0]["title"].startswith("第") and e["thought"].startswith("想") for e in examples)
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
+def test_users_to_look_at_are_half_of_them_with_a_hit_and_have_titles(world):
+    report.main(world["argv"])
+    users = json.loads((world["out"] / "report.json").read_text())["users"]
+    assert (users["task"], users["hits"], users["asked"]) == ("video", 3, 6)
+    assert [any(item["hit"] for item in r["predicted"]) for r in users["readings"]] == [True] * 3 + [False] * 3
+    page = (world["out"] / "report.html").read_text()
+    assert "Of all 6 users asked, 3 have one in the first ten." in page
+    assert (
+        page.index('id="pictures"') < page.index('id="users"') < page.index('id="curves"') < page.index('id="results"')
+    )
+
+
+def test_items_without_titles_are_no_users_to_look_at(world):
+    where = world["argv"].index("--titles")
+    report.main(world["argv"][:where] + world["argv"][where + 2 :])
+    assert json.loads((world["out"] / "report.json").read_text())["users"] is None
+    assert "users to look at" not in (world["out"] / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page with")
 def test_a_browser_shows_the_report(world, width, dark):
     report.main(world["argv"])
@@ -188,15 +213,14 @@ def test_a_browser_shows_the_report(world, width, dark):
     seen = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert seen["client"] == width or seen["client"] == width - 15  # less a scroll bar
     assert seen["scroll"] <= seen["client"], "the page scrolls sideways"
-    wanted = {
-        "Paired differences",
-        "Metrics",
-        "Training curves",
-        "Recall against beam width",
-        "Examples to read",
-        "Errors to learn from",
-    }
-    assert wanted <= set(seen["headings"]) and seen["rows"] == 4 and seen["charts"] >= 8
+    headings = ["6 users to look at", "Training, step by step", "Every metric, stage by stage"]
+    headings += ["Recall against beam width", "Errors to learn from", "All results", "What each stage gained and lost"]
+    assert [text for text in seen["headings"] if text in headings] == headings, "pictures first, tables last"
+    assert seen["rows"] == 4 and seen["charts"] == 3
+    # The first screen: recommendation and general ability, each with its line, beside each other where there is room.
+    (first, across), (second, _) = seen["pictures"]
+    assert first < 330 and (second < 900) and (first == second) == (width > 600) and across > width / 3
+    assert seen["lines"] == 6 and seen["said"] == 1 and seen["wide"] == 0 and seen["narrowest"] > 100
     assert seen["hits"] and all(text.startswith("第") for text in seen["hits"])
     assert (seen["columns"] == 1) == (width < 600) and seen["links"] == 0
     light = int(re.search(r"\d+", seen["back"])[0]) > 128

@@ -113,3 +113,16 @@ def test_every_sender_has_done_with_a_tensor_before_the_next_is_made():
 
     asyncio.run(send_to_all(stream(), *map(sender, seen)))
     assert seen == (["w0", "w1", "w2", "w3"],) * 2 and alive == [0, 1, 2, 3]
+
+
+def test_the_trainers_watch_knows_a_dead_engine_from_the_item_engine(parts):
+    import types
+
+    from onerec.verl.trainer import check_engine
+
+    folder, weights, _, _ = parts
+    check_engine(server_of(folder, weights))
+    check_engine(types.SimpleNamespace(engine=None))
+    dead = types.SimpleNamespace(errored=True, dead_error=RuntimeError("the engine is dead"))
+    with pytest.raises(RuntimeError, match="is dead"):
+        check_engine(types.SimpleNamespace(engine=dead))
