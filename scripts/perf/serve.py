@@ -1,7 +1,7 @@
 """The server beside its engine, and under load: requests a second, latencies, bad requests, memory, the end.
 
     python scripts/perf/serve.py --model_path <run>/models/sft/hf --data_dir <run>/output/benchmark_data
-    python scripts/perf/serve.py … --requests 1000 --measured 200           # small, as the tests run it
+    python scripts/perf/serve.py … --requests 1000 --clients                # the load alone, as the tests run it
 
 The engine answers the same questions in a loop in a process of its own, as many at a time as there are clients, before
 and after. A client asks, waits and asks again. Then come --requests with a fifth of them bad: malformed, unknown items,
@@ -44,7 +44,9 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--model_path", type=Path, required=True)
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--clients", type=COUNT, nargs="+", default=[1, 8, 64], help="clients at a time")
+    parser.add_argument(
+        "--clients", type=COUNT, nargs="*", default=[1, 8, 64], help="clients at a time; none: the load alone"
+    )
     add_numbers(
         parser,
         requests=(10_000, "requests under load"),
@@ -103,9 +105,9 @@ def bodies(library: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def server(args: argparse.Namespace) -> Iterator[tuple[subprocess.Popen, int]]:
     """The server's process and port."""
-    flags = ["--model_path", args.model_path, "--data_dir", args.data_dir, "--device", args.device, "--port", "0"]
-    command = [sys.executable, str(ROOT / "benchmarks/serve.py"), *map(str, flags)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    flags = [args.model_path, "--data_dir", args.data_dir, "--device", args.device, "--port", "0"]
+    command = ["bash", str(ROOT / "benchmarks/serve.sh"), *map(str, flags)]
+    env = {**os.environ, "PYTHON": sys.executable, "VENV": ""}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = next((line for line in process.stdout if line.startswith("open ")), "")
@@ -290,7 +292,7 @@ def main() -> None:
     asked = [json.dumps(body).encode() for body in bodies(Library(BenchData(args.data_dir)), args)]
     shared = ["--model_path", args.model_path, "--data_dir", args.data_dir, "--device", args.device]
     alone = ["--engine_alone", *shared, "--measured", args.measured, "--beams", args.beams, "--clients", *args.clients]
-    before, _ = itself(*alone)
+    before = itself(*alone)[0] if args.clients else {}
     with server(args) as (process, port):
         rows = []
         for clients in args.clients:
@@ -303,9 +305,10 @@ def main() -> None:
         outcomes, sizes = asyncio.run(under_load(port, asked, args.requests, lambda: resident(process.pid)))
         took = time.perf_counter() - start
         answered, status = asyncio.run(the_end(process, port, asked))
-    after, _ = itself(*alone)
+    after = itself(*alone)[0] if args.clients else {}
     print(f"{len(asked)} questions, {args.beams} beams, {os.cpu_count()} cores, {args.device}")
-    print_table(before, after, rows)
+    if rows:
+        print_table(before, after, rows)
     print(
         f"{args.requests:,} requests in {took:.0f} s: {', '.join(f'{k}: {n:,}' for k, n in sorted(outcomes.items()))}"
     )
