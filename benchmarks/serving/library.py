@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -91,7 +92,7 @@ class Library:
         found = self.fields(task, key) if task in self.tasks else {}
         return sorted(found, key=lambda name: (-len(found[name]), name))
 
-    @functools.lru_cache(64)  # noqa: B019  one library a process
+    @functools.lru_cache(64)  # noqa: B019  a library lives as long as the process
     def fields(self, task: str, key: str) -> dict[str, set[int]]:
         """By the value of a field of the metadata, the places of a task's test rows."""
         places = {example.uuid: place for place, example in enumerate(self.examples.get(task, ()))}
@@ -155,12 +156,14 @@ class Shelf:
 
     def sid(self, pid: int) -> str:
         """The SID of an item as text; empty where it has none."""
-        row = int(self.index.rows_naming(_one(pid))[0])
-        return "" if row < 0 else self.data.spec.format(self.index.sids[row].tolist())
+        return self.item(pid)["sid"]
 
+    @functools.lru_cache(1 << 16)  # noqa: B019  a library lives as long as the process
     def item(self, pid: int) -> dict[str, Any]:
-        """An item as answers have it."""
-        return {"pid": self.show(pid), "title": self.titles.get(pid, ""), "sid": self.sid(pid)}
+        """An item as answers have it, not to be changed."""
+        row = int(self.index.rows_naming(np.array([pid], np.int64))[0])
+        sid = "" if row < 0 else self.data.spec.format(self.index.sids[row].tolist())
+        return {"pid": self.show(pid), "title": self.titles.get(pid, ""), "sid": sid}
 
     def find(self, name: int | str) -> int:
         """The pid of an id, a SID or a title; of several the most popular. Raises `Unknown` where there is none."""
@@ -193,9 +196,3 @@ class Shelf:
     def ranked(self, recommender: Recommender, history: Sequence[int], k: int, skip: Collection[int]) -> list[int]:
         """The best ``k`` items of the catalogue by a recommender."""
         return [pid for pid in recommender.rank([list(history)], k, [skip])[0] if pid in self._known]
-
-
-def _one(pid: int) -> Any:
-    import numpy as np
-
-    return np.array([pid], np.int64)
