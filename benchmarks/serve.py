@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--port", type=integer(0, 65535), default=8000, help="0: any free one")
     add("--device", default="auto", help="cpu, cuda or auto")
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on a GPU, fp32 elsewhere")
-    add("--replicas", type=PROCESSES, default=1, help="processes with a copy of the model, on cuda a GPU each")
+    add("--replicas", type=PROCESSES, default=1, help="processes with a copy of the model, on GPUs in turn")
     add("--text_server", default="", help="URL (…/v1) of a server with the same weights that writes the chat: vLLM's")
     add("--max_waiting", type=COUNT, default=256, help="questions to a model at a time; more get status 429")
     add("--time_limit", type=POSITIVE, default=60.0, help="seconds that an answer may take")
@@ -132,7 +132,9 @@ def server_of(service: Service, host: str, time_limit: float, own_signals: bool 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             """A first signal ends the server when all is answered, a second one at once."""
-            loop, numbers = asyncio.get_running_loop(), ENDING if own_signals else ()
+            loop = asyncio.get_running_loop()
+            # What is ignored (nohup) stays so.
+            numbers = [n for n in ENDING if own_signals and signal.getsignal(n) is not signal.SIG_IGN]
             for number in numbers:
                 loop.add_signal_handler(number, self.handle_exit, number, None)
             yield

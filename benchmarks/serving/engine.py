@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import multiprocessing
 import queue
@@ -82,7 +83,7 @@ class Replica:
         """End it, in good order where it still listens."""
         self.ask("stop")
         self.ask_no_more()
-        self.process.join(seconds)
+        self.process.join(seconds if self.facts else 0)  # one that still loads does not listen
         if self.process.is_alive() and hasattr(self.process, "kill"):
             self.process.kill()
             self.process.join()
@@ -101,14 +102,11 @@ class Engine:
         self._ids = itertools.count()
 
     def start(self, settings: Settings, replicas: int = 1) -> None:
-        """Start the processes; several on GPUs in turn."""
-        import dataclasses
-
+        """Start the processes."""
         context = multiprocessing.get_context("spawn")
 
         def begin(place: int) -> Callable[[Any], Any]:
-            device = f"cuda:{place}" if replicas > 1 and settings.device == "cuda" else settings.device
-            own = dataclasses.replace(settings, device=device)
+            own = dataclasses.replace(settings, place=place)
 
             def process(connection: Any) -> Any:
                 started = context.Process(target=run, args=(connection, own), daemon=True, name=self.name)

@@ -27,7 +27,7 @@ MOST_TEXTS = 16  # texts that take turns; others wait
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a process loads."""
+    """What a process loads; the replica at ``place`` takes one of several GPUs."""
 
     model_path: Path
     data_dir: Path | None
@@ -35,6 +35,7 @@ class Settings:
     product_prior: Path | None = None
     device: str = "auto"
     precision: str = "auto"
+    place: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +185,12 @@ def opened(settings: Settings) -> tuple[Any, Any]:
     from benchmarks.tasks import TASKS
     from onerec.tasks import PRODUCT, RANK_TASKS
 
-    model = BenchModel(settings.model_path, device=settings.device, precision=settings.precision)
+    model = BenchModel(settings.model_path, device=_device(settings), precision=settings.precision)
     if settings.data_dir is None or model.spec is None:
         return model, None
     data = BenchData(settings.data_dir)
+    for path in filter(None, (settings.prior, settings.product_prior)):
+        data.prior(path)  # what is wrong with it is said now
 
     @functools.cache
     def prior_of(task: str) -> PriorFile | None:
@@ -206,6 +209,13 @@ def opened(settings: Settings) -> tuple[Any, Any]:
     task = next(name for name in RANK_TASKS if (data.folder / TASKS[name].test_file).is_file())
     ranker.rank([Wanted(task, [{"role": "user", "content": ""}], ())])  # what is made once is made before the first
     return model, ranker
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{settings.place % gpus}" if gpus > 1 and settings.device in ("auto", "cuda") else settings.device
 
 
 def run(connection: Any, settings: Settings) -> None:
