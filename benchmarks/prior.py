@@ -82,6 +82,13 @@ class PriorFile:
         follows = _follows(np.array(named, np.int64), offsets, items, values) if key == "pid" else None
         return cls(path, key, files_digest([path]), keys, offsets, items, values, follows)
 
+    @classmethod
+    def of_transitions(cls, follows: Transitions) -> PriorFile:
+        """The scores of transitions that no file holds."""
+        matrix = follows.matrix
+        pids, scores = follows.pids[matrix.indices], matrix.data.astype(np.float64)
+        return cls(Path("transitions"), "pid", "", {}, matrix.indptr.astype(np.int64), pids, scores, follows)
+
     @property
     def scale(self) -> float:
         """The mean total of the rows that have one."""

@@ -3,7 +3,7 @@
     python recommend.py --model_path runs/own/models/sft/hf --data_dir runs/own/output/benchmark_data --user u17
     python recommend.py --model_path … --data_dir … --history B00ABC B00XYZ
 
-Users and items are named as the logs name them. The wording around the items is that of the first test row.
+Users and items are named as the logs name them, items also by SID or title. `serve.py` answers the same over HTTP.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from benchmarks.catalogues import BenchData, resolve, sids_of
-from benchmarks.evaluators.rank import history_of, seen_items
+from benchmarks.catalogues import BenchData
 from benchmarks.model import BenchModel
-from benchmarks.reporting.examples import read_titles
-from benchmarks.tasks import TASKS, BenchTask, Example
-from onerec.catalog import ItemIndex
+from benchmarks.serving.library import Library, Unknown
+from benchmarks.serving.questions import Question, question
+from benchmarks.serving.ranker import Ranked, Ranker, Wanted
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, ArgumentParser
@@ -45,69 +44,36 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def of_users(examples: Sequence[Example], data: BenchData, users: Sequence[str]) -> list[Example]:
-    """The test row of every user, the first one; raises `InputError` where a user has none."""
-    known: dict[str, Example] = {}
-    for example in examples:
-        known.setdefault(str(data.users.show(example.uid)), example)
-    for user in users:
-        if user not in known:
-            raise InputError("--user", f"{user} is in no test row", f"one of its users, as {next(iter(known))}")
-    return [known[user] for user in users]
-
-
-def of_items(example: Example, data: BenchData, index: ItemIndex, items: Sequence[str]) -> Example:
-    """``example`` with the SIDs of ``items`` in the place of its own; raises `InputError` for an unknown item."""
-    sids = sids_of(index)
-    by_name = {str(data.items.show(pid)): pid for pid in sids}
-    for name in items:
-        if name not in by_name:
-            raise InputError("--history", f"{name} is no item of the catalogue", f"ids such as {next(iter(by_name))}")
-    pids = [by_name[name] for name in items]
-    run = "".join(data.spec.format(sids[pid]) for pid in pids)
-    messages = [turn | {"content": _with_items(data, turn["content"], run)} for turn in example.messages]
-    return Example(example.uuid, None, messages, "", [], pids)
-
-
-def _with_items(data: BenchData, text: str, run: str) -> str:
-    found = list(data.spec.pattern.finditer(text))
-    return text if not found else text[: found[0].start()] + run + text[found[-1].end() :]
-
-
-def recommend(
-    model: BenchModel, data: BenchData, task: BenchTask, examples: Sequence[Example], args: argparse.Namespace
-) -> list[list[tuple[int, float]]]:
-    """(item, log-probability of its SID) of every row, the best first."""
-    index, spec = data.index(task), model.check_spec(data.spec, data.folder)
-    seen = [seen_items(e, index, spec) if args.exclude_seen else set() for e in examples]
-    prompts = model.prompt_ids([e.messages for e in examples], False, spec.n_layers + 1)
-    banned = [index.sids_within(pids) for pids in seen] if args.exclude_seen else None
-    found = model.rank_items(prompts, index, max(args.num_beams, args.top), task.name, banned)
-    rows = []
-    for example, ranked, skip in zip(examples, found, seen, strict=True):
-        score = {pid: item.score for item in reversed(ranked) for pid in index.pids_of(item.codes)}
-        items = resolve(index, [item.codes for item in ranked], "all", 0, example.uuid, skip)
-        rows.append([(pid, score[pid]) for pid in items[: args.top]])
-    return rows
+def ask(library: Library, model: BenchModel, args: argparse.Namespace) -> list[tuple[str, Question, Ranked]]:
+    """(heading, question, answer) of every user, or of the items; raises `InputError` for one that is not there."""
+    subjects = [{"user": user} for user in args.user] or [{"history": args.history}]
+    try:
+        asked = [question(library, args.task, **subject) for subject in subjects]
+    except Unknown as error:
+        raise InputError("--user" if args.user else "--history", str(error), "--help says what it takes") from None
+    skip = [frozenset(one.history if args.exclude_seen else ()) for one in asked]
+    wanted = [
+        Wanted(args.task, one.messages, tuple(one.history), args.top, args.num_beams, seen)
+        for one, seen in zip(asked, skip, strict=True)
+    ]
+    headings = [f"user {user}" for user in args.user] or ["items"]
+    return list(zip(headings, asked, Ranker(model, library.data).rank(wanted), strict=True))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    data, task = BenchData(args.data_dir), TASKS[args.task]
-    examples, titles = data.examples(task), read_titles(args.titles)
-    index = data.index(task)
-    asked = of_users(examples, data, args.user) or [of_items(examples[0], data, index, args.history)]
-    model = BenchModel(args.model_path, device=args.device)
+    library = Library(BenchData(args.data_dir), args.titles, args.titles)
+    shelf = library.shelf(args.task)
 
     def shown(pid: int) -> str:
-        return f"{data.items.show(pid)}  {titles.get(pid, '')}".rstrip()
+        return f"{shelf.show(pid)}  {shelf.titles.get(pid, '')}".rstrip()
 
-    for example, found in zip(asked, recommend(model, data, task, asked, args), strict=True):
-        print(f"\n{'items' if args.history else f'user {data.users.show(example.uid)}'}, the latest of the history:")
-        for pid in history_of(example, index, data.spec)[-5:]:
+    for heading, asked, found in ask(library, BenchModel(args.model_path, device=args.device), args):
+        print(f"\n{heading}, the latest of the history:")
+        for pid in asked.history[-5:]:
             print(f"       {shown(pid)}")
         print("recommended, with the log-probability of the SID:")
-        for place, (pid, score) in enumerate(found, 1):
+        for place, (pid, score, _) in enumerate(found.items, 1):
             print(f"  {place:2d}. {score:8.3f}  {shown(pid)}")
 
 

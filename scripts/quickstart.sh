@@ -185,12 +185,6 @@ rm -f "$RUN_DIR/.done/12_report"
 stage 12_report scripts/12_report.sh
 sed '/^+ /d; /^from the environment:/d' "$RUN_DIR/logs/12_report.log"
 echo "the whole factory: $((SECONDS - began)) s; report: $RUN_DIR/report/report.html"
-# What the model says to a user of the test file.
-answers=("$BENCHMARK_BASE_DIR"/results/*/results_*/predictions_video.jsonl)
-if [[ -f "${answers[0]}" ]]; then
-  user="$(python -c 'import json, sys; print(json.loads(open(sys.argv[1], encoding="utf-8").readline())["uid"])' "${answers[0]}")"
-  command=("$(command -v python)" "$ROOT/benchmarks/recommend.py" --model_path "$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"
-    --data_dir "$BENCHMARK_DATA_DIR" --titles "$RAW_DATA/onerec_data/pid2caption.parquet" --user "$user")
-  if [[ "$(setting evaluate EXCLUDE_SEEN)" == 1 ]]; then command+=(--exclude_seen); fi
-  echo "ask it: $(printf '%q ' "${command[@]}")"
-fi
+# A page where one looks at what the model recommends to the users of the test file.
+model="$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"
+if [[ -d "$model" ]]; then echo "ask it: bash $(printf '%q' "$ROOT/benchmarks/serve.sh") $(printf '%q' "$model")"; fi

@@ -13,6 +13,8 @@ import pytest
 
 from benchmarks.recommend import main as recommend
 from benchmarks.results import load_predictions
+from benchmarks.serve import parse_args
+from tests.arguments import as_flags
 from tests.test_recipes import SMALL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,9 +55,11 @@ def test_two_tables_with_text_ids_become_a_report(tmp_path, capsys):
         assert all(line["items"] and set(line["items"]) <= known for line in lines)
     report = (run / "report/report.html").read_text()
     assert any(sku in report for sku in known) and "user user " in report
-    # The command that is printed at the end asks the model.
+    # The command that is printed at the end serves the model with the run's own data; asked here without a server.
     asked = next(line for line in done.stdout.splitlines() if line.startswith("ask it: "))
-    recommend(shlex.split(asked)[4:])
+    server = parse_args(["--model_path", shlex.split(asked)[-1]])
+    flags = {"model_path": server.model_path, "data_dir": server.data_dir, "titles": server.titles[0]}
+    recommend([*as_flags(**flags), "--user", lines[0]["uid"]])
     answer = capsys.readouterr().out.partition("recommended")[2]
     assert sum(sku in answer for sku in known) == 10
 

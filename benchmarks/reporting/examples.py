@@ -69,14 +69,14 @@ class Bench(BenchData):
         return [(e, by_uuid[e.uuid]) for e in self.examples(task) if e.uuid in by_uuid]
 
 
-def read_titles(paths: Sequence[Path]) -> dict[int, str]:
-    """pid to title, cut to a line, of Parquet files with pid and title, caption or dense_caption."""
+def read_titles(paths: Sequence[Path], length: int = TITLE_LENGTH) -> dict[int, str]:
+    """pid to title, cut to ``length`` characters, of Parquet files with pid and title, caption or dense_caption."""
     found: dict[int, str] = {}
     for path in paths:
         names = open_parquet(path, ["pid"]).schema_arrow.names
         column = next((name for name in TITLE_COLUMNS if name in names), TITLE_COLUMNS[0])
         table = read_table(path, {"pid": Kind.INT, column: Kind.TEXT}, strict=False)
-        texts = [_short(text or "", TITLE_LENGTH) for text in table[column].to_pylist()]
+        texts = [_short(text or "", length) for text in table[column].to_pylist()]
         found |= dict(zip(table["pid"].to_pylist(), texts, strict=True))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -51,8 +52,12 @@ def tiny_checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def tiny_data(tmp_path):
+    """See `write_tiny_data`."""
+    return write_tiny_data(tmp_path / "benchmark_data")
+
+
+def write_tiny_data(folder: Path) -> Path:
     """Twelve video tests with histories of different lengths, twelve label tests, a catalogue of 16 items."""
-    folder = tmp_path / "benchmark_data"
 
     def sid(pid: int) -> str:
         return TINY_SPEC.text([pid % 4, pid // 4 % 4, 0])
