@@ -5,7 +5,6 @@ python experiments/2026-11-28-toy-label-prediction/measure.py --run_dir <a run o
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,14 @@ import pyarrow.parquet as pq
 from sklearn.metrics import roc_auc_score
 
 from data.toy.items import STYLES, SUBTOPICS
+from onerec.flags import ArgumentParser
 
 SHOWN = 10  # long-viewed videos in a prompt
 
 
 def main() -> None:
     """Print the AUC of three scores of the candidates on the test users."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
     items = parser.parse_args().run_dir / "raw_data" / "onerec_data"
     captions = pq.read_table(items / "pid2caption.parquet").to_pylist()
