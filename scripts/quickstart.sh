@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole factory on a laptop, from raw logs to the results table and report: bash scripts/quickstart.sh
-#   --smoke              the same chain on a very small world, in five minutes (numbers mean nothing)
-#   --full               the same chain on a larger world, in an hour: where the project's tables come from
+#   --smoke              the same chain on a very small world, in minutes (numbers mean nothing)
+#   --full               the same chain on a larger world, in about an hour: where the project's tables come from
 #   --fresh              start over, in a folder of this command's; without it a run goes on after its last stage
 #   --movielens <folder> MovieLens 100k instead of the toy world (RecBole's or the original files)
 #   --no-rl, --rl        leave out distillation (09) and GRPO (10), which need verl and Ray (Linux); --rl keeps them
