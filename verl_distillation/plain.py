@@ -28,7 +28,7 @@ class TextServer(WeightServer):
 
     def __init__(self, model: str, dtype: str, devices: str, settings: Any = None) -> None:
         super().__init__(model, dtype, devices, settings)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self.ends = renderer_of(model).end_ids(Path(model), tokenizer)
         self.model: Any = None
         self._asked: collections.Counter[tuple[int, ...]] = collections.Counter()
@@ -39,9 +39,9 @@ class TextServer(WeightServer):
         self._asked.clear()
         if self.model is None:
             with torch.device("meta"):
-                self.model = transformers.AutoModelForCausalLM.from_config(
-                    transformers.AutoConfig.from_pretrained(self.path), attn_implementation="sdpa"
-                ).eval()
+                config = transformers.AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+                auto = transformers.AutoModelForCausalLM
+                self.model = auto.from_config(config, attn_implementation="sdpa", trust_remote_code=False).eval()
             # Checked to be whole by `renew`; a tied head is no tensor of its own.
             self.model.load_state_dict(self.weights, strict=False, assign=True)
             self.model.tie_weights()
@@ -145,7 +145,8 @@ class Teacher:
 
     def _score(self, batch: Sequence[tuple[list[int], int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         if self._model is None:
-            self._model = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+            auto = transformers.AutoModelForCausalLM
+            self._model = auto.from_pretrained(self.path, dtype=torch.float32, trust_remote_code=False).eval()
         found: list[Any] = [None] * len(batch)
         for part in self._parts([len(ids) for ids, _ in batch]):
             for i, pair in zip(part, score(self._model, [batch[i][0] for i in part], batch[part[0]][1]), strict=True):

@@ -374,7 +374,7 @@ def said(call: ast.Call) -> tuple[str, str] | None:
     whole = ast.unparse(call.func)
     if whole == "torch.load":
         return "weights_only", "True"
-    if whole == "LLM" or ("Auto" in whole and whole.endswith((".from_pretrained", ".from_config"))):
+    if whole == "LLM" or ("auto" in whole.lower() and whole.endswith((".from_pretrained", ".from_config"))):
         return "trust_remote_code", "False"
     return None
 
