@@ -11,8 +11,7 @@ from onerec.errors import InputError
 from pretrain.extras import add_dropout
 from pretrain.model import load_lm
 from pretrain.train import main
-from pretrain.trainer import PackedTrainer
-from tests.pretrain.test_train import argv, curve
+from tests.pretrain.test_train import argv, curve, killed
 
 RATES = ["--dropout", "0.3", "--attention_dropout", "0.2"]
 
@@ -49,19 +48,8 @@ def test_a_run_is_its_seed_resumes_to_the_same_bytes_and_exports_a_plain_model(w
     assert curve(tmp_path / "again") == curve(tmp_path / "whole") != curve(tmp_path / "none")
     assert (tmp_path / "again/hf/model.safetensors").read_bytes() == whole
 
-    class Killed(Exception):
-        pass
-
-    def step(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    original = PackedTrainer.training_step
-    monkeypatch.setattr(PackedTrainer, "training_step", step)
-    with pytest.raises(Killed):
+    with killed(monkeypatch):
         main([*argv(world, tmp_path / "cut"), *RATES])
-    monkeypatch.undo()
     resume = ["--resume_from", "auto", "--resume_training_state"]
     with pytest.raises(InputError, match="another attention_dropout"):
         main([*argv(world, tmp_path / "cut"), *resume])

@@ -14,8 +14,7 @@ from pretrain import masters
 from pretrain.masters import MasterAdamW, halve
 from pretrain.model import PackedLM, load_lm
 from pretrain.train import main
-from pretrain.trainer import PackedTrainer
-from tests.pretrain.test_train import argv, curve, weights
+from tests.pretrain.test_train import argv, curve, killed, weights
 
 HALF = ("--precision", "bf16")
 RESUME = ("--resume_from", "auto", "--resume_training_state")
@@ -84,19 +83,8 @@ def test_a_bfloat16_run_follows_a_float32_run_and_saves_its_masters(world, run, 
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(world, run, tmp_path, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    def step(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    original = PackedTrainer.training_step
-    monkeypatch.setattr(PackedTrainer, "training_step", step)
-    with pytest.raises(Killed):
+    with killed(monkeypatch):
         main(argv(world, tmp_path / "out", *HALF))
-    monkeypatch.undo()
     main(argv(world, tmp_path / "out", *HALF, *RESUME))
     assert curve(tmp_path / "out") == curve(run)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (run / WEIGHTS).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -41,6 +42,27 @@ def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> 
         "--save_checkpoint_per_step": 3,
     }
     return [str(item) for pair in flags.items() for item in pair] + list(extra)
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@contextlib.contextmanager
+def killed(monkeypatch, method="training_step", at=5, die=None):
+    """A training within it dies in a method of `PackedTrainer` after ``at`` steps, behind what ``die`` does."""
+    original = getattr(PackedTrainer, method)
+
+    def run(self, *args, **kwargs):
+        if self.state.global_step != at:
+            return original(self, *args, **kwargs)
+        if die is not None:
+            die(self, *args, **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PackedTrainer, method, run)
+        yield
 
 
 def curve(output: Path) -> list[tuple]:
@@ -86,28 +108,12 @@ def test_the_same_seed_gives_the_same_bytes(world, full_run, tmp_path):
 def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monkeypatch, kill):
     output = tmp_path / "killed"
 
-    class Killed(Exception):
-        pass
-
-    def step(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise Killed
-        return original_step(self, *args, **kwargs)
-
     def save(self, folder):
-        if self.state.global_step == 6:
-            (folder / "half").mkdir(parents=True)
-            raise Killed
-        return original_save(self, folder)
+        (folder / "half").mkdir(parents=True)
 
-    original_step, original_save = PackedTrainer.training_step, PackedTrainer._fill_checkpoint
-    if kill == "during a step":
-        monkeypatch.setattr(PackedTrainer, "training_step", step)
-    else:
-        monkeypatch.setattr(PackedTrainer, "_fill_checkpoint", save)
-    with pytest.raises(Killed):
+    method, at, die = ("training_step", 5, None) if kill == "during a step" else ("_fill_checkpoint", 6, save)
+    with killed(monkeypatch, method, at, die):
         main(argv(world, output))
-    monkeypatch.undo()
     assert [step for step, _ in whole_checkpoints(output)] == [3] and not (output / "hf").exists()
     with pytest.raises(InputError, match="earlier run"):
         main(argv(world, output))
