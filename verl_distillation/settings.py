@@ -125,7 +125,7 @@ def _cpu_cache(args: argparse.Namespace, prefix: str, model: Path, tp_size: int)
 
 def _teacher_server(prefix: str, args: argparse.Namespace, on_cpu: bool, model: Path) -> dict[str, Any]:
     values = {f"{prefix}.tensor_model_parallel_size": args.teacher_tp_size} | _server(prefix, args, on_cpu, 256)
-    if on_cpu:
+    if on_cpu and args.rollout == "vllm":
         # Weights never change in a teacher, so it keeps its memory; float32, since such machines have no fast bfloat16.
         values |= {f"{prefix}.free_cache_engine": False, f"{prefix}.dtype": "float32"}
         plain = prefix.removeprefix("+")
