@@ -253,8 +253,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
             raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")
     else:
         return None
-    with _shards(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _shards(folder):
         return read(folder)
 
 
@@ -277,7 +276,8 @@ def _shards(folder: Path) -> Iterator[None]:
     before = os.environ.get(_TENSORS_ONLY, "0")
     os.environ[_TENSORS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals(beside):
+        with torch.serialization.safe_globals(beside), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each
         what = f"has a shard that is missing or damaged ({reason(error)})"
