@@ -22,9 +22,9 @@ from onerec.run import read_json
 
 if TYPE_CHECKING:
     import torch
+    from transformers import Trainer
 
     from pretrain.model import PackedLM
-    from pretrain.trainer import PackedTrainer
 
 FSDP_FOLDER = "fsdp"
 _ZERO_STATES = "*_model_states.pt"
@@ -70,7 +70,7 @@ class Whole:
         if model.half:
             model.halve()
 
-    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+    def load(self, trainer: Trainer, folder: Path) -> None:
         """Go on from FSDP2's shards in a model that is whole."""
         load_fsdp(trainer, folder)
         for parameter, master in trainer.model.masters.items():
@@ -134,13 +134,13 @@ class Zero(Whole):
 
         unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard them as they are made
 
-    def save(self, trainer: PackedTrainer, folder: Path) -> Callable[[], None]:
+    def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
         """Write at once, as DeepSpeed does; nothing is left to be written."""
         parent, frozen = str(folder.parent), self._frozen(trainer)
         trainer.model_wrapped.save_checkpoint(parent, tag=folder.name, exclude_frozen_parameters=frozen)
         return lambda: None
 
-    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+    def load(self, trainer: Trainer, folder: Path) -> None:
         wanted = {"load_module_strict": not self._frozen(trainer), "load_lr_scheduler_states": False}
         with _shards(folder):
             path, _ = trainer.model_wrapped.load_checkpoint(str(folder.parent), tag=folder.name, **wanted)
@@ -148,7 +148,7 @@ class Zero(Whole):
                 raise ValueError("DeepSpeed finds no states of this run")
 
     @staticmethod
-    def _frozen(trainer: PackedTrainer) -> bool:
+    def _frozen(trainer: Trainer) -> bool:
         return trainer.accelerator.unwrap_model(trainer.model).rows is not None
 
 
@@ -203,7 +203,7 @@ class Fsdp(Whole):
         # Of the CPUs: checkpoints are written by a thread, whose messages must not mix with the training's.
         self.writers = torch.distributed.new_group(backend="gloo")
 
-    def save(self, trainer: PackedTrainer, folder: Path) -> Callable[[], None]:
+    def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
         """Copy this process's part; returns what writes it, together with the other processes."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
@@ -220,7 +220,7 @@ class Fsdp(Whole):
 
         return write
 
-    def load(self, trainer: PackedTrainer, folder: Path) -> None:
+    def load(self, trainer: Trainer, folder: Path) -> None:
         load_fsdp(trainer, folder)
 
 
@@ -303,7 +303,7 @@ def _checked(folder: Path) -> Path:
     return folder / FSDP_FOLDER
 
 
-def load_fsdp(trainer: PackedTrainer, folder: Path) -> None:
+def load_fsdp(trainer: Trainer, folder: Path) -> None:
     """Fill a trainer's parameters and optimizer from FSDP2's shards, of any number of processes.
 
     Raises `InputError` where a shard is missing or damaged, or holds the optimizer of another step.
