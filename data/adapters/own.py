@@ -95,9 +95,8 @@ def warn_of_ids(names: pa.Array, what: str, manifest: Manifest) -> None:
     """Say how many ids differ from another only by case or by spaces; they stay apart."""
     count, example = alike(names)
     if count:
-        text = f"{count:,} {what} ids differ from another only by case or by spaces ({example}); they are kept apart"
-        manifest.extra.setdefault("warnings", []).append(text)
-        print(f"warning: {text}")
+        what = f"{count:,} {what} ids differ from another only by case or by spaces ({example})"
+        manifest.warn(what, "they are kept apart; write them alike where they are the same")
 
 
 def repeats(log: Log) -> float:

@@ -57,9 +57,9 @@ class TableFile:
         """The rows' ``columns`` as they are stored; delimited text is text."""
         yield from self._rows.batches(columns)
 
-    def lacks(self, what: str, role: str, usual: Sequence[str]) -> InputError:
-        """The error of a file without a column of ``what``; ``usual``: names that it might have."""
-        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>"
+    def lacks(self, what: str, role: str, usual: Sequence[str], other: str = "") -> InputError:
+        """The error of a file without a column of ``what``; ``usual``: names that it might have; ``other`` ways."""
+        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>{other}"
         return InputError(self.path, f"has no column of {what} (such as {', '.join(usual[:6])})", right)
 
 

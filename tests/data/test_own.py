@@ -142,7 +142,7 @@ def test_ids_are_kept_to_the_letter_and_those_that_are_alike_are_named(tmp_path,
     logs.to_csv(tmp_path / "logs.csv", index=False)
     rows = convert(tmp_path, items, files=[str(tmp_path / "logs.csv")])
     assert rows["x", 1] == (["007", "7", "a1", "A1", "b ", "b"], ["c"])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "4 item ids differ from another only by case or by spaces ('a1' and 'A1')" in said
     assert "2 user ids" in said
     assert len(json.loads((tmp_path / "out/manifest.json").read_text())["warnings"]) == 2
@@ -327,6 +327,14 @@ def test_items_without_text(tmp_path):
     captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
     assert captions[0]["dense_caption"] == "item without a text"
     assert dropped(tmp_path)["item without a text: kept, its caption says so"] == 1
+
+
+def test_a_table_of_ids_alone_is_a_catalogue(tmp_path, capsys):
+    rows = convert(tmp_path, [{"item_id": row["item_id"]} for row in ITEMS])
+    assert len(rows) == 7
+    captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
+    assert captions[0] == {"pid": 1, "title": "B000", "dense_caption": "item without a text"}
+    assert f"warning: {tmp_path / 'items.jsonl'} holds ids alone" in capsys.readouterr().err
 
 
 def test_titles_with_turn_marks_lose_them(tmp_path):
