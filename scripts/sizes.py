@@ -228,9 +228,11 @@ def tokenizer_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     yield "CODEBOOK_SIZE", "measured", f"{catalogue.items:,} items: tried on their embeddings, by what collides"
     yield "BALANCED", 1, "even use of the codes: MovieLens collides in 11.7 % instead of 28.7 %"
     yield "COLLISIONS", "reassign", "every item gets a SID of its own"
+    why = f"{catalogue.per_item:.1f} interactions an item"
     if catalogue.captions < 2:
-        yield "ENCODER", "none", "no texts: SIDs of who takes what alone"
-    why = f"{catalogue.per_item:.1f} interactions an item beside its text"
+        yield "ENCODER", "none", "the items have no texts: SIDs of who takes what alone"
+    else:
+        why += ", beside its text"
     yield "COOCCURRENCE_WEIGHT", f"{weight(catalogue):g}", why
 
 
@@ -245,8 +247,8 @@ def base_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     head = 32 if like.width == 64 else 64
     yield "HIDDEN_SIZE", like.width, why
     yield "NUM_HIDDEN_LAYERS", like.layers, f"as {like.name}"
-    yield "NUM_ATTENTION_HEADS", like.width // head, "of the width"
-    yield "NUM_KEY_VALUE_HEADS", like.width // head, "of the width"
+    yield "NUM_ATTENTION_HEADS", like.width // head, f"of {head} each"
+    yield "NUM_KEY_VALUE_HEADS", like.width // head, "as many"
     yield "INTERMEDIATE_SIZE", 3 * like.width, "three times the width"
     yield "INIT", "codebook", "SIDs begin where the tokenizer put them: ndcg@10 0.0341 instead of 0.0293 on Beauty"
 
@@ -274,7 +276,7 @@ def stg2_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     yield "MAX_LENGTH", row, f"{share:.1%} of the interactions are of histories beyond {FITTING} items"
     yield "NUM_TRAINING_STEPS", steps, why
     yield "LEARNING_RATE", "1e-2" if like.width == 64 else "3e-3", f"at width {like.width}"
-    why = "by interactions: ndcg@10 of 0.3 instead of 0.1 is 0.0806, 0.0703 on Industrial, 0.0378, 0.0409 on Beauty"
+    why = "by interactions: 0.3, not 0.1, helps a small shop (Industrial: ndcg@10 0.0806, 0.0703), and harms Beauty"
     yield "DROPOUT", dropout(catalogue), why
     yield "SAVE_CHECKPOINT_PER_STEP", -(-steps // CHECKPOINTS), f"{CHECKPOINTS} checkpoints to choose from"
 
