@@ -117,8 +117,8 @@ def warn_of_ids(names: pa.Array, what: str, manifest: Manifest) -> None:
 def repeats(log: Log) -> float:
     """The share of the events whose item the user had taken before."""
     user = np.repeat(np.arange(len(log.bounds) - 1), log.lengths)
-    pairs = user * (int(log.items.max(initial=0)) + 1) + log.items
-    return 1 - len(np.unique(pairs)) / max(len(pairs), 1)
+    pairs = np.sort(user * (int(log.items.max(initial=0)) + 1) + log.items)  # np.unique hashes, which takes far longer
+    return float((pairs[1:] == pairs[:-1]).sum()) / max(len(pairs), 1)
 
 
 def tables(every: Sequence[Rows], manifest: Manifest) -> Iterator[pa.Table]:
@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     manifest.extra["repeated_events"] = round(share, 6)
     out = write(args, items, read, manifest)
     rows = ", ".join(f"{len(rows):,} {name}" for rows, name in zip(read.tests, ("test", "validation"), strict=False))
-    unused = len(items.names) - len(np.unique(read.log.items))
+    unused = len(items.names) - np.count_nonzero(np.bincount(read.log.items))
     print(f"items: {len(items.names):,}, {unused:,} of them in no event")
     print(f"own: {len(read.users):,} users, {len(read.log.items):,} events ({share:.1%} repeats), {rows} rows in {out}")
     print(manifest.dropped_text())
