@@ -32,6 +32,8 @@ from onerec.sparse import BLOCK, Pairs, best_of_rows, row_blocks, svd_vectors
 SMOOTHING = 0.75
 KEPT = 4096  # values of an item's row, its largest: what only the most popular items of a large catalogue exceed
 WINDOW = 5  # places between two items of a pair, at most
+ITERATIONS, FEW = 10, 5  # of the SVD; FEW is scikit-learn's own number, for matrices of MANY values, which take minutes
+MANY = 10_000_000
 
 
 def sequences(users: Users, layout: Layout, domains: Sequence[str], left_out: Built) -> Iterator[np.ndarray]:
@@ -64,8 +66,11 @@ def ppmi(pairs: Pairs, most: int = KEPT):
         counts = pairs.rows(first, last)
         own = np.repeat(margin[first:last] / total, np.diff(counts.indptr))
         values = np.log(counts.data / total / (own * context[counts.indices]))
+        values[values < 0] = 0
         block = sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
-        parts.append(best_of_rows(block, most))
+        block.eliminate_zeros()
+        longest = np.diff(block.indptr).max(initial=0)
+        parts.append(best_of_rows(block, most) if longest > most else block)
     matrix = sparse.vstack(parts, format="csr")
     matrix.sort_indices()
     return matrix
@@ -92,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pairs = Pairs(places, list(map(len, found)), len(pids), WINDOW)
     if not pairs.margin().any():
         raise InputError(args.input, "has no two items in one training row", "histories of two items or more")
-    vectors = svd_vectors(ppmi(pairs), args.dim, args.seed, n_iter=10)
+    matrix = ppmi(pairs)
+    vectors = svd_vectors(matrix, args.dim, args.seed, n_iter=ITERATIONS if matrix.nnz < MANY else FEW)
     write_table(args.output_path, embedding_table(pids, vectors))
     manifest.output(args.output_path, len(pids))
     manifest.write(args.output_path.parent, f"{args.output_path.stem}.manifest.json")

@@ -13,8 +13,7 @@ rm -f "$RAW_DATA/sizes.env" # of other tables
 settings_of world
 case "${WORLD:=toy}" in
   toy)
-    [[ "$WORLD" == toy ]] || echo "general text for training comes with a toy world; its users, items and numbers are not used:"
-run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
+    run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
     exit
     ;;
   movielens)
@@ -45,6 +44,7 @@ run python "$ROOT/data/make_toy_world.py" --output_dir "$RAW_DATA"
     exit 2
     ;;
 esac
+echo "a toy world for the general text that comes with it; its users, items and numbers are not used:"
 run python "$ROOT/data/make_toy_world.py" --output_dir "$RUN_DIR/toy_raw_data"
 mkdir -p "$RAW_DATA/general_text"
 run cp -r "$RUN_DIR/toy_raw_data/general_text/." "$RAW_DATA/general_text"

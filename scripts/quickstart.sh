@@ -188,3 +188,12 @@ echo "the whole factory: $((SECONDS - began)) s; report: $RUN_DIR/report/report.
 # A page where one looks at what the model recommends to the users of the test file.
 model="$(first_of "$MODELS/rl/hf" "$MODELS/sft/hf")"
 if [[ -d "$model" ]]; then echo "ask it: bash $(printf '%q' "$ROOT/benchmarks/serve.sh") $(printf '%q' "$model")"; fi
+# The page ranks without the prior unless it is asked to.
+hybrid="$BENCHMARK_BASE_DIR/results/${VERSION:-v1.0}/results_$(basename "$(dirname "$model")")_prior/metrics.json"
+if [[ -f "$hybrid" ]]; then
+  python - "$hybrid" << 'PYTHON'
+import json, sys
+weights = {f"{note['weight']:g}" for note in json.load(open(sys.argv[1]))["prior"].values()}
+print(f"with the prior, as the report has it: prior weight {' or '.join(sorted(weights))} on the page, prior_weight of a request")
+PYTHON
+fi

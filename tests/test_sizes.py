@@ -21,10 +21,10 @@ sizes = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = sizes  # where dataclasses look up their types
 SPEC.loader.exec_module(sizes)
 
-BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363, 0, 0)
-MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943, 31_000, 0)
-SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998, 0, 600)
-MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000, 2_000_000, 0)
+BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363, 0, 0, 12_000)
+MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943, 31_000, 0, 1_682)
+SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998, 0, 600, 3_600)
+MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000, 2_000_000, 0, 90_000)
 
 
 def settings(catalogue):
@@ -53,12 +53,12 @@ def test_steps_follow_the_interactions_as_far_as_there_is_time():
 
 
 def test_between_two_measured_catalogues_the_values_are_between_theirs():
-    half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000, 0, 0)
+    half = sizes.Catalogue(6_000, 9_000, 55_000, 60, 9_000, 9_000, 0, 0, 6_000)
     assert (sizes.epochs(SHOP), sizes.epochs(BEAUTY), sizes.epochs(MANY)) == (5, 19, 12)
     assert 10 < sizes.epochs(half) < 14 and sizes.weight(SHOP) < sizes.weight(half) < sizes.weight(MOVIELENS)
     assert (sizes.dropout(SHOP), sizes.dropout(BEAUTY), sizes.dropout(MOVIELENS)) == (0.3, 0.1, 0.1)
     assert 0.1 < sizes.dropout(half) < 0.3
-    tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0)
+    tiny = sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0, 50)
     assert (sizes.epochs(tiny), sizes.weight(tiny)) == (5, 1), "nothing is guessed beyond what was measured"
 
 
@@ -76,17 +76,22 @@ def test_only_many_test_rows_are_sampled():
 
 
 def test_so_few_users_that_sft_would_read_a_row_many_times_have_several():
-    assert settings(sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0))["world.WINDOWS"] == "5"
+    assert settings(sizes.Catalogue(50, 20, 90, 6, 20, 20, 0, 0, 50))["world.WINDOWS"] == "5"
     assert {settings(of)["world.WINDOWS"] for of in (MOVIELENS, BEAUTY, SHOP, MANY)} == {"1"}
     rows = 2 * (4 * 98_114 + 40 * 943) / 4096
     assert 24 < int(settings(MOVIELENS)["sft.NUM_TRAINING_STEPS"]) <= rows
-    two = sizes.Catalogue(40, 60, 120, 2, 60, 60, 0, 0)
+    two = sizes.Catalogue(40, 60, 120, 2, 60, 60, 0, 0, 40)
     assert settings(two)["world.WINDOWS"] == "1", "a row of two items has no earlier target"
 
 
 def test_the_history_is_left_out_where_nobody_takes_an_item_again():
     assert settings(MOVIELENS)["evaluate.EXCLUDE_SEEN"] == settings(BEAUTY)["evaluate.EXCLUDE_SEEN"] == "1"
     assert settings(SHOP)["evaluate.EXCLUDE_SEEN"] == "0", "3 % of its interactions are repeats"
+
+
+def test_items_without_texts_get_their_sids_from_the_logs_alone():
+    bare = dataclasses.replace(SHOP, captions=1)
+    assert settings(bare)["tokenizer.ENCODER"] == "none" and "tokenizer.ENCODER" not in settings(SHOP)
 
 
 def logs(folder, rows):
@@ -99,9 +104,9 @@ def logs(folder, rows):
 def test_training_rows_are_counted_once_a_user(tmp_path, capsys):
     rows = [(1, 0, 0, [1, 2, 3], [4]), (1, 0, 1, [1], [2]), (2, 0, 0, [1], [2]), (1, 1, 0, [1, 2, 3, 4], [1])]
     logs(tmp_path, [*rows, (2, 2, 0, [1, 2], [3])])
-    assert sizes.count(tmp_path) == sizes.Catalogue(4, 2, 6, 4, 1, 1, 0, 0)
+    assert sizes.count(tmp_path) == sizes.Catalogue(4, 2, 6, 4, 1, 1, 0, 0, 4)
     logs(tmp_path, [(1, 0, 0, [1, 2, 1], [2]), (2, 0, 0, [1] * 400, [2]), (3, 0, 0, None, [4])])
-    assert sizes.count(tmp_path) == sizes.Catalogue(4, 3, 406, 401, 0, 0, 401, 401)
+    assert sizes.count(tmp_path) == sizes.Catalogue(4, 3, 406, 401, 0, 0, 401, 401, 4)
     logs(tmp_path, [*rows, (2, 2, 0, [1, 2], [3])])
     sizes.main(["--data_dir", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -87,22 +87,44 @@ def best_baseline(rows: Sequence[Row], task: str, metric: str) -> tuple[Row, flo
 
 
 def warning_lines(rows: Sequence[Row]) -> list[str]:
-    """Where the last stage is below the best of counting: by a task's headline and ndcg@10, a line a task."""
-    last = [row for row in rows if row.kind == "stage"][-1]
-    counting = [row for row in rows if row.label.removesuffix("_unseen") in COUNTING and same_protocol(row, last)]
+    """Where the last stage is below the best of counting: by a task's headline and ndcg@10, a line a task.
+
+    It says what the stage together with its prior is, where that was measured.
+    """
+    last, *together = last_ones(rows)
     found = []
     for task in RANK_TASKS:
-        below = []
-        for metric in dict.fromkeys((TASKS[task].headline, "ndcg@10")):
-            value = last.cell(task, metric)
-            others = [(other, row.label) for row in counting if (other := row.cell(task, metric)) is not None]
-            if value is not None and others and value < max(others)[0]:
-                other, label = max(others)
-                below.append(f"{metric} {value:.4f}, {label} has {other:.4f}")
-        if below:
-            right = "train longer, or take sizes that fit the data (scripts/sizes.py)"
-            found.append(f"{title_of(rows, task)}: {last.label} is below counting ({'; '.join(below)}); {right}")
+        below = _below_counting(rows, last, task)
+        if not below:
+            continue
+        right = "train longer, or take sizes that fit the data (scripts/sizes.py)"
+        for row in together:
+            still = _below_counting(rows, row, task)
+            right = (
+                f"{row.label} is too ({'; '.join(still)}): {right}" if still else f"{row.label} is not: rank with it"
+            )
+        found.append(f"{title_of(rows, task)}: {last.label} is below counting ({'; '.join(below)}); {right}")
     return found
+
+
+def last_ones(rows: Sequence[Row]) -> list[Row]:
+    """The last stage and, where it was measured, what it ranks together with its prior."""
+    stages = [row for row in rows if row.kind == "stage"]
+    after = rows[rows.index(stages[-1]) :] if stages else []
+    return stages[-1:] + [row for row in after if row.kind == "prior"][-1:]
+
+
+def _below_counting(rows: Sequence[Row], row: Row, task: str) -> list[str]:
+    """By which metrics of a task the best of counting is above ``row``."""
+    counting = [each for each in rows if each.label.removesuffix("_unseen") in COUNTING and same_protocol(each, row)]
+    below = []
+    for metric in dict.fromkeys((TASKS[task].headline, "ndcg@10")):
+        value = row.cell(task, metric)
+        others = [(other, each.label) for each in counting if (other := each.cell(task, metric)) is not None]
+        if value is not None and others and value < max(others)[0]:
+            other, label = max(others)
+            below.append(f"{metric} {value:.4f}, {label} has {other:.4f}")
+    return below
 
 
 def same_protocol(one: Row, two: Row) -> bool:
@@ -112,12 +134,13 @@ def same_protocol(one: Row, two: Row) -> bool:
 
 
 def against_baselines(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
-    """The last stage against the best baseline of each ranking task."""
-    stages = [row for row in rows if row.kind == "stage"]
-    found = []
-    for name, task in TASKS.items():
-        if stages and (best := best_baseline(rows, name, task.headline)):
-            found.append(compare(best[0], stages[-1], f"{title_of(rows, name)} R@10", name, task.headline, n_boot))
+    """The last stage, alone and with its prior, against the best baseline of each ranking task."""
+    found = [
+        compare(best[0], row, f"{title_of(rows, name)} R@10", name, task.headline, n_boot)
+        for row in last_ones(rows)
+        for name, task in TASKS.items()
+        if (best := best_baseline(rows, name, task.headline))
+    ]
     return [c for c in found if c]
 
 
@@ -139,17 +162,17 @@ def change_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def ratio_lines(rows: Sequence[Row]) -> list[str]:
-    """The last stage over the best baseline, by ranking task."""
-    stages = [row for row in rows if row.kind == "stage"]
+    """The last stage, alone and with its prior, over the best baseline, by ranking task."""
     lines = []
-    for name, task in TASKS.items():
-        best = best_baseline(rows, name, task.headline)
-        value = stages[-1].cell(name, task.headline) if stages else None
-        if best and best[1] and value is not None:
-            lines.append(
-                f"{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best baseline "
-                f"({best[0].label}, {best[1]:.4f})"
-            )
+    for row in last_ones(rows):
+        of = f"{row.label}, " if row.kind == "prior" else ""
+        for name, task in TASKS.items():
+            best, value = best_baseline(rows, name, task.headline), row.cell(name, task.headline)
+            if best and best[1] and value is not None:
+                lines.append(
+                    f"{of}{title_of(rows, name)}: {task.headline} {value:.4f}, {value / best[1]:.2f} times the best "
+                    f"baseline ({best[0].label}, {best[1]:.4f})"
+                )
     return lines
 
 
@@ -162,7 +185,7 @@ def prior_lines(rows: Sequence[Row]) -> list[str]:
             if isinstance(chosen, dict):
                 chosen = f"the best {chosen['metric']} of {chosen['users']:,} validation users"
             of = f"{row.label}, {title_of(rows, task)}"
-            lines.append(f"{of}: prior {note['content']}, weight {note['weight']:g} ({chosen})")
+            lines.append(f"{of}: weight {note['weight']:g} ({chosen}) of the prior whose digest is {note['content']}")
     return lines
 
 

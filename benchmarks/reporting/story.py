@@ -58,10 +58,11 @@ def story(rows: Sequence[Row], against: Sequence[Comparison], n_boot: int) -> li
     teller, found = _Teller(rows, n_boot), []
     counting = best_mean(rows, teller.tasks, COUNTING)
     best = best_mean(rows, teller.tasks)
-    if counting:
-        found.append(teller.recommends(f"{sft.label} recommends better than counting", counting[0], sft))
-    if best and (not counting or best[0] is not counting[0]):
-        found.append(teller.recommends(f"{sft.label} recommends better than the best baseline", best[0], sft))
+    for row in (sft, *[row for row in rows if row.kind == "prior"][-1:]):
+        if counting:
+            found.append(teller.recommends(f"{row.label} recommends better than counting", counting[0], row))
+        if best and (not counting or best[0] is not counting[0]):
+            found.append(teller.recommends(f"{row.label} recommends better than the best baseline", best[0], row))
     base, distilled, trained = (by_name.get(name) for name in ("base", "distill", "rl"))
     if base and base is not sft:
         found.append(teller.keeps(f"{sft.label} keeps the general ability of {base.label}", base, sft))
@@ -71,7 +72,7 @@ def story(rows: Sequence[Row], against: Sequence[Comparison], n_boot: int) -> li
     if trained and (before := distilled or by_name.get("sft")):
         claim = f"{trained.label} (GRPO) adds to the recommendation of {before.label}"
         found.append(teller.recommends(claim, before, trained))
-    found.append(_task_by_task(rows, stages[-1], against))
+    found.append(_task_by_task(rows, stages[-1], [c for c in against if c.after == stages[-1].label]))
     return [claim for claim in found if claim]
 
 

@@ -39,7 +39,8 @@ class Seen:
             found.append((what, "training rows that end before it"))
         if NOBODY * self.users < self.in_training < EVERYBODY * self.users:
             what = f"{self.in_training:,} of {self.users:,} test users are seen in training"
-            found.append((what, "a split by user, where none is, or leave one out, where all are"))
+            right = "so it is in a split by time; by users none would be, and all where one is left out"
+            found.append((what, right))
         return found
 
 

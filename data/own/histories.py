@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from data.adapters.release import TEST, TRAIN, VALIDATION
 from data.onerec_data.samples import MAX_TARGETS
-from data.own.reader import NONE, UNKNOWN, Columns, Read, Reader, split_events
+from data.own.reader import NONE, UNKNOWN, Columns, Read, Reader, by_time, split_events
 from data.own.rows import HISTORY, Log, Rows, given_rows, held_out, keep_validation, merged
 from data.own.tables import lists_of_text
 from onerec.errors import InputError
@@ -53,11 +53,11 @@ def read_histories(columns: Sequence[tuple[Columns, int | None]], reader: Reader
     reader.check_known(any(row.items for row in rows))
     options, dropped = reader.options, reader.manifest.dropped
     if options.split_time:
-        moment = reader.clock.moment(options.split_time)
-        if np.isnan([row.time for row in rows]).any():
+        times = np.array([row.time for row in rows])
+        if np.isnan(times).any():
             raise InputError("--split_time", "needs a time in every row of the logs", "--columns time=<column>")
-        for row in rows:
-            row.part = TEST if row.time >= moment else TRAIN
+        for row, part in zip(rows, by_time(times, reader).tolist(), strict=True):
+            row.part = part
     whole = all(row.part == NONE for row in rows)
     log = _sequences([row for row in rows if row.part in (NONE, TRAIN)], len(users))
     names = pa.array(users, pa.string())

@@ -49,16 +49,19 @@ def read_items(
 ) -> Items:
     """The items of all files, an id once, in the files' order.
 
-    Raises `InputError` where a file has no column of ids or none of texts, where there are fewer than two items, where
-    none has a text, or where too many rows have no id or one that came before.
+    Items of tables that hold ids alone are called by them. Raises `InputError` where a file has no column of ids or
+    none of texts beside others, where there are fewer than two items, where none has a text in its columns of texts,
+    or where too many rows have no id or one that came before.
     """
     known: dict[str, tuple[str, str, list[str]]] = {}
     total = unmarked = twice = without = 0
+    bare = True  # no file has a column of texts
     for file in files:
         item = find_role(file.names, "item", given, WORDS["items"]["item"])
         if item is None:
             raise file.lacks("an item's id", "item", WORDS["items"]["item"])
         texts = text_columns(file, item, given)
+        bare &= not texts
         tags = find_role(file.names, "category", given, WORDS["items"]["category"])
         rows = 0
         wanted = list(dict.fromkeys([item, *texts, *([tags] if tags else [])]))
@@ -75,7 +78,7 @@ def read_items(
                 values = [clean(columns[column][at] or "") for column in texts]
                 unmarked += any(marked for _, marked in values)
                 labels = split_tags(columns[tags][at] or "") if tags else []
-                known[name] = (values[0][0], caption(texts, [text for text, _ in values]), labels)
+                known[name] = (values[0][0] if values else name, caption(texts, [text for text, _ in values]), labels)
         manifest.input(file.path, rows + file.bad.total())
         total += rows + file.bad.total()
         without += file.bad.total()
@@ -86,9 +89,12 @@ def read_items(
             raise InputError(path, f"{what}: {count:,} times, {reason}", "text with separators in quotation marks")
         raise InputError(path, what, "at least two, one of which can be recommended before the other")
     untold = sum(not text for _, text, _ in known.values())
-    if untold == len(known):
-        raise InputError(
-            path, "has no text in any row of its text columns", "a title an item, or --columns text=<column>"
+    if untold == len(known) and not bare:
+        right = "a title an item, --columns text=<column>, or a table of the ids alone"
+        raise InputError(path, "has no text in any row of its text columns", right)
+    if bare:
+        manifest.warn(
+            f"{path} holds ids alone", "with titles the SIDs would also say what an item is, not only who takes it"
         )
     for reason, count in (
         ("item: row without an id", without),
@@ -104,7 +110,10 @@ def read_items(
 
 
 def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]]) -> list[str]:
-    """The columns of an item's texts, its title first; raises `InputError` where there is none."""
+    """The columns of an item's texts, its title first; none where the file has ids alone.
+
+    Raises `InputError` where the file has other columns and none is one of texts.
+    """
     if "text" in given:
         found: list[str | None] = [name for name in given["text"] if name in file.names]
         if not found:
@@ -112,8 +121,9 @@ def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]])
     else:
         found = [find_role(file.names, role, given, WORDS["items"][role]) for role in TEXTS]
     chosen = [name for name in dict.fromkeys(found) if name not in (None, item)]
-    if not chosen:
-        raise file.lacks("an item's text", "text", [name for role in TEXTS for name in WORDS["items"][role][:3]])
+    if not chosen and set(file.names) != {item}:
+        usual = [name for role in TEXTS for name in WORDS["items"][role][:3]]
+        raise file.lacks("an item's text", "text", usual, ", or a table of the ids alone")
     return chosen
 
 

@@ -133,11 +133,22 @@ class Reader:
             raise InputError(self.options.path, f"names no item of the catalogue (its ids: {ids})", right)
 
 
+def by_time(times: np.ndarray, reader: Reader) -> np.ndarray:
+    """int8 [n]: the part of what has ``times``; raises `InputError` where the split time leaves one without any."""
+    text = reader.options.split_time
+    later = times >= reader.clock.moment(text)
+    if later.all() or not later.any():
+        first, last = (reader.clock.shown(time) for time in (times.min(), times.max()))
+        what = f"is {text}: {'every' if later.any() else 'no'} row of the logs is from then or later"
+        raise InputError("--split_time", what, f"between {first} and {last}")
+    return np.where(later, TEST, TRAIN).astype(np.int8)
+
+
 def split_events(log: Log, times: np.ndarray, reader: Reader) -> list[Rows]:
     """Give every event its part, and make the rows of what is kept out."""
     options, dropped = reader.options, reader.manifest.dropped
     if options.split_time:
-        log.part = np.where(times >= reader.clock.moment(options.split_time), TEST, TRAIN).astype(np.int8)
+        log.part = by_time(times, reader)
     elif (log.part == NONE).all():
         leave_one_out(log, options.validation, dropped)
     if options.validation and not (log.part == VALIDATION).any():

@@ -19,7 +19,7 @@ from data.onerec_data.batch import ranges
 from data.onerec_data.samples import MAX_TARGETS, VIDEO_HISTORY
 
 HISTORY = 3  # the part of an event that is neither learnt nor asked for
-ONE_IN, AT_MOST = 10, 1000  # users whose last training event is for validation, where the log keeps none out itself
+ONE_IN, AT_MOST = 10, 1000  # users who are drawn to be asked, where not all are or can be
 
 
 @dataclasses.dataclass
@@ -74,25 +74,39 @@ def per_user(log: Log, values: np.ndarray) -> np.ndarray:
 
 
 def leave_one_out(log: Log, validation: bool, dropped: Counter[str]) -> None:
-    """The last event of a user is the test's, the one before it validation's; short logs are for training alone."""
+    """The last event of a user is the test's, the one before it validation's; short logs are for training alone.
+
+    Where fewer than one user in ten has events enough, one in ten of the others is asked too: its last event is the
+    test's, and that of another one in ten validation's.
+    """
     log.part[:] = TRAIN
-    long = log.lengths >= least_items(validation)
-    last = log.bounds[1:][long] - 1
-    log.part[last] = TEST
+    lengths, least = log.lengths, least_items(validation)
+    long, short = lengths >= least, np.flatnonzero((lengths > 1) & (lengths < least))
+    last = log.bounds[1:] - 1
+    log.part[last[long]] = TEST
     if validation:
-        log.part[last - 1] = VALIDATION
-    short = int(((log.lengths > 1) & ~long).sum())
-    if short:
-        dropped[f"user with fewer than {least_items(validation)} events: no test"] += short
+        log.part[last[long] - 1] = VALIDATION
+    asked = 0
+    if long.sum() * ONE_IN < long.sum() + len(short):
+        for first, part in ((0, TEST), (ONE_IN // 2, VALIDATION))[: 1 + validation]:
+            chosen = one_in_ten(short, first)
+            log.part[last[chosen]] = part
+            asked += len(chosen)
+    if len(short) > asked:
+        dropped[f"user with fewer than {least} events: for training alone"] += len(short) - asked
+
+
+def one_in_ten(users: np.ndarray, first: int = 0) -> np.ndarray:
+    """One of ten ``users``, at most `AT_MOST`, drawn evenly from place ``first`` on."""
+    return users[first :: max(ONE_IN, -(-len(users) // AT_MOST))]
 
 
 def keep_validation(log: Log) -> None:
-    """The last training event of one user in ten, at most a thousand, is validation's: drawn evenly over the users."""
+    """The last training event of one user in ten is validation's."""
     training = log.of_part(log.part == TRAIN)
-    users = np.flatnonzero(training.lengths >= least_items(False))
-    step = max(ONE_IN, -(-len(users) // AT_MOST))
+    users = one_in_ten(np.flatnonzero(training.lengths >= least_items(False)))
     places = np.flatnonzero(log.part == TRAIN)
-    log.part[places[training.bounds[1:][users[::step]] - 1]] = VALIDATION
+    log.part[places[training.bounds[1:][users] - 1]] = VALIDATION
 
 
 def training(log: Log, n_targets: int, windows: int, dropped: Counter[str]) -> Rows:

@@ -57,21 +57,22 @@ class TableFile:
         """The rows' ``columns`` as they are stored; delimited text is text."""
         yield from self._rows.batches(columns)
 
-    def lacks(self, what: str, role: str, usual: Sequence[str]) -> InputError:
-        """The error of a file without a column of ``what``; ``usual``: names that it might have."""
-        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>"
+    def lacks(self, what: str, role: str, usual: Sequence[str], other: str = "") -> InputError:
+        """The error of a file without a column of ``what``; ``usual``: names that it might have; ``other`` ways."""
+        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>{other}"
         return InputError(self.path, f"has no column of {what} (such as {', '.join(usual[:6])})", right)
 
 
 def table_files(path: Path) -> list[TableFile]:
-    """The files of a table: ``path`` itself, or those of a folder that are tables, sorted by name."""
+    """The files of a table: ``path`` itself, or those below a folder that are tables, sorted by path."""
     if not path.is_dir():
         if not path.is_file():
             raise InputError(path, "no such file or folder", RIGHT)
         return [TableFile(path)]
     every = PARQUET + JSON + DELIMITED
-    names = (file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith((".", "_")))
-    files = [TableFile(file) for file in names if {file.suffix, file.with_suffix("").suffix} & set(every)]
+    below = (file for file in sorted(path.rglob("*")) if file.is_file())
+    shown = (file for file in below if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts))
+    files = [TableFile(file) for file in shown if {file.suffix, file.with_suffix("").suffix} & set(every)]
     if not files:
         raise InputError(path, "holds no table", RIGHT)
     return files

@@ -84,11 +84,22 @@ class Clock:
         try:
             number = float(text)
         except ValueError:
-            seconds = _seconds(pd.Series(pd.to_datetime([text], utc=True, errors="coerce")))[0]
+            number = np.nan
+        if np.isnan(number) and not self.kinds:
+            what = "is no number, as the times of the logs are, which have no unit"
+            raise InputError("--split_time", f"{text} {what}", "a number of theirs")
+        if np.isnan(number) or (self.kinds and abs(number) < UNSAID):  # 2024 is a year
+            seconds = _seconds(pd.Series(pd.to_datetime([text], format="ISO8601", utc=True, errors="coerce")))[0]
             number = seconds * PER_SECOND.get(next(iter(self.kinds), DATES), 1)
         if not np.isfinite(number):
             raise InputError("--split_time", f"is {text}", RIGHT)
         return number
+
+    def shown(self, time: float) -> str:
+        """A time of the log for a message."""
+        kind = next(iter(self.kinds), "")
+        seconds = time / PER_SECOND.get(kind, 1)
+        return str(pd.Timestamp(seconds, unit="s").floor("s")) if kind else f"{time:g}"
 
 
 def _seconds(times: pd.Series) -> np.ndarray:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone before what is installed
 from onerec.flags import COUNT, ArgumentParser
@@ -69,18 +69,33 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """(seconds, GiB of the largest resident size) of a command; ends with its output where it fails."""
+class Used(NamedTuple):
+    """What a command used, its own processes included: seconds, processor seconds, GiB of the largest process."""
+
+    seconds: float
+    processor: float
+    gib: float
+
+
+def used(command: Sequence[str], **variables: str) -> Used:
+    """What a command used, with ``variables`` in its environment; ends with its output where it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
         process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         if status:
             log.seek(0)
             sys.exit(f"{' '.join(command)}\n{log.read()}")
-    return seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "linux" else 1 << 30)
+    gib = usage.ru_maxrss / (1 << 20 if sys.platform == "linux" else 1 << 30)
+    return Used(seconds, usage.ru_utime + usage.ru_stime, gib)
+
+
+def measured(command: Sequence[str]) -> tuple[float, float]:
+    """(seconds, GiB of the largest resident size) of a command; ends with its output where it fails."""
+    found = used(command)
+    return found.seconds, found.gib
 
 
 def itself(*arguments: Any) -> tuple[dict[str, float], float]:

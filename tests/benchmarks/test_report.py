@@ -362,6 +362,17 @@ def test_warnings_come_first_and_last(tmp_path, capsys):
     assert next(iter(value["notes"].items())) == ("Warnings", expected)
     for name in ("report.md", "report.html"):
         assert "is below counting" in (tmp_path / "report" / name).read_text()
+    chosen = {"prior": {"video": {"content": "ab", "weight": 2, "chosen": "given"}}}
+    for value, right in (
+        (0.5, "sft + prior is not: rank with it"),
+        (0.3, "sft + prior is too (recall@10 0.3000, cooc"),
+    ):
+        both = [sft, result(tmp_path, f"sft_prior_{value}", [value] * 6, **chosen)]
+        flags = {"results": both, "labels": ["sft", "sft + prior"], "output_dir": tmp_path / "both"}
+        report.main(as_flags(**flags, baselines=list(counts.values())))
+        out, err = capsys.readouterr()
+        assert f"cooccurrence has 0.4000); {right}" in err
+        assert "sft + prior, video: weight 2 (given) of the prior" in out
     report.main(as_flags(results=[sft], baselines=[counts["popularity"]], output_dir=tmp_path / "good"))
     assert "warning" not in capsys.readouterr().err
     assert "Warnings" not in json.loads((tmp_path / "good/report.json").read_text())["notes"]

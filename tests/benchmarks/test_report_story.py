@@ -80,6 +80,25 @@ def test_each_step_of_the_story_is_told_with_its_verdict_and_interval(chain):
     assert "No answer of one is better" in str(claims["sft recommends better than the best baseline"])
 
 
+def test_a_stage_with_its_prior_is_told_of_beside_it(tmp_path):
+    prior = {"video": {"content": "ab", "weight": 2, "chosen": "given"}}
+    stages = [result(tmp_path, "sft", 0.1), result(tmp_path, "sft_prior", 0.6, prior=prior)]
+    claims = told(stages, [result(tmp_path, "popularity", 0.2)])
+    verdicts = {claim: found.verdict for claim, found in claims.items()}
+    assert verdicts == {
+        "sft recommends better than counting": FAILS,
+        "sft_prior recommends better than counting": HOLDS,
+    }
+    flags = {"results": stages, "baselines": [tmp_path / "results_popularity"], "output_dir": tmp_path / "out"}
+    report.main(as_flags(**flags, bootstrap=200))
+    value = json.loads((tmp_path / "out/report.json").read_text())
+    against = [(pair["before"], pair["after"]) for pair in value["paired"]]
+    assert against[:2] == [("popularity", "sft"), ("popularity", "sft_prior")]
+    assert value["notes"]["Against the best baseline"][1] == (
+        "sft_prior, video: recall@10 0.6000, 3.00 times the best baseline (popularity, 0.2000)"
+    )
+
+
 def test_the_last_stage_is_compared_with_the_best_baseline_of_each_task(chain, tmp_path):
     stages, baselines = chain
     report.main(as_flags(results=stages, baselines=baselines, bootstrap=200, output_dir=tmp_path / "out"))

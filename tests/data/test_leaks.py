@@ -53,4 +53,6 @@ def test_users_of_whom_some_are_in_training_are_warned_of(release, capsys, train
     rows = [row(uid, [1, 2], [3]) for uid in list(USERS)[:train]]
     rows += [row(uid, [1, 2, 3], [4], 1) for uid in USERS]
     (line,) = warned(release, capsys, rows)
-    assert line.startswith(f"warning: video: {train} of 20 test users are seen in training; a split by user")
+    assert line.startswith(
+        f"warning: video: {train} of 20 test users are seen in training; so it is in a split by time"
+    )

@@ -71,7 +71,7 @@ def test_a_users_last_event_is_the_tests_and_the_one_before_it_validations(tmp_p
         ("u2", 2): (["B000", "B003"], ["B002"]),
         ("u3", 0): (["B005"], ["B006"]),
     }, "u1 takes B001 again; ties stay as in the file; u3's two events are for training"
-    assert dropped(tmp_path) == {"user with fewer than 4 events: no test": 1}
+    assert dropped(tmp_path) == {"user with fewer than 4 events: for training alone": 1}
     captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
     assert captions[0]["dense_caption"] == "Pen 0. brand: Acme. category: office, pens"
     assert captions[0]["title"] == "Pen 0" and captions[0]["tags"] == ["office", "pens"]
@@ -113,9 +113,14 @@ def test_every_form_of_file_gives_the_same(kind, tmp_path):
     assert digests(tmp_path / "other") == digests(tmp_path / "out")
 
 
-def test_a_folder_is_its_files(tmp_path):
+def test_a_folder_is_its_files_and_those_of_its_folders(tmp_path):
     rows = convert(tmp_path)
     folder = write_as("folder", events(), tmp_path, "logs")
+    assert convert(tmp_path, files=[str(folder)]).keys() == rows.keys()
+    (folder / "day=2").mkdir()
+    (folder / "part-1.parquet").rename(folder / "day=2/part.parquet")
+    (folder / "_temporary").mkdir()
+    (folder / "_temporary/part.parquet").write_text("half")
     assert convert(tmp_path, files=[str(folder)]).keys() == rows.keys()
 
 
@@ -142,7 +147,7 @@ def test_ids_are_kept_to_the_letter_and_those_that_are_alike_are_named(tmp_path,
     logs.to_csv(tmp_path / "logs.csv", index=False)
     rows = convert(tmp_path, items, files=[str(tmp_path / "logs.csv")])
     assert rows["x", 1] == (["007", "7", "a1", "A1", "b ", "b"], ["c"])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "4 item ids differ from another only by case or by spaces ('a1' and 'A1')" in said
     assert "2 user ids" in said
     assert len(json.loads((tmp_path / "out/manifest.json").read_text())["warnings"]) == 2
@@ -155,6 +160,31 @@ def test_a_split_by_time(tmp_path):
     rows = convert(tmp_path, None, events(), "--split_time", "2023-11-14T22:14:00", "--validation", "0")
     assert rows["u1", 1] == (["B000", "B001", "B002"], ["B001", "B003"])
     assert rows["u1", 0] == (["B000", "B001"], ["B002"]) and ("u2", 1) not in rows
+
+
+def test_a_split_time_that_splits_nothing_says_from_when_to_when_the_events_are(tmp_path):
+    with pytest.raises(InputError, match=r"is 2024: no row .* between 2023-11-14 22:13:21 and 2023-11-14 22:14:10"):
+        convert(tmp_path, None, events(), "--split_time", "2024")
+    with pytest.raises(InputError, match="is 1600000000: every row"):
+        convert(tmp_path, None, events(), "--split_time", "1600000000")
+    with pytest.raises(InputError, match="2024-01-01 is no number, as the times of the logs are"):
+        convert(tmp_path, None, events(base=0), "--split_time", "2024-01-01")
+    assert convert(tmp_path, None, events(base=0), "--split_time", "40", "--validation", "0")["u1", 1][1] == [
+        "B001",
+        "B003",
+    ]
+
+
+@pytest.mark.parametrize("least", [2, 3])
+def test_where_hardly_a_user_has_four_events_some_of_the_others_are_asked(least, tmp_path):
+    rows = [(f"v{user}", f"B00{(user + n) % 8}", n) for user in range(40) for n in range(least)]
+    found = convert(tmp_path, None, events([*EVENTS[:5], *rows]))
+    asked = {split: [user for user, each in found if each == split] for split in (0, 1, 2)}
+    assert asked[1] == ["u1", "v0", "v10", "v20", "v30"] and asked[2] == ["u1", "v5", "v15", "v25", "v35"]
+    assert found["v10", 1] == ([f"B00{(10 + n) % 8}" for n in range(least - 1)], [f"B00{(9 + least) % 8}"])
+    learnt = 33 if least == 2 else 41
+    assert len(asked[0]) == learnt, "of two events of which one is asked for nothing is left to learn"
+    assert dropped(tmp_path)["user with fewer than 4 events: for training alone"] == 32
 
 
 @pytest.mark.parametrize("words", [("train", "valid", "test"), (0, 2, 1), ("Training", "dev", "TEST")])
@@ -175,6 +205,20 @@ def test_files_named_by_their_split(tmp_path):
     assert rows["u1", 1] == (["B000", "B001", "B002"], ["B001", "B003"])
     named = [f"train={folder / 'train.csv'}", f"test={folder / 'test.csv'}"]
     assert convert(tmp_path, files=named) == rows
+
+
+@pytest.mark.parametrize("name", ["{}-00000-of-00001.csv", "{}/part-0.csv", "split={}/a=1/part-0.csv", "{}_events.csv"])
+def test_files_and_folders_whose_names_begin_with_their_split(name, tmp_path):
+    folder = tmp_path / "logs"
+    for split, late in (("train", False), ("test", True)):
+        path = folder / name.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        events([row for row in EVENTS if (row[2] >= 40) == late]).to_csv(path, index=False)
+    rows = convert(tmp_path, files=[str(folder)])
+    assert rows["u1", 1] == (["B000", "B001", "B002"], ["B001", "B003"])
+    events(EVENTS[:2]).to_csv(folder / "more.csv", index=False)
+    with pytest.raises(InputError, match=r"more\.csv: says no split by its name, and other files beside it do"):
+        convert(tmp_path, files=[str(folder)])
 
 
 def test_windows_make_every_event_a_target(tmp_path):
@@ -327,6 +371,14 @@ def test_items_without_text(tmp_path):
     captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
     assert captions[0]["dense_caption"] == "item without a text"
     assert dropped(tmp_path)["item without a text: kept, its caption says so"] == 1
+
+
+def test_a_table_of_ids_alone_is_a_catalogue(tmp_path, capsys):
+    rows = convert(tmp_path, [{"item_id": row["item_id"]} for row in ITEMS])
+    assert len(rows) == 7
+    captions = pq.read_table(tmp_path / "out/onerec_data/pid2caption.parquet").to_pylist()
+    assert captions[0] == {"pid": 1, "title": "B000", "dense_caption": "item without a text"}
+    assert f"warning: {tmp_path / 'items.jsonl'} holds ids alone" in capsys.readouterr().err
 
 
 def test_titles_with_turn_marks_lose_them(tmp_path):
