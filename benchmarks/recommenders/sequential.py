@@ -140,13 +140,19 @@ def softmax_loss(hidden: torch.Tensor, items: torch.Tensor, target: torch.Tensor
 
 
 def _batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Places of the windows of ``lengths``, ``size`` a batch, at random, but such of a batch are about as long."""
+    """Places of the windows of ``lengths``, ``size`` a batch on average, at random, but those of a batch about as long.
+
+    Batches hold about as many items each: of a batch the mean loss is taken, and no item should count for less because
+    it stands in a long window.
+    """
     order = rng.permutation(len(lengths))
+    most = size * lengths.mean()
     batches: list[np.ndarray] = []
     for first in range(0, len(order), POOL * size):
         pool = order[first : first + POOL * size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[start : start + size] for start in range(0, len(pool), size)]
+        number = np.cumsum(lengths[pool]) // most
+        batches += np.split(pool, np.flatnonzero(np.diff(number)) + 1)
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
