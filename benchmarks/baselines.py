@@ -28,7 +28,7 @@ from benchmarks.intervals import N_BOOT
 from benchmarks.metrics import KS
 from benchmarks.output import Output
 from benchmarks.recommenders import RECOMMENDERS
-from benchmarks.recommenders.base import Options, Recommender, Training
+from benchmarks.recommenders.base import Options, Recommender, Sequences, Training
 from benchmarks.tasks import TASKS, BenchTask, choose_tasks
 from onerec.catalog import ItemIndex
 from onerec.cli import cli
@@ -51,6 +51,16 @@ def load_training(folder: Path, task: str, index: ItemIndex | None = None) -> Tr
     if not pairs:
         raise InputError(folder / SEQUENCES, f"has no row of {task}", f"of its training users, or leave out {task}")
     return Training(pairs, index, [row["uid"] for row in rows])
+
+
+def load_validation(folder: Path, task: BenchTask, index: ItemIndex, args: argparse.Namespace) -> Sequences:
+    """(history, targets) of the validation users of a task; raises `InputError` where they have other SIDs."""
+    data = BenchData(folder)
+    evaluator = rank.RankEvaluator(task, data, argparse.Namespace(**{**vars(args), "sample_size": -1}))
+    evaluator.load(Manifest("validation", {}))
+    if evaluator.index.digest != index.digest:
+        raise InputError(folder, "has other SIDs than the test data", "both of one pid2sid.parquet")
+    return [(rank.history_of(e, index, data.spec), e.answer_ids) for e in evaluator.examples]
 
 
 def ask(evaluator: rank.RankEvaluator, recommender: Recommender) -> list[dict[str, Any]]:
@@ -81,6 +91,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--sample_size", type=COUNT_OR_ALL, default=-1, help="test rows a task, those of evaluate.py --seed 0 (-1: all)"
     )
+    users = "benchmark_data of the validation targets, whose users stop a training (default: held-out training users)"
+    add("--validation_dir", type=Path, help=users)
     add("--bootstrap", type=BOOT, default=N_BOOT, help="resamples of the users for the intervals (0: none)")
     # Of sasrec, gru4rec and tiger, which are trained.
     default = Options()
@@ -88,10 +100,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--patience", type=COUNT, default=default.patience, help="epochs without a better validation before it stops")
     add("--batch_size", type=COUNT, default=default.batch_size, help="windows a batch")
     add("--lr", type=POSITIVE, default=default.lr, help="learning rate of Adam")
-    add("--dropout", type=SHARE_BELOW_1, default=default.dropout, help="dropout, of attention too")
+    add("--dropout", type=SHARE_BELOW_1, default=default.dropout, help="dropout, of attention too (sasrec, gru4rec)")
+    negatives = "random items beside the batch's targets in a softmax over more items (sasrec, gru4rec)"
+    add("--negatives", type=COUNT, default=default.negatives, help=negatives)
     add("--max_items", type=COUNT, default=default.max_items, help="items of a history (sasrec, gru4rec)")
     add("--dim", type=WIDTH, default=default.dim, help="width (sasrec, gru4rec)")
     add("--tiger_dim", type=WIDTH, default=default.tiger_dim, help="width (tiger)")
+    add("--tiger_dropout", type=SHARE_BELOW_1, default=default.tiger_dropout, help="dropout of attention (tiger)")
     add("--tiger_layers", type=COUNT, default=default.tiger_layers, help="layers of encoder and of decoder (tiger)")
     add("--num_beams", type=COUNT, default=default.num_beams, help="beams of the item search (tiger)")
     add("--seed", type=SEED, default=default.seed, help="seed of the training and of the resamples")
@@ -107,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(args.data_dir, "holds no ranking task", "give the benchmark_data folder")
     names = {field.name for field in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in vars(args).items() if name in names})
+    options = dataclasses.replace(options, exclude_seen=args.exclude_seen or args.also_exclude_seen)
     if options.dim % options.heads:
         raise InputError("--dim", f"is {options.dim}", f"a multiple of the {options.heads} attention heads")
     if set(args.baselines) - set(QUICK):
@@ -126,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             evaluator = rank.RankEvaluator(task, data, same_rows)
             evaluator.load(manifest)
             training = load_training(args.data_dir, task.name, evaluator.index)
+            if args.validation_dir and name not in QUICK:
+                training.validation = load_validation(args.validation_dir, task, evaluator.index, same_rows)
             recommender = RECOMMENDERS[name](training, options)
             for exclude, output in outputs:
                 evaluator.leave_out_seen(exclude)

@@ -12,16 +12,21 @@
 #                       transitions of the training rows: results_<name>_prior, a row "<name> + prior" of the report
 #                       (baseline transitions: the prior alone). Its weight is the one that ranks VALIDATION_USERS
 #                       validation users best, or PRIOR_WEIGHT, which a world without validation targets needs.
-#   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones
-#                       (popularity cooccurrence itemknn transitions)
+#   BASELINES           those that are run; EPOCHS DROPOUT LR BATCH_SIZE of the trained ones. Where VALIDATION_USERS
+#                       is set, all validation users stop their training (popularity cooccurrence itemknn transitions)
 source "$(dirname "$0")/common.sh"
 settings_of evaluate
 : "${VERSION:=v1.0}" "${TASKS:=}" "${BASELINES:=popularity cooccurrence itemknn transitions}"
 argument "${1:-}" "11_evaluate.sh: needs a model; base, stage1, stage2, sft, distill, rl or baselines"
 name="$1"
 if [[ "$name" == baselines ]]; then
+  stop=()
+  if ((${VALIDATION_USERS:-0})); then # as for the choice of checkpoints, which comes later than this
+    validation_data
+    stop=(--validation_dir "$RUN_DIR/validation/benchmark_data")
+  fi
   run python "$ROOT/benchmarks/baselines.py" --data_dir "$BENCHMARK_DATA_DIR" \
-    --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" --baselines ${BASELINES//,/ } "${@:2}"
+    --output_dir "$BENCHMARK_BASE_DIR/results/$VERSION" --baselines ${BASELINES//,/ } ${stop[@]+"${stop[@]}"} "${@:2}"
   exit
 fi
 flags=()

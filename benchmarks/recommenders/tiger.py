@@ -41,7 +41,7 @@ class TigerRecommender:
             num_key_value_heads=heads,
             head_dim=32,
             max_position_embeddings=(options.tiger_items + 2) * (self.spec.n_layers + 1),
-            attention_dropout=options.dropout,
+            attention_dropout=options.tiger_dropout,
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=None,
@@ -97,7 +97,7 @@ def fit(training: Training, options: Options) -> TigerRecommender:
         return model(input_ids=ids, labels=labels).loss
 
     def validate() -> float:
-        return mean_ndcg(recommender, validation[:200])
+        return mean_ndcg(recommender, validation[:200], options.exclude_seen)
 
     train_epochs(model, batches, loss_of, validate, options, "tiger")
     return recommender

@@ -69,9 +69,9 @@ def read_sequences(path: Path) -> dict[str, list[int]]:
 def ours(sequences: dict[str, list[int]], seed: int) -> dict[str, float]:
     options = Options(**SETTINGS, batch_size=WINDOWS, seed=seed)
     users = list(sequences)
-    training = Training([(s[:-3], s[-3:-2]) for s in sequences.values()], users=users)
     validation = [(s[:-2], s[-2:-1]) for s in sequences.values()]
-    model = fit(SasRecNet, training, options, validation)
+    training = Training([(s[:-3], s[-3:-2]) for s in sequences.values()], users=users, validation=validation)
+    model = fit(SasRecNet, training, options)
     ranked = model.rank([s[:-1] for s in sequences.values()], 10, [()] * len(users))
     pairs = [(r, s[-1:]) for r, s in zip(ranked, sequences.values(), strict=True)]
     return {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -9,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import baselines
-from benchmarks.recommenders import RECOMMENDERS, counting
+from benchmarks.recommenders import RECOMMENDERS, counting, sequential
 from benchmarks.recommenders.base import Options, Training
 from benchmarks.recommenders.counting import Cooccurrence, ItemKnn, Popularity, nearest
-from benchmarks.recommenders.sequential import _windows
+from benchmarks.recommenders.sequential import POOL, _batches, _windows, softmax_loss
 from benchmarks.results import load_predictions
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
@@ -128,6 +129,14 @@ def test_transitions_are_those_of_counting_all_pairs():
             assert ranked(learnt, [[7, last]], 50, [{6, 9}]) == [[p for p in first + rest if p not in (6, 9)]]
 
 
+def test_validation_sequences_stop_a_training_and_cost_it_no_user():
+    training = Training(SEQUENCES * 20)
+    rest, held = training.split(0)
+    assert len(held) == 6 and len(rest.sequences) == 54
+    training = Training(SEQUENCES * 20, validation=[([1], [2])])
+    assert training.split(0) == (training, [([1], [2])])
+
+
 def test_a_users_sequence_that_begins_a_longer_one_is_learnt_once():
     training = Training([([1], [2]), ([1, 2], [3]), ([1], [2])], users=["a", "a", "b"])
     assert training.whole() == [[1, 2, 3], [1, 2]]
@@ -142,6 +151,37 @@ def test_windows_predict_every_item_once_and_behind_a_long_history():
         for known, run in found[1:]:  # of every later target at least three quarters of the size are seen
             assert len(run) == size + 1 and known >= size - max(1, size // 4)
     assert list(_windows([7], 4)) == []
+
+
+def test_batches_hold_every_window_once_about_as_many_items_each_and_windows_of_about_one_length():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 50, 1000)
+    batches = _batches(lengths, 16, rng)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(1000))
+    assert np.mean([np.ptp(lengths[b]) for b in batches]) < 2 * 50 / POOL
+    items = np.array([lengths[b].sum() for b in batches])
+    assert items.max() < 16 * lengths.mean() + 50 and np.median(items) > 0.8 * 16 * lengths.mean()
+    assert sum(map(len, _batches(lengths[:5], 16, rng))) == 5
+
+
+def test_a_softmax_over_drawn_items_stands_for_the_one_over_all():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    hidden, target = 0.5 * torch.randn(20, 8), torch.randint(0, 400, (20,))
+    items = torch.randn(400, 8, requires_grad=True)
+    exact = torch.nn.functional.cross_entropy(hidden @ items.T, target)
+    assert softmax_loss(hidden, items, target, 400) == exact
+    # Items that are all alike leave nothing to chance: any draw gives the logarithm of how many there are.
+    same = torch.ones(400, 8)
+    assert float(softmax_loss(hidden, same, target, 10)) == pytest.approx(np.log(400), rel=1e-5)
+    draws = torch.stack([softmax_loss(hidden, items, target, 150) for _ in range(200)])
+    assert float(draws.mean().detach()) == pytest.approx(float(exact.detach()), rel=0.03)
+    mean = torch.autograd.grad(draws.mean(), items)[0]
+    whole = torch.autograd.grad(exact, items)[0]
+    assert torch.nn.functional.cosine_similarity(mean.ravel(), whole.ravel(), dim=0) > 0.98
+    # Where every item is a target, none is left to draw.
+    every = torch.arange(400)
+    assert torch.isfinite(softmax_loss(torch.randn(400, 8), items, every, 10))
 
 
 # At 1e-2 it is chance, by seed and machine, whether tiger learns; at 3e-3 it always did (seeds 0, 1 and 2).
@@ -173,6 +213,7 @@ def test_what_has_learnt_nothing_is_not_measured(name):
         (["--epochs", "0"], "--epochs: is 0"),
         (["--dropout", "2"], "--dropout: is 2; give a number from 0 to below 1"),
         (["--seed", "-1"], "--seed: is -1"),
+        (["--negatives", "0"], "--negatives: is 0"),
         (["--lr", "nan"], "--lr: is nan"),
         (["--dim", "63"], "--dim: is 63; a multiple of the 2 attention heads"),
         (["--device", "meta"], "--device: meta is not there"),
@@ -182,6 +223,20 @@ def test_settings_that_train_nothing_are_refused_before_anything_is_written(data
     with pytest.raises(InputError, match=said):
         baselines.main(["--data_dir", str(data), "--output_dir", str(tmp_path / "r"), "--baselines", "sasrec", *flags])
     assert not (tmp_path / "r").exists()
+
+
+def test_the_users_of_a_validation_folder_stop_the_training(data, tmp_path, monkeypatch):
+    validation = tmp_path / "validation"
+    shutil.copytree(data, validation, ignore=shutil.ignore_patterns("validation"))
+    stopped_by = []
+    monkeypatch.setattr(sequential, "mean_ndcg", lambda recommender, rows, unseen: stopped_by.append(rows) or 0.0)
+    flags = as_flags(data_dir=data, output_dir=tmp_path / "r", baselines=["popularity", "sasrec"], epochs=1)
+    baselines.main([*flags, "--validation_dir", str(validation)])
+    assert stopped_by == [[([1, 2], [3, 4]), ([5], [9])]]
+    table = pa.table({"pid": [1, 2], "codes": pa.array([[0, 0, 1], [0, 0, 2]], pa.list_(pa.int32()))})
+    write_table(validation / "video_ad_pid2sid.parquet", table)
+    with pytest.raises(InputError, match="validation: has other SIDs than the test data"):
+        baselines.main([*flags, "--validation_dir", str(validation)])
 
 
 def test_baselines_write_what_evaluate_does(data, tmp_path):
