@@ -87,7 +87,7 @@ def test_a_stage_with_its_prior_is_told_of_beside_it(tmp_path):
     verdicts = {claim: found.verdict for claim, found in claims.items()}
     assert verdicts == {
         "sft recommends better than counting": FAILS,
-        "sft_prior recommends better than counting": HOLDS,
+        "sft + prior recommends better than counting": HOLDS,
     }
     flags = {"results": stages, "baselines": [tmp_path / "results_popularity"], "output_dir": tmp_path / "out"}
     report.main(as_flags(**flags, bootstrap=200))
