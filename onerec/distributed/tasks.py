@@ -37,9 +37,8 @@ def map_on_ray(
 ) -> Iterator[Any]:
     """`onerec.workers.map_in_order` with ``runner="ray"``; ``workers``: tasks at a time, None for all cores."""
     ray, cores = _connected(workers)
-    work = [
-        ray.put((function, begin, arguments, os.getcwd()))
-    ]  # in a list: Ray hands the reference over, not the value
+    # In a list: Ray hands the reference over, not the value.
+    work = [ray.put((function, begin, arguments, os.getcwd()))]
     options = {"num_cpus": 1, "max_retries": RETRIES, "scheduling_strategy": "SPREAD"}
     call, name = ray.remote(**options)(_call), uuid.uuid4().hex
     at_most = workers if workers and workers < cores else 2 * cores
@@ -130,7 +129,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 def _result(ray: Any, task: Any) -> Any:
     """What a task gave; its exception is raised as here, and what befell Ray as `InputError`."""
     try:
-        return ray.get(task)
+        return task.future().result()  # ray.get makes a Ctrl-C of every signal
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, InputError) and "no such file" in cause.what and os.path.exists(cause.file):

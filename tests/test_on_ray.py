@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -22,11 +23,20 @@ from data.prepare_mix import main as mix
 from onerec import workers
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
+from onerec.parquet import embedding_table, write_table
 from onerec.records import chat_record, message, record_uuid, text_record, write_records
+from pretrain import tokenization
+from pretrain.tokenize_data import main as tokenize
+from tests.arguments import as_flags
 from tests.clusters import RayCluster, free_port, started_cluster
+from tests.data.conftest import release  # noqa: F401  a fixture
 from tests.data.tests_data import user
+from tests.pretrain.conftest import world  # noqa: F401  a fixture
+from tokenizer import encoding
+from tokenizer.infer_res_kmeans import main as infer
+from tokenizer.res_kmeans import ResKmeans
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +61,28 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def dying(function: Callable[[Any], Any], head: int, died: Path, item: Any) -> Any:
-    """``function``; the first call on another node than the head's takes its node along."""
+    """``function``; the first call takes its process along, or its node where that is not the node of ``head``."""
     raylet = os.getppid()
     if raylet != head and not died.exists():
         died.touch()
-        os.kill(raylet, signal.SIGKILL)
+        os.kill(raylet if head else os.getpid(), signal.SIGKILL)
         signal.pause()
     return function(item)
 
 
 @pytest.fixture
-def a_node_dies(cluster, monkeypatch, tmp_path):
-    """Have a module's next run on the cluster lose a node within a task; gives the file that says it did."""
-    raylets = [p for p in psutil.Process(cluster.pid).children(recursive=True) if p.name() == "raylet"]
-    head = next(process.pid for process in raylets if "--head" in process.cmdline())
-    assert len(raylets) > 1
+def dies(cluster, monkeypatch, tmp_path):
+    """Have a module's next run on the cluster lose a process, or a node, within a task; gives the file that says so."""
 
-    def of(module, name=None):
+    def of(module, node=False, name=None):
+        raylets = [p for p in psutil.Process(cluster.pid).children(recursive=True) if p.name() == "raylet"]
+        head = next(process.pid for process in raylets if "--head" in process.cmdline()) if node else 0
+        assert len(raylets) > 1 or not node
+
         def patched(function, *arguments, **more):
-            wanted = name in (None, function.__name__)
-            again = functools.partial(dying, function, head, tmp_path / "died") if wanted else function
-            return workers.map_in_order(again, *arguments, **more)
+            if name in (None, function.__name__):
+                function = functools.partial(dying, function, head, tmp_path / "died")
+            return workers.map_in_order(function, *arguments, **more)
 
         monkeypatch.setattr(module, "map_in_order", patched)
         return tmp_path / "died"
@@ -79,12 +90,12 @@ def a_node_dies(cluster, monkeypatch, tmp_path):
     return of
 
 
-def test_the_tasks_are_the_same_bytes_though_a_node_dies(release, monkeypatch, a_node_dies):
+def test_the_tasks_are_the_same_bytes_though_a_node_dies(release, monkeypatch, dies):  # noqa: F811
     monkeypatch.setattr(users, "USERS_PER_BATCH", 3)
     release.write([user(i, split=int(i % 5 == 0)) for i in range(1, 31)])
     make_tasks(release.argv())
     before = contents(release.output)
-    died = a_node_dies(build)
+    died = dies(build, node=True)
     make_tasks(release.argv("--runner", "ray", "--output_dir", str(release.folder / "ray")))
     assert died.exists()
     assert contents(release.folder / "ray") == before and len(before) > 12
@@ -110,9 +121,9 @@ def sources(tmp_path) -> list[str]:
     return ["--config", str(tmp_path / "config.json"), "--base_dir", str(tmp_path), "--buffer_mb", "1"]
 
 
-def test_a_mix_is_the_same_bytes_though_a_node_dies(sources, tmp_path, a_node_dies):
+def test_a_mix_is_the_same_bytes_though_a_node_dies(sources, tmp_path, dies):
     mix([*sources, "--output_dir", str(tmp_path / "local")])
-    died = a_node_dies(ray_shuffle, "write_bucket")
+    died = dies(ray_shuffle, node=True, name="write_bucket")
     mix([*sources, "--output_dir", str(tmp_path / "ray"), "--runner", "ray"])
     assert died.exists()
     local, ray = contents(tmp_path / "local"), contents(tmp_path / "ray")
@@ -123,15 +134,58 @@ def test_a_mix_is_the_same_bytes_though_a_node_dies(sources, tmp_path, a_node_di
     assert told[0]["dropped"]["uuid stands twice"] and told[0]["buckets"] > 2
 
 
-def once(died: Path, item: int) -> int:
-    if item == 2 and not died.exists():
-        died.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return item * 10
+def test_the_steps_of_a_mix_give_its_bytes_without_a_cluster_too(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_shuffle, "map_in_order", lambda function, items, *rest, **more: map(function, items))
+    for size in ("1", "1000"):
+        runs = {name: tmp_path / f"{name}{size}" for name in ("local", "ray")}
+        for name, folder in runs.items():
+            mix([*sources[:-1], size, "--output_dir", str(folder), "--runner", name])
+        assert contents(runs["local"]) == contents(runs["ray"])
+
+
+def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        vectors = rng.standard_normal((400, 8)).astype(np.float32)
+        vectors[i] = np.nan
+        pids = np.arange(400) + 390 * i  # some pids stand in two files
+        write_table(tmp_path / "emb" / f"{i}.parquet", embedding_table(pids, vectors))
+    model = ResKmeans([rng.standard_normal((4, 8)).astype(np.float32) for _ in range(2)])
+    model.save(tmp_path / "model.pt")
+    argv = as_flags(model_path=tmp_path, emb_path=tmp_path / "emb", batch_size=150, max_bad_ratio=0.1)
+    infer([*argv, "--output_path", str(tmp_path / "local")])
+    died = dies(encoding)
+    infer([*argv, "--output_path", str(tmp_path / "ray"), "--runner", "ray"])
+    assert died.exists() and contents(tmp_path / "local") == contents(tmp_path / "ray")
+    told = [json.loads((tmp_path / name / "pid2sid.manifest.json").read_text()) for name in ("local", "ray")]
+    for same in ("dropped", "inputs", "bad_rows", "collision_rate"):
+        assert told[0][same] == told[1][same], same
+    assert len(told[0]["bad_rows"]) == 3 and len(told[0]["dropped"]) == 2
+    with pytest.raises(InputError, match="encode on CPUs"):
+        infer([*argv, "--device", "cuda", "--runner", "ray"])
+
+
+def test_the_tokens_are_the_same_bytes_though_a_process_dies(world, tmp_path, dies):  # noqa: F811
+    config = {"name": "chat_completion_parquet", "sources": [str(world / "rec"), str(world / "general")]}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_length": 512}))
+    argv = as_flags(model_dir=world / "base_itemic", dataset_config=tmp_path / "config.json")
+    tokenize([*argv, "--token_dir", str(tmp_path / "local")])
+    died = dies(tokenization)
+    tokenize([*argv, "--token_dir", str(tmp_path / "ray"), "--runner", "ray"])
+    local, ray = contents(tmp_path / "local"), contents(tmp_path / "ray")
+    assert died.exists() and local.keys() == ray.keys() and len(local) == 4
+    assert all(local[name] == ray[name] for name in local if not name.endswith(".npz"))
+    for name in (name for name in local if name.endswith(".npz")):  # a zip, which holds times
+        with np.load(tmp_path / "local" / name) as one, np.load(tmp_path / "ray" / name) as other:
+            assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
 def refuse(item: int) -> int:
     raise InputError(f"file {item}", "is wrong", "another")
+
+
+def lacks(item: str) -> int:
+    raise InputError(item, "no such file", "a file")
 
 
 def killed(item: int) -> None:
@@ -143,7 +197,8 @@ def on_ray(function, items):
 
 
 def test_a_process_that_is_killed_is_survived(cluster, tmp_path):
-    assert on_ray(functools.partial(once, tmp_path / "died"), range(6)) == [0, 10, 20, 30, 40, 50]
+    again = functools.partial(dying, abs, 0, tmp_path / "died")
+    assert on_ray(again, range(6)) == list(range(6))
     assert (tmp_path / "died").exists()
 
 
@@ -159,12 +214,12 @@ def test_a_task_that_dies_again_and_again_ends_the_run_in_one_line(cluster):
         on_ray(killed, [0])
 
 
-def test_a_file_that_another_node_lacks_names_the_shared_file_system(cluster, tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here").rmdir()
-    with pytest.raises(InputError, match="a file system that they share"):
-        on_ray(abs, [0])
+def test_a_file_that_another_node_lacks_names_the_shared_file_system(cluster, tmp_path):
+    (tmp_path / "here").touch()
+    with pytest.raises(InputError, match="here: is not there on another node; .* a file system that they share"):
+        on_ray(lacks, [str(tmp_path / "here")])
+    with pytest.raises(InputError, match="nowhere: no such file; a file"):
+        on_ray(lacks, [str(tmp_path / "nowhere")])
 
 
 def test_an_address_where_no_cluster_answers_is_one_line(tmp_path):
@@ -192,8 +247,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_of_a_cluster_that_a_command_started_no_process_stays(tmp_path, sent):
+def test_of_a_cluster_that_a_command_started_no_process_stays(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(ROOT)
@@ -202,6 +256,6 @@ def test_of_a_cluster_that_a_command_started_no_process_stays(tmp_path, sent):
         assert any(line == "begun\n" for line in run.stdout)
         children = psutil.Process(run.pid).children(recursive=True)
         assert sum(child.name() == "raylet" for child in children) == 1
-        run.send_signal(sent)
-        assert run.wait(60) == (STOPPED if sent == signal.SIGTERM else -sent)
+        run.terminate()
+        assert run.wait(60) == STOPPED
         assert not psutil.wait_procs(children, timeout=30)[1]
