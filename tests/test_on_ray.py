@@ -216,7 +216,7 @@ def test_a_task_that_dies_again_and_again_ends_the_run_in_one_line(cluster):
 
 def test_a_file_that_another_node_lacks_names_the_shared_file_system(cluster, tmp_path):
     (tmp_path / "here").touch()
-    with pytest.raises(InputError, match="here: is not there on another node; .* a file system that they share"):
+    with pytest.raises(InputError, match=r"here: is not there on another node; .* a file system that they share"):
         on_ray(lacks, [str(tmp_path / "here")])
     with pytest.raises(InputError, match="nowhere: no such file; a file"):
         on_ray(lacks, [str(tmp_path / "nowhere")])
