@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         log = {"VERL_FILE_LOGGER_PATH": str(args.output_dir / f"metrics_from_step_{done + 1}.jsonl")}
         lines = [*overrides(args, start, not has_accelerator()), *args.override]
         # Where the teachers have no processes of their own, student and teachers compute in turn.
-        more = {"extra_environment": log, "busy": args.n_gpus if args.rollout == "transformers" else None}
+        vllm = args.rollout == "vllm"
+        more = {"extra_environment": log, "busy": None if vllm else args.n_gpus, "vllm": vllm}
         launch(lines, [PLUGIN], pools, args.output_dir, dry_run=args.dry_run, **more)
     if args.dry_run:
         return None

@@ -136,7 +136,9 @@ def _teacher_server(prefix: str, args: argparse.Namespace, on_cpu: bool, model: 
 
 def _one_teacher(args: argparse.Namespace, on_cpu: bool) -> dict[str, Any]:
     teacher, model = f"{_TEACHERS}.teacher_model", args.teacher_model
-    return {f"{teacher}.model_path": model} | _teacher_server(f"{teacher}.inference", args, on_cpu, model)
+    # verl's default is the student's rollout, and it knows the top k of vLLM's alone.
+    values = {f"{teacher}.model_path": model, f"{teacher}.inference.name": "vllm"}
+    return values | _teacher_server(f"{teacher}.inference", args, on_cpu, model)
 
 
 def _two_teachers(args: argparse.Namespace, on_cpu: bool) -> dict[str, Any]:

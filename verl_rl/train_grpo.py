@@ -244,13 +244,16 @@ def validate_merged(args: argparse.Namespace, settings: RolloutSettings, step: i
         average = {"base_model": args.output_dir / "hf", "output_dir": log.parent, "kl_loss_coef": 0.0}
         lines = overrides(argparse.Namespace(**(vars(args) | average)), settings, step)
         lines += ["trainer.val_only=True", "trainer.val_before_train=True", "trainer.resume_mode=disable"]
-        run_verl(lines, pools, log.parent, log, dry_run=False)
+        run_verl(lines, settings, pools, log.parent, log, dry_run=False)
     return next(iter(read_validation([log]).values()))
 
 
-def run_verl(lines: Sequence[str], pools: Sequence[Pool], output_dir: Path, log: Path, dry_run: bool) -> None:
+def run_verl(
+    lines: Sequence[str], settings: RolloutSettings, pools: Sequence[Pool], output_dir: Path, log: Path, dry_run: bool
+) -> None:
     """`launch` with this stage's module; verl writes its metrics to ``log``."""
-    launch(lines, ["verl_rl.register"], pools, output_dir, dry_run, {"VERL_FILE_LOGGER_PATH": str(log.resolve())})
+    told = {"VERL_FILE_LOGGER_PATH": str(log.resolve())}
+    launch(lines, ["verl_rl.register"], pools, output_dir, dry_run, told, vllm=settings.rollout == VLLM_ROLLOUT)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -270,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run or done < steps:
         pools = place(args)
         log = output / f"metrics_{len(logs)}.jsonl"
-        run_verl(overrides(args, settings, steps), pools, output, log, args.dry_run)
+        run_verl(overrides(args, settings, steps), settings, pools, output, log, args.dry_run)
     if args.dry_run:
         return
     export(output / "checkpoints", args.base_model, output / "hf", args.merge_ratio)

@@ -105,14 +105,24 @@ class Library:
         return found
 
     @functools.cached_property
+    def _counted(self) -> dict[str, dict[str, Any]]:
+        """The results of counting baselines that there are, by name."""
+        if self.results is None:
+            return {}
+        files = {name: self.results / f"results_{name}" / "metrics.json" for name in QUICK}
+        return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+    @functools.cached_property
+    def leaves_out_history(self) -> bool:
+        """Whether the results are of recommendations without the items of the history, so that a page begins so."""
+        return any(found.get("config", {}).get("exclude_seen") for found in self._counted.values())
+
+    @functools.cached_property
     def baseline_name(self) -> str:
         """The counting baseline with the best headline of the next item among the results; `BEST_BASELINE` without."""
         best, value = BEST_BASELINE, -math.inf
-        for name in QUICK:
-            file = self.results / f"results_{name}" / "metrics.json" if self.results else None
-            if file is None or not file.is_file():
-                continue
-            metrics = read_json(file).get("tasks", {})
+        for name, found in self._counted.items():
+            metrics = found.get("tasks", {})
             task = next((task for task in RANK_TASKS if task in metrics), None)
             if task and (found := metrics[task].get(TASKS[task].headline, -math.inf)) > value:
                 best, value = name, found

@@ -61,6 +61,7 @@ class Service:
             "context": self.first.facts["context"],
             "why_not": self.why_not(self.first),
             "language": self.library.data.words.language if self.library else "en",
+            "exclude_seen": bool(self.library and self.library.leaves_out_history),
             "noun": self.library.data.words.noun if self.library else "",
             "tasks": [
                 {

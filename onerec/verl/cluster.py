@@ -151,11 +151,17 @@ def gpus_by_node() -> list[int] | None:
     return [found if visible is None else min(found, len(visible.split(",")))] if found else None
 
 
-def ray_overrides(variables: Mapping[str, str], pools: Sequence[Pool], on_cpu: bool) -> list[str]:
-    """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and its resources."""
+def ray_overrides(
+    variables: Mapping[str, str], pools: Sequence[Pool], on_cpu: bool, python: str | None = None
+) -> list[str]:
+    """Hydra overrides for verl's `ray.init`: ``variables`` and the user's own for every worker, and its resources.
+
+    ``python``: the command that runs Ray's workers (`onerec.verl.forkserver`); None: Ray's own.
+    """
     passed = {name: value for name, value in os.environ.items() if name.startswith(_PASSED) and not _KEPT.search(name)}
     init, carried = "ray_kwargs.ray_init", passed | dict(variables)
     lines = [f"++{init}.runtime_env.env_vars.{name}={quoted(value)}" for name, value in carried.items()]
+    lines += [f"++{init}.runtime_env.py_executable={quoted(python)}"] if python else []
     if started_before():
         return lines
     slots = sum(pool.gpus * pool.nodes for pool in pools)

@@ -26,10 +26,14 @@ from onerec.model_folder import ModelFolder, head_dim, open_model_folder
 from onerec.parquet import count_rows, open_parquet
 from onerec.run import read_json
 from onerec.sid import SidSpec
+from onerec.verl import forkserver
 from onerec.verl.cluster import Pool, has_accelerator, ray_overrides
 
 VERL_VERSION = "0.9.1"
 IMPORTS, CPU_MODULE = "onerec.verl.imports", "onerec.verl.cpu"
+# What most processes of a run import, and those that serve vLLM.
+_PRELOADED = ("verl.trainer.main_ppo", "verl.trainer.ppo.v1", "verl.workers.engine_workers")
+_SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server"
 # The trainer of onerec.verl.trainer, by the name under which verl finds it.
 WATCHED_TRAINER = "onerec_watched"
 # verl's default is FSDP1.
@@ -239,10 +243,12 @@ def launch(
     dry_run: bool = False,
     extra_environment: Mapping[str, str] | None = None,
     busy: int | None = None,
+    vllm: bool = True,
 ) -> int:
     """Run verl on ``pools``; the stage's overrides come after those of Ray and the CPU, so that they count.
 
     ``busy``: processes that compute at once, which on a CPU share a node's cores (all of ``pools``).
+    ``vllm``: the run has servers of vLLM. On a CPU its processes share what they import (`onerec.verl.forkserver`).
 
     Prints the environment and the command; with ``dry_run`` nothing more. The run's output goes to standard output and
     to ``output_dir/verl.log``. Raises `InputError` in one line where verl ends badly: what happened, and that the same
@@ -251,7 +257,14 @@ def launch(
     check_version()
     on_cpu = not has_accelerator()
     variables = environment(modules, on_cpu, busy or sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
-    full = [*ray_overrides(variables, pools, on_cpu), TRAINING, *(cpu_overrides() if on_cpu else []), *overrides]
+    imports = ",".join([*_PRELOADED, *([_SERVER] if vllm else [])])
+    python = forkserver.executable(imports) if on_cpu and sys.platform == "linux" else None
+    full = [
+        *ray_overrides(variables, pools, on_cpu, python),
+        TRAINING,
+        *(cpu_overrides() if on_cpu else []),
+        *overrides,
+    ]
     resolve(full)
     line = command([*full, f"hydra.run.dir={output_dir.resolve()}", "hydra.output_subdir=null"])
     print("+ " + " ".join(f"{k}={shlex.quote(v)}" for k, v in variables.items()) + " \\")

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from benchmarks.baselines import load_training
+from benchmarks.catalogues import BenchData
 from benchmarks.model import BenchModel
 from benchmarks.prior import PriorFile
 from benchmarks.recommenders.transitions import DecayedTransitions
 from benchmarks.serve import engines_of, listening, parse_args
 from benchmarks.serving.engine import Engine, Replica
+from benchmarks.serving.library import Library
 from benchmarks.serving.questions import question
 from benchmarks.serving.ranker import Ranker, Wanted
 from benchmarks.serving.schemas import MOST_BODY
@@ -289,6 +291,21 @@ def test_bodies_that_are_none_are_refused(client):
     assert status(b'{"messages": []}', path="/v1/chat/completions") == 400
     assert client.get("/v1/nothing").status_code == 404 and client.get("/v1/users?limit=1000").status_code == 400
     assert client.get("/healthz").json()["status"] == "ok"  # and it goes on
+
+
+def test_the_page_begins_as_the_run_was_evaluated(model, ranker, path, tmp_path):
+    """With the best of the counting baselines, and without the items of the history where the results are so."""
+    metrics = {"cooccurrence": 0.3, "itemknn": 0.2}
+    for name, value in metrics.items():
+        (tmp_path / f"results_{name}").mkdir()
+        saved = {"config": {"exclude_seen": True}, "tasks": {"video": {"recall@10": value, "ndcg@10": value}}}
+        (tmp_path / f"results_{name}" / "metrics.json").write_text(json.dumps(saved))
+    told = []
+    for results in (None, tmp_path):
+        found = Library(BenchData(path.parents[2] / "output" / "benchmark_data"), results=results)
+        with serving(service_of(threaded("sft", model, ranker), found)) as client:
+            told.append(client.get("/v1/info").json())
+    assert [one["exclude_seen"] for one in told] == [False, True] and told[1]["baseline"] == "cooccurrence"
 
 
 def test_a_model_without_sids_chats_and_says_why_it_recommends_nothing(model, library, monkeypatch):

@@ -140,6 +140,10 @@ def test_settings_reach_verl(files):
     topk = overrides(parse(files | {"--loss": "forward_kl_topk", "--topk": 9}), 6, on_cpu=True)
     assert "distillation.distillation_loss.topk=9" in topk
     assert "distillation.distillation_loss.use_policy_gradient=False" in topk
+    # verl would give a teacher the student's rollout, and refuses the top k of any that is not vLLM or SGLang.
+    for rollout in ("vllm", "transformers"):
+        lines = overrides(parse(files | {"--loss": "forward_kl_topk", "--rollout": rollout}), 6, on_cpu=True)
+        assert "distillation.teacher_models.teacher_model.inference.name=vllm" in lines
     for lines, how in ((wanted, "masked"), (topk, "fixed")):
         assert "+actor_rollout_ref.model.override_config.extend_vocab_start=6" in lines
         assert f"+actor_rollout_ref.model.override_config.extended_logits={how}" in lines
