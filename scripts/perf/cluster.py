@@ -137,13 +137,13 @@ def minutes(
 
 def page(args: argparse.Namespace, made: Cost, mixed: Cost) -> Iterator[str]:
     """The measurements and the model, as lines of Markdown."""
-    for what, cost in (("`run.sh`", made), ("the mix", mixed)):
+    for what, cost in (("`data/onerec_data/run.sh`", made), ("the mix", mixed)):
         sizes = ", ".join(f"{size / 1e3:.1f} kB {name}" for name, size in cost.bytes.items())
         seconds = ", ".join(f"{1e3 * value:.2f} ms {name}" for name, value in cost.seconds.items())
         yield f"- {what}, a user: {sizes}; of a core {seconds}"
     serial = max(made.seconds["command"], made.seconds["compress"] / WRITERS)
     fed = sum(made.seconds.values()) / serial
-    yield f"- one `run.sh` feeds about {fed:.0f} cores: {3600 / serial / 1e6:.0f} million users an hour"
+    yield f"- one run feeds about {fed:.0f} cores: {3600 / serial / 1e6:.0f} million users an hour"
     node = f"{args.cores} cores and {args.node_gb_s:g} GB/s a node"
     yield f"\n{node}, {args.store_gb_s:g} GB/s of the file system in all:\n"
     names = ("logs read", "records written", "spilled", "shards")
