@@ -27,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, ArgumentParser, add_numbers, itself, print_heads, print_row
 
@@ -35,7 +37,8 @@ from onerec.flags import COUNT
 from onerec.keeper import descendants
 
 BATCH = 64
-HEAD = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
+ROUTE = "/v1/recommend"
+HEAD = "{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 BAD = ("malformed", "unknown item", "too large", "cut while asking", "cut while waiting")
 MOST_GROWTH = 0.15  # of the resident memory, from the first tenth of the requests to the last
 
@@ -125,11 +128,11 @@ class Client:
     def __init__(self, port: int) -> None:
         self.port, self.reader, self.writer = port, None, None
 
-    async def send(self, body: bytes) -> None:
+    async def send(self, body: bytes, what: str = f"POST {ROUTE}") -> None:
         """Send a request."""
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
-        self.writer.write(HEAD.format(len(body)).encode() + body)
+        self.writer.write(HEAD.format(what, len(body)).encode() + body)
         await self.writer.drain()
 
     async def answer(self) -> tuple[int, bytes]:
@@ -141,8 +144,8 @@ class Client:
             self.cut()
         return int(head.split(b" ", 2)[1]), body
 
-    async def ask(self, body: bytes) -> tuple[int, bytes]:
-        await self.send(body)
+    async def ask(self, body: bytes, what: str = f"POST {ROUTE}") -> tuple[int, bytes]:
+        await self.send(body, what)
         return await self.answer()
 
     def cut(self) -> None:
@@ -211,7 +214,7 @@ async def outcome(client: Client, bad: str, body: bytes, alone: list[Any]) -> st
         if bad == "cut while asking":
             await client.send(body)  # a whole one, so that the connection is there
             await client.answer()
-            client.writer.write(HEAD.format(len(body)).encode() + body[: len(body) // 2])
+            client.writer.write(HEAD.format(f"POST {ROUTE}", len(body)).encode() + body[: len(body) // 2])
             client.cut()
             return bad
         if bad == "cut while waiting":
@@ -238,12 +241,28 @@ async def outcome(client: Client, bad: str, body: bytes, alone: list[Any]) -> st
     return "answered" if same(items_of(answer), alone) else "wrong: another one's answer"
 
 
+async def arrived(port: int) -> tuple[int, int]:
+    """How many questions for items the server has answered, and has before it."""
+    client = Client(port)
+    _, text = await client.ask(b"", "GET /metrics")
+    client.cut()
+    samples = [sample for family in text_string_to_metric_families(text.decode()) for sample in family.samples]
+    answered = (s.value for s in samples if s.name == "onerec_requests_total" and s.labels["route"] == ROUTE)
+    return int(sum(answered)), int(sum(s.value for s in samples if s.name == "onerec_waiting"))
+
+
 async def the_end(process: subprocess.Popen, port: int, asked: Sequence[bytes]) -> tuple[int, int]:
     """(answers of `BATCH` questions that were at work at SIGTERM, the server's exit status)."""
     clients = [Client(port) for _ in range(BATCH)]
+    async with asyncio.timeout(60):
+        while (before := await arrived(port))[1]:  # of clients that did not wait
+            await asyncio.sleep(0.01)
     for client, body in zip(clients, itertools.cycle(asked), strict=False):
         await client.send(body)
-    await asyncio.sleep(0.02)
+    # A busy machine takes its time to read them, and what a server has not read is not at work.
+    async with asyncio.timeout(60):
+        while sum(await arrived(port)) < before[0] + BATCH:
+            await asyncio.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     answers = await asyncio.gather(*(client.answer() for client in clients), return_exceptions=True)
     good = sum(not isinstance(answer, BaseException) and answer[0] == 200 for answer in answers)
