@@ -22,6 +22,7 @@ RUN, LOSS_STATE, TRAINER_STATE = "run.json", "loss_state.json", "trainer_state.j
 # Flags that say how a model came to be; paths and log intervals are the machine's business.
 SETTINGS = "learning_rate min_lr lr_scheduler_type num_warmup_steps weight_decay beta1 beta2 clip_range"
 SETTINGS = (*SETTINGS.split(), "gradient_accumulation_steps", "dropout", "attention_dropout", "seed")
+_ROWS = ("world_size", "gradient_accumulation_steps")  # whose product is a step's rows
 OLDER = "take an older step"
 _OTHER = "take an older step, or its weights alone (without --resume_training_state, into another --output_dir)"
 _BASE = "give the model that this run began from"
@@ -79,8 +80,9 @@ def check_training_state(checkpoint: Path) -> None:
     Without it the optimizer, the schedule, the random states or the place in the data would begin afresh, in silence.
     """
     run, state = (read_object(checkpoint / name) for name in (RUN, TRAINER_STATE))
-    world, shards = run.get("world_size"), run.get("sharding")
-    if type(world) is not int or world < 1 or f"global_step{state.get('global_step')}" != checkpoint.name:
+    world, rows, shards = (run.get(name) for name in (*_ROWS, "sharding"))
+    counts = type(world) is type(rows) is int and world > 0
+    if not counts or f"global_step{state.get('global_step')}" != checkpoint.name:
         raise InputError(checkpoint, f"its {RUN} and {TRAINER_STATE} are not those of this step", _OTHER)
     needed = [LOSS_STATE, "scheduler.pt"]
     needed += ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
@@ -95,16 +97,31 @@ def check_training_state(checkpoint: Path) -> None:
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise `InputError` where a checkpoint comes from a run with other data, model or settings than ``run``."""
     before = read_object(checkpoint / RUN)
-    changed = sorted(key for key in run if before.get(key) != run[key])
-    if "world_size" in changed:
-        what = f"comes from a run of {before.get('world_size')} processes, now there are {run['world_size']}"
-        right = "resume with as many, or begin from its weights (convert_checkpoint_to_hf.sh, then --model_dir)"
-        raise InputError(checkpoint, what, right)
+    check_same_rows(checkpoint, before, run)
+    changed = sorted(key for key in run if before.get(key) != run[key] and key not in _ROWS)
+    if (before.get("sharding"), run["sharding"]) == ("fsdp2", None):
+        changed.remove("sharding")
     for key in changed[:1]:
         same = {"model": "give the model that it began from", "dataset": "give the data that it began with"}
         what = f"comes from a run with another {key} ({before.get(key)}, now {run[key]})"
         right = f"{same.get(key, 'resume with the same settings')}, or start over (--overwrite)"
         raise InputError(checkpoint, what, right)
+
+
+def check_same_rows(checkpoint: Path, before: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise `InputError` where a step of ``run`` has not the rows that one had before, or ZeRO has other processes."""
+    (processes, rows), (now, rows_now) = ([kept.get(name) for name in _ROWS] for kept in (before, run))
+    weights = "begin from its weights (convert_checkpoint_to_hf.sh, then --model_dir)"
+    if processes != now and str(before.get("sharding")).startswith("zero"):
+        what = f"holds ZeRO's shards of {processes} processes, which no other number can read; now there are {now}"
+        raise InputError(checkpoint, what, f"resume with as many, or {weights}; --fsdp's shards fit any number")
+    if processes * rows == now * rows_now:
+        return
+    what = f"comes from a run of {processes} processes x {rows} rows a step, now {now} x {rows_now}"
+    right = f"--gradient_accumulation_steps {processes * rows // now}"
+    if processes * rows % now:
+        right = f"as many processes, or another number that divides {processes * rows}"
+    raise InputError(checkpoint, what, f"{right}; or {weights}")
 
 
 def read_weights(checkpoint: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from pretrain.memory import by_layer
+
 
 def compile_layers(lm: Any) -> None:
     """Compile every decoder layer in place; they are alike, so one compilation serves them all, for any length."""
@@ -16,12 +18,15 @@ def recompute(lm: Any, what: str) -> None:
     """Have the backward pass compute again instead of keeping: ``full`` layers, their ``attention``, or ``none``.
 
     Full takes a third more time for one layer's input a layer (Chen et al. 2016, arXiv 1604.06174); attention takes
-    less than a tenth for what stands between its input and its output.
+    less than a tenth for what stands between its input and its output. ``full:3``, ``attention:3``: see `by_layer`.
     """
-    if what == "full":
+    kinds = by_layer(what, len(lm.model.layers))
+    if "full" in kinds:
         lm.gradient_checkpointing_enable()
-    for layer in lm.model.layers if what == "attention" else ():
-        layer.self_attn.forward = _recomputed(layer.self_attn)
+    for layer, kind in zip(lm.model.layers, kinds, strict=True):
+        layer.gradient_checkpointing = kind == "full"
+        if kind == "attention":
+            layer.self_attn.forward = _recomputed(layer.self_attn)
 
 
 def _recomputed(module: Any) -> Any:

@@ -7,6 +7,7 @@ all gradients do, with what one layer computes. Activations are counted tensor b
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from onerec.qwen3 import GIB, ITEMIC, layer_weights, table_weights, weights
@@ -14,6 +15,7 @@ from onerec.qwen3 import GIB, ITEMIC, layer_weights, table_weights, weights
 RECOMPUTE = ("none", "attention", "full")  # from the fastest to the smallest
 SHARDS = ("none", "zero1", "zero2", "zero3", "fsdp2")
 USABLE = 0.92  # of a GPU's memory: what is left goes to the context, libraries and gaps between blocks
+_FILLED = 0.85  # of it, where layers are chosen one by one to fill it: the estimate is within a tenth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +72,21 @@ def layer_bytes(config: Any, numbers: Numbers = BF16) -> tuple[float, float]:
     return attention, norms + 4 * product * config.intermediate_size
 
 
+def by_layer(recompute: str, layers: int) -> list[str]:
+    """What each of ``layers`` recomputes: ``full:3`` is full in the first three, and ``attention`` in the others."""
+    what, _, count = recompute.partition(":")
+    first = int(count or layers)
+    return [what] * first + [RECOMPUTE[max(0, RECOMPUTE.index(what) - 1)]] * (layers - first)
+
+
 def activation_bytes(config: Any, length: int, recompute: str, numbers: Numbers = BF16) -> tuple[float, float]:
     """Bytes of a row of ``length`` tokens: (all that is kept at the loss, the most that one layer adds backward)."""
     attention, rest = layer_bytes(config, numbers)
-    layers, stream = config.num_hidden_layers, numbers.stream * config.hidden_size
-    kept, added = {
-        "none": (attention + rest, 0.0),
-        "attention": (rest, attention),
-        "full": (stream, attention + rest),
-    }[recompute]
+    stream = numbers.stream * config.hidden_size
+    kinds = {"none": (attention + rest, 0.0), "attention": (rest, attention), "full": (stream, attention + rest)}
+    layers = [kinds[what] for what in by_layer(recompute, config.num_hidden_layers)]
     last = 4 * config.hidden_size + 4 * stream  # the last norm, the learnt positions and their gradient
-    return length * (layers * kept + last), length * added
+    return length * (sum(kept for kept, _ in layers) + last), length * max(added for _, added in layers)
 
 
 def memory_gib(
@@ -113,12 +119,15 @@ def memory_gib(
     return {name: value / GIB for name, value in zip(names, found, strict=True)}
 
 
-def least_recomputation(memory: float, *arguments: Any, **more: Any) -> str:
-    """The first of `RECOMPUTE` whose `memory_gib` (by the arguments but ``recompute``) fits ``memory`` GiB, or full.
+def least_recomputation(memory: float, config: Any, *arguments: Any, **more: Any) -> str:
+    """The fastest way (`by_layer`) that fits ``memory`` GiB by `memory_gib`, or full.
 
-    ``arguments``: config, length, chunk, frozen.
+    ``arguments``, ``more``: those of `memory_gib` but ``recompute``.
     """
-    for recompute in RECOMPUTE:
-        if sum(memory_gib(*arguments, recompute=recompute, **more).values()) <= USABLE * memory:
+    layers = range(1, config.num_hidden_layers)
+    some = ([f"{what}:{count}" for count in layers] + [what] for what in RECOMPUTE[1:])
+    for recompute in ("none", *itertools.chain(*some)):
+        usable = _FILLED if ":" in recompute else USABLE
+        if sum(memory_gib(config, *arguments, recompute=recompute, **more).values()) <= usable * memory:
             return recompute
     return RECOMPUTE[-1]

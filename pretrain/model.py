@@ -141,18 +141,18 @@ class PackedLM(nn.Module):
 
     @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
-        """The LM's weights on the CPU by Hugging Face names, in full precision, the trained itemic rows in their place.
+        """The LM's weights by Hugging Face names, in full precision, the trained itemic rows in their place.
 
-        A tied head is left out.
+        A tied head is left out. Where nothing is frozen they are the training's own tensors, which go on changing.
         """
         tensors = self.lm.state_dict(keep_vars=True)
         if self.tied:
             tensors.pop("lm_head.weight", None)
-        state = {name: self._full(tensor).detach().cpu().contiguous() for name, tensor in tensors.items()}
+        state = {name: self._full(tensor).detach() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             rows = self.itemic_in if tensor is self.embedding else self.itemic_out if tensor is self.head else None
             if rows is not None:
-                state[name] = state[name].clone()
+                state[name] = state[name].cpu().clone()
                 state[name][slice(*self.rows)] = self._full(rows).cpu()
         return state
 

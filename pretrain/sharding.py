@@ -13,7 +13,7 @@ import os
 import pickle
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,12 @@ class Whole:
         """Prepare a model that stands on its device; before the optimizer is made."""
         if model.half:
             model.halve()
+
+    def load(self, trainer: Trainer, folder: Path) -> None:
+        """Go on from FSDP2's shards in a model that is whole."""
+        load_fsdp(trainer, folder)
+        for parameter, master in trainer.model.masters.items():
+            parameter.data.copy_(master)
 
     def release(self) -> None:
         """Training is over: models made from here on are whole."""
@@ -128,9 +134,11 @@ class Zero(Whole):
 
         unset_hf_deepspeed_config()  # under ZeRO-3 transformers would shard them as they are made
 
-    def save(self, trainer: Trainer, folder: Path) -> None:
+    def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
+        """Write at once, as DeepSpeed does; nothing is left to be written."""
         parent, frozen = str(folder.parent), self._frozen(trainer)
         trainer.model_wrapped.save_checkpoint(parent, tag=folder.name, exclude_frozen_parameters=frozen)
+        return lambda: None
 
     def load(self, trainer: Trainer, folder: Path) -> None:
         wanted = {"load_module_strict": not self._frozen(trainer), "load_lr_scheduler_states": False}
@@ -192,33 +200,28 @@ class Fsdp(Whole):
             fully_shard(layer, **options)
         fully_shard(model, **options)
         model._is_accelerate_prepared = True  # accelerate would put DistributedDataParallel around it
+        # Of the CPUs: checkpoints are written by a thread, whose messages must not mix with the training's.
+        self.writers = torch.distributed.new_group(backend="gloo")
 
-    def save(self, trainer: Trainer, folder: Path) -> None:
+    def save(self, trainer: Trainer, folder: Path) -> Callable[[], None]:
+        """Copy this process's part; returns what writes it, together with the other processes."""
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
 
-        dcp.save(self._state(trainer), checkpoint_id=folder / FSDP_FOLDER)
+        from pretrain.saving import named_state
+
+        state = trainer.saver.copy(named_state(trainer))
+
+        def write() -> None:
+            try:
+                dcp.save(state, checkpoint_id=folder / FSDP_FOLDER, process_group=self.writers)
+            except CheckpointException as error:
+                raise next(iter(error.failures.values()))[0] from None
+
+        return write
 
     def load(self, trainer: Trainer, folder: Path) -> None:
-        import torch.distributed.checkpoint as dcp
-
-        with _shards(folder):
-            dcp.load(self._state(trainer), checkpoint_id=_checked(folder))
-
-    @staticmethod
-    def _state(trainer: Trainer) -> dict[str, Any]:
-        """Trained parameters and AdamW's state by the parameters' names, in place: loading fills the tensors."""
-        import torch
-
-        optimizer = trainer.optimizer.optimizer
-        model = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
-        state = {}
-        for name, parameter in model.items():
-            kept = optimizer.state[parameter]
-            if not kept:  # before the first step
-                kept["step"] = torch.zeros((), device=parameter.to_local().device)
-                kept["exp_avg"], kept["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state[name] = kept
-        return {"model": model, "optimizer": state}
+        load_fsdp(trainer, folder)
 
 
 def _object(path: str | Path) -> dict[str, Any]:
@@ -250,8 +253,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor] | None:
             raise InputError(folder, "holds ZeRO shards, and deepspeed is not installed", "pip install deepspeed")
     else:
         return None
-    with _shards(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _shards(folder):
         return read(folder)
 
 
@@ -274,7 +276,8 @@ def _shards(folder: Path) -> Iterator[None]:
     before = os.environ.get(_TENSORS_ONLY, "0")
     os.environ[_TENSORS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals(beside):
+        with torch.serialization.safe_globals(beside), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     except (Exception, CheckpointException) as error:  # torch, pickle and zipfile have a type each
         what = f"has a shard that is missing or damaged ({reason(error)})"
@@ -298,6 +301,24 @@ def _checked(folder: Path) -> Path:
         with open(path, "rb") as file:
             _Metadata(file).load()
     return folder / FSDP_FOLDER
+
+
+def load_fsdp(trainer: Trainer, folder: Path) -> None:
+    """Fill a trainer's parameters and optimizer from FSDP2's shards, of any number of processes.
+
+    Raises `InputError` where a shard is missing or damaged, or holds the optimizer of another step.
+    """
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+
+    from pretrain.saving import named_state
+
+    state = named_state(trainer)
+    with _shards(folder):
+        dcp.load(state, checkpoint_id=_checked(folder), no_dist=not dist.is_initialized())
+        steps = {int(kept["step"]) for kept in state["optimizer"].values()}
+        if steps != {int(folder.name.removeprefix("global_step"))}:
+            raise ValueError(f"their optimizer is of step {max(steps)}")
 
 
 def _read_fsdp(folder: Path) -> dict[str, torch.Tensor]:

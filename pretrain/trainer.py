@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from onerec.errors import InputError
 from onerec.folders import disk_errors, replace_folder
 from onerec.model_folder import loading, read_object
-from onerec.run import get_logger, write_json
+from onerec.run import get_logger, seed_everything, write_json
 from pretrain import checkpoint
 from pretrain.callbacks import Validate
 from pretrain.checkpoint import LOG, OLDER, VALIDATION_LOG
@@ -26,7 +28,8 @@ from pretrain.flops import step_flops
 from pretrain.masters import MasterAdamW
 from pretrain.model import PackedLM
 from pretrain.reports import Curves, LossSums, log_line
-from pretrain.sharding import Whole
+from pretrain.saving import Saver
+from pretrain.sharding import FSDP_FOLDER, Whole
 
 log = get_logger("train")
 
@@ -88,7 +91,7 @@ class PackedTrainer(Trainer):
         if self.accelerator.ddp_handler:  # else its buckets are a second copy of the gradients
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.sums = LossSums(dataset.samples.source_names, itemic_range)
-        self.curves = Curves(args.output_dir)
+        self.curves, self.saver = Curves(args.output_dir), Saver()
         if validation is not None:
             self.add_callback(Validate(self))
         self.tokens_seen = 0
@@ -143,6 +146,7 @@ class PackedTrainer(Trainer):
         if self._clock is None:
             self._clock = time.perf_counter()
             self._started = (self._clock, self.state.global_step)
+        self.saver.check()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_at_nan("the loss of step {} is", self.state.global_step + 1)
@@ -152,6 +156,7 @@ class PackedTrainer(Trainer):
         rows = self.args.gradient_accumulation_steps * self.args.world_size
         places = range((step - 1) * rows, min(len(self.train_dataset), step * rows))
         sources = sorted({name for place in places for name in self.train_dataset.sources(place)})
+        self.saver.wait()
         good = checkpoint.whole_checkpoints(self.args.output_dir)
         what = f"{what.format(step)} not a number (sources in the batch: {', '.join(sources)})"
         right = "lower --learning_rate or raise --num_warmup_steps"
@@ -250,20 +255,41 @@ class PackedTrainer(Trainer):
 
     # Checkpoints.
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own; however it ends, no checkpoint is left half written."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.saver.wait()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Copy the training's state; it is written while the training goes on, and appears when all of it is there."""
         self._check_finite()
+        self.saver.wait()
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         temporary, final = output_dir / f".step{step}.tmp", checkpoint.checkpoint_dir(output_dir, step)
+        with self._becomes(temporary, final):
+            write = self._begin_checkpoint(temporary / final.name)
+
+        def finish() -> None:
+            with self._becomes(temporary, final):
+                write()
+                if self.is_world_process_zero():
+                    replace_folder(temporary, final.parent)
+                    checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
+
+        self.saver.start(finish)
+
+    @contextlib.contextmanager
+    def _becomes(self, temporary: Path, final: Path) -> Iterator[None]:
+        """Raise full disks as `InputError` that name ``final``, and leave nothing of ``temporary`` then."""
         try:
             with disk_errors(final):
-                self._fill_checkpoint(temporary / final.name)
-            if self.is_world_process_zero():
-                replace_folder(temporary, final.parent)
-                checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
-            self.accelerator.wait_for_everyone()
-        finally:
+                yield
+        except BaseException:
             if self.is_world_process_zero():
                 shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def _check_finite(self) -> None:
         """Stop at weights that are no numbers, before they push out a good checkpoint; a loss may hide them."""
@@ -275,19 +301,15 @@ class PackedTrainer(Trainer):
         if float(self.reduce(torch.tensor([float(bad)]))[0]):
             self._stop_at_nan("the weights after step {} are", self.state.global_step)
 
-    def _fill_checkpoint(self, folder: Path) -> None:
+    def _begin_checkpoint(self, folder: Path) -> Callable[[], None]:
+        """Write what is small, copy what is large; returns what writes the copy."""
         first = self.is_world_process_zero()
         if first:
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         sums = self.reduce(self.sums.values).tolist()
-        if self.sharding.name:
-            self.sharding.save(self, folder)
-        elif first:
-            state = self.accelerator.unwrap_model(self.model).state()
-            save_file(state, folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
-            torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_NAME)
+        write = self.sharding.save(self, folder) if self.sharding.name else self._copy_whole(folder)
         self._save_rng_state(str(folder))
         if first:
             torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
@@ -295,11 +317,25 @@ class PackedTrainer(Trainer):
             write_json(folder / checkpoint.LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
             write_json(folder / checkpoint.RUN, self.run)
         self.accelerator.wait_for_everyone()
+        return write
+
+    def _copy_whole(self, folder: Path) -> Callable[[], None]:
+        """Every process has the same, so the first one writes it."""
+        if not self.is_world_process_zero():
+            return lambda: None
+        model = self.accelerator.unwrap_model(self.model)
+        state = self.saver.copy({"model": model.state(), "optimizer": self.optimizer.state_dict()})
+
+        def write() -> None:
+            save_file(state["model"], folder / checkpoint.WEIGHTS, metadata={"format": "pt"})
+            torch.save(state["optimizer"], folder / OPTIMIZER_NAME)
+
+        return write
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        if not (self.sharding.name and resume_from_checkpoint):
+        if not (resume_from_checkpoint and self._reads_shards(resume_from_checkpoint)):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        # Shards can only be read into a model that is sharded.
+        # Shards are read into a model and an optimizer as they train.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         folder = Path(resume_from_checkpoint)
         self.sharding.load(self, folder)
@@ -308,6 +344,14 @@ class PackedTrainer(Trainer):
             group["lr"] = rate
         self._load_from_checkpoint(resume_from_checkpoint)
         return prepared
+
+    def _load_callback_state(self) -> None:
+        super()._load_callback_state()
+        self.state.compute_steps(self.args, self.args.max_steps)  # intervals of this command, not the checkpoint's
+
+    def _reads_shards(self, folder: str | Path) -> bool:
+        """Whether a checkpoint is in shards; a run that shares nothing goes on from FSDP2's too."""
+        return bool(self.sharding.name) or (Path(folder) / FSDP_FOLDER).is_dir()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -329,13 +373,16 @@ class PackedTrainer(Trainer):
             if any(state["exp_avg"].shape != parameter.shape for parameter, state in kept):
                 raise ValueError("it is of other parameters")
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with loading(f"{checkpoint}: its random states", OLDER):
-            super()._load_rng_state(checkpoint)
+    def _load_rng_state(self, resume: str | None) -> None:
+        if resume and read_object(Path(resume) / checkpoint.RUN).get("world_size") != self.args.world_size:
+            seed_everything(self.args.seed + self.state.global_step)  # those of other processes are of no use
+            return
+        with loading(f"{resume}: its random states", OLDER):
+            super()._load_rng_state(resume)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if not self.sharding.name:
+        if not self._reads_shards(folder):
             self.accelerator.unwrap_model(self.model).load_weights(checkpoint.read_weights(folder))
         with loading(folder / checkpoint.LOSS_STATE, OLDER):
             state = read_object(folder / checkpoint.LOSS_STATE)

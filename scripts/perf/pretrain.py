@@ -2,6 +2,7 @@
 
     python scripts/perf/pretrain.py loss      # chunked loss beside logits held at once, 4,096 tokens x 176,384
     python scripts/perf/pretrain.py steps     # trainer beside a bare loop, stage 1 beside a full step, loader alone
+    python scripts/perf/pretrain.py save      # a checkpoint written beside the training, and before it goes on
     python scripts/perf/pretrain.py packing   # rows to packed tokens beside a per-sample loop
 
 Sides take turns; seconds are medians of --repeats (--clock cpu where the processor is shared), memory is the largest
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import COUNT, ArgumentParser, add_clock, add_numbers, in_turns, itself, medians
+from measure import COUNT, ArgumentParser, add_clock, add_numbers, in_turns, itself, medians, spent
 
 from onerec.cli import cli
 from onerec.flags import COUNT_OR_0
@@ -281,24 +283,55 @@ def bench_steps(args: argparse.Namespace, folder: Path) -> None:
     print(f"loader: {tokens / seconds['loader']:,.0f} tokens/s, {times:.0f} times the trainer's")
 
 
+def bench_save(args: argparse.Namespace, folder: Path) -> None:
+    """Seconds that training stands still for a checkpoint, and all that one costs it over the next steps."""
+    make_world(folder, args.rows, args.codes, args.model.split())
+    dataset = dataset_of(folder)
+    del dataset.rows[args.steps :]
+    trainer = trainer_of(folder, dataset, False, folder / "out")
+    steps = trained(trainer)
+    stands: dict[str, list[float]] = {"at once": [], "beside": []}
+
+    def saved(how: str) -> Callable[[], None]:
+        def save() -> None:
+            type(trainer)._save_checkpoint(trainer, None, None)
+            if how == "at once":
+                trainer.saver.wait()
+
+        def run() -> None:
+            stands[how].append(spent(save))
+            steps()
+
+        return run
+
+    sides = {"none": steps, "at once": saved("at once"), "beside": saved("beside")}
+    total = medians(in_turns(sides, args.repeats))
+    still = {how: statistics.median(seconds[1:]) for how, seconds in stands.items()}
+    written = sum(path.stat().st_size for path in (folder / "out").glob("step*/**/*") if path.is_file())
+    print(f"a checkpoint of {written / 1e6:,.0f} MB, {args.steps} steps of {total['none'] / args.steps:.3f} s")
+    for how in stands:
+        print(f"{how}: stands still {still[how]:.3f} s, costs {total[how] - total['none']:.3f} s over these steps")
+    print(f"beside: {still['beside'] / still['at once']:.3f} of at once")
+
+
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("what", choices=["loss", "steps", "packing", "memory"])
+    parser.add_argument("what", choices=["loss", "steps", "save", "packing", "memory"])
     add_numbers(
         parser,
         repeats=(3, "rounds"),
         tokens=(4096, "loss: learnt positions"),
         vocabulary=(176_384, "loss: rows of the head"),
         hidden=(256, "loss: width of the hidden states"),
-        rows=(2000, "steps, packing: conversations"),
-        steps=(20, "steps: of a round"),
-        codes=(256, "steps: codes a layer"),
+        rows=(2000, "steps, save, packing: conversations"),
+        steps=(20, "steps, save: of a round"),
+        codes=(256, "steps, save: codes a layer"),
     )
     parser.add_argument("--chunk", type=COUNT, help="loss: positions whose logits exist at a time (train.py's)")
     wordings = "packing: texts around the SIDs; 0: a new one in every record"
     parser.add_argument("--wordings", type=COUNT_OR_0, default=50, help=wordings)
     model = "--hidden_size 512 --intermediate_size 1536 --num_hidden_layers 4"
-    parser.add_argument("--model", default=model, help="steps: flags of make_tiny_qwen3.py")
+    parser.add_argument("--model", default=model, help="steps, save: flags of make_tiny_qwen3.py")
     parser.add_argument("--kind", choices=("chunked", "plain", "none"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     add_clock(parser)
@@ -308,7 +341,7 @@ def main() -> None:
         (bench_loss if args.what == "loss" else memory_once)(args)
         return
     with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
-        (bench_steps if args.what == "steps" else bench_packing)(args, Path(folder))
+        {"steps": bench_steps, "save": bench_save, "packing": bench_packing}[args.what](args, Path(folder))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_compiled_layers_train_to_the_same_numbers_and_are_compiled_once(world, 
     assert not counters["recompile_limit"], "rows of any length and number of samples share a compilation"
 
 
-@pytest.mark.parametrize("what", ["attention", "full"])
+@pytest.mark.parametrize("what", ["attention", "full", "full:1"])
 def test_recomputation_changes_no_number(world, tmp_path, monkeypatch, what):
     from torch.utils import checkpoint
 
@@ -43,10 +43,13 @@ def test_recomputation_changes_no_number(world, tmp_path, monkeypatch, what):
     short = ["--num_training_steps", "3", "--logging_per_step", "1", "--dropout", "0.1", "--attention_dropout", "0.1"]
     main([*argv(world, tmp_path / "plain"), *short])
     assert not calls
-    flag = ["--recompute", what] if what == "attention" else ["--enable_gradient_checkpointing"]
+    flag = {"attention": ["--recompute", what], "full": ["--enable_gradient_checkpointing"]}.get(what, [])
+    if not flag:
+        monkeypatch.setattr("pretrain.train.recomputation", lambda *_: what)  # as auto chooses
     main([*argv(world, tmp_path / "again"), *short, *flag])
     assert curve(tmp_path / "again") == curve(tmp_path / "plain")
-    assert len(calls) == (6 if what == "attention" else 0)  # layers and steps; transformers has its own name for it
+    # Layers and steps; transformers has its own name for that of full layers.
+    assert len(calls) == {"attention": 6, "full": 0, "full:1": 3}[what]
     with pytest.raises(InputError, match="it means full: leave one out"):
         main([*argv(world, tmp_path / "no"), "--enable_gradient_checkpointing", "--recompute", "attention"])
 
@@ -61,7 +64,7 @@ def test_auto_recomputes_as_little_as_fits_the_gpu(world, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Gpu)
     chosen = [recomputation(args, QWEN3["1.7B"], length, True, 1, Whole()) for length in (8192, 12288, 32768)]
-    assert chosen == ["none", "attention", "full"]
+    assert chosen == ["none", "attention:23", "full:18"]
 
 
 def test_a_package_that_is_not_installed_is_one_line(world, tmp_path, monkeypatch):

@@ -117,7 +117,7 @@ SMALL = Shape(48, 2, 6, 2, 112, True, head_dim=16, vocab_size=64)
 
 
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("what", ["none", "attention"])
+@pytest.mark.parametrize("what", ["none", "attention", "attention:1"])
 def test_activations_are_what_autograd_keeps(what, half, monkeypatch):
     monkeypatch.setattr(torch, "equal", lambda *_: True)  # no numbers on the meta device
     layer = counted(3, what, half) - counted(2, what, half)
@@ -156,10 +156,17 @@ def test_the_reckoning_is_within_a_tenth_of_every_measured_row():
 
 def test_as_little_is_recomputed_as_fits():
     what = (QWEN3["1.7B"], 8192, 4096, False)
-    chosen = [least_recomputation(memory, *what) for memory in (79, 48, 20)]
-    assert chosen == ["none", "attention", "full"]
-    for recompute_, memory in zip(chosen[:2], (79, 48), strict=True):
+    chosen = [least_recomputation(memory, *what) for memory in (79, 54, 48, 40, 20)]
+    assert chosen == ["none", "attention:18", "attention", "full:16", "full"]
+    for recompute_, memory in zip(chosen[:4], (79, 54, 48, 40), strict=True):
         assert sum(memory_gib(*what, recompute=recompute_).values()) <= USABLE * memory
+
+
+def test_some_layers_recompute_what_the_others_keep():
+    config = QWEN3["1.7B"]
+    kept = [activation_bytes(config, 8192, what) for what in ("none", "attention:14", "attention", "full:14", "full")]
+    assert kept[1][0] == pytest.approx((kept[0][0] + kept[2][0]) / 2) and kept[1][1] == kept[2][1]
+    assert kept[3][0] == pytest.approx((kept[2][0] + kept[4][0]) / 2) and kept[3][1] == kept[4][1]
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from onerec.errors import InputError
 from onerec.keeper import STOPPED
 from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
-from pretrain.checkpoint import whole_checkpoints
+from pretrain.checkpoint import check_same_run, whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.sharding import Fsdp, choose
 from pretrain.train import main
@@ -70,6 +71,9 @@ def runs(world, tmp_path_factory) -> Path:
     main(argv(world, root / "one", *two_rows))
     main(argv(world, root / "one_stage1", *two_rows, *frozen, model="untied_itemic"))
     plan = [{"argv": gradient_run(world, root, 2), "kill_at": None}]
+    up_to_step_3(root / "one", root / "moved")
+    moved = argv(world, root / "moved", "--save_checkpoint_per_step", "2", *RESUME)
+    plan.append({"argv": moved, "kill_at": 5})
     stops = {name: stopped_and_whole(world, root, name, flags) for name, flags in WAYS_THAT_STOP.items()}
     last = stops.pop("zero", [])  # DeepSpeed leaves its marks on a process
     plan += [run for way in stops.values() for run in way]
@@ -84,6 +88,13 @@ def runs(world, tmp_path_factory) -> Path:
     (root / "runs.json").write_text(json.dumps(plan + last))
     torchrun(2, Path(__file__).parent / "sharded_runs.py", str(root / "runs.json"))
     return root
+
+
+def up_to_step_3(run: Path, copy: Path) -> None:
+    """What a run had left when it ended after its third step of six."""
+    shutil.copytree(run, copy)
+    for name in ("step6", "hf"):
+        shutil.rmtree(copy / name)
 
 
 def stopped_and_whole(world: Path, root: Path, name: str, flags: list[str]) -> list[dict]:
@@ -137,6 +148,23 @@ def test_shards_train_as_one_process_and_resume_to_the_same_curve(runs, name):
         assert mine == pytest.approx(one, rel=1e-4)
     one = weights(runs / "one/hf")
     for key, tensor in weights(runs / f"{name}/hf").items():
+        torch.testing.assert_close(tensor, one[key], rtol=1e-3, atol=1e-3, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["moved", "fsdp2"])
+def test_a_run_goes_on_with_another_number_of_processes_to_the_same_curve(world, runs, name, tmp_path):
+    """``moved``: three steps of one process, one of two, two of one; ``fsdp2``: three of two, three of a plain one."""
+    if name == "fsdp2":
+        up_to_step_3(runs / name, tmp_path / "out")
+    else:
+        shutil.copytree(runs / name, tmp_path / "out")
+        assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [3, 4]
+    assert main(argv(world, tmp_path / "out", "--gradient_accumulation_steps", "2", *RESUME)) == 0
+    for mine, one in zip(curve(tmp_path / "out"), curve(runs / "one"), strict=True):
+        assert mine == pytest.approx(one, rel=1e-4)
+    one = weights(runs / "one/hf")
+    for key, tensor in weights(tmp_path / "out/hf").items():
         torch.testing.assert_close(tensor, one[key], rtol=1e-3, atol=1e-3, msg=key)
 
 
@@ -241,10 +269,39 @@ def test_deepspeed_that_is_not_installed_is_one_line(monkeypatch):
         choose(str(STAGE / "examples/zero2.json"), None, 2)
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_refused(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "now", "says"),
+    [
+        ((None, 2, 1), (None, 1, 2), None),
+        (("fsdp2", 2, 1), (None, 1, 2), None),
+        (("fsdp2", 4, 1), ("fsdp2", 2, 2), None),
+        (("zero2", 2, 1), ("zero2", 2, 1), None),
+        (
+            (None, 2, 1),
+            (None, 1, 1),
+            "2 processes x 1 rows a step, now 1 x 1; --gradient_accumulation_steps 2;",
+        ),
+        ((None, 4, 1), (None, 3, 1), "now 3 x 1; as many processes, or another number that divides 4; or begin from"),
+        (
+            ("zero2", 2, 1),
+            ("zero2", 1, 2),
+            "ZeRO's shards of 2 processes, .*; resume with as many, or begin",
+        ),
+        ((None, 1, 1), ("fsdp2", 1, 1), "another sharding"),
+    ],
+)
+def test_a_checkpoint_goes_on_with_other_processes_where_the_rows_of_a_step_stay(tmp_path, before, now, says):
+    names = ("sharding", "world_size", "gradient_accumulation_steps")
+    run, other = (dict(zip(names, values, strict=True)) for values in (before, now))
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match=says) if says else contextlib.nullcontext():
+        check_same_run(tmp_path, other)
+
+
+def test_a_checkpoint_of_another_number_of_rows_is_refused(world, tmp_path, monkeypatch):
     main([*argv(world, tmp_path / "out"), "--num_training_steps", "3"])
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="a run of 1 processes, now there are 2; resume with as many"):
+    with pytest.raises(InputError, match="a run of 1 processes x 1 rows a step, now 2 x 1"):
         main([*argv(world, tmp_path / "out"), "--num_training_steps", "3", *RESUME])
 
 

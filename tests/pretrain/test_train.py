@@ -13,10 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from onerec.cli import Stopped
 from onerec.errors import InputError
@@ -104,16 +106,23 @@ def test_the_same_seed_gives_the_same_bytes(world, full_run, tmp_path):
     assert (tmp_path / "again/hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("kill", ["during a step", "during a save"])
+@pytest.mark.parametrize("kill", ["during a step", "during a copy", "during a write"])
 def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monkeypatch, kill):
     output = tmp_path / "killed"
 
-    def save(self, folder):
-        (folder / "half").mkdir(parents=True)
+    def half(state, path, **more):
+        path.write_bytes(b"half of them")
+        if path.parent.name == "global_step6":
+            raise Killed
+        save_file(state, path, **more)
 
-    method, at, die = ("training_step", 5, None) if kill == "during a step" else ("_fill_checkpoint", 6, save)
-    with killed(monkeypatch, method, at, die):
+    method, at = ("training_step", 5) if kill == "during a step" else ("_copy_whole", 6)
+    with killed(monkeypatch, method, at) if kill != "during a write" else pytest.raises(Killed):
+        if kill == "during a write":
+            monkeypatch.setattr("pretrain.trainer.save_file", half)
         main(argv(world, output))
+    monkeypatch.undo()
+    assert not list(output.glob(".step*"))
     assert [step for step, _ in whole_checkpoints(output)] == [3] and not (output / "hf").exists()
     with pytest.raises(InputError, match="earlier run"):
         main(argv(world, output))
@@ -122,6 +131,29 @@ def test_a_killed_run_resumes_to_the_same_curve(world, full_run, tmp_path, monke
     main([*argv(world, output), "--resume_from", "auto", "--resume_training_state"])
     assert curve(output) == curve(full_run)
     assert (output / "hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(world, full_run, tmp_path, monkeypatch):
+    """The write of step 3 waits for the fifth step to begin; what it holds are the weights of step 3."""
+    fifth, seen = threading.Event(), []
+
+    def write(state, path, **more):
+        seen.append((path.parent.name, fifth.wait(60), whole_checkpoints(tmp_path / "out")))
+        save_file(state, path, **more)
+
+    def step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            fifth.set()
+        return original(self, *args, **kwargs)
+
+    original = PackedTrainer.training_step
+    monkeypatch.setattr("pretrain.trainer.save_file", write)
+    monkeypatch.setattr(PackedTrainer, "training_step", step)
+    main(argv(world, tmp_path / "out"))
+    assert [name for name, _, _ in seen] == ["global_step3", "global_step6"] and seen[0][1:] == (True, [])
+    for name in ("model.safetensors", "optimizer.pt"):
+        mine, whole = ((run / "step3/global_step3" / name).read_bytes() for run in (tmp_path / "out", full_run))
+        assert mine == whole
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, 130)])
@@ -321,7 +353,7 @@ def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(world, tmp_path, mon
 
 def test_a_run_goes_on_from_the_model_that_it_began_from_and_from_no_other(world, tmp_path):
     """A model made again with the same bytes is the same model; one whose itemic rows are others is not."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     model, output = tmp_path / "model", tmp_path / "out"
     shutil.copytree(world / "base_itemic", model)
