@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.sampling import StreamSample, batch_rows
+from data.sampling import batch_rows
 from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SHARE_ABOVE_0
 from onerec.parquet import Kind, column_types, iter_batches, list_parquet, open_parquet
@@ -52,25 +52,32 @@ class Source:
     excluded: frozenset[int | str] = frozenset()
 
     @cached_property
-    def total(self) -> int:
-        """Rows of the files that are of no excluded user; raises `InputError` where these are ids of another kind."""
-        rows = sum(file.rows for file in self.files)
+    def kept(self) -> list[np.ndarray | None]:
+        """Of each file, as packed bits, the rows that are of no excluded user; None where nobody is excluded.
+
+        Rows without a user are kept. Raises `InputError` where users are ids of another kind than the excluded ones.
+        """
         if not self.excluded:
-            return rows
-        kinds: set[type] = set()
-        for users in (users for file in self.files for users in users_of(file.path)):
-            kinds |= set(map(type, users)) - {type(None)}
-            rows -= sum(user in self.excluded for user in users)
+            return [None] * len(self.files)
+        kinds, kept = set[type](), []
+        for file in self.files:
+            rows: list[bool] = []
+            for users in users_of(file.path):
+                kinds |= set(map(type, users)) - {type(None)}
+                rows += [user not in self.excluded for user in users]
+            kept.append(np.packbits(np.array(rows, bool)))
         if kinds and kinds.isdisjoint(map(type, self.excluded)):
             words = {int: "numbers", str: "text"}
             others = words[type(next(iter(self.excluded)))]
             what = f"names its users as {words[kinds.pop()]}, exclude_users as {others}"
             raise InputError(self.files[0].path, what, "the same ids in both")
-        return rows
+        return kept
 
-    def keeps(self, batch: pa.RecordBatch) -> np.ndarray:
-        """(rows,) bool: the rows of a batch that are of no excluded user; rows without a user are kept."""
-        return np.array([user not in self.excluded for user in _users(batch)], bool)
+    @cached_property
+    def total(self) -> int:
+        """Rows of the files that are of no excluded user."""
+        pairs = zip(self.files, self.kept, strict=True)
+        return sum(file.rows if kept is None else int(np.unpackbits(kept).sum()) for file, kept in pairs)
 
     @property
     def wanted(self) -> int:
@@ -219,17 +226,15 @@ def read_excluded(path: Path, base: Path, names: object, manifest: Manifest) -> 
 
 def users_of(path: Path) -> Iterator[list[int | str | None]]:
     """The users of a file's records, in batches, from the metadata alone; None where a row names none, or no id."""
-    return map(_users, iter_batches(path, {"metadata": Kind.JSON}, batch_size=8192, strict=False))
 
-
-def _users(batch: pa.RecordBatch) -> list[int | str | None]:
     def user(metadata: str | None) -> int | str | None:
         try:
             return uid_of(metadata)
         except ValueError:  # `check_columns` refuses the row
             return None
 
-    return list(map(user, batch.column("metadata").to_pylist()))
+    for batch in iter_batches(path, {"metadata": Kind.JSON}, batch_size=8192, strict=False):
+        yield list(map(user, batch.column("metadata").to_pylist()))
 
 
 def _check_keys(path: Path, value: dict[str, Any], known: set[str]) -> None:
@@ -264,25 +269,6 @@ def file_of(path: Path) -> RecordFile:
     metadata = open_parquet(path).metadata
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     return RecordFile(path, metadata.num_rows, sum(group.total_byte_size for group in groups))
-
-
-def source_batches(source: Source, rng: np.random.Generator, manifest: Manifest) -> Iterator[pa.RecordBatch]:
-    """The chosen rows of a source in the record schema, in batches; bad ones dropped and counted.
-
-    Rows of excluded users are counted by source in the manifest's ``rows_of_excluded_users``.
-    """
-    sample = StreamSample(source.total, source.wanted, rng)
-    left_out = sum(file.rows for file in source.files) - source.total
-    if left_out:
-        manifest.extra.setdefault("rows_of_excluded_users", {})[source.name] = left_out
-    for file in source.files:
-        manifest.input(file.path, file.rows)
-        size = batch_rows(file.bytes / max(file.rows, 1))
-        for batch in record_batches(file.path, size):
-            if source.excluded:
-                batch = batch.filter(pa.array(source.keeps(batch)))
-            places = sample.take(batch.num_rows)
-            yield checked(batch if len(places) == batch.num_rows else batch.take(pa.array(places)), manifest)
 
 
 def checked(batch: pa.RecordBatch, manifest: Manifest) -> pa.RecordBatch:

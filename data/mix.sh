@@ -4,6 +4,7 @@
 #   GENERAL_TEXT_PATH REC_DATA_PATH   other folders, relative to BASE_DIR, than the config's folders of these names
 #   ROWS_PER_FILE     rows of a shard              (the config's; 1000 where it says none)
 #   SEED BUFFER_MB    of the shuffle               (42 1024)
+#   RUNNER            ray: tasks of a Ray cluster (docs/cluster.md), BUFFER_MB each  (local)
 #   SID_SPEC          checks SIDs against their codebooks, where there is such a file
 cd "$(dirname "${BASH_SOURCE[0]}")"
 : "${PYTHON:=python}"

@@ -13,29 +13,31 @@ result does not depend on it.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
-from data.mix import Source, read_config, source_batches
-from data.shuffle import shuffle_to_shards
+from data.mix import Source, read_config
+from data.pieces import Piece, pieces
+from data.ray_shuffle import shuffle_on_ray
+from data.shuffle import DOUBLE, SPILL, Shuffle, bucket_count, shuffle_to_shards
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, SEED, ArgumentParser
+from onerec.flags import COUNT, COUNT_OR_ALL, PROCESSES, RAY, SEED, ArgumentParser
 from onerec.folders import atomic_path, made_by
-from onerec.run import Manifest, progress
+from onerec.run import Manifest
 
 
-def read_sources(sources: Sequence[Source], seed: int, manifest: Manifest) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """(name, chosen and checked rows) of every source; a source's sample depends on the seed and its name."""
+def cut_sources(sources: Sequence[Source], seed: int, size: int, manifest: Manifest) -> Iterator[Piece]:
+    """The pieces of every source; a source's sample depends on the seed and its name."""
     for source in sources:
-        rng = np.random.default_rng([seed, *source.name.encode()])
-        for batch in source_batches(source, rng, manifest):
-            yield source.name, batch
+        manifest.extra.setdefault("rows_by_source", Counter())[source.name] += 0
+        yield from pieces(source, np.random.default_rng([seed, *source.name.encode()]), size, manifest)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rows_per_file", type=COUNT_OR_ALL, default=-1, help=instead)
     add("--seed", type=SEED, default=42, help="seed of the samples and of the shuffle")
     add("--buffer_mb", type=COUNT, default=1024, help="record text in memory at a time")
-    add("--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help="threads that compress shards")
+    threads = "threads that compress shards, with --runner local"
+    add("--threads", type=PROCESSES, default=min(8, os.cpu_count() or 1), help=threads)
+    parser.add_runner()
     parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     if bad := [item for item in args.folders if "=" not in item]:
@@ -60,24 +64,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources, rows_per_file = read_config(args.config, args.base_dir, manifest, folders)
     rows_per_file = rows_per_file if args.rows_per_file == -1 else args.rows_per_file
     wanted = sum(source.wanted for source in sources)
-    batches = read_sources(sources, args.seed, manifest)
-    batches = progress(batches, "records", wanted, size=lambda pair: pair[1].num_rows)
+    size, buffer = sum(source.bytes for source in sources), args.buffer_mb << 20
     with atomic_path(args.output_dir, made_by(args.output_dir, manifest.stage)) as folder:
-        folder.mkdir(parents=True)
-        size, buffer = sum(source.bytes for source in sources), args.buffer_mb << 20
-        rows = shuffle_to_shards(batches, folder, rows_per_file, args.seed, size, buffer, manifest, args.threads)
-        doubles = manifest.dropped.get("uuid stands twice", 0)
+        (folder / SPILL).mkdir(parents=True)
+        shuffle = Shuffle(folder, rows_per_file, args.seed, bucket_count(size, buffer), buffer)
+        if args.runner == RAY:
+            cut = cut_sources(sources, args.seed, buffer // 2, manifest)
+            rows = shuffle_on_ray(cut, shuffle, wanted, manifest)
+        else:
+            cut = cut_sources(sources, args.seed, buffer // 8, manifest)
+            rows = shuffle_to_shards(cut, shuffle, wanted, manifest, args.threads)
+        shutil.rmtree(folder / SPILL)
+        manifest.extra["buckets"] = shuffle.count
+        shards = -(-rows // rows_per_file)
+        doubles = manifest.dropped.get(DOUBLE, 0)
         bad = sum(manifest.dropped.values()) - doubles
-        manifest.check_bad_ratio(args.config, bad, sum(rows) + bad + doubles, args.max_bad_ratio)
+        manifest.check_bad_ratio(args.config, bad, rows + bad + doubles, args.max_bad_ratio)
         if not rows:
             raise InputError(args.config, "names sources that give no row", "at least one good record")
-        manifest.output(args.output_dir, sum(rows))
+        manifest.output(args.output_dir, rows)
         manifest.write(folder, whole_folder=True)
     excluded = manifest.extra.get("rows_of_excluded_users", {})
     for name, count in manifest.extra["rows_by_source"].items():
         note = f" ({excluded[name]:,} of excluded users left out)" if name in excluded else ""
         print(f"{count:>9,} rows  {name}{note}")
-    print(f"{sum(rows):,} rows in {len(rows)} shards in {args.output_dir}; {manifest.dropped_text()}")
+    print(f"{rows:,} rows in {shards} shards in {args.output_dir}; {manifest.dropped_text()}")
 
 
 if __name__ == "__main__":

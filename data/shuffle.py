@@ -8,9 +8,12 @@ one bucket. Where everything fits into the buffer nothing is written to disk on 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import os
+import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,66 +21,87 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.pieces import Piece
 from data.sampling import chunks, uuid_keys
 from onerec.files import FILE_LIST, shard_name
 from onerec.records import SCHEMA
-from onerec.run import Manifest, write_json
+from onerec.run import Manifest, progress, write_json
 
-_KEY = "__key"
+SPILL = ".spill"
+DOUBLE = "uuid stands twice"
+KEYS = ("uuid", "__key")
+_KEY = KEYS[1]
 _SPILL_SCHEMA = pa.schema([*((name, pa.large_string()) for name in SCHEMA.names), (_KEY, pa.uint64())])
-_MAX_BUCKETS = 512
+_MAX_BUCKETS = 4096
 
 
 class Buckets:
-    """Rows by ranges of their key, in memory or, where there is more than one bucket, in spill files of ``folder``."""
+    """Rows by ranges of their key, in memory or, where there is more than one bucket, in spill files of ``folder``.
 
-    def __init__(self, folder: Path, count: int, part_bytes: int) -> None:
-        self.count = min(max(count, 1), _MAX_BUCKETS)
-        self._folder, self._part_bytes = folder, part_bytes
+    A spill file, ``<name>-00000.arrow``, holds ``part_bytes`` of rows, a record batch a bucket.
+    """
+
+    def __init__(self, folder: Path, count: int, part_bytes: int, name: str = "part", in_memory: bool = True) -> None:
+        self.count, self.files = count, list[Path]()
+        self._folder, self._part_bytes, self._name = folder, part_bytes, name
+        self._in_memory = in_memory and count == 1
         self._waiting: list[pa.RecordBatch] = []
         self._bytes = 0
-        self._writers: list[pa.RecordBatchStreamWriter] = []
-        if self.count > 1:
-            folder.mkdir(parents=True)
-            lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._writers = [pa.ipc.new_stream(self._path(i), _SPILL_SCHEMA, options=lz4) for i in range(self.count)]
-
-    def _path(self, bucket: int) -> str:
-        return str(self._folder / f"{bucket:04d}.arrow")
 
     def add(self, batch: pa.RecordBatch, keys: np.ndarray) -> None:
         """Add rows with their keys."""
         columns = [*(column.cast(pa.large_string()) for column in batch.columns), pa.array(keys)]
         self._waiting.append(pa.RecordBatch.from_arrays(columns, schema=_SPILL_SCHEMA))
         self._bytes += batch.nbytes
-        if self._writers and self._bytes >= self._part_bytes:
-            self._spill()
+        if not self._in_memory and self._bytes >= self._part_bytes:
+            self.spill()
 
-    def _spill(self) -> None:
-        table = pa.Table.from_batches(self._waiting, _SPILL_SCHEMA).combine_chunks()
+    def spill(self) -> None:
+        """Write what waits; the file has its name when it is whole."""
+        if not self._waiting:
+            return
+        rows = pa.Table.from_batches(self._waiting, _SPILL_SCHEMA).combine_chunks().to_batches()[0]
         self._waiting, self._bytes = [], 0
-        keys = table[_KEY].to_numpy()
+        keys = rows.column(_KEY).to_numpy()
         bucket = (keys >> np.uint64(48)).astype(np.int64) * self.count >> 16
         order = np.argsort(bucket, kind="stable")
         bounds = np.searchsorted(bucket[order], np.arange(self.count + 1))
-        for i, writer in enumerate(self._writers):
-            if len(rows := order[bounds[i] : bounds[i + 1]]):
-                writer.write_table(table.take(pa.array(rows)))
+        self.files.append(self._folder / f"{self._name}-{len(self.files):05d}.arrow")
+        with (
+            whole(self.files[-1]) as path,
+            pa.ipc.new_file(path, _SPILL_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file,
+        ):
+            for start, end in itertools.pairwise(bounds):
+                file.write_batch(rows.take(pa.array(order[start:end])))
 
     def __iter__(self) -> Iterator[pa.Table]:
-        """Each bucket once, whole, in the order of the keys; its spill file goes as it is read."""
-        if not self._writers:
+        """Each bucket once, whole, in the order of the keys."""
+        if self._in_memory:
             waiting, self._waiting = self._waiting, []
             yield pa.Table.from_batches(waiting, _SPILL_SCHEMA)
             return
-        if self._waiting:
-            self._spill()
-        for writer in self._writers:
-            writer.close()
-        for i in range(self.count):
-            with pa.OSFile(self._path(i)) as file:
-                yield pa.ipc.open_stream(file).read_all()
-            os.unlink(self._path(i))
+        self.spill()
+        for bucket in range(self.count):
+            yield read_bucket(self.files, bucket)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[str]:
+    """A name beside ``path``, which takes its place when all is written; two that write the same do not meet."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    yield str(temporary)
+    os.replace(temporary, path)
+
+
+def read_bucket(files: Sequence[Path], bucket: int, columns: Sequence[str] = ()) -> pa.Table:
+    """A bucket's rows, in the order of the spill files, with its keys; all columns where none is named."""
+    names = _SPILL_SCHEMA.names
+    options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in columns] or None)
+    batches = []
+    for path in files:
+        with pa.OSFile(str(path)) as file:
+            batches.append(pa.ipc.open_file(file, options=options).get_batch(bucket))
+    return pa.Table.from_batches(batches, None if batches else _SPILL_SCHEMA)
 
 
 class Shards:
@@ -101,7 +125,7 @@ class Shards:
         self._rest = table.slice(whole).combine_chunks() if whole < table.num_rows else None
 
     def _submit(self, table: pa.Table) -> None:
-        self._running.append(self._pool.submit(_write_shard, self._path(len(self.rows)), table))
+        self._running.append(self._pool.submit(write_shard, unnamed(self._folder, len(self.rows)), table))
         self.rows.append(table.num_rows)
         self._wait(self._limit)
 
@@ -110,77 +134,94 @@ class Shards:
         while len(self._running) > at_most:
             self._running.popleft().result()
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"shard-{index:05d}"
-
     def finish(self) -> None:
         """Write what is left, and the list of all shards."""
         if self._rest is not None:
             self._submit(self._rest)
         self._wait(0)
-        names = [shard_name(i, len(self.rows)) for i in range(len(self.rows))]
-        for i, name in enumerate(names):
-            os.rename(self._path(i), self._folder / name)
-        write_json(self._folder / FILE_LIST, names)
+        name_shards(self._folder, len(self.rows))
 
     def close(self) -> None:
         """Stop the writers; what waits is not written."""
         self._pool.shutdown(cancel_futures=True)
 
 
-def _write_shard(path: Path, table: pa.Table) -> None:
+def unnamed(folder: Path, index: int) -> Path:
+    """Where a shard lies while it is not known how many there are."""
+    return folder / f"shard-{index:05d}"
+
+
+def name_shards(folder: Path, count: int) -> None:
+    """Give the shards their names, and list them."""
+    names = [shard_name(i, count) for i in range(count)]
+    for i, name in enumerate(names):
+        os.rename(unnamed(folder, i), folder / name)
+    write_json(folder / FILE_LIST, names)
+
+
+def write_shard(path: str | Path, table: pa.Table) -> None:
+    """Write a shard; its bytes depend on its rows alone, not on how they lie in memory."""
     table = pa.Table.from_arrays([column.cast(pa.string()) for column in table.columns], schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd", use_dictionary=["source"], write_statistics=False)
+    options = {"compression": "zstd", "use_dictionary": ["source"], "write_statistics": False}
+    pq.write_table(table.combine_chunks(), path, **options)
 
 
-def shuffle_to_shards(
-    batches: Iterable[tuple[str, pa.RecordBatch]],
-    folder: Path,
-    rows_per_file: int,
-    seed: int,
-    estimated_bytes: float,
-    buffer_bytes: int,
-    manifest: Manifest,
-    threads: int,
-) -> list[int]:
-    """Write all rows, shuffled, into the shards of ``folder``; rows of each. Doubles are dropped and counted.
+def bucket_count(estimated_bytes: float, buffer_bytes: int) -> int:
+    """Buckets of which one can be held twice, while it is sorted, beside a part on its way to the spill files."""
+    return int(min(max(np.ceil(estimated_bytes / (buffer_bytes / 3)), 1), _MAX_BUCKETS))
 
-    ``batches`` are (source name, records). About ``buffer_bytes`` of rows are in memory at a time.
+
+@dataclasses.dataclass(frozen=True)
+class Shuffle:
+    """A shuffle into the shards of ``folder`` by ``count`` buckets (`bucket_count`), of ``buffer_bytes`` at a time."""
+
+    folder: Path
+    rows_per_file: int
+    seed: int
+    count: int
+    buffer_bytes: int
+
+
+def shuffle_to_shards(pieces: Iterable[Piece], shuffle: Shuffle, wanted: int, manifest: Manifest, threads: int) -> int:
+    """Write all rows, shuffled, into the shards; returns the rows. Doubles are dropped and counted.
+
+    ``wanted``: rows of the pieces, for the progress.
     """
-    # A bucket is held twice while it is sorted, and a part waits on its way to the spill files.
-    buckets = Buckets(folder / ".spill", int(np.ceil(estimated_bytes / (buffer_bytes / 3))), buffer_bytes // 8)
-    by_source = manifest.extra.setdefault("rows_by_source", {})
-    for name, batch in batches:
-        keys, _ = uuid_keys(batch.column("uuid"), seed)
-        by_source[name] = by_source.get(name, 0) + batch.num_rows
-        if batch.num_rows:
-            buckets.add(batch, keys)
-    with contextlib.closing(Shards(folder, rows_per_file, threads)) as shards:
+    buckets = Buckets(shuffle.folder / SPILL, shuffle.count, shuffle.buffer_bytes // 8)
+    batches = (pair for piece in pieces for pair in keyed_batches(piece, shuffle.seed, manifest))
+    for batch, keys in progress(batches, "records", wanted, size=lambda pair: pair[0].num_rows):
+        buckets.add(batch, keys)
+    with contextlib.closing(Shards(shuffle.folder, shuffle.rows_per_file, threads)) as shards:
         for table in buckets:
-            _add_sorted(shards, table, rows_per_file, manifest)
+            order, doubles = in_order(table)
+            manifest.drop(DOUBLE, doubles)
+            batch = table.drop_columns([_KEY]).combine_chunks()
             del table
+            for start, end in chunks(len(order), shuffle.rows_per_file):
+                shards.add(batch.take(pa.array(order[start:end])))
+            del batch
         shards.finish()
-    if (folder / ".spill").exists():
-        os.rmdir(folder / ".spill")
-    manifest.extra["buckets"] = buckets.count
-    return shards.rows
+    return sum(shards.rows)
 
 
-def _add_sorted(shards: Shards, table: pa.Table, rows_per_file: int, manifest: Manifest) -> None:
+def keyed_batches(piece: Piece, seed: int, manifest: Manifest) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """The rows of a piece that keep the rules of the format, with their keys; the manifest counts them by source."""
+    for batch in piece.read(manifest):
+        manifest.extra["rows_by_source"][piece.source] += batch.num_rows
+        if batch.num_rows:
+            yield batch, uuid_keys(batch.column("uuid"), seed)[0]
+
+
+def in_order(table: pa.Table) -> tuple[np.ndarray, int]:
+    """(a bucket's rows in the order of their keys, without doubles; how many these are)."""
     keys = table[_KEY].to_numpy()
     order = np.argsort(keys, kind="stable")
-    table = table.drop_columns([_KEY])
     double = np.zeros(len(order), bool)
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
     if len(same):
         seen: set[str] = set()
         for i in np.union1d(same - 1, same):  # other uuids may have the same key, so the uuid itself tells
-            uuid = table["uuid"][order[i]].as_py().lower()
-            double[i] = uuid in seen
-            seen.add(uuid)
-        manifest.drop("uuid stands twice", int(double.sum()))
-    order = order[~double]
-    batch = table.combine_chunks()
-    del table
-    for start, end in chunks(len(order), rows_per_file):
-        shards.add(batch.take(pa.array(order[start:end])))
+            text = table["uuid"][order[i]].as_py().lower()
+            double[i] = text in seen
+            seen.add(text)
+    return order[~double], int(double.sum())

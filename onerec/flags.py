@@ -101,6 +101,7 @@ NOT_NEGATIVE = number(0)
 SHARE = number(0, 1)
 SHARE_ABOVE_0 = number(0, 1, open_low=True)
 SHARE_BELOW_1 = number(0, 1, open_high=True)
+LOCAL, RAY = "local", "ray"  # what spreads the work (`onerec.workers`)
 BOOT = integer(0, 100_000)  # resamples of a bootstrap; more change no digit that is shown
 
 
@@ -133,7 +134,7 @@ def _path(text: str) -> Path:
 # something else, or mean another thing in another script (TASKS, CONFIG). These alone are read from the environment.
 _ONE_WORD = """
 ADVANTAGE BALANCED CODEBOOK CONSTRAINED DATASETS DROPOUT EPOCHS INIT JUDGE LAYOUT LOGGER LOSS LR NNODES NOUN
-PRECISION PROMPTS RECOMPUTE RESUME ROLLOUT SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS WORKERS
+PRECISION PROMPTS RECOMPUTE RESUME ROLLOUT RUNNER SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS WORKERS
 """
 ONE_WORD = frozenset(_ONE_WORD.split())
 
@@ -167,6 +168,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "--max_bad_ratio", type=SHARE, default=0.01, help="share of bad rows past which the run fails"
         )
+
+    def add_runner(self) -> None:
+        """The flag of every command whose work `onerec.workers.map_in_order` does."""
+        where = "the Ray cluster at RAY_ADDRESS, or of one on this machine where that is not set"
+        what = f"local: processes here; ray: tasks of {where}, whose nodes share a file system"
+        self.add_argument("--runner", choices=(LOCAL, RAY), default=LOCAL, help=what)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, given = {}, {str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args)}

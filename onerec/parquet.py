@@ -283,13 +283,21 @@ def read_table(
 
 
 def iter_batches(
-    path: str | os.PathLike[str], columns: Columns, optional: Columns = (), batch_size: int = 4096, strict: bool = True
+    path: str | os.PathLike[str],
+    columns: Columns,
+    optional: Columns = (),
+    batch_size: int = 4096,
+    strict: bool = True,
+    row_groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them."""
+    """Stream the named columns of a Parquet file in batches of at most ``batch_size`` rows, as `typed` gives them.
+
+    ``row_groups``: those that are read, by number; all where not given.
+    """
     file = open_parquet(path, columns, stream=True)
     wanted, row = [n for n in (*columns, *optional) if n in file.schema_arrow.names], 0
     with reading(path):
-        for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
+        for batch in file.iter_batches(batch_size=batch_size, columns=wanted, row_groups=row_groups):
             yield typed(batch, (columns, optional), path, row, strict)
             row += batch.num_rows
 

@@ -217,9 +217,14 @@ def read_test(row: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]
     return metadata, turns
 
 
-def record_batches(path: str | Path, rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """A file's rows in the columns of `SCHEMA`, all strings, in batches; what is absent or cannot be read is null."""
-    for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False):
+def record_batches(
+    path: str | Path, rows: int = 4096, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """A file's rows in the columns of `SCHEMA`, all strings, in batches; what is absent or cannot be read is null.
+
+    ``row_groups``: those of the file that are read, by number; all where not given.
+    """
+    for batch in iter_batches(path, KINDS, TEXT_KINDS, batch_size=rows, strict=False, row_groups=row_groups):
         for name in TEXT_KINDS:
             if name not in batch.schema.names:
                 batch = batch.append_column(name, pa.nulls(batch.num_rows, pa.string()))

@@ -1,4 +1,4 @@
-"""Work in several processes that end when this one ends, however it ends."""
+"""Work in several processes, of this machine or of a Ray cluster, that end when this one ends, however it ends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from onerec.errors import InputError
+from onerec.flags import LOCAL, RAY
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,16 +24,28 @@ Result = TypeVar("Result")
 def map_in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
-    workers: int,
+    workers: int | None,
     begin: Callable[..., None] | None = None,
     arguments: tuple = (),
+    runner: str = LOCAL,
 ) -> Iterator[Result]:
     """``function`` of every item, in order, by ``workers`` processes that are started afresh (safe beside threads).
 
-    ``begin(*arguments)`` runs first in each. At most two items a worker are on their way. Raises `InputError` where a
-    worker is killed. An exception, here or where the results are used, ends the workers at once. Where the system has
-    no room for their semaphores (/dev/shm is full or not to be written), this process does the work.
+    ``begin(*arguments)`` runs first in each. At most two items a worker are on their way. An exception, here or where
+    the results are used, ends the work at once. ``runner``: "local" raises `InputError` where a worker is killed, and
+    where the system has no room for their semaphores (/dev/shm is full or not to be written), or ``workers`` is None
+    or 1, this process does the work. "ray" has tasks of a cluster do it (`onerec.distributed.tasks`).
     """
+    if runner == RAY:
+        from onerec.distributed.tasks import map_on_ray
+
+        yield from map_on_ray(function, items, workers, begin, arguments)
+        return
+    if workers in (None, 1):
+        if begin:
+            begin(*arguments)
+        yield from map(function, items)
+        return
     before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     try:

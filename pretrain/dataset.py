@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onerec.errors import InputError
+from onerec.flags import LOCAL
 from onerec.model_folder import check_itemic_tokens, read_tokenizer
 from onerec.run import Manifest
 from onerec.sid import SidSpec
@@ -213,10 +214,11 @@ def load_samples(
     manifest: Manifest,
     max_bad_ratio: float,
     token_dir: Path | None = None,
+    runner: str = LOCAL,
 ) -> Samples:
     """Read and tokenize what ``config`` names, check it against the model, and note it all in ``manifest``.
 
-    ``token_dir``: where the tokens go; None keeps them in memory.
+    ``token_dir``: where the tokens go; None keeps them in memory. ``runner``: what tokenizes (`onerec.workers`).
 
     Raises `InputError` for a shard that is missing or cut short, an itemic token that the model does not hold, an
     ``itemic_id_range`` that is not the model's, more than ``max_bad_ratio`` bad rows, or nothing left to train on.
@@ -228,7 +230,7 @@ def load_samples(
             what = f"itemic_id_range is {list(config.itemic_id_range)}, that of {model_dir} is {list(spec.id_range)}"
             raise InputError(config_path, what, "leave the key out: it is read from the checkpoint")
     shards = list_shards(config.sources)
-    samples = tokenize_shards(shards, config, model_dir, spec, token_dir)
+    samples = tokenize_shards(shards, config, model_dir, spec, token_dir, runner)
     for shard, count in zip(shards, np.bincount(samples.shard, minlength=len(shards)), strict=True):
         manifest.input(shard, int(count))
     manifest.extra["cut_samples"] = samples.left_out.pop(CUT, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 from array import array
@@ -17,6 +18,7 @@ import numpy as np
 from onerec import __version__
 from onerec.content import files_digests
 from onerec.errors import InputError
+from onerec.flags import LOCAL
 from onerec.folders import atomic_path
 from onerec.records import read_record, record_batches
 from onerec.render import Renderer, renderer_of
@@ -94,9 +96,14 @@ def _encode(
 
 
 def tokenize_shards(
-    shards: Sequence[Path], config: DatasetConfig, model_dir: Path, spec: SidSpec | None, token_dir: Path | None = None
+    shards: Sequence[Path],
+    config: DatasetConfig,
+    model_dir: Path,
+    spec: SidSpec | None,
+    token_dir: Path | None = None,
+    runner: str = LOCAL,
 ) -> Samples:
-    """Tokenize every row of ``shards``. The result does not depend on ``config.num_workers`` or ``token_dir``.
+    """Tokenize every row of ``shards``. The result does not depend on the workers, ``token_dir`` or ``runner``.
 
     Raises `InputError` for a shard that cannot be read and for an itemic token that ``spec`` does not have.
     """
@@ -104,9 +111,10 @@ def tokenize_shards(
     masks = config.only_assistant_loss, config.add_think_pattern
     jobs = [Job(shard, *folders, spec, *masks, config.sample_limit, config.cut_long_samples) for shard in shards]
     if token_dir is None:
-        return collect(_parts(jobs, config.num_workers), Tokens())
+        return collect(_parts(jobs, config.num_workers, runner), Tokens())
     named = NamedJobs(jobs, Path(token_dir) / ".shards")
-    samples = TokenFolder(Path(token_dir)).samples(named.key, lambda: named.parts(config.num_workers))
+    parts = functools.partial(named.parts, config.num_workers, runner)
+    samples = TokenFolder(Path(token_dir)).samples(named.key, parts)
     named.remove()
     return samples
 
@@ -135,10 +143,10 @@ class NamedJobs:
         self._names = [_digest((*about, [tokenizer, shard])) for shard in shards]
         return _digest((*about, [tokenizer, *shards]))
 
-    def parts(self, num_workers: int) -> Iterator[Part]:
+    def parts(self, num_workers: int, runner: str) -> Iterator[Part]:
         """The results in order; those that an earlier run has left are not made again."""
         pairs = zip(self._jobs, self._kept(), strict=True)
-        return _parts([dataclasses.replace(job, kept=path) for job, path in pairs], num_workers)
+        return _parts([dataclasses.replace(job, kept=path) for job, path in pairs], num_workers, runner)
 
     def remove(self) -> None:
         """Remove what is kept: all of it has been taken."""
@@ -167,10 +175,9 @@ def _tokenized(job: Job) -> Part:
     return Part.read(job.kept)
 
 
-def _parts(jobs: Sequence[Job], num_workers: int) -> Iterator[Part]:
-    num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
-    shown = progress(jobs, "tokenize", unit="shard")
-    if num_workers <= 1:
-        yield from map(_tokenized, shown)
-    else:  # workers load neither torch nor transformers, so that starting them is cheap
-        yield from map_in_order(_tokenized, shown, num_workers)
+def _parts(jobs: Sequence[Job], num_workers: int, runner: str) -> Iterator[Part]:
+    """The jobs' results in order; ``num_workers`` 0: this process, or all cores of a cluster."""
+    if runner == LOCAL:
+        num_workers = min(num_workers, len(jobs), os.cpu_count() or 1)
+    # Workers load neither torch nor transformers, so that starting them is cheap.
+    return map_in_order(_tokenized, progress(jobs, "tokenize", unit="shard"), num_workers or None, runner=runner)

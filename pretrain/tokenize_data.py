@@ -5,7 +5,7 @@
 
 ``train.py --token_dir`` with the same model, config and data maps what this leaves and begins at once. The folder is
 named by content (shards, tokenizer, settings), never by paths or times. A run that is stopped keeps the shards that it
-has done. (A tokenize.py in this folder would hide Python's own from its neighbours.)
+has done. --runner ray: a task a shard. (A tokenize.py in this folder would hide Python's own from its neighbours.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
-from onerec.flags import COUNT, ArgumentParser, pattern
+from onerec.flags import COUNT, RAY, ArgumentParser, pattern
 from onerec.model_folder import open_model_folder
 from onerec.run import Manifest, get_logger
 from pretrain.dataset import load_samples
@@ -36,15 +36,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--token_dir", type=Path, required=True, help="its --token_dir")
     add("--sources", type=pattern, nargs="+", help="replaces the config's, as in the training")
     add("--max_length", type=COUNT, help="replaces the config's max_length, as in the training")
-    add("--num_workers", type=COUNT, help="processes; all cores by default")
+    add("--num_workers", type=COUNT, help="processes, or tasks at a time; all cores by default")
+    parser.add_runner()
     parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
     given = {"sources": tuple(args.sources) if args.sources else None, "max_length": args.max_length}
-    workers = args.num_workers or len(os.sched_getaffinity(0))
+    workers = args.num_workers or (0 if args.runner == RAY else len(os.sched_getaffinity(0)))
     config = load_config(args.dataset_config, **given, num_workers=workers)
     spec = open_model_folder(args.model_dir).spec
     manifest, began = Manifest("tokenize_data", args), time.monotonic()
-    data = (config, args.dataset_config, args.model_dir, spec, manifest, args.max_bad_ratio, args.token_dir)
+    data = (
+        config,
+        args.dataset_config,
+        args.model_dir,
+        spec,
+        manifest,
+        args.max_bad_ratio,
+        args.token_dir,
+        args.runner,
+    )
     samples = load_samples(*data)
     tokens, seconds = len(samples.ids), time.monotonic() - began
     log.info(

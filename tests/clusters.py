@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on one machine, for runs that join one, and what is at work below a process."""
+"""A Ray cluster of several nodes on one machine, for runs that join one, and what is at work below a process."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def wait_until(true: Callable[[], object], seconds: float = 30) -> bool:
 
 
 @contextlib.contextmanager
-def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
+def _nodes(resources: str, count: int) -> Iterator[tuple[RayCluster | None, str]]:
     """A cluster (None where a node did not come up) and what `ray start` said; it is gone when the block is left."""
     # Not under pytest's folders: the paths of Ray's sockets may have 107 characters.
     folder, port = tempfile.mkdtemp(prefix="ray"), free_port()
-    node = f"{Path(sys.executable).with_name('ray')} start --num-cpus 20 --num-gpus 3"
+    node = f"{Path(sys.executable).with_name('ray')} start {resources}"
     node += " --object-store-memory 200000000 --dashboard-agent-listen-port 0"
     head = f"--head --port {port} --temp-dir {folder} --ray-client-server-port {free_port()} --include-dashboard false"
     # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all, and run them at
@@ -77,13 +77,14 @@ def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
         "RAY_AUTH_MODE": "disabled",
     }
     environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    script = f"({node} {head} && {node} --address 127.0.0.1:{port}) 2>&1 && echo both are up && exec sleep infinity"
+    starts = " && ".join([f"{node} {head}", *[f"{node} --address 127.0.0.1:{port}"] * (count - 1)])
+    script = f"({starts}) 2>&1 && echo all are up && exec sleep infinity"
     with keep(["bash", "-c", script], grace=5, env=environment | settings, stdout=-1, text=True) as cluster:
         try:
             said = ""
-            while "both are up" not in said and (line := cluster.stdout.readline()):
+            while "all are up" not in said and (line := cluster.stdout.readline()):
                 said += line
-            up = "both are up" in said
+            up = "all are up" in said
             yield RayCluster(f"127.0.0.1:{port}", cluster.pid) if up else None, said
         finally:
             cluster.stdin.close()
@@ -91,13 +92,20 @@ def _two_nodes() -> Iterator[tuple[RayCluster | None, str]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[RayCluster]:
-    """A Ray cluster of two nodes with three slots each, started as by an administrator, without our environment."""
+@contextlib.contextmanager
+def started_cluster(resources: str, count: int = 2) -> Iterator[RayCluster]:
+    """A Ray cluster of so many nodes with ``resources`` each, started as by somebody else, without our environment."""
     for _ in range(3):
         # Ray gives a node 30 seconds to come up, which a busy machine may not have.
-        with _two_nodes() as (cluster, said):
+        with _nodes(resources, count) as (cluster, said):
             if cluster:
                 yield cluster
                 return
     pytest.fail(said)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A Ray cluster of two nodes with three slots each."""
+    with started_cluster("--num-cpus 20 --num-gpus 3") as cluster:
+        yield cluster

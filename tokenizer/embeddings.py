@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,6 +109,12 @@ def embedding_dim(path: str | Path) -> int:
     raise InputError(path, "has no embedding in its first rows", "give at least one item")
 
 
+def list_bad_rows(manifest: Manifest, rows: list[dict[str, Any]]) -> None:
+    """Name rows in the manifest's ``bad_rows``, as long as there are not too many."""
+    listed = manifest.extra.setdefault("bad_rows", [])
+    listed += rows[: _LISTED - len(listed)]
+
+
 def _arrays(
     file: Path, first_row: int, batch: pa.RecordBatch, dim: int, width: int | None, manifest: Manifest
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int | None]:
@@ -134,13 +141,14 @@ def _arrays(
         finite, zero = np.einsum("ij,ij->i", vectors, vectors) < _LARGEST, ~vectors.any(1)
     wrong[usable] = np.select([zero, ~finite], [5, 4])
     if wrong.any():
-        listed = manifest.extra.setdefault("bad_rows", [])
+        listed = []
         for row in np.flatnonzero(wrong).tolist():
             reason = _REASONS[wrong[row]]
             manifest.drop(reason)
             if len(listed) < _LISTED:
                 pid = int(pids[row]) if has_pid[row] else None
                 listed.append({"file": str(file), "row": first_row + row, "pid": pid, "reason": reason})
+        list_bad_rows(manifest, listed)
         good = finite & ~zero
         vectors, usable = vectors[good], usable[good]
     return pids[usable], vectors, first_row + usable, width

@@ -3,6 +3,7 @@
     python infer_res_kmeans.py --model_path out --emb_path item_embedding.parquet --output_path pid2sid.parquet
     python infer_res_kmeans.py --model_path out --emb_path embeddings/ --output_path sids --beam 8
 
+--runner ray: a task a file of the embeddings, on CPUs.
 Writes a Parquet file with pid (int64) and codes (list<int32>), and sid_spec.json and a manifest beside it.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone befor
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
-from onerec.flags import COUNT, COUNT_OR_ALL, ArgumentParser
-from onerec.parquet import count_rows, list_parquet, write_batches
+from onerec.flags import COUNT, COUNT_OR_ALL, RAY, ArgumentParser
+from onerec.parquet import write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
 from tokenizer.embeddings import first_of_pids, iter_embeddings
+from tokenizer.encoding import encode_on_ray, encoded
 from tokenizer.quantizer import SCHEMA, Quantizer, chosen_device, codes_batch, load_quantizer, sid_keys
 
 T = TypeVar("T")
@@ -47,8 +48,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to encode")
     add("--n_layers", type=COUNT_OR_ALL, default=-1, help="use only the first layers (-1: all)")
     add("--beam", type=COUNT, default=1, help="residual paths searched; the best reconstruction is kept (1: greedy)")
+    parser.add_runner()
     parser.add_max_bad_ratio()
     args = parser.parse_args(argv)
+    if args.runner == RAY and args.device == "cuda":
+        raise InputError("--device", "the tasks of --runner ray encode on CPUs", "cpu, or --runner local")
     if args.output_path is None:
         source = Path(args.emb_path)
         args.output_path = source.with_name(f"{source.stem}_codes.parquet")
@@ -71,25 +75,24 @@ def encode_stream(
     """Encoded batches; a pid that comes again is dropped and counted. Collects the SIDs in ``keys``."""
     manifest.extra["encode_seconds"] = 0.0
     first = first_of_pids(args.emb_path)
-    total = sum(count_rows(file) for file in list_parquet(args.emb_path))
-    stream = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size, first))
-    for pids, vectors in progress(stream, "encode", total, size=lambda batch: len(batch[0])):
-        if not len(pids):
-            continue
-        began = time.perf_counter()
-        codes = model.encode(vectors, spec.n_layers, args.beam)
-        manifest.extra["encode_seconds"] += time.perf_counter() - began
+    if args.runner == RAY:
+        settings = (spec.n_layers, args.beam, args.batch_size)
+        stream = encode_on_ray(args.emb_path, args.model_path, settings, first, manifest)
+    else:
+        vectors = ahead(iter_embeddings(args.emb_path, model.dim, manifest, args.batch_size, first))
+        stream = encoded(vectors, model, spec.n_layers, args.beam, manifest)
+    for pids, codes in progress(stream, "encode", len(first), size=lambda batch: len(batch[0])):
         keys.append(sid_keys(codes, spec))
         yield codes_batch(pids, codes)
     bad = sum(manifest.dropped.values())
-    manifest.check_bad_ratio(args.emb_path, bad, total, args.max_bad_ratio)
-    if bad == total:
+    manifest.check_bad_ratio(args.emb_path, bad, len(first), args.max_bad_ratio)
+    if bad == len(first):
         raise InputError(args.emb_path, f"has no usable row ({manifest.dropped_text()})", "at least one item")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    device, model = chosen_device(args.device), load_quantizer(args.model_path)
+    device, model = chosen_device("cpu" if args.runner == RAY else args.device), load_quantizer(args.model_path)
     n_layers = model.n_layers if args.n_layers == -1 else args.n_layers
     if not 1 <= n_layers <= model.n_layers:
         what = f"has {model.n_layers} layers, not {n_layers}"

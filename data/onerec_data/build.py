@@ -16,6 +16,7 @@ from data.onerec_data.builders import BUILDERS
 from data.onerec_data.samples import ItemJob, Job, Sample
 from data.onerec_data.tables import Context, load_context
 from data.onerec_data.text import messages_json, segments_json
+from onerec.flags import LOCAL
 from onerec.records import SCHEMA, record_uuid
 from onerec.tasks import RANK, Task
 from onerec.workers import map_in_order
@@ -90,16 +91,21 @@ _state: dict[str, Any] = {}
 
 
 def build_all(
-    batches: Iterable[pa.RecordBatch], plan: Plan, context: Context, tables: tuple, workers: int
+    batches: Iterable[pa.RecordBatch],
+    plan: Plan,
+    context: Context,
+    tables: tuple,
+    workers: int | None,
+    runner: str = LOCAL,
 ) -> Iterator[Built]:
     """`build_users` of every batch, in order. ``tables`` are the arguments of `load_context`, for the other processes.
 
     Every process holds the item tables; at most two batches a worker are on their way.
     """
-    if workers > 1:
-        yield from map_in_order(_build, batches, workers, _start, (plan, tables))
-    else:
+    if runner == LOCAL and workers in (None, 1):
         yield from (build_users(data, plan, context) for data in batches)
+    else:
+        yield from map_in_order(_build, batches, workers, _start, (plan, tables), runner)
 
 
 def _start(plan: Plan, tables: tuple) -> None:

@@ -31,7 +31,7 @@ from data.onerec_data.wording import add_prompts, load_prompts
 from data.outputs import Outputs
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import PROCESSES, SEED, ArgumentParser, integer
+from onerec.flags import PROCESSES, RAY, SEED, ArgumentParser, integer
 from onerec.folders import locked, together
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
@@ -49,7 +49,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--layout", default="release", help="release, simple, or a JSON file: which column plays which part")
     add_prompts(parser)
     add("--seed", type=SEED, default=42, help="seed of every draw")
-    add("--workers", type=PROCESSES, default=1, help="processes that build records")
+    add("--workers", type=PROCESSES, help="processes that build records (1; --runner ray: all cores of the cluster)")
+    parser.add_runner()
     add("--all_splits", action="store_true", help="training records from the test users too")
     parser.add_max_bad_ratio()
 
@@ -88,7 +89,8 @@ class Run:
         schemas = {**{task.file: SCHEMA for task in self.tasks}, **tests}
         self._note_tables()
         files = {folder / name: schema for name, schema in schemas.items()}
-        with Outputs(files, [folder / name for name in tests], min(4, args.workers)) as outputs:
+        threads = 4 if args.runner == RAY else min(4, args.workers or 1)
+        with Outputs(files, [folder / name for name in tests], threads) as outputs:
             if self.plan.every:
                 self._users(outputs)
             if args.caption and (self.benchmark or self.item_tasks):
@@ -118,7 +120,8 @@ class Run:
         users = Users(self.args.input, required, optional, self.layout)
         total = build.Built()
         batches = progress(users, "users", users.rows, "user", size=lambda data: data.num_rows)
-        for built in build.build_all(batches, self.plan, self.context, self._tables, self.args.workers):
+        more = (self._tables, self.args.workers, self.args.runner)
+        for built in build.build_all(batches, self.plan, self.context, *more):
             self._add(built, outputs)
             total.count(built)
         users.note(self.manifest, total, self.args.max_bad_ratio)

@@ -8,6 +8,7 @@
 #   LAYOUT              release, simple, or a JSON file: which column plays which part       (release)
 #   PROMPTS NOUN        the wordings: zh, en, or a JSON file; what an item is called: product, person/people (zh, its own)
 #   SEED WORKERS        of the wordings; processes                                          (42 1)
+#   RUNNER              ray: tasks of a Ray cluster (docs/cluster.md), WORKERS at a time    (local)
 #   RUN_<TASK>          0 switches a task off. RUN_SFT_RECO_REASON=1 adds reasoning from the items' tags, for logs
 #                       without a chain of thought. A task whose columns the input lacks is left out by itself.
 #   RUN_BENCHMARK BENCHMARK_SPLIT   the benchmark's files; whose targets they ask for: 1 test, 2 validation   (1 1)
