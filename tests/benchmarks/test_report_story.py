@@ -93,9 +93,9 @@ def test_a_stage_with_its_prior_is_told_of_beside_it(tmp_path):
     report.main(as_flags(**flags, bootstrap=200))
     value = json.loads((tmp_path / "out/report.json").read_text())
     against = [(pair["before"], pair["after"]) for pair in value["paired"]]
-    assert against[:2] == [("popularity", "sft"), ("popularity", "sft_prior")]
+    assert against[:2] == [("popularity", "sft"), ("popularity", "sft + prior")]
     assert value["notes"]["Against the best baseline"][1] == (
-        "sft_prior, video: recall@10 0.6000, 3.00 times the best baseline (popularity, 0.2000)"
+        "sft + prior, video: recall@10 0.6000, 3.00 times the best baseline (popularity, 0.2000)"
     )
 
 
