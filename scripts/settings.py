@@ -65,7 +65,7 @@ def known(stage: str) -> set[str]:
     for path in (path for pattern in STAGES[stage].split() for path in sorted(ROOT.glob(pattern))):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            flags = re.findall(r'"(--[a-z][a-z0-9_]*)"', text) + re.findall(r"add_(max_bad_ratio)\(", text)
+            flags = re.findall(r'"(--[a-z][a-z0-9_]*)"', text) + re.findall(r"add_(max_bad_ratio|runner)\(", text)
             names |= {name for flag in flags if (name := variable_of(f"--{flag.removeprefix('--')}"))}
         else:
             text = re.sub(r"(?m)(^| )#.*", "", text)

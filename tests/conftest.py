@@ -9,6 +9,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray gives a cluster of its own a token, and keeps it when a later test joins another cluster.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import pytest
 

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_FLAGS = {
     "experiments/2026-11-25-sasrec-crosscheck/recbole_sasrec.py",
     "onerec/keeper.py",
+    "onerec/verl/forkserver.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
     "scripts/settings.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -55,6 +56,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "2"}
 
 
+def free(lock: Path) -> bool:
+    """Whether no run holds the file."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
     first = subprocess.Popen(
         quickstart(run_dir),
@@ -70,6 +81,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_report(run_dir):
     first.kill()
     first.wait()
     assert at_work and wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work))
+    # What it had started meanwhile holds its folder until it has ended too.
+    assert wait_until(lambda: free(run_dir / ".done" / "lock"))
     assert (run_dir / ".done" / "03_data").exists() and not (run_dir / "report").exists()
     second = subprocess.run(
         quickstart(run_dir), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1800

@@ -278,11 +278,11 @@ def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_
     (tmp_path / "train.parquet").write_bytes(b"rows")
     save_file({"w": torch.zeros(3)}, tmp_path / "base/model.safetensors")
     model = types.SimpleNamespace(spec=SPEC, vocab_size=32)
-    settings = types.SimpleNamespace(beam_size=2, weights={})
+    settings = types.SimpleNamespace(beam_size=2, weights={}, rollout="onerec_items")
     monkeypatch.setattr(train_grpo, "check", lambda args: (model, settings, 100))
     monkeypatch.setattr(train_grpo, "overrides", lambda *args: [])
     started = []
-    monkeypatch.setattr(train_grpo, "launch", lambda *args: started.append(args))
+    monkeypatch.setattr(train_grpo, "launch", lambda *args, **more: started.append(args))
     monkeypatch.setattr(train_grpo, "export", lambda *args: None)
     argv = as_flags(
         base_model=tmp_path / "base", data_dir=tmp_path, output_dir=tmp_path / "out", catalogue=tmp_path / "items"
