@@ -96,7 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, help="benchmark_data of the test targets")
     add("--validation_dir", type=Path, required=True, help="benchmark_data of the validation targets")
-    add("--users", type=COUNT_OR_ALL, default=5000, help="validation users who choose the weight, drawn by seed 0")
+    add(
+        "--users",
+        type=COUNT_OR_ALL,
+        default=5000,
+        help="validation users who choose the weight, drawn by seed 0; -1: all",
+    )
     add("--weights", type=Path, help="state dict of a SasRecNet that was trained on these data")
     add("--epochs", type=COUNT, default=Options().epochs, help="epochs at most")
     add("--seed", type=SEED, default=0, help="seed of the training")
