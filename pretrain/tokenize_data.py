@@ -45,17 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(args.dataset_config, **given, num_workers=workers)
     spec = open_model_folder(args.model_dir).spec
     manifest, began = Manifest("tokenize_data", args), time.monotonic()
-    data = (
-        config,
-        args.dataset_config,
-        args.model_dir,
-        spec,
-        manifest,
-        args.max_bad_ratio,
-        args.token_dir,
-        args.runner,
-    )
-    samples = load_samples(*data)
+    data = (config, args.dataset_config, args.model_dir, spec, manifest, args.max_bad_ratio)
+    samples = load_samples(*data, token_dir=args.token_dir, runner=args.runner)
     tokens, seconds = len(samples.ids), time.monotonic() - began
     log.info(
         f"{args.token_dir}: {len(samples):,} samples, {tokens:,} tokens, {samples.learnt:,} learnt, in {seconds:.0f} s "

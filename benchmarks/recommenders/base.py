@@ -30,8 +30,7 @@ class Options:
 
     ``max_items`` is how much of a history they see; ``negatives`` how many random items a softmax over the ids has
     beside the batch's targets (a catalogue that is no larger is taken whole). With ``exclude_seen`` validation leaves
-    out the items of the history. Those of SASRec were chosen on validation
-    users of Amazon Beauty.
+    out the items of the history. Those of SASRec were chosen on validation users of Amazon Beauty.
     """
 
     epochs: int = 60

@@ -121,8 +121,8 @@ class Library:
     def baseline_name(self) -> str:
         """The counting baseline with the best headline of the next item among the results; `BEST_BASELINE` without."""
         best, value = BEST_BASELINE, -math.inf
-        for name, found in self._counted.items():
-            metrics = found.get("tasks", {})
+        for name, result in self._counted.items():
+            metrics = result.get("tasks", {})
             task = next((task for task in RANK_TASKS if task in metrics), None)
             if task and (found := metrics[task].get(TASKS[task].headline, -math.inf)) > value:
                 best, value = name, found

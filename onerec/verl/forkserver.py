@@ -38,6 +38,15 @@ _STANDARD = (0, 1, 2)
 _THERE = b"\1"
 
 
+def possible() -> bool:
+    """Whether this system has what a server needs: Linux 5.3 or later."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def executable(modules: str) -> str:
     """Ray's ``py_executable`` whose workers are forks of a process that has imported ``modules`` (``a.b,c``)."""
     return shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__), modules])

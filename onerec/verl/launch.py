@@ -258,7 +258,7 @@ def launch(
     on_cpu = not has_accelerator()
     variables = environment(modules, on_cpu, busy or sum(pool.gpus for pool in pools)) | dict(extra_environment or {})
     imports = ",".join([*_PRELOADED, *([_SERVER] if vllm else [])])
-    python = forkserver.executable(imports) if on_cpu and sys.platform == "linux" else None
+    python = forkserver.executable(imports) if on_cpu and forkserver.possible() else None
     full = [
         *ray_overrides(variables, pools, on_cpu, python),
         TRAINING,

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +254,18 @@ async def arrived(port: int) -> tuple[int, int]:
 async def the_end(process: subprocess.Popen, port: int, asked: Sequence[bytes]) -> tuple[int, int]:
     """(answers of `BATCH` questions that were at work at SIGTERM, the server's exit status)."""
     clients = [Client(port) for _ in range(BATCH)]
-    async with asyncio.timeout(60):
-        while (before := await arrived(port))[1]:  # of clients that did not wait
-            await asyncio.sleep(0.01)
+
+    async def until(true: Callable[[int, int], bool]) -> tuple[int, int]:
+        while not true(*(counts := await arrived(port))):
+            await asyncio.sleep(0.002)
+        return counts
+
+    # Nothing is left of clients that did not wait.
+    before, _ = await asyncio.wait_for(until(lambda answered, waiting: not waiting), 60)
     for client, body in zip(clients, itertools.cycle(asked), strict=False):
         await client.send(body)
     # A busy machine takes its time to read them, and what a server has not read is not at work.
-    async with asyncio.timeout(60):
-        while sum(await arrived(port)) < before[0] + BATCH:
-            await asyncio.sleep(0.002)
+    await asyncio.wait_for(until(lambda answered, waiting: answered + waiting >= before + BATCH), 60)
     process.send_signal(signal.SIGTERM)
     answers = await asyncio.gather(*(client.answer() for client in clients), return_exceptions=True)
     good = sum(not isinstance(answer, BaseException) and answer[0] == 200 for answer in answers)
