@@ -35,10 +35,10 @@ from data.shuffle import (
     name_shards,
     read_bucket,
     unnamed,
-    whole,
     write_shard,
 )
 from onerec.flags import RAY
+from onerec.folders import atomic_path
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
 from onerec.workers import map_in_order
@@ -122,7 +122,7 @@ def write_bucket(bucket: Bucket) -> tuple[pa.Table, pa.Table]:
     tail = head + (len(order) - head) // size * size
     for start, end in chunks(tail - head, size):
         name = unnamed(shuffle.folder, (bucket.first + head + start) // size)
-        with whole(shuffle.folder / SPILL / name.name) as path:
+        with atomic_path(shuffle.folder / SPILL / name.name) as path:
             write_shard(path, batch.take(pa.array(order[head + start : head + end])))
         os.replace(shuffle.folder / SPILL / name.name, name)
     first, last = (batch.take(pa.array(part)) for part in (order[:head], order[tail:]))

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from data.pieces import Piece
 from data.sampling import chunks, uuid_keys
 from onerec.files import FILE_LIST, shard_name
+from onerec.folders import atomic_path
 from onerec.records import SCHEMA
 from onerec.run import Manifest, progress, write_json
 
@@ -68,8 +68,8 @@ class Buckets:
         bounds = np.searchsorted(bucket[order], np.arange(self.count + 1))
         self.files.append(self._folder / f"{self._name}-{len(self.files):05d}.arrow")
         with (
-            whole(self.files[-1]) as path,
-            pa.ipc.new_file(path, _SPILL_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file,
+            atomic_path(self.files[-1]) as path,
+            pa.ipc.new_file(str(path), _SPILL_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file,
         ):
             for start, end in itertools.pairwise(bounds):
                 file.write_batch(rows.take(pa.array(order[start:end])))
@@ -83,14 +83,6 @@ class Buckets:
         self.spill()
         for bucket in range(self.count):
             yield read_bucket(self.files, bucket)
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[str]:
-    """A name beside ``path``, which takes its place when all is written; two that write the same do not meet."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    yield str(temporary)
-    os.replace(temporary, path)
 
 
 def read_bucket(files: Sequence[Path], bucket: int, columns: Sequence[str] = ()) -> pa.Table:
