@@ -47,7 +47,8 @@ SELF = """
 import subprocess, sys
 from onerec.keeper import kept
 def main():
-    server = subprocess.Popen(["sh", "-c", "echo up; sleep 300; :", sys.argv[1]])
+    sleep = "import time; print('up', flush=True); time.sleep(300)"
+    server = subprocess.Popen([sys.executable, "-c", sleep, sys.argv[1]])
     sys.exit(server.wait() if sys.argv[2] == "stay" else 5)
 kept(main)()
 """
