@@ -98,13 +98,10 @@ def _only(metrics: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def published_rows(path: Path, data_set: str) -> list[Row]:
-    """The rows of ``published.json`` for a data set; raises `InputError` where it does not know it."""
+    """The rows of ``published.json`` for a data set; none where it does not know it."""
     value = read_json(path)
-    if data_set not in value:
-        known = ", ".join(name for name in value if name not in ("comment", "metrics"))
-        raise InputError(path, f"has no data set {data_set}", f"one of {known}")
     rows = []
-    for row in value[data_set]:
+    for row in value.get(data_set, []):
         values = {name: [x] for name, x in zip(value["metrics"], row["values"], strict=True)}
         rows.append(Row(row["name"], values, source=row["source"]))
     return rows
@@ -142,7 +139,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The models by what they reach, the best last; then what others published.
     rows.sort(key=lambda row: math.fsum(row.values["ndcg@10"]) / len(row.values["ndcg@10"]))
     if args.published:
-        rows += published_rows(args.published, args.data_set)
+        published = published_rows(args.published, args.data_set)
+        if not published:
+            print(f"{args.published.name} has nothing of {args.data_set or 'a data set without a name'}")
+        rows += published
     for run in args.runs:
         manifest.input(run)
     table = markdown(rows)

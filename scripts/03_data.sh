@@ -5,6 +5,7 @@
 #   TEST_SIZE USER_SHARE   RL data: test rows a task; share of the users whose training rows only RL sees  (1000 1)
 #   MAX_PER_SOURCE         distillation: prompts of one source at most                                     (all)
 #   PROMPTS NOUN           the wordings: zh, en, or a JSON file; what an item is called                    (zh, its own)
+#   VALIDATION_USERS       of evaluate.env: where it is set, the validation targets as benchmark files too
 source "$(dirname "$0")/common.sh"
 settings_of data
 # The folders are those below BASE_DIR.
@@ -32,3 +33,6 @@ if [[ -n "$explain" ]]; then
   mapfile -t explain <<< "$explain"
   run python "$ROOT/data/prepare_distillation.py" --input "${explain[@]}" --output "$DATA_OUTPUT/distillation_anchors.parquet"
 fi
+# Made here, so that two evaluations beside each other do not both make it.
+settings_of evaluate
+if ((${VALIDATION_USERS:-0})); then validation_data; fi

@@ -32,10 +32,10 @@ def test_a_script_parses(path):
     "command",
     [
         "recipes/amazon_beauty.sh",
-        "recipes/amazon_toys.sh",
+        "recipes/amazon.sh",
         "recipes/movielens100k.sh",
         "recipes/ablations.sh",
-        "recipes/ablations.sh amazon_toys",
+        "recipes/ablations.sh amazon_beauty",
         "choose_checkpoint.sh",
         "11_evaluate.sh",
         "quickstart.sh --seed",

@@ -33,7 +33,7 @@ from onerec.run import get_logger, read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-RECIPES = ("amazon_beauty", "amazon_toys", "movielens100k")  # each with a profile of its name
+RECIPES = ("amazon_beauty", "movielens100k")  # each with a profile of its name
 BASE = "base"
 RL = "RL"  # among the settings of a variant: 1 for a chain with distillation and GRPO
 # What a run's first three stages make, and the models with the number of the stage that makes them.

@@ -5,7 +5,7 @@
 #   ABLATION_RUNS   folder of the runs (runs/ablations/<recipe>); a second run goes on where the first stopped
 # The variants' settings: ablations.json; all others as the recipe's profile, or --set <stage>.<NAME>=<value> says.
 source "$(dirname "$0")/common.sh"
-argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty, amazon_toys or movielens100k"
+argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty or movielens100k"
 argument "${2:-}" "ablations.sh: needs the data folder of the recipe; bash scripts/recipes/ablations.sh $1 <folder>"
 recipe="$1" folder="$2"
 export VENV

@@ -1,6 +1,6 @@
 # Sourced by the recipes: the same chain for every seed, then one table over the seeds.
 #   SEEDS    seeds, one run each                       (0 1 2)
-#   RUNS     folder of the runs, seed<k>/ in it        (runs/<recipe>)
+#   RUNS     folder of the runs, seed<k>/ in it        (runs/<data set>)
 #   RL       1: distillation and GRPO too, as --rl     (0)
 # Settings: the profile, and --set <stage>.<NAME>=<value> as for the quickstart.
 set -euo pipefail
@@ -12,23 +12,23 @@ source scripts/owned.sh
 : "${SEEDS:=0 1 2}"
 export RL="${RL:-0}"
 
-# need <recipe> <file>: stop where a data file is not there.
+# need <recipe> <file> <what is wanted>: stop where a data file is not there.
 need() {
   if [[ ! -f "$2" ]]; then
-    echo "error: $2: no such file; $1.sh wants the folder that holds it as its first argument" >&2
+    echo "error: $2: no such file; $1.sh wants $3" >&2
     exit 2
   fi
 }
 
-# every_seed <recipe> [quickstart's flags]: run the chain once a seed, then the table.
+# every_seed <data set> [quickstart's flags]: run the chain once a seed, then the table.
 every_seed() {
-  local recipe="$1" seed runs=()
+  local data_set="$1" seed runs=()
   shift
-  : "${RUNS:=runs/$recipe}"
+  : "${RUNS:=runs/$data_set}"
   for seed in $SEEDS; do
     owned bash scripts/quickstart.sh --seed "$seed" --run_dir "$RUNS/seed$seed" "$@"
     runs+=("$RUNS/seed$seed")
   done
   [[ -x "$VENV/bin/python" ]] && export PATH="$VENV/bin:$PATH"
-  python benchmarks/seeds.py --runs "${runs[@]}" --published scripts/recipes/published.json --data_set "$recipe" --output_dir "$RUNS"
+  python benchmarks/seeds.py --runs "${runs[@]}" --published scripts/recipes/published.json --data_set "$data_set" --output_dir "$RUNS"
 }
