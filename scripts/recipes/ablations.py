@@ -46,7 +46,7 @@ MODELS = [
     ("07", "stage2"),
     ("08", "sft"),
 ]
-ONCE = "evaluate.ALSO_EXCLUDE_SEEN=0"  # the tables are of one protocol
+ONCE = ["evaluate.ALSO_EXCLUDE_SEEN=0", "evaluate.PRIOR=0"]  # the tables are of one protocol, and of the model alone
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 log = get_logger("ablations")
 
@@ -142,7 +142,7 @@ class Runner:
     def chain(self, variant: Variant) -> tuple[list[str], dict[str, str]]:
         """Command and environment of a chain: only the last model is evaluated, and the cheapest baseline."""
         changed = resolved(variant.settings, self.settings)
-        sets = ["evaluate.EVAL_STAGES=sft", "evaluate.BASELINES=popularity", ONCE, *self.args.set]
+        sets = ["evaluate.EVAL_STAGES=sft", "evaluate.BASELINES=popularity", *ONCE, *self.args.set]
         sets += [f"{name}={value}" for name, value in changed.items() if name != RL]
         command = ["bash", f"scripts/recipes/{self.args.recipe}.sh", str(self.args.folder.resolve())]
         own = {"SEEDS": str(self.args.seed), "RUNS": str(self.run_dir(variant.slug).parent)}
@@ -194,7 +194,7 @@ class Runner:
         if variant.flags:
             command = ["bash", "scripts/11_evaluate.sh", "sft", *variant.flags, "--result_name", variant.slug]
             own = {"PROFILE": self.args.recipe, "RUN_DIR": str(self.run_dir(slug_of(variant.of)))}
-            env = os.environ | own | {"ONEREC_SETTINGS": "\n".join([ONCE, *self.args.set])}
+            env = os.environ | own | {"ONEREC_SETTINGS": "\n".join([*ONCE, *self.args.set])}
         else:
             command, env = self.chain(variant)
             if variant.after:
