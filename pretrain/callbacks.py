@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,8 @@ from transformers.trainer_callback import TrainerCallback
 
 from onerec.cli import Stopped, signals_to
 from onerec.keeper import STOP_SIGNALS, stop_status
+
+_STOPS = (*STOP_SIGNALS, signal.SIGINT)
 
 
 class Validate(TrainerCallback):
@@ -41,7 +45,7 @@ class StopAfterStep(TrainerCallback):
 
     def __enter__(self) -> StopAfterStep:
         self._trainer.add_callback(self)
-        self._signals = signals_to(self._note, (*STOP_SIGNALS, signal.SIGINT))
+        self._signals = signals_to(self._note, _STOPS)
         self._signals.__enter__()
         return self
 
@@ -61,3 +65,19 @@ class StopAfterStep(TrainerCallback):
         if some:
             self.status = stop_status(signal.SIGINT if interrupts else signal.SIGTERM)
             control.should_save = control.should_training_stop = True
+
+
+def obey_parent_alone(worker: int) -> None:
+    """Begin a process that loads rows: it ends by SIGTERM of the training that started it, and by nobody else's.
+
+    torchrun and SLURM send the signals of `StopAfterStep` to all processes of a training, which goes on with its step.
+    PyTorch lets such a process die of it, and the training with it before its checkpoint is written.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    threading.Thread(target=_end_at_word_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_word_of(parent: int) -> None:
+    while signal.sigwaitinfo(_STOPS).si_pid != parent:
+        pass
+    os._exit(0)

@@ -21,7 +21,7 @@ from onerec.folders import disk_errors, replace_folder
 from onerec.model_folder import loading, read_object
 from onerec.run import get_logger, seed_everything, write_json
 from pretrain import checkpoint
-from pretrain.callbacks import Validate
+from pretrain.callbacks import Validate, obey_parent_alone
 from pretrain.checkpoint import LOG, OLDER, VALIDATION_LOG
 from pretrain.dataset import PackedDataset, collate
 from pretrain.flops import step_flops
@@ -101,9 +101,17 @@ class PackedTrainer(Trainer):
 
     # Data, optimizer, schedule.
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """The dataset is the plan of the run, so rows come in its order."""
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            collate_fn=collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            worker_init_fn=obey_parent_alone,
+        )
+        return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_bytes(
 def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped(
     world, full_run, tmp_path, monkeypatch
 ):
-    """As beside a GPU."""
+    """As beside a GPU; the signal reaches them too, as torchrun and SLURM send it."""
     import transformers
 
     make, step = transformers.TrainingArguments, PackedTrainer.training_step
@@ -190,9 +191,11 @@ def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped
     seen = []
 
     def stopped(self, *args, **kwargs):
-        seen.append(len(multiprocessing.active_children()))
+        loaders = [process.pid for process in multiprocessing.active_children()]
+        seen.append(len(loaders))
         if self.state.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            subprocess.run(["kill", "-TERM", *map(str, [*loaders, os.getpid()])], check=True)
+            time.sleep(0.2)  # one that dies of it is noticed
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(PackedTrainer, "training_step", stopped)
