@@ -6,8 +6,8 @@ The config names the sources: {"sources": [{"name", "path" (file, folder or patt
 (share of the rows) and "max_rows"}], "folders" ({"NAME": folder}, for ``${NAME}`` in a path), "rows_per_file",
 "exclude_users" (files of RL data or records whose users stay out of every source)}. {"tasks": "pretrain" or "sft",
 "path": folder} is a source a task that has records there. A source with "optional": true may not be there. Writes
-part-00000-of-000NN.parquet and file_list.json; memory is bounded by --buffer_mb whatever the input's size, and the
-result does not depend on it.
+part-00000-of-000NN.parquet and file_list.json; memory is bounded by --buffer_mb whatever the input's size (4 TB for
+each of its GB at most), and the result does not depend on it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _MASK = (1 << 64) - 1
+_HYPERGEOMETRIC = 10**9  # NumPy draws with fewer of either kind
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
@@ -67,10 +68,18 @@ class StreamSample:
         elif self._wanted == 0 or n == 0:
             count = 0
         else:
-            count = int(self._rng.hypergeometric(self._wanted, self._left - self._wanted, n))
+            count = self._count(n)
         self._left -= n
         self._wanted -= count
         return np.arange(n) if count == n else np.sort(self._rng.choice(n, count, replace=False))
+
+    def _count(self, n: int) -> int:
+        """How many of the next ``n`` rows are taken."""
+        rest = self._left - self._wanted
+        if max(self._wanted, rest) < _HYPERGEOMETRIC:
+            return int(self._rng.hypergeometric(self._wanted, rest, n))
+        # The same distribution: n different places among all that are left, of which the first are those taken.
+        return int((self._rng.choice(self._left, n, replace=False, shuffle=False) < self._wanted).sum())
 
 
 def batch_rows(bytes_per_row: float, target: int = 8 << 20) -> int:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from data.pieces import Piece
 from data.sampling import chunks, uuid_keys
+from onerec.errors import InputError
 from onerec.files import FILE_LIST, shard_name
 from onerec.folders import atomic_path
 from onerec.records import SCHEMA
@@ -159,7 +160,14 @@ def write_shard(path: str | Path, table: pa.Table) -> None:
 
 
 def bucket_count(estimated_bytes: float, buffer_bytes: int) -> int:
-    """Buckets of which one can be held twice, while it is sorted, beside a part on its way to the spill files."""
+    """Buckets of which one can be held twice, while it is sorted, beside a part on its way to the spill files.
+
+    Raises `InputError` where they would be more than a spill file has room for, and a bucket larger than the buffer.
+    """
+    if estimated_bytes > _MAX_BUCKETS * buffer_bytes:
+        room = f"{_MAX_BUCKETS} buckets of {buffer_bytes >> 20} MB"
+        what = f"{estimated_bytes / 1e12:.1f} TB of records do not fit {room}"
+        raise InputError("--buffer_mb", what, f"at least {int(estimated_bytes / _MAX_BUCKETS / 2**20) + 1}")
     return int(min(max(np.ceil(estimated_bytes / (buffer_bytes / 3)), 1), _MAX_BUCKETS))
 
 

@@ -13,6 +13,7 @@ from data.prepare_distillation import repair
 from data.prepare_mix import main as mix
 from data.prepare_rl import main as prepare_rl
 from data.sampling import StreamSample, uuid_keys
+from data.shuffle import bucket_count
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.records import chat_record, message, read_file_list, record_uuid, text_record, write_records
@@ -143,6 +144,24 @@ def test_a_sample_of_a_stream_is_uniform_and_exact():
         assert len(chosen) == 5
         counts[chosen] += 1
     assert abs(counts / 4000 - 0.25).max() < 0.03
+
+
+def test_a_sample_of_billions_of_rows_takes_its_share():
+    """NumPy's own hypergeometric draws end at 10^9 of either kind."""
+    sample = StreamSample(3_000_000_000, 1_200_000_000, np.random.default_rng(0))
+    taken = np.array([len(sample.take(8192)) for _ in range(50)])
+    variance = 8192 * 0.4 * 0.6
+    assert abs(taken.mean() - 0.4 * 8192) < 4 * np.sqrt(variance / 50)
+    assert 0.5 * variance < taken.var() < 2 * variance
+
+
+def test_records_that_are_too_many_for_the_buffer_are_refused():
+    """A bucket must fit it, and there are 4,096 of them at most."""
+    buffer = 1 << 30
+    assert bucket_count(1000, buffer) == 1 and bucket_count(4.3e12, buffer) == 4096
+    with pytest.raises(InputError, match=r"8\.7 TB of records do not fit 4096 buckets of 1024 MB; at least 2026"):
+        bucket_count(8.7e12, buffer)
+    assert bucket_count(8.7e12, 2026 << 20) == 4096
 
 
 def test_keys_follow_the_uuid_and_the_seed_and_nothing_else():
