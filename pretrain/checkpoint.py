@@ -48,10 +48,14 @@ def whole_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
     return [(step, folder) for step, folder in found if (folder / RUN).is_file()]
 
 
-def keep_newest(output_dir: str | Path, count: int) -> None:
-    """Remove all but the newest ``count`` checkpoints; ``count`` < 1 keeps them all."""
+def keep_newest(output_dir: str | Path, count: int, step: int) -> None:
+    """Remove all but the newest ``count`` checkpoints up to ``step``; ``count`` < 1 keeps them all.
+
+    Those behind ``step`` were there before a run that went on from an older one; they do not push out its own.
+    """
     if count >= 1:
-        for _, folder in whole_checkpoints(output_dir)[:-count]:
+        written = [folder for found, folder in whole_checkpoints(output_dir) if found <= step]
+        for folder in written[:-count]:
             remove_folder(folder.parent)
 
 

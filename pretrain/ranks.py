@@ -58,8 +58,38 @@ class Processes:
             name = key()
             fill(name)
             return name
-        try:
+        with self._answered(root):
             return self._make_together(root, key, fill)
+
+    def check_shared(self, folder: Path, found: str) -> None:
+        """Raise `InputError` on every process where one has another ``folder`` than the first, or another ``found``.
+
+        ``found``: the checkpoint in it from which this process goes on. Without this a training of several nodes would
+        begin at several steps, or leave a part of its checkpoints on each node.
+        """
+        if self.store is None:
+            return
+        with self._answered(folder), self._alive(folder):
+            if self.rank == 0:
+                self.store.set(_KEY, found)
+            mark = self._mark(folder)
+            try:
+                if not mark.exists():
+                    what = f"process {self.rank} does not see what the first one writes there"
+                    raise InputError(folder, what, "a folder on a file system that all nodes share")
+                if (first := self.store.get(_KEY).decode()) != found:
+                    what = f"process {self.rank} would go on from {found}, the first one from {first}"
+                    raise InputError(folder, what, "run the same command again")
+                self.store.add(_READY, 1)
+                self._wait(folder, _ALL, lambda: self.store.add(_READY, 0) >= self.world)
+            finally:
+                if self.rank == 0:
+                    mark.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _answered(self, root: Path) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:  # what torch's store raises
             what = f"cannot be made: the run's first node does not answer ({str(error).splitlines()[0]})"
             raise InputError(root, what, _AGAIN) from None

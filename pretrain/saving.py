@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +49,21 @@ class Saver:
         writes, self._writes = self._writes, None
         if writes is not None:
             writes.result()
+
+
+def flush(folder: Path) -> None:
+    """Return when all that this machine has written into ``folder`` is on disk.
+
+    A name outlives the machine that gives it; what only stands in its memory does not.
+    """
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has put its file in place
+            if path.is_file():
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(file)
+                finally:
+                    os.close(file)
 
 
 def named_state(trainer: Trainer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zipfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -167,12 +168,13 @@ def _tokenized(job: Job) -> Part:
     """The part of a job, from the file in which it is kept or from its shard."""
     if job.kept is None:
         return _tokenize_shard(job)
-    if not job.kept.is_file():
-        part = _tokenize_shard(job)
-        with atomic_path(job.kept) as temporary, open(temporary, "wb") as file:
-            part.write(file)
-        return part
-    return Part.read(job.kept)
+    # Another run that has taken all may remove it meanwhile, and a machine that died may have left it cut short.
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return Part.read(job.kept)
+    part = _tokenize_shard(job)
+    with atomic_path(job.kept) as temporary, open(temporary, "wb") as file:
+        part.write(file)
+    return part
 
 
 def _parts(jobs: Sequence[Job], num_workers: int, runner: str) -> Iterator[Part]:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from onerec.errors import reading
 from onerec.folders import atomic_path
 from onerec.run import read_json, write_json
 from pretrain.ranks import Processes, run_processes
@@ -166,6 +167,12 @@ class TokenFolder:
     def _mapped(self, path: Path) -> Samples:
         facts = read_json(path / "samples.json")
         facts |= {name: Counter(facts[name]) for name in ("bad", "left_out")}
+        with reading(path, "is not whole", "remove it; it is made again"):
+            with np.load(path / "samples.npz") as file:
+                arrays = {name: file[name] for name in self.ARRAYS}
+            for name, dtype in Tokens.NAMES:
+                found, wanted = (path / name).stat().st_size, int(arrays["starts"][-1]) * np.dtype(dtype).itemsize
+                if found != wanted:
+                    raise ValueError(f"{name} has {found:,} bytes of {wanted:,}")
         ids, learn = Tokens(path).arrays()
-        with np.load(path / "samples.npz") as arrays:
-            return Samples(ids=ids, learn=learn, **{name: arrays[name] for name in self.ARRAYS}, **facts)
+        return Samples(ids=ids, learn=learn, **arrays, **facts)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from pretrain.dataset_config import DatasetConfig, list_shards, load_config
 from pretrain.dry_run import dry_run
 from pretrain.memory import BF16, FP32, least_recomputation
 from pretrain.options import check_args, parser
+from pretrain.ranks import run_processes
 from pretrain.sharding import Whole, choose
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
     if args.dry_run:
         print(dry_run(args, model.config, dataset, rows, sharding.name or "none"))
         return 0
+    run_processes().check_shared(output_dir, str(resume or model_dir))
     load_transformers()
     with process_group():
         trainer = make_trainer(args, dataset, validation, model.spec, rows, config.itemic_id_range, resume, sharding)
@@ -101,7 +104,10 @@ def run(args: argparse.Namespace, sharding: Whole) -> int | None:
         if status:
             log.info(stop_line(args, status, trainer))
         elif first_process():
-            write_outputs(trainer, manifest, model_dir, output_dir)
+            last = checkpoint.checkpoint_dir(output_dir, trainer.args.max_steps)
+            if goes_on and checkpoint.step_of(resume) == trainer.args.max_steps:
+                last = resume
+            write_outputs(trainer, manifest, model_dir, output_dir, last)
         trainer.curves.close()
     return status
 
@@ -157,8 +163,10 @@ def clear_output(output_dir: Path, goes_on: bool) -> None:
     The earlier run's model stands until the new one does.
     """
     earlier = [*(found.parent for _, found in whole_checkpoints(output_dir)), output_dir / TB_LOGS]
-    for folder in (*output_dir.glob(".step*.tmp"), *([] if goes_on else earlier)):
+    for folder in [] if goes_on else earlier:
         remove_folder(folder)
+    for half in output_dir.glob(".step*.tmp*"):  # of other nodes too
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def validation_rows(
@@ -306,13 +314,13 @@ def train(trainer: PackedTrainer, resume: Path | None) -> int:
         raise InputError(trainer.args.output_dir, what, right) from None
 
 
-def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path) -> None:
-    """The final model for transformers, and the manifest."""
+def write_outputs(trainer: PackedTrainer, manifest: Manifest, model_dir: Path, output_dir: Path, last: Path) -> None:
+    """The final model for transformers, of the checkpoint ``last``, and the manifest."""
     from pretrain.model import save_hf
     from pretrain.reports import loss_that_did_not_fall, model_card
 
     trainer.sharding.release()
-    lm = checkpoint.lm_of_checkpoint(whole_checkpoints(output_dir)[-1][1], model_dir)  # no process need hold it all
+    lm = checkpoint.lm_of_checkpoint(last, model_dir)  # no process need hold it all
     manifest.output(output_dir / HF)
     manifest.extra |= {"steps": trainer.args.max_steps, "tokens_trained": trainer.tokens_seen}
     logged = (output_dir / LOG).exists()  # not by a training of fewer steps than --logging_per_step

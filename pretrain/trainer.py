@@ -28,7 +28,7 @@ from pretrain.flops import step_flops
 from pretrain.masters import MasterAdamW
 from pretrain.model import PackedLM
 from pretrain.reports import Curves, LossSums, log_line
-from pretrain.saving import Saver
+from pretrain.saving import Saver, flush
 from pretrain.sharding import FSDP_FOLDER, Whole
 
 log = get_logger("train")
@@ -103,15 +103,10 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """The dataset is the plan of the run, so rows come in its order."""
-        loader = torch.utils.data.DataLoader(
-            self.train_dataset,
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            worker_init_fn=obey_parent_alone,
-        )
-        return self.accelerator.prepare(loader)
+        names = ("num_workers", "pin_memory", "persistent_workers")
+        how = {name: getattr(self.args, f"dataloader_{name}") for name in names}
+        how |= {"collate_fn": collate, "worker_init_fn": obey_parent_alone}
+        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, **how))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -283,8 +278,9 @@ class PackedTrainer(Trainer):
             with self._becomes(temporary, final):
                 write()
                 if self.is_world_process_zero():
+                    flush(temporary)
                     replace_folder(temporary, final.parent)
-                    checkpoint.keep_newest(output_dir, self.options.keep_checkpoints)
+                    checkpoint.keep_newest(output_dir, self.options.keep_checkpoints, step)
 
         self.saver.start(finish)
 
@@ -324,6 +320,8 @@ class PackedTrainer(Trainer):
             self.state.save_to_json(str(folder / checkpoint.TRAINER_STATE))
             write_json(folder / checkpoint.LOSS_STATE, {"sums": sums, "tokens_seen": self.tokens_seen})
             write_json(folder / checkpoint.RUN, self.run)
+        else:
+            flush(folder)
         self.accelerator.wait_for_everyone()
         return write
 

@@ -84,9 +84,10 @@ def sample_vectors(
     `InputError` where more than ``max_bad_ratio`` of the rows are bad.
     """
     total = sum(count_rows(file) for path in paths for file in list_parquet(path))
-    chosen = np.arange(total)
     if total > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
+    else:
+        chosen = np.arange(total)
     chosen = chosen[share[0] :: share[1]]
     sample = np.empty((len(chosen), dim), np.float32)
     taken = position = 0

@@ -387,6 +387,42 @@ def test_a_run_that_is_stopped_keeps_the_shards_that_it_has_tokenized(config_fil
     assert not (tmp_path / ".shards").exists() and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_shard_that_is_kept_in_part_or_gone_is_tokenized_again(config_file, world, tmp_path, monkeypatch, size):
+    """A machine died before it was on disk, or another run with the same data has taken all and removed it."""
+    path, original, read = config_file(), tokenization._tokenize_shard, tokenization.Part.read
+    whole = load(world, path)[1]
+
+    def write(self, file):
+        file.write(b"x" * size)
+
+    monkeypatch.setattr(tokenization.Part, "write", write)
+    monkeypatch.setattr(tokenization.NamedJobs, "remove", lambda self: None)
+    load(world, path, token_dir=tmp_path)
+    shutil.rmtree(next(folder for folder in tmp_path.iterdir() if folder.name != ".shards"))
+    monkeypatch.undo()
+    done = []
+    monkeypatch.setattr(tokenization, "_tokenize_shard", lambda job: done.append(job) or original(job))
+
+    def gone(path):
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(tokenization.Part, "read", gone if size else read)
+    assert load(world, path, token_dir=tmp_path)[1].digest == whole.digest and len(done) == 4
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("ids.bin", 400), ("ids.bin", 401), ("learn.bin", 0), ("samples.npz", 90)])
+def test_tokens_that_are_not_all_there_are_refused(config_file, world, tmp_path, name, keeps):
+    """As after a copy to another machine that was cut off."""
+    path = config_file()
+    load(world, path, token_dir=tmp_path)
+    file = next(tmp_path.iterdir()) / name
+    file.write_bytes(file.read_bytes()[:keeps])
+    with pytest.raises(InputError, match=r"is not whole \(.*\); remove it; it is made again"):
+        load(world, path, token_dir=tmp_path)
+
+
 def test_data_are_tokenized_ahead_for_a_training(config_file, world, tmp_path, capsys, monkeypatch):
     from pretrain import tokenize_data
     from pretrain.train import main

@@ -56,11 +56,24 @@ def test_a_run_that_begins_anew_removes_its_own_checkpoints_alone(tmp_path):
     output = finished(tmp_path / "out", 2, 4)
     checkpoint(output, 6, whole=False)  # of another program, or half of one
     (output / "notes").mkdir()
-    (output / ".step8.tmp").mkdir()
+    halves = (".step8.tmp", ".step3.tmp-0a1b2c3d-17-99-1")  # the second: going when another node died
+    for name in halves:
+        (output / name / "global_step").mkdir(parents=True)
     clear_output(output, goes_on=True)
-    assert {"step2", "step4", "tb_logs"} < set(os.listdir(output)) and not (output / ".step8.tmp").exists()
+    assert {"step2", "step4", "tb_logs"} < set(os.listdir(output)) and not set(halves) & set(os.listdir(output))
     clear_output(output, goes_on=False)
     assert sorted(os.listdir(output)) == ["hf", "manifest.json", "notes", "step6", LOG]
+
+
+def test_what_a_run_writes_that_went_on_from_an_older_checkpoint_stays(tmp_path):
+    for step in (1000, 1500, 2000):
+        checkpoint(tmp_path, step)
+    for step in (600, 700, 800):
+        checkpoint(tmp_path, step)
+        keep_newest(tmp_path, 2, step)
+    assert [step for step, _ in whole_checkpoints(tmp_path)] == [700, 800, 1000, 1500, 2000]
+    keep_newest(tmp_path, 2, 1500)
+    assert [step for step, _ in whole_checkpoints(tmp_path)] == [1000, 1500, 2000]
 
 
 @pytest.mark.parametrize("at", range(1, 6))
@@ -85,7 +98,7 @@ def test_a_kill_while_an_old_checkpoint_goes_leaves_no_half_of_it(tmp_path, monk
     for name in ("rename", "unlink", "rmdir"):
         monkeypatch.setattr(os, name, killed(getattr(os, name)))
     with pytest.raises(Killed):
-        keep_newest(tmp_path, 1)
+        keep_newest(tmp_path, 1, 2)
     monkeypatch.undo()
     assert [step for step, _ in whole_checkpoints(tmp_path)] == ([1, 2] if at < 3 else [2])
     assert (tmp_path / "step1").exists() == (at < 3)

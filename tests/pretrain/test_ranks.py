@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,6 +115,35 @@ def test_signs_of_life_keep_the_others_waiting(tmp_path, monkeypatch):
 
     run.make = slow
     assert run() == dict.fromkeys(range(4), "k")
+
+
+@pytest.mark.parametrize(
+    ("roots", "found", "says"),
+    [
+        (["out", "out"], ["step5", "step5"], None),
+        (
+            ["node0", "node1"],
+            ["step5", "step5"],
+            r"node1: process [23] does not see what the first one writes",
+        ),
+        (["out", "out"], ["step5", "base"], r"process [23] would go on from base, the first one from step5; run the"),
+    ],
+)
+def test_an_output_folder_is_one_and_the_same_on_all_nodes(tmp_path, roots, found, says):
+    run, ends = Run([tmp_path / root for root in roots], []), {}
+
+    def process(rank: int) -> None:
+        one = Processes(rank, 4, rank // 2 * 2, PrefixStore("run", run.store))
+        try:
+            ends[rank] = one.check_shared(run.roots[rank // 2], found[rank // 2])
+        except InputError as error:
+            ends[rank] = error
+
+    run.process = process
+    run()
+    assert len(ends) == 4 and not list(run.roots[0].iterdir())
+    for end in ends.values():
+        assert end is None if says is None else re.search(says, str(end))
 
 
 # A process of two, both on one store that neither of them holds; the first is killed while it makes the folder.

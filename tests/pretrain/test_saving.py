@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 import torch
 
-from pretrain.saving import Saver
+from pretrain.saving import Saver, flush
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -46,3 +47,22 @@ def test_one_write_at_a_time_and_what_it_raises_comes_up_once():
     saver.start(lambda: seen.append("second"))
     saver.wait()
     assert seen == ["first", "second"]
+
+
+def test_a_folder_is_flushed_with_all_that_lies_in_it(tmp_path, monkeypatch):
+    """A full disk of another machine is told of here at the latest, and a file that another process moves is none."""
+    (tmp_path / "fsdp").mkdir()
+    for name in ("run.json", "fsdp/a.distcp"):
+        (tmp_path / name).write_text("1")
+    (tmp_path / "moved").symlink_to(tmp_path / "nowhere")
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))))
+    flush(tmp_path)
+    assert sorted(synced) == ["a.distcp", "run.json"]
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        flush(tmp_path)

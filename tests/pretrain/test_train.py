@@ -25,7 +25,7 @@ from onerec.cli import Stopped
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
 from onerec.sid import SidSpec
-from pretrain import convert_checkpoint_to_hf
+from pretrain import convert_checkpoint_to_hf, trainer
 from pretrain.checkpoint import whole_checkpoints
 from pretrain.model import PackedLM, load_lm
 from pretrain.train import LOADERS, main
@@ -147,10 +147,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(world, full_run, tmp_pat
             fifth.set()
         return original(self, *args, **kwargs)
 
-    original = PackedTrainer.training_step
+    original, place = PackedTrainer.training_step, trainer.replace_folder
     monkeypatch.setattr("pretrain.trainer.save_file", write)
     monkeypatch.setattr(PackedTrainer, "training_step", step)
+    flushed, named = [], []
+    monkeypatch.setattr("pretrain.trainer.flush", lambda folder: flushed.append(len(list(folder.rglob("*.*")))))
+    monkeypatch.setattr("pretrain.trainer.replace_folder", lambda *paths: named.append(len(flushed)) or place(*paths))
     main(argv(world, tmp_path / "out"))
+    assert flushed == [7, 7] and named == [1, 2], "on disk, all of it, before it has its name"
     assert [name for name, _, _ in seen] == ["global_step3", "global_step6"] and seen[0][1:] == (True, [])
     for name in ("model.safetensors", "optimizer.pt"):
         mine, whole = ((run / "step3/global_step3" / name).read_bytes() for run in (tmp_path / "out", full_run))
@@ -227,6 +231,16 @@ def test_a_finished_run_resumed_changes_nothing(world, full_run):
     before, log = (full_run / "hf/model.safetensors").read_bytes(), curve(full_run)
     main([*argv(world, full_run), "--resume_from", "auto", "--resume_training_state"])
     assert (full_run / "hf/model.safetensors").read_bytes() == before and curve(full_run) == log
+
+
+def test_a_finished_run_gives_its_own_model_in_another_folder_too(world, full_run, tmp_path):
+    """Checkpoints of a longer run that lie there are not its own."""
+    other = tmp_path / "out/step9/global_step9"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text("{}")
+    main([*argv(world, tmp_path / "out"), "--resume_from", str(full_run), "--resume_training_state"])
+    assert (tmp_path / "out/hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
+    assert [step for step, _ in whole_checkpoints(tmp_path / "out")] == [9]
 
 
 @pytest.mark.parametrize("name", ["base", "untied"])
