@@ -61,11 +61,11 @@ class Source:
             return [None] * len(self.files)
         kinds, kept = set[type](), []
         for file in self.files:
-            rows: list[bool] = []
+            rows = [np.zeros(0, bool)]
             for users in users_of(file.path):
                 kinds |= set(map(type, users)) - {type(None)}
-                rows += [user not in self.excluded for user in users]
-            kept.append(np.packbits(np.array(rows, bool)))
+                rows.append(np.array([user not in self.excluded for user in users], bool))
+            kept.append(np.packbits(np.concatenate(rows)))
         if kinds and kinds.isdisjoint(map(type, self.excluded)):
             words = {int: "numbers", str: "text"}
             others = words[type(next(iter(self.excluded)))]

@@ -27,6 +27,7 @@ from data.sampling import chunks
 from data.shuffle import (
     DOUBLE,
     KEYS,
+    NO_ROWS,
     SPILL,
     Buckets,
     Shuffle,
@@ -39,7 +40,6 @@ from data.shuffle import (
 )
 from onerec.flags import RAY
 from onerec.folders import atomic_path
-from onerec.records import SCHEMA
 from onerec.run import Manifest, progress
 from onerec.workers import map_in_order
 
@@ -78,12 +78,12 @@ def shuffle_on_ray(pieces: Iterable[Piece], shuffle: Shuffle, wanted: int, manif
     firsts = itertools.accumulate((rows for rows, _ in counted), initial=0)
     placed = [dataclasses.replace(bucket, first=first) for bucket, first in zip(buckets, firsts, strict=False)]
     written = map_in_order(write_bucket, progress(placed, "shards", unit="bucket"), None, runner=RAY)
-    rest = SCHEMA.empty_table()
+    rest = NO_ROWS
     for bucket, (head, tail) in zip(placed, written, strict=True):
         rest = pa.concat_tables([rest, head])
         if rest.num_rows == shuffle.rows_per_file:
             write_shard(unnamed(shuffle.folder, bucket.first // shuffle.rows_per_file), rest)
-            rest = SCHEMA.empty_table()
+            rest = NO_ROWS
         rest = pa.concat_tables([rest, tail])
     rows = sum(rows for rows, _ in counted)
     if rest.num_rows:
@@ -126,4 +126,4 @@ def write_bucket(bucket: Bucket) -> tuple[pa.Table, pa.Table]:
             write_shard(path, batch.take(pa.array(order[head + start : head + end])))
         os.replace(shuffle.folder / SPILL / name.name, name)
     first, last = (batch.take(pa.array(part)) for part in (order[:head], order[tail:]))
-    return first.cast(SCHEMA), last.cast(SCHEMA)
+    return first, last

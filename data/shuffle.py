@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.pieces import Piece
@@ -33,7 +34,9 @@ DOUBLE = "uuid stands twice"
 KEYS = ("uuid", "__key")
 _KEY = KEYS[1]
 _SPILL_SCHEMA = pa.schema([*((name, pa.large_string()) for name in SCHEMA.names), (_KEY, pa.uint64())])
+NO_ROWS = pa.schema([field for field in _SPILL_SCHEMA if field.name != _KEY]).empty_table()
 _MAX_BUCKETS = 4096
+_PART_BYTES = 1 << 28  # text of a column in one array of a shard; `string` holds 2^31 bytes, a few long rows included
 
 
 class Buckets:
@@ -154,9 +157,11 @@ def name_shards(folder: Path, count: int) -> None:
 
 def write_shard(path: str | Path, table: pa.Table) -> None:
     """Write a shard; its bytes depend on its rows alone, not on how they lie in memory."""
-    table = pa.Table.from_arrays([column.cast(pa.string()) for column in table.columns], schema=SCHEMA)
+    size = max(pc.sum(pc.binary_length(column)).as_py() or 0 for column in table.columns)
+    rows = -(-table.num_rows // -(-max(size, 1) // _PART_BYTES))
+    parts = [table.slice(start, end - start).combine_chunks() for start, end in chunks(table.num_rows, rows)]
     options = {"compression": "zstd", "use_dictionary": ["source"], "write_statistics": False}
-    pq.write_table(table.combine_chunks(), path, **options)
+    pq.write_table(pa.concat_tables(part.cast(SCHEMA) for part in parts), path, **options)
 
 
 def bucket_count(estimated_bytes: float, buffer_bytes: int) -> int:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data import shuffle
 from data.prepare_distillation import main as distill
 from data.prepare_distillation import repair
 from data.prepare_mix import main as mix
@@ -162,6 +163,23 @@ def test_records_that_are_too_many_for_the_buffer_are_refused():
     with pytest.raises(InputError, match=r"8\.7 TB of records do not fit 4096 buckets of 1024 MB; at least 2026"):
         bucket_count(8.7e12, buffer)
     assert bucket_count(8.7e12, 2026 << 20) == 4096
+
+
+def test_a_shard_may_hold_more_text_than_one_array_of_strings(tmp_path, monkeypatch):
+    """That is 2^31 bytes; here the parts have about 1,000."""
+    rows, write, longest = [chat(i) for i in range(40)], shuffle.pq.write_table, []
+    table = pa.Table.from_pylist(rows, shuffle.NO_ROWS.schema)
+
+    def seen(given, path, **options):
+        longest.append(max(sum(map(len, chunk.to_pylist())) for chunk in given["messages"].chunks))
+        write(given, path, **options)
+
+    monkeypatch.setattr(shuffle.pq, "write_table", seen)
+    monkeypatch.setattr(shuffle, "_PART_BYTES", 1000)
+    for name, given in (("a", table), ("b", pa.concat_tables([table[:7], table[7:33], table[33:]]))):
+        shuffle.write_shard(tmp_path / name, given)
+    assert max(longest) <= 1000 and (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert pq.read_table(tmp_path / "a").to_pylist() == rows
 
 
 def test_keys_follow_the_uuid_and_the_seed_and_nothing_else():

@@ -1,6 +1,7 @@
 """Residual k-means finds the structure that is there, gives the same bytes again, and refuses what it cannot use."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from onerec.errors import InputError
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
+from onerec.run import Manifest
 from onerec.sid import SidSpec
+from tokenizer import embeddings
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.kmeans import KmeansConfig
 from tokenizer.quantizer import load_quantizer
@@ -156,6 +159,16 @@ def test_bad_rows_are_counted_and_past_the_ratio_the_run_fails(tmp_path, capsys)
     vectors[:50] = np.inf
     with pytest.raises(InputError, match="rows are bad"):
         train_on(tmp_path, vectors)
+
+
+def test_a_sample_takes_memory_for_itself_not_for_all_rows(tmp_path, monkeypatch):
+    write_table(tmp_path / "items.parquet", embedding_table([1, 2], np.ones((2, 4), np.float32)))
+    monkeypatch.setattr(embeddings, "count_rows", lambda file: 20_000_000)
+    tracemalloc.start()
+    sample, total = embeddings.sample_vectors([tmp_path], 4, 1000, 0, Manifest("test"), 1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == 20_000_000 and len(sample) <= 2 and peak < 16 << 20  # numbers of all rows: 160 MB
 
 
 def test_a_pid_that_stands_twice_is_dropped_and_counted(tmp_path):
