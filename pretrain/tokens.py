@@ -5,6 +5,7 @@ With files memory does not grow with the data, one process tokenizes for all, an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -131,6 +132,10 @@ def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
     return Samples(ids, learn, starts, source, shard, names, rows, bad, left_out, learnt, digest.hexdigest())
 
 
+class _Made(Exception):
+    """Another run has made the same meanwhile; its processes have mapped the files, so ours give way."""
+
+
 class TokenFolder:
     """Folders of tokens under ``root``, each named by all that its tokens depend on.
 
@@ -158,11 +163,13 @@ class TokenFolder:
         return self._mapped(self.root / self.processes.make_folder(self.root, key, fill))
 
     def _write(self, path: Path, parts: Iterator[Part]) -> None:
-        with atomic_path(path, ours=True) as temporary:  # another run may make the same
+        with contextlib.suppress(_Made), atomic_path(path, ours=True) as temporary:
             temporary.mkdir(parents=True)
             samples = collect(parts, Tokens(temporary))
             np.savez(temporary / "samples.npz", **{name: getattr(samples, name) for name in self.ARRAYS})
             write_json(temporary / "samples.json", {name: getattr(samples, name) for name in self.FACTS})
+            if path.is_dir():
+                raise _Made
 
     def _mapped(self, path: Path) -> Samples:
         facts = read_json(path / "samples.json")

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from onerec.records import chat_record, message, parse_messages, record_uuid, wr
 from onerec.render import RENDERERS
 from onerec.run import Manifest
 from onerec.sid import BEGIN, END, SidSpec
-from pretrain import tokenization
+from pretrain import tokenization, tokens
 from pretrain.dataset import PackedDataset, load_samples, pack, shuffled
 from pretrain.dataset_config import load_config
 from tests.arguments import as_flags
@@ -421,6 +422,24 @@ def test_tokens_that_are_not_all_there_are_refused(config_file, world, tmp_path,
     file.write_bytes(file.read_bytes()[:keeps])
     with pytest.raises(InputError, match=r"is not whole \(.*\); remove it; it is made again"):
         load(world, path, token_dir=tmp_path)
+
+
+def test_tokens_that_another_run_made_meanwhile_stay_where_they_are_mapped(config_file, world, tmp_path, monkeypatch):
+    path, original, there = config_file(), tokens.collect, []
+
+    def slower(*arguments):
+        if not there:
+            there.append(None)
+            other = threading.Thread(target=load, args=(world, path), kwargs={"token_dir": tmp_path})
+            other.start()
+            other.join()
+            there[0] = next(tmp_path.glob("*/ids.bin")).stat().st_ino
+        return original(*arguments)
+
+    monkeypatch.setattr(tokens, "collect", slower)
+    _, files, _ = load(world, path, token_dir=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "ids.bin").stat().st_ino == there[0] and len(files) == 90
 
 
 def test_data_are_tokenized_ahead_for_a_training(config_file, world, tmp_path, capsys, monkeypatch):
