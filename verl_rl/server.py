@@ -52,7 +52,12 @@ class OneRecServer(vLLMHttpServer):
         return await super().generate(prompt_ids, sampling_params, request_id, **more)
 
     async def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
-        """Serve the average of the newest checkpoint and the base model from now on."""
+        """Serve the average of the newest checkpoint and the base model from now on.
+
+        The engine is the first node's, where a replica has several.
+        """
+        if self.node_rank:
+            return
         await self.engine.collective_rpc("onerec_load_merged", args=(checkpoints, base_model, merge_ratio))
         await self.clear_kv_cache()
 
