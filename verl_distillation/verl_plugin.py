@@ -20,7 +20,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
-from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
+from verl.utils.torch_functional import logprobs_from_logits
 from verl.workers.config import DistillationLossConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -162,7 +162,8 @@ class StudentEngine(FSDPEngineWithLMHead):
             labels, alone = micro_batch["responses"].values(), not top_k and not entropy
             found["log_probs"] = logprobs_from_logits(logits, labels, inplace_backward=alone)
         if entropy:
-            found["entropy"] = entropy_from_logits(logits)
+            # verl's, which on a GPU is compiled: in eager steps it makes three float32 copies of the logits.
+            found["entropy"] = self.compute_entropy_from_logits(logits)
         return nested(found, micro_batch)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from onerec.errors import InputError
 from onerec.folders import atomic_path
 from onerec.model_folder import loading
+from onerec.run import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,12 @@ def last_checkpoint(checkpoints: Path) -> int | None:
         what = f"names step {text or '(nothing)'}, which is not there"
         raise InputError(tracker, what, "a checkpoint folder beside it, or none of both")
     return int(text)
+
+
+def processes_of(checkpoints: Path, step: int) -> int | None:
+    """How many training processes wrote the checkpoint of ``step``, each its part; None where it does not say."""
+    told = checkpoints / f"global_step_{step}" / "actor" / "fsdp_config.json"
+    return read_json(told)["world_size"] if told.exists() else None
 
 
 def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:

@@ -113,7 +113,7 @@ def test_a_servers_process_sees_its_gpu_from_its_start(monkeypatch):
             return self.environment, arguments[2]
 
     async def place(function):
-        return "a node", "3"
+        return "ab" * 28, "3"
 
     worker = types.SimpleNamespace(__ray_call__=types.SimpleNamespace(remote=place))
     settings, model = types.SimpleNamespace(dtype="bfloat16"), types.SimpleNamespace(path="a model")

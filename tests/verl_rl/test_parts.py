@@ -267,6 +267,23 @@ def test_the_export_carries_everything_but_the_weights_from_the_base(tmp_path):
         last_checkpoint(tmp_path / "checkpoints")
 
 
+def test_a_run_goes_on_with_as_many_processes_as_wrote_its_checkpoint(tmp_path):
+    import argparse
+
+    from onerec.verl.cluster import Pool
+    from onerec.verl.stage import check_goes_on
+
+    actor = tmp_path / "checkpoints" / "global_step_50" / "actor"
+    actor.mkdir(parents=True)
+    args = argparse.Namespace(output_dir=tmp_path)
+    check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 3, 1))  # it does not say
+    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 16}')
+    check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 2, 1))
+    check_goes_on(args, 0, Pool("training", "--n_gpus", 8, 3, 1))
+    with pytest.raises(InputError, match="24 GPUs in all, and the checkpoint of step 50 is of 16; 16 in all"):
+        check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 3, 1))
+
+
 def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_path, monkeypatch):
     import types
 
