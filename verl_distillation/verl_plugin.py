@@ -23,11 +23,11 @@ from verl.utils.metric import AggregationType, Metric
 from verl.utils.torch_functional import logprobs_from_logits
 from verl.workers.config import DistillationLossConfig
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
+from onerec.verl.engine import Engine
 from onerec.verl.rows import lengths_of, nested, response_places
 from onerec.verl.trainer import WatchedTrainer
 from verl_distillation import alignment
@@ -88,7 +88,7 @@ os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
 
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
-class StudentEngine(FSDPEngineWithLMHead):
+class StudentEngine(Engine):
     """verl's FSDP engine with a head behind the responses only, and with the logits of ids from ``extend_vocab_start``
     on (of the model's configuration) out of the softmax, or constants in it.
 

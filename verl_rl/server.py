@@ -27,8 +27,8 @@ class OneRecWorkerExtension(vLLMColocateWorkerExtension):
         """Serve the average of the newest checkpoint and the base model, loaded as verl loads a step's weights."""
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-        for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
-            self._update_weights(list(weights.items()), peft_config=None, base_sync_done=False)
+        for weight in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
+            self._update_weights([weight], peft_config=None, base_sync_done=False)
         for model, config in self._iter_all_models_with_config():
             process_weights_after_loading(model, config, self.device)
 

@@ -229,6 +229,11 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     return [*lines, *args.overrides]
 
 
+def attempts(output: Path) -> list[Path]:
+    """The files of metrics, one an attempt, in their order."""
+    return sorted(output.glob("metrics_*.jsonl"), key=lambda path: (len(path.name), path.name))
+
+
 def merge_log(args: argparse.Namespace, step: int) -> Path:
     """Where the validation of the exported average is kept."""
     return args.output_dir / "merged" / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
@@ -271,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     models, data = {"base_model": args.base_model}, {"training data": [args.data_dir / RL_TRAIN]}
     done = begin(args, manifest.stage, models, data, "give what it was made from, or another --output_dir")
-    output, logs = args.output_dir, list(args.output_dir.glob("metrics_*.jsonl"))
+    output, logs = args.output_dir, attempts(args.output_dir)
     if args.dry_run or done < steps:
         pools = place(args)
         check_goes_on(args, done, pools[0])
@@ -280,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         return
     export(output / "checkpoints", args.base_model, output / "hf", args.merge_ratio)
-    validation = read_validation(sorted(output.glob("metrics_*.jsonl")))
+    validation = read_validation(attempts(output))
     if args.merge_ratio < 1 and args.test_freq > 0:
         validation["merged"] = validate_merged(args, settings, steps)
     write_json(output / "validation.json", validation)

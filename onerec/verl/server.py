@@ -122,8 +122,8 @@ class WeightServer:
 
     def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
         """Take the average of the newest checkpoint and the base model from now on."""
-        for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
-            self.take(list(weights.items()))
+        for weight in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
+            self.take([weight])
         self.renew(self.global_steps)
 
     def sleep(self) -> None:

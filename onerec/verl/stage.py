@@ -68,6 +68,8 @@ def shared_overrides(args: argparse.Namespace, module: str) -> dict[str, Any]:
         f"{ROLLOUT}.tensor_model_parallel_size": args.rollout_tp_size,
         # Both stages score their answers in the agent loop.
         "reward.num_workers": 0,
+        # verl's default is room for 100,000 rows, which a large batch of many items fills.
+        "transfer_queue.backend.SimpleStorage.total_storage_size": "null",
         "trainer.n_gpus_per_node": args.n_gpus,
         "trainer.nnodes": args.nnodes,
         "trainer.save_freq": args.save_freq,
