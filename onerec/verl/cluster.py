@@ -33,7 +33,8 @@ _ASK = """
 import json, ray
 ray.init(logging_level="ERROR", log_to_driver=False)
 nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-print(json.dumps([[int(node.get(name, 0)) for name in ("GPU", "CPU")] for node in nodes]))
+cards = [any(name.startswith("accelerator_type:") for name in node) for node in nodes]
+print(json.dumps([[int(node.get("GPU", 0)), int(node.get("CPU", 0)), card] for node, card in zip(nodes, cards)]))
 """
 
 
@@ -152,7 +153,8 @@ def _packs(pools: Sequence[Pool], nodes: Sequence[int]) -> bool:
 def gpus_by_node() -> list[int] | None:
     """GPUs that verl can use on each node of the cluster, or on this machine; None on a CPU, where any number will do.
 
-    Raises `InputError` where the cluster does not answer.
+    Raises `InputError` where the cluster does not answer, or has GPUs and this machine, by which a run is one for GPUs
+    or for CPUs, has none.
     """
     if address := started_before():
         try:
@@ -162,7 +164,10 @@ def gpus_by_node() -> list[int] | None:
             one = "the address of one (scripts/ray_start.sh, scripts/ray_slurm.sh)"
             right = f"{one}, or unset, for a run on this machine alone"
             raise InputError("RAY_ADDRESS", f"no Ray cluster answers at {address}", right) from None
-        return [min(gpus, cores // CORES) for gpus, cores in found]
+        if any(card for *_, card in found) and not has_accelerator():
+            what = f"the cluster at {address} has GPUs, and this machine has none: the run would use the cluster's CPUs"
+            raise InputError("RAY_ADDRESS", what, "the same command on a node with GPUs")
+        return [min(gpus, cores // CORES) for gpus, cores, _ in found]
     if not has_accelerator() or not (smi := shutil.which("nvidia-smi")):
         return None
     listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout

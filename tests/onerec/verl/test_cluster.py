@@ -126,6 +126,20 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
         fit(student())
 
 
+def test_a_run_on_a_cluster_with_gpus_does_not_begin_on_a_node_without(machine, monkeypatch):
+    """What Ray calls a GPU is any slot; a card also has a type."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(verl_cluster, "_ASK", "print('[[0, 96, false], [8, 96, false]]')")
+    assert fit(student())[0].gpus == 8
+    monkeypatch.setattr(verl_cluster, "_ASK", "print('[[0, 96, false], [8, 96, true]]')")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: the cluster at head:6379 has GPUs, and this machine has none"):
+        fit(student())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    machine(1)
+    assert fit(student())[0].gpus == 8
+
+
 def test_cores_are_counted_as_verl_asks_for_them():
     base = pytest.importorskip("verl.single_controller.ray.base")
     fields = base.ResourcePoolManager.__dataclass_fields__
