@@ -12,12 +12,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
 source "$ROOT/scripts/argument.sh"
 
-# absolute <path>: from where the user is; a split before it stays.
+# absolute <path>: from where the user is; a split before it stays, whatever its word.
 absolute() {
-  case "$1" in
-    train=* | valid=* | test=*) echo "${1%%=*}=$(realpath -m "${1#*=}")" ;;
-    *) realpath -m "$1" ;;
-  esac
+  if [[ "$1" =~ ^[a-z0-9]+= && ! -e "$1" ]]; then
+    echo "${1%%=*}=$(realpath -m -- "${1#*=}")"
+  else
+    realpath -m -- "$1"
+  fi
 }
 
 items="" logs="" columns="" passed=() role_value='^[a-z]+=.+'
