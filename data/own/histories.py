@@ -75,7 +75,9 @@ def _history_rows(
 ) -> Iterator[_Row]:
     path, count = each.file.path, len(batch["user"])
     lists = {
-        role: lists_of_text(batch[role], path, each.by_role[role]) for role in ("history", "target") if role in batch
+        role: lists_of_text(batch[role], path, each.by_role[role], reader.items.names)
+        for role in ("history", "target")
+        if role in batch
     }
     histories, targets = lists["history"], lists.get("target", [[]] * count)
     flat = pa.array(

@@ -100,7 +100,7 @@ class Reader:
     def numbers(self, names: pa.Array) -> np.ndarray:
         """Items' numbers less one, int64; `NONE` where an id is not in the catalogue."""
         places = pc.index_in(names, self.items.names)
-        if pc.any(pc.match_substring_regex(names, _FLOAT)).as_py():
+        if places.null_count > names.null_count:
             whole = pc.replace_substring_regex(names, _FLOAT, r"\1")
             places = pc.coalesce(places, pc.index_in(whole, self.items.names))
         found = places.fill_null(NONE).to_numpy(zero_copy_only=False).astype(np.int64)

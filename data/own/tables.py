@@ -209,7 +209,11 @@ class _Json:
 
     def _objects(self) -> Iterator[dict[str, Any]]:
         if self._document is not None:
-            yield from self._document
+            for value in self._document:
+                if isinstance(value, dict):
+                    yield value
+                else:
+                    self._bad["value of the list is no JSON object"] += 1
             return
         with reading(self.path, "is not a whole gzip file"), _opened(self.path) as file:
             for line in file:
@@ -229,8 +233,8 @@ def _opened(path: Path) -> Any:
     return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
 
 
-def _document(path: Path) -> list[dict[str, Any]] | None:
-    """The objects of a file that is one JSON document; None where its first line is an object of its own."""
+def _document(path: Path) -> list[Any] | None:
+    """What the list of a file that is one JSON document holds; None where its first line is an object of its own."""
     if _ending(path) != ".json":
         return None
     with reading(path, "is not a whole gzip file"), _opened(path) as file:
@@ -244,7 +248,7 @@ def _document(path: Path) -> list[dict[str, Any]] | None:
     return found
 
 
-def _objects_of(value: Any) -> list[dict[str, Any]]:
+def _objects_of(value: Any) -> list[Any]:
     """The objects of a document: a list of them, alone or under one key, or what stands under each item's id.
 
     Or columns, each an object of row numbers to values, as pandas writes a table where nothing else is said.
@@ -261,7 +265,7 @@ def _objects_of(value: Any) -> list[dict[str, Any]]:
             return _objects_of(parts[0])
         if all(isinstance(part, str) for part in parts) or all(map(_is_plain_list, parts)):
             return [{"item_id": key, "text": part} for key, part in value.items()]
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    return value if isinstance(value, list) and any(isinstance(each, dict) for each in value) else []
 
 
 def _is_plain_list(value: Any) -> bool:

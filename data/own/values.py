@@ -49,15 +49,20 @@ def as_text(values: pa.Array | pa.ChunkedArray, path: Path, name: str) -> pa.Arr
     return pc.if_else(pc.equal(found, ""), None, found)
 
 
-def lists_of_text(values: pa.Array, path: Path, name: str) -> list[list[str]]:
-    """A column of lists, or of text that is one (``[1, 2]``, ``['a', 'b']``, ``a b``, ``a,b``), as lists of ids."""
+def lists_of_text(values: pa.Array, path: Path, name: str, known: pa.Array) -> list[list[str]]:
+    """A column of lists, or of text that is one (``[1, 2]``, ``['a', 'b']``, ``a b``, ``a,b``), as lists of ids.
+
+    A text that is one of the ``known`` ids is that one, whatever stands in it.
+    """
     values = plain(values)
     if is_list(values.type):
         flat = as_text(values.flatten(), path, name).to_pylist()
         lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
         ends = np.cumsum(lengths).tolist()
         return [[v for v in flat[end - n : end] if v] for end, n in zip(ends, lengths.tolist(), strict=True)]
-    return [list_of_text(text or "") for text in as_text(values, path, name).to_pylist()]
+    found = as_text(values, path, name)
+    whole = pc.is_in(found, known).to_pylist()
+    return [[text] if one else list_of_text(text or "") for text, one in zip(found.to_pylist(), whole, strict=True)]
 
 
 def list_of_text(text: str) -> list[str]:

@@ -87,6 +87,15 @@ def test_whole_numbers_that_pandas_made_floats_in_csv_find_their_items(tmp_path)
         convert(tmp_path, ITEMS, files=[str(tmp_path / "logs.csv")])
 
 
+@pytest.mark.parametrize("form", [lambda ids: ids, json.dumps], ids=["lists", "text"])
+def test_an_id_with_separators_is_one_target(form, tmp_path):
+    items = [{"item_id": name, "title": name} for name in ("red pen", "a,b", "c|d", "e;f")]
+    rows = [("u", ["a,b", "c|d"], "red pen"), ("u", ["a,b", "c|d", "red pen"], "e;f"), ("v", ["red pen"], "a,b")]
+    logs = pd.DataFrame(rows, columns=["uid", "history", "target"]).assign(history=lambda t: t.history.map(form))
+    found = convert(tmp_path, items, logs)
+    assert found["u", 1] == (["a,b", "c|d", "red pen"], ["e;f"]) and found["v", 0] == (["red pen"], ["a,b"])
+
+
 def test_items_without_ids_are_said(tmp_path):
     with pytest.raises(InputError, match="holds no items: 8 rows have no id; an id a row"):
         convert(tmp_path, [row | {"item_id": None} for row in ITEMS])
@@ -145,6 +154,12 @@ def test_json_as_python_and_pandas_write_it(name, kind, mark, tmp_path):
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
     convert(tmp_path, tmp_path / name)
     assert digests(tmp_path / "out") == whole
+
+
+def test_what_stands_between_the_objects_of_a_document_is_counted(tmp_path):
+    (tmp_path / "items.json").write_text(json.dumps([*ITEMS, "a note"]))
+    with pytest.raises(InputError, match=r"1 of 9 rows are bad .*value of the list is no JSON object"):
+        convert(tmp_path, tmp_path / "items.json")
 
 
 def test_json_that_is_no_text_is_none():
