@@ -1,6 +1,7 @@
 """The server: what it recommends and writes is what the model does alone; bounds, bad input, keys, an orderly end."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -344,24 +345,27 @@ def test_the_page_is_one_file_and_runs_nothing_but_its_own(client):
 # --- the queue
 
 
-def held(library, limit, seconds):
-    """A service whose model never answers, and what it was told."""
-    told, engine = [], Engine("sft", limit, seconds)
+def held(library, limit, seconds, replicas=1):
+    """A service whose model, in so many processes, never answers, and what each of them was told."""
+    told, engine = [[] for _ in range(replicas)], Engine("sft", limit, seconds)
 
-    def begin(connection):
-        connection.send(("ready", {"context": 512, "sids": True, "ranks": True}))
+    def process(own):
+        def begin(connection):
+            connection.send(("ready", {"context": 512, "sids": True, "ranks": True}))
 
-        def listen():
-            with contextlib.closing(connection):
-                while (message := connection.recv())[0] != "stop":
-                    told.append(message[:2])
+            def listen():
+                with contextlib.closing(connection):
+                    while (message := connection.recv())[0] != "stop":
+                        own.append(message[:2])
 
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        return thread
+            thread = threading.Thread(target=listen, daemon=True)
+            thread.start()
+            return thread
 
-    engine.replicas = [Replica(begin)]
-    return service_of(engine, library), told
+        return begin
+
+    engine.replicas = [Replica(process(own)) for own in told]
+    return service_of(engine, library), *told
 
 
 def test_a_full_queue_answers_429_and_a_late_answer_is_504(library):
@@ -397,6 +401,21 @@ def test_when_the_models_process_is_gone_its_questions_hear_of_it(library):
         assert asked.result().status_code == 503
         assert client.get("/healthz").status_code == 503
         assert client.post("/v1/recommend", json={"history": [1]}).status_code == 503
+
+
+def test_replicas_share_the_questions_and_the_others_go_on_without_one_that_is_gone(library):
+    service, first, second = held(library, limit=8, seconds=3, replicas=2)
+    with serving(service) as client, ThreadPoolExecutor(6) as pool:
+        ask = functools.partial(client.post, "/v1/recommend", json={"history": [1]})
+        asked = [pool.submit(ask) for _ in range(4)]
+        end = time.monotonic() + 20
+        while len(first) + len(second) < 4 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert len(first) == len(second) == 2
+        service.first.replicas[0].ask("stop")
+        assert sorted(answer.result().status_code for answer in asked) == [503, 503, 504, 504]
+        assert client.get("/healthz").status_code == 200 and ask().status_code == 504
+        assert [kind for kind, _ in first] == ["rank"] * 2 and sum(kind == "rank" for kind, _ in second) == 3
 
 
 class Recorder:
