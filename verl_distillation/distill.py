@@ -32,7 +32,7 @@ from onerec.run import Manifest
 from onerec.verl.cluster import has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import launch
-from onerec.verl.stage import begin
+from onerec.verl.stage import begin, check_goes_on
 from verl_distillation.anchors import mix
 from verl_distillation.preflight import check, place
 from verl_distillation.settings import LOSSES, PLUGIN, overrides, prompts_file
@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     done = begin(args, manifest.stage, models, data, right, anew=not args.resume)
     if done < args.total_steps or args.dry_run:
         pools = place(args)
+        check_goes_on(args, done, pools[0])
         if args.anchor_parquet and not args.dry_run:
             counts = mix(args.dataset_parquet, args.anchor_parquet, args.anchor_share, args.seed, prompts_file(args))
             print(f"{counts[0]:,} general prompts, {counts[1]:,} anchors", flush=True)

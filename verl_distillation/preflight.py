@@ -63,7 +63,9 @@ def place(args: argparse.Namespace) -> list[Pool]:
     Raises `InputError` where they do not fit.
     """
     anchors = args.teacher_tp_size if args.anchor_parquet else 0
-    student = Pool("student", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size)
+    prompts = args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size
+    rows = prompts * args.rollout_n
+    student = Pool("student", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size, rows)
     what = f"teachers ({anchors} of them the anchors')" if anchors else "teacher"
     gpus = args.teacher_n_gpus + anchors
     placed = fit(student, Pool(what, "--teacher_n_gpus", gpus, args.teacher_nnodes, args.teacher_tp_size))

@@ -20,14 +20,14 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.metric import AggregationType, Metric
-from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
+from verl.utils.torch_functional import logprobs_from_logits
 from verl.workers.config import DistillationLossConfig
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 from verl.workers.utils.padding import no_padding_2_padding
 
+from onerec.verl.engine import Engine
 from onerec.verl.rows import lengths_of, nested, response_places
 from onerec.verl.trainer import WatchedTrainer
 from verl_distillation import alignment
@@ -88,7 +88,7 @@ os.environ["VERL_ENGINE_VENDOR"] = _VENDOR
 
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
-class StudentEngine(FSDPEngineWithLMHead):
+class StudentEngine(Engine):
     """verl's FSDP engine with a head behind the responses only, and with the logits of ids from ``extend_vocab_start``
     on (of the model's configuration) out of the softmax, or constants in it.
 
@@ -162,7 +162,8 @@ class StudentEngine(FSDPEngineWithLMHead):
             labels, alone = micro_batch["responses"].values(), not top_k and not entropy
             found["log_probs"] = logprobs_from_logits(logits, labels, inplace_backward=alone)
         if entropy:
-            found["entropy"] = entropy_from_logits(logits)
+            # verl's, which on a GPU is compiled: in eager steps it makes three float32 copies of the logits.
+            found["entropy"] = self.compute_entropy_from_logits(logits)
         return nested(found, micro_batch)
 
 

@@ -9,8 +9,8 @@ import torch
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 from verl.workers.engine.base import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from onerec.verl.engine import Engine
 from onerec.verl.rows import nested
 from verl_rl.settings import SHARE_KEY
 from verl_rl.shared_prompts import build, gather, split_groups
@@ -26,7 +26,7 @@ def _rows(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @EngineRegistry.register("language_model", ["fsdp", "fsdp2"], ["cuda", "npu", "cpu"], vendor=_VENDOR)
-class SharedPromptEngine(FSDPEngineWithLMHead):
+class SharedPromptEngine(Engine):
     """verl's FSDP engine; where the model's configuration says so, rows of a micro-batch share their beginnings."""
 
     @property

@@ -27,8 +27,8 @@ class OneRecWorkerExtension(vLLMColocateWorkerExtension):
         """Serve the average of the newest checkpoint and the base model, loaded as verl loads a step's weights."""
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-        for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
-            self._update_weights(list(weights.items()), peft_config=None, base_sync_done=False)
+        for weight in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
+            self._update_weights([weight], peft_config=None, base_sync_done=False)
         for model, config in self._iter_all_models_with_config():
             process_weights_after_loading(model, config, self.device)
 
@@ -52,7 +52,12 @@ class OneRecServer(vLLMHttpServer):
         return await super().generate(prompt_ids, sampling_params, request_id, **more)
 
     async def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
-        """Serve the average of the newest checkpoint and the base model from now on."""
+        """Serve the average of the newest checkpoint and the base model from now on.
+
+        The engine is the first node's, where a replica has several.
+        """
+        if self.node_rank:
+            return
         await self.engine.collective_rpc("onerec_load_merged", args=(checkpoints, base_model, merge_ratio))
         await self.clear_kv_cache()
 

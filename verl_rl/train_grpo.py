@@ -33,7 +33,7 @@ from onerec.sid import SidSpec
 from onerec.verl.cluster import Pool, fit, gpu_memory, has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import check_data, check_model, cpu_server, launch
-from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, shared_overrides
+from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, check_goes_on, shared_overrides
 from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
@@ -158,7 +158,9 @@ def place(args: argparse.Namespace) -> list[Pool]:
 
     Raises `InputError` where they do not fit.
     """
-    placed = fit(Pool("training", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size))
+    prompts = args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size
+    rows = prompts * args.rollout_n * (args.stage2_beam_size if args.two_stage else 1)
+    placed = fit(Pool("training", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size, rows))
     args.n_gpus = placed[0].gpus
     return placed
 
@@ -227,6 +229,11 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
     return [*lines, *args.overrides]
 
 
+def attempts(output: Path) -> list[Path]:
+    """The files of metrics, one an attempt, in their order."""
+    return sorted(output.glob("metrics_*.jsonl"), key=lambda path: (len(path.name), path.name))
+
+
 def merge_log(args: argparse.Namespace, step: int) -> Path:
     """Where the validation of the exported average is kept."""
     return args.output_dir / "merged" / f"step_{step}_ratio_{args.merge_ratio:g}.jsonl"
@@ -269,15 +276,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     models, data = {"base_model": args.base_model}, {"training data": [args.data_dir / RL_TRAIN]}
     done = begin(args, manifest.stage, models, data, "give what it was made from, or another --output_dir")
-    output, logs = args.output_dir, list(args.output_dir.glob("metrics_*.jsonl"))
+    output, logs = args.output_dir, attempts(args.output_dir)
     if args.dry_run or done < steps:
         pools = place(args)
+        check_goes_on(args, done, pools[0])
         log = output / f"metrics_{len(logs)}.jsonl"
         run_verl(overrides(args, settings, steps), settings, pools, output, log, args.dry_run)
     if args.dry_run:
         return
     export(output / "checkpoints", args.base_model, output / "hf", args.merge_ratio)
-    validation = read_validation(sorted(output.glob("metrics_*.jsonl")))
+    validation = read_validation(attempts(output))
     if args.merge_ratio < 1 and args.test_freq > 0:
         validation["merged"] = validate_merged(args, settings, steps)
     write_json(output / "validation.json", validation)

@@ -141,23 +141,30 @@ class Replays:
 
     A step is a function of (depth, own, parents, tokens) that gives (hidden states, own): see `ItemModel.step`. A
     replay reads and writes the memory of its recording, so a step is replayed behind the recorded step before it alone.
+    The step is not kept: with the model that it is of in a circle, a GPU's memory would wait for the garbage collector.
     """
 
-    def __init__(self, step: Callable[..., tuple[torch.Tensor, list]]) -> None:
-        self.step = step
+    def __init__(self) -> None:
         self.seen: set[tuple[int, ...]] = set()
         self.known: dict[tuple[int, ...], tuple[Any, ...]] = {}
 
-    def __call__(self, depth: int, own: list, parents: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, list]:
-        """As the step itself."""
+    def __call__(
+        self,
+        step: Callable[..., tuple[torch.Tensor, list]],
+        depth: int,
+        own: list,
+        parents: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, list]:
+        """As the step itself, which is the same at every call."""
         key = (depth, *parents.shape, *tokens.shape)
         recorded = [result[1] for _, _, _, result in self.known.values()]
         if key not in self.seen or (depth and not any(own is one for one in recorded)):
             self.seen.add(key)
-            return self.step(depth, own, parents, tokens)
+            return step(depth, own, parents, tokens)
         if key not in self.known or (depth and self.known[key][1] is not own):
             inputs = parents.clone(), tokens.clone()
-            replay, result = record(functools.partial(self.step, depth, own, *inputs))
+            replay, result = record(functools.partial(step, depth, own, *inputs))
             self.known[key] = replay, own, inputs, result
         replay, _, inputs, result = self.known[key]
         for held, given in zip(inputs, (parents, tokens), strict=True):

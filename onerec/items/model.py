@@ -13,6 +13,7 @@ as the prefill left them; a beam's own ancestors, one key a level, are kept besi
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -167,7 +168,7 @@ class ItemModel:
             self.sizes.copy_(packing.sizes)
         else:
             self.sizes, self.prompt = packing.sizes, []
-            self.replays = kernels.Replays(self._step) if self.records else None
+            self.replays = kernels.Replays() if self.records else None
         self.forget_beams()
 
     def _keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -184,7 +185,7 @@ class ItemModel:
 
         On a GPU they are overwritten by the next step of the same shape.
         """
-        step = self._step if self.replays is None else self.replays
+        step = self._step if self.replays is None else functools.partial(self.replays, self._step)
         hidden, self.own = step(depth, self.own, parents, tokens)
         return hidden
 

@@ -21,6 +21,7 @@ from onerec.errors import InputError
 CORES = 3
 # … and for one for its controller and each of its helpers.
 _HELPERS = 10
+_EVEN = "a --train_batch_size (or --mini_batch_size) whose rows they divide"
 # Variables of a user's that a run's processes read, by how their names begin; not those of one machine (PATH, …).
 _PASSED = (
     "VERL VLLM TQ OMP MKL HF TRANSFORMERS TOKENIZERS TORCH PYTORCH NCCL GLOO WANDB TENSORBOARD MLFLOW SWANLAB ONEREC"
@@ -32,7 +33,8 @@ _ASK = """
 import json, ray
 ray.init(logging_level="ERROR", log_to_driver=False)
 nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-print(json.dumps([[int(node.get(name, 0)) for name in ("GPU", "CPU")] for node in nodes]))
+cards = [any(name.startswith("accelerator_type:") for name in node) for node in nodes]
+print(json.dumps([[int(node.get("GPU", 0)), int(node.get("CPU", 0)), card] for node, card in zip(nodes, cards)]))
 """
 
 
@@ -64,7 +66,8 @@ class Pool:
     """GPUs of one part of a run (processes on a CPU): ``gpus`` on each of ``nodes`` nodes.
 
     ``tensor_parallel`` of them make a vLLM server. ``gpus`` -1: as many as there are beside the other pools. ``flag``
-    sets ``gpus``.
+    sets ``gpus``. ``rows``: of an update, which all of them share alike (0: there is none); verl refuses others when it
+    comes to the first update.
     """
 
     what: str
@@ -72,6 +75,7 @@ class Pool:
     gpus: int
     nodes: int
     tensor_parallel: int
+    rows: int = 0
 
     def __str__(self) -> str:
         times = f"{self.nodes} × " if self.nodes > 1 else ""
@@ -82,6 +86,16 @@ class Pool:
         """Whether its servers fill it and none shares a node with a part of another."""
         on_node, rest = sorted((self.gpus, self.tensor_parallel))
         return self.gpus * self.nodes % self.tensor_parallel == 0 and rest % on_node == 0
+
+    @property
+    def even(self) -> bool:
+        """Whether all of its GPUs get as many rows of an update."""
+        return self.rows % (self.gpus * self.nodes) == 0
+
+    @property
+    def uneven(self) -> str:
+        """That they do not, in words."""
+        return f"{self.gpus * self.nodes} GPUs do not share the {self.rows} rows of an update alike"
 
 
 def fit(first: Pool, *others: Pool) -> list[Pool]:
@@ -94,12 +108,19 @@ def fit(first: Pool, *others: Pool) -> list[Pool]:
         if gpus > 0 and not pool.whole:
             what = f"tensor parallelism {size} of the {pool.what} does not divide {nodes} × {gpus} GPUs"
             raise InputError(pool.flag, what, "a divisor of a node's GPUs, or whole nodes")
+        if gpus > 0 and not pool.even:
+            raise InputError(pool.flag, pool.uneven, _EVEN)
     nodes = gpus_by_node()
     if nodes is None:
         return [first if first.gpus > 0 else dataclasses.replace(first, gpus=first.tensor_parallel), *others]
     sizes = (dataclasses.replace(first, gpus=gpus) for gpus in range(max(nodes, default=0), 0, -1))
-    largest = next((pool for pool in sizes if pool.whole and _packs([pool, *others], nodes)), None)
-    if first.gpus == -1 and largest:
+    fitting = [pool for pool in sizes if pool.whole and _packs([pool, *others], nodes)]
+    largest = next((pool for pool in fitting if pool.even), None)
+    if first.gpus == -1 and fitting:
+        if largest is None:
+            raise InputError(first.flag, fitting[0].uneven, _EVEN)
+        if largest != fitting[0]:
+            print(f"warning: {largest}, since {fitting[0].uneven}; {_EVEN}", file=sys.stderr)
         return [largest, *others]
     if first.gpus > 0 and _packs([first, *others], nodes):
         return [first, *others]
@@ -132,7 +153,8 @@ def _packs(pools: Sequence[Pool], nodes: Sequence[int]) -> bool:
 def gpus_by_node() -> list[int] | None:
     """GPUs that verl can use on each node of the cluster, or on this machine; None on a CPU, where any number will do.
 
-    Raises `InputError` where the cluster does not answer.
+    Raises `InputError` where the cluster does not answer, or has GPUs and this machine, by which a run is one for GPUs
+    or for CPUs, has none.
     """
     if address := started_before():
         try:
@@ -142,7 +164,10 @@ def gpus_by_node() -> list[int] | None:
             one = "the address of one (scripts/ray_start.sh, scripts/ray_slurm.sh)"
             right = f"{one}, or unset, for a run on this machine alone"
             raise InputError("RAY_ADDRESS", f"no Ray cluster answers at {address}", right) from None
-        return [min(gpus, cores // CORES) for gpus, cores in found]
+        if any(card for *_, card in found) and not has_accelerator():
+            what = f"the cluster at {address} has GPUs, and this machine has none: the run would use the cluster's CPUs"
+            raise InputError("RAY_ADDRESS", what, "the same command on a node with GPUs")
+        return [min(gpus, cores // CORES) for gpus, cores, _ in found]
     if not has_accelerator() or not (smi := shutil.which("nvidia-smi")):
         return None
     listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from onerec.errors import InputError
 from onerec.folders import atomic_path
 from onerec.model_folder import loading
+from onerec.run import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,12 @@ def last_checkpoint(checkpoints: Path) -> int | None:
         what = f"names step {text or '(nothing)'}, which is not there"
         raise InputError(tracker, what, "a checkpoint folder beside it, or none of both")
     return int(text)
+
+
+def processes_of(checkpoints: Path, step: int) -> int | None:
+    """How many training processes wrote the checkpoint of ``step``, each its part; None where it does not say."""
+    told = checkpoints / f"global_step_{step}" / "actor" / "fsdp_config.json"
+    return read_json(told)["world_size"] if told.exists() else None
 
 
 def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float = 1.0) -> None:
@@ -49,13 +56,14 @@ def export(checkpoints: Path, base_model: Path, output: Path, merge_ratio: float
             if merge_ratio == 1 or file.suffix != ".safetensors":
                 shutil.copy2(file, folder / file.name)
             else:
-                save_file(_merged(base_model, file, merge_ratio), folder / file.name, metadata={"format": "pt"})
+                merged = dict(_merged(base_model, file, merge_ratio))
+                save_file(merged, folder / file.name, metadata={"format": "pt"})
 
 
-def merged_weights(checkpoints: Path, base_model: Path, merge_ratio: float) -> Iterator[dict[str, torch.Tensor]]:
-    """The weights that `export` writes, file by file: name to tensor."""
+def merged_weights(checkpoints: Path, base_model: Path, merge_ratio: float) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that `export` writes, one after the other: a large model is one file, and every server reads it."""
     for file in sorted(_saved(checkpoints).glob("*.safetensors")):
-        yield _merged(base_model, file, merge_ratio)
+        yield from _merged(base_model, file, merge_ratio)
 
 
 def _saved(checkpoints: Path) -> Path:
@@ -69,21 +77,22 @@ def _saved(checkpoints: Path) -> Path:
     return saved
 
 
-def _merged(base_model: Path, trained: Path, ratio: float) -> dict[str, torch.Tensor]:
+def _merged(base_model: Path, trained: Path, ratio: float) -> Iterator[tuple[str, torch.Tensor]]:
     """One file of trained weights averaged with the base model's, in float32; kept in the trained type."""
     import torch
     from safetensors import safe_open
-    from safetensors.torch import load_file
 
     places = {}
     for path in sorted(base_model.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             places |= dict.fromkeys(file.keys(), path)
     with loading(trained, "a checkpoint that was written whole"):
-        merged = load_file(trained)
-    for name, tensor in merged.items():
-        if name not in places:
-            raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")
-        with safe_open(places[name], "pt") as file:
-            merged[name] = torch.lerp(file.get_tensor(name).float(), tensor.float(), ratio).to(tensor.dtype)
-    return merged
+        opened = safe_open(trained, "pt")
+    with opened as weights:
+        names = weights.keys()
+        for name in names:
+            if name not in places:
+                raise InputError(base_model, f"has no weight {name} to average with", "--merge_ratio 1")
+            tensor = weights.get_tensor(name)
+            with safe_open(places[name], "pt") as file:
+                yield name, torch.lerp(file.get_tensor(name).float(), tensor.float(), ratio).to(tensor.dtype)

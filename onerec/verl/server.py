@@ -16,7 +16,7 @@ import ray
 import torch
 from torch.multiprocessing.reductions import reduce_tensor
 from verl.plugin.platform import get_platform
-from verl.utils.device import get_resource_name
+from verl.utils.device import get_device_name, get_resource_name, get_visible_devices_keyword
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica
 from verl.workers.rollout.utils import ensure_async_iterator
@@ -70,13 +70,11 @@ class WeightServer:
     It has none before the first `renew`, nor while it sleeps. A subclass says in `use` what takes the weights, a dense
     Qwen3's by their Hugging Face names, and answers ``generate``.
 
-    dtype: torch's name of the weights' type. devices: what of the node's GPUs it sees; empty on a CPU. settings: verl's
-    of the rollout.
+    dtype: torch's name of the weights' type. devices: the GPU of the node that its process sees (`environment_of`);
+    empty on a CPU. settings: verl's of the rollout.
     """
 
     def __init__(self, model: str, dtype: str, devices: str, settings: Any = None) -> None:
-        if devices:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
         self.path, self.dtype, self.settings = model, getattr(torch, dtype), settings
         self.config = read_config(model)
         self.device = torch.device("cuda", 0) if devices else torch.device("cpu")
@@ -124,8 +122,8 @@ class WeightServer:
 
     def load_merged(self, checkpoints: str, base_model: str, merge_ratio: float) -> None:
         """Take the average of the newest checkpoint and the base model from now on."""
-        for weights in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
-            self.take(list(weights.items()))
+        for weight in merged_weights(Path(checkpoints), Path(base_model), merge_ratio):
+            self.take([weight])
         self.renew(self.global_steps)
 
     def sleep(self) -> None:
@@ -147,6 +145,15 @@ def server_name(rank: int) -> str:
     return f"onerec_server_{rank}"
 
 
+def environment_of(device: str) -> dict[str, str]:
+    """Variables with which the process of a server on the node's GPU ``device`` (empty: on a CPU) starts.
+
+    Importing verl asks torch for GPUs, and CUDA reads once only which of them a process sees.
+    """
+    variables = {name: "1" for name in get_platform().ray_noset_envvars()}
+    return variables | ({get_visible_devices_keyword(): device} if device else {})
+
+
 async def launch_servers(replica: RolloutReplica, server: type[WeightServer]) -> list[Any]:
     """A ``server`` beside every worker of a replica, on the worker's node and GPU."""
     resource = get_resource_name()
@@ -161,17 +168,18 @@ async def launch_servers(replica: RolloutReplica, server: type[WeightServer]) ->
             for worker in replica.workers
         )
     )
-    variables = {name: "1" for name in get_platform().ray_noset_envvars()}
+    # By verl's platform: this process, the trainer's, may stand on a node without GPUs.
+    places = [(node, "" if get_device_name() == "cpu" else device) for node, device in places]
     model, settings = str(replica.model_config.path), replica.config
     return [
         ray.remote(server)
         .options(
             name=server_name(replica.replica_rank * replica.world_size + number),
             scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False),
-            runtime_env={"env_vars": variables},
+            runtime_env={"env_vars": environment_of(device)},
             max_concurrency=replica.max_concurrency,
         )
-        .remote(model, str(settings.dtype), device if torch.cuda.is_available() else "", settings)
+        .remote(model, str(settings.dtype), device, settings)
         for number, (node, device) in enumerate(places)
     ]
 

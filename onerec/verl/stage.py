@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from onerec.content import check_made_from, files_digest, model_digest
+from onerec.errors import InputError
 from onerec.folders import check_output, made_by
-from onerec.verl.export import last_checkpoint
+from onerec.verl.cluster import Pool
+from onerec.verl.export import last_checkpoint, processes_of
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # Sequences that one of vLLM's servers on a CPU works on at once.
@@ -37,6 +39,17 @@ def begin(
     return 0 if anew else last_checkpoint(checkpoints) or 0
 
 
+def check_goes_on(args: argparse.Namespace, done: int, pool: Pool) -> None:
+    """Raise `InputError` where a run would go on from step ``done`` on another number of GPUs than wrote it.
+
+    Each wrote a part, and verl reads no other number of them; it would say so when the models are loaded.
+    """
+    wrote = processes_of(args.output_dir / "checkpoints", done) if done else None
+    if wrote not in (None, pool.gpus * pool.nodes):
+        what = f"{pool.gpus * pool.nodes} GPUs in all, and the checkpoint of step {done} is of {wrote}"
+        raise InputError(pool.flag, what, f"{wrote} in all, with --nnodes, or another --output_dir")
+
+
 def shared_overrides(args: argparse.Namespace, module: str) -> dict[str, Any]:
     """verl's settings by flags that both stages have; ``module`` holds the stage's data set."""
     return {
@@ -55,6 +68,8 @@ def shared_overrides(args: argparse.Namespace, module: str) -> dict[str, Any]:
         f"{ROLLOUT}.tensor_model_parallel_size": args.rollout_tp_size,
         # Both stages score their answers in the agent loop.
         "reward.num_workers": 0,
+        # verl's default is room for 100,000 rows, which a large batch of many items fills.
+        "transfer_queue.backend.SimpleStorage.total_storage_size": "null",
         "trainer.n_gpus_per_node": args.n_gpus,
         "trainer.nnodes": args.nnodes,
         "trainer.save_freq": args.save_freq,

@@ -68,9 +68,19 @@ class WatchedTrainer(PPOTrainerSync):
                 os._exit(1)
 
     def _balance_batch(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted = self.config.data.train_batch_size
         found = len({key.rsplit("_", 2)[0] for key in batch.keys})
-        if found < wanted:
-            what = f"{wanted - found} of {wanted} prompts of step {self.global_steps} came back without an answer"
-            raise InputError("rollout", what, "a rollout server that lives; its error stands above in the log")
+        self._check_answered(found, self.config.data.train_batch_size, f"step {self.global_steps}")
         return super()._balance_batch(batch, *args, **kwargs)
+
+    def _val_metrics_update(
+        self, sources: Any, answered: Any, *args: Any, expected_acc_counts: dict[Any, int], **kwargs: Any
+    ) -> dict[str, float]:
+        """verl's, whose means would be over the prompts that were answered."""
+        wanted = sum(expected_acc_counts.values())
+        self._check_answered(len(answered), wanted, f"the validation at step {self.global_steps}")
+        return super()._val_metrics_update(sources, answered, *args, expected_acc_counts=expected_acc_counts, **kwargs)
+
+    def _check_answered(self, found: int, wanted: int, of: str) -> None:
+        if found < wanted:
+            what = f"{wanted - found} of {wanted} prompts of {of} came back without an answer"
+            raise InputError("rollout", what, "a rollout server that lives; its error stands above in the log")

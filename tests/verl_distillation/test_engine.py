@@ -22,11 +22,13 @@ def engine(tmp_path_factory):
     monkeypatch.setenv("VERL_PLATFORM", "cpu")
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "onerec.verl.cpu")
     import verl  # noqa: F401  it takes the platform by the variables, unless an earlier test has imported it
+    from verl.utils.torch_functional import entropy_from_logits
 
     import onerec.verl.cpu  # noqa: F401
     from verl_distillation.verl_plugin import StudentEngine
 
     engine = StudentEngine.__new__(StudentEngine)
+    engine.compute_entropy_from_logits = entropy_from_logits  # as verl has it where nothing is compiled
     engine.use_ulysses_sp = engine.pad_to_length = False
     engine.engine_config = types.SimpleNamespace(entropy_checkpointing=False)
     yield engine
@@ -131,6 +133,14 @@ def test_response_tokens_get_what_verls_own_engine_gives_them(engine, model, top
         torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
     for name, gradient in their_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_entropies_are_computed_by_what_verl_compiles_on_a_gpu(engine, model, monkeypatch):
+    """In eager steps they take several times the memory of the logits, which are a large model's largest tensor."""
+    engine.model_config = types.SimpleNamespace(hf_config=types.SimpleNamespace())
+    monkeypatch.setattr(engine, "compute_entropy_from_logits", lambda logits: logits.new_full(logits.shape[:-1], 7.0))
+    values, _ = results(engine, type(engine), model, micro_batch(1.0, False), False)
+    assert values["entropy"].tolist() == [7.0] * 9
 
 
 def test_extended_logits_learn_from_anchors_only(engine, model):

@@ -101,6 +101,7 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
     program.write_text("#!/bin/sh\n" + "echo 'GPU 0: a card'\n" * 8)
     program.chmod(0o755)
     del files["--n_gpus"]
+    files["--train_batch_size"] = 168
     hollow, pointer = checkpoint(tmp_path / "zero", BASE), checkpoint(tmp_path / "pointer", BASE)
     (hollow / "model.safetensors").write_bytes(b"")
     (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
@@ -113,6 +114,8 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
         args = parse(files | change)
         pools = place(args)
         assert args.n_gpus == wanted and sum(pool.gpus for pool in pools) == 8
+    with pytest.raises(InputError, match="7 GPUs do not share the 96 rows of an update alike"):
+        place(parse(files | {"--n_gpus": 7, "--mini_batch_size": 48, "--rollout_n": 2}))
     with pytest.raises(
         InputError, match=r"8 for the student, 2 for the teachers \(1 of them the anchors'\) do not fit"
     ):

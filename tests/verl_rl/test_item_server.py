@@ -92,6 +92,44 @@ def test_a_server_without_weights_says_so_to_every_one(parts):
         ask(ItemServer(str(folder), "float32", ""), prompts, [Wanted(str(catalogue), 4, None, 1.0)] * 3)
 
 
+def test_a_servers_process_sees_its_gpu_from_its_start(monkeypatch):
+    """Not when verl is imported in it: that asks torch for GPUs, and later words about them do not count."""
+    import types
+
+    from verl.plugin.platform import platform_manager
+    from verl.plugin.platform.platform_cuda import PlatformCUDA
+
+    import onerec.verl.server as servers
+
+    class Actor:
+        def __call__(self, server):
+            return self
+
+        def options(self, **options):
+            self.environment = options["runtime_env"]["env_vars"]
+            return self
+
+        def remote(self, *arguments):
+            return self.environment, arguments[2]
+
+    async def place(function):
+        return "ab" * 28, "3"
+
+    worker = types.SimpleNamespace(__ray_call__=types.SimpleNamespace(remote=place))
+    settings, model = types.SimpleNamespace(dtype="bfloat16"), types.SimpleNamespace(path="a model")
+    replica = types.SimpleNamespace(workers=[worker], config=settings, model_config=model)
+    replica.replica_rank, replica.world_size, replica.max_concurrency = 0, 1, 1
+    monkeypatch.setattr(servers.ray, "remote", Actor())
+    # The process that starts them, the trainer's, sees no GPU itself.
+    for platform, expected in ((PlatformCUDA(), "3"), (types.SimpleNamespace(device_name="cpu"), "")):
+        platform.ray_noset_envvars = lambda: ["NOSET"]
+        platform.ray_resource_name = lambda: "GPU"
+        monkeypatch.setattr(platform_manager, "_current_platform", platform)
+        ((environment, device),) = asyncio.run(servers.launch_servers(replica, object))
+        assert device == expected
+        assert environment == {"NOSET": "1"} | ({"CUDA_VISIBLE_DEVICES": "3"} if expected else {})
+
+
 def test_every_sender_has_done_with_a_tensor_before_the_next_is_made():
     from verl_rl.item_server import send_to_all
 

@@ -267,6 +267,30 @@ def test_the_export_carries_everything_but_the_weights_from_the_base(tmp_path):
         last_checkpoint(tmp_path / "checkpoints")
 
 
+def test_the_tenth_attempt_at_a_step_counts_more_than_the_second(tmp_path):
+    for attempt in (0, 2, 10):
+        line = {"step": 7, "data": {"val-core/onerec/video/reward/mean@1": attempt}}
+        (tmp_path / f"metrics_{attempt}.jsonl").write_text(json.dumps(line) + "\n")
+    assert read_validation(train_grpo.attempts(tmp_path))["7"]["video"]["reward"] == 10
+
+
+def test_a_run_goes_on_with_as_many_processes_as_wrote_its_checkpoint(tmp_path):
+    import argparse
+
+    from onerec.verl.cluster import Pool
+    from onerec.verl.stage import check_goes_on
+
+    actor = tmp_path / "checkpoints" / "global_step_50" / "actor"
+    actor.mkdir(parents=True)
+    args = argparse.Namespace(output_dir=tmp_path)
+    check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 3, 1))  # it does not say
+    (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 16}')
+    check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 2, 1))
+    check_goes_on(args, 0, Pool("training", "--n_gpus", 8, 3, 1))
+    with pytest.raises(InputError, match="24 GPUs in all, and the checkpoint of step 50 is of 16; 16 in all"):
+        check_goes_on(args, 50, Pool("training", "--n_gpus", 8, 3, 1))
+
+
 def test_a_run_goes_on_with_the_model_and_the_data_that_it_began_with_alone(tmp_path, monkeypatch):
     import types
 
@@ -314,7 +338,10 @@ def test_an_export_may_average_with_the_base(tmp_path):
     merged = load_file(tmp_path / "hf" / "model.safetensors")
     assert merged["a"].tolist() == [1.5, 1.5] and merged["b"].tolist() == [0.5, 0.5]
     assert merged["b"].dtype == torch.bfloat16
-    (served,) = merged_weights(tmp_path / "checkpoints", base, 0.25)
+    served = {}
+    for name, tensor in merged_weights(tmp_path / "checkpoints", base, 0.25):
+        assert isinstance(tensor, torch.Tensor), "one at a time, since every server of a node does it"
+        served[name] = tensor
     assert served.keys() == merged.keys() and all(torch.equal(served[name], merged[name]) for name in merged)
     save_file({"c": torch.ones(1)}, saved / "model.safetensors")
     with pytest.raises(InputError, match="has no weight c to average with"):
@@ -342,6 +369,16 @@ def test_a_step_whose_rollouts_are_missing_ends_the_run():
     trainer.config, trainer.global_steps = OmegaConf.create({"data": {"train_batch_size": 2}}), 3
     with pytest.raises(InputError, match="1 of 2 prompts of step 3 came back without an answer"):
         trainer._balance_batch(SimpleNamespace(keys=["a_0_0", "a_0_1", "a_1_0"]))
+    # A validation's means would be over the prompts that were answered.
+    expected = {("onerec/video", name): 1 for name in "abc"}
+    with pytest.raises(InputError, match="1 of 3 prompts of the validation at step 3 came back without an answer"):
+        trainer._val_metrics_update(
+            ["onerec/video"] * 2, ["a", "b"], {"reward": [1, 0]}, [], expected_acc_counts=expected
+        )
+    found = trainer._val_metrics_update(
+        ["onerec/video"] * 3, ["a", "b", "c"], {"reward": [1.0, 0.0, 0.5]}, [], expected_acc_counts=expected
+    )
+    assert found["val-core/onerec/video/reward/mean@1"] == 0.5
 
 
 def test_a_beam_keeps_its_own_reward_when_verl_writes_the_last_ones_over_it():

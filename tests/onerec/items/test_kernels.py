@@ -1,7 +1,9 @@
 """What the item engine does otherwise on a GPU gives what the plain form gives."""
 
 import copy
+import gc
 import importlib.util
+import weakref
 
 import numpy as np
 import pytest
@@ -100,6 +102,23 @@ def test_new_weights_are_not_searched_with_a_recording_of_the_old(toy_model, toy
     engine.load(other.named_parameters())
     for prompts in (first, *rest):
         same(find_items(engine, prompts, index, 4), find_items(plain, prompts, index, 4))
+
+
+def test_an_engine_with_recordings_goes_with_its_last_reference(toy_model, toy_spec, index, recorded):
+    """Not when the garbage collector comes by: training wants the GPU's memory."""
+    engine = ItemModel.of(toy_model, toy_spec)
+    engine.records, engine.multiple = True, 8
+    for prompts in batches(toy_spec):
+        find_items(engine, prompts, index, 4)
+    assert recorded["made"]
+    gc.collect()
+    gc.disable()
+    try:
+        there = weakref.ref(engine)
+        del engine
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_packed_attention_gives_the_items_of_padded_attention(toy_model, toy_spec, index, monkeypatch):

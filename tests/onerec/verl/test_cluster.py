@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -82,6 +83,30 @@ def test_pools_that_do_not_fit_together_are_refused_with_what_would(machine, mon
         fit(student(1, 2), teacher(2))
 
 
+def test_an_updates_rows_are_shared_alike_or_the_run_does_not_begin(machine, monkeypatch, capsys):
+    """verl asserts it when it comes to the first update (`TrainingWorker.train_mini_batch`)."""
+
+    def sharing(rows: int, gpus: int = -1, nodes: int = 1) -> Pool:
+        return dataclasses.replace(student(gpus, nodes), rows=rows)
+
+    machine(8)
+    assert fit(sharing(252), teacher())[0].gpus == 7 and not capsys.readouterr().err
+    # Distillation's defaults on a machine of eight.
+    assert fit(sharing(256), teacher())[0].gpus == 4
+    assert capsys.readouterr().err == (
+        "warning: 4 for the student, since 7 GPUs do not share the 256 rows of an update alike; "
+        "a --train_batch_size (or --mini_batch_size) whose rows they divide\n"
+    )
+    assert fit(sharing(256, 4), teacher())[0].gpus == 4
+    with pytest.raises(InputError, match=r"^--n_gpus: 7 GPUs do not share the 256 rows of an update alike; a --train"):
+        fit(sharing(256, 7), teacher())
+    cluster(monkeypatch, 8, 8, 8)
+    assert fit(sharing(72 * 32, nodes=3))[0].gpus == 8
+    for gpus in (8, -1):  # GRPO's defaults on three nodes: any number of GPUs a node has a factor of three
+        with pytest.raises(InputError, match=r"^--n_gpus: 24 GPUs do not share the 2048 rows of an update alike"):
+            fit(sharing(64 * 32, gpus, 3))
+
+
 def test_tensor_parallelism_must_divide_the_gpus_of_a_node_or_take_whole_nodes():
     for pool in (student(4, 2, 8), student(4, 2, 2), student(4, 2, 4)):
         assert pool.whole
@@ -99,6 +124,20 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setattr(verl_cluster, "_ASK", "raise ConnectionError")
     with pytest.raises(InputError, match=r"no Ray cluster answers at 127.0.0.1:1; the address of one"):
         fit(student())
+
+
+def test_a_run_on_a_cluster_with_gpus_does_not_begin_on_a_node_without(machine, monkeypatch):
+    """What Ray calls a GPU is any slot; a card also has a type."""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(verl_cluster, "_ASK", "print('[[0, 96, false], [8, 96, false]]')")
+    assert fit(student())[0].gpus == 8
+    monkeypatch.setattr(verl_cluster, "_ASK", "print('[[0, 96, false], [8, 96, true]]')")
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS: the cluster at head:6379 has GPUs, and this machine has none"):
+        fit(student())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    machine(1)
+    assert fit(student())[0].gpus == 8
 
 
 def test_cores_are_counted_as_verl_asks_for_them():
