@@ -202,7 +202,9 @@ def _leaf(value: Any) -> Any:
 def _as_shown(value: Any) -> str:
     if isinstance(value, dict):
         raise TypeError
-    return ", ".join(map(_as_shown, value)) if isinstance(value, list) else str(_leaf(value))
+    if isinstance(value, list):
+        return ", ".join(_as_shown(part) for part in value if part is not None)
+    return str(_leaf(value))
 
 
 def _short(value: object) -> str:

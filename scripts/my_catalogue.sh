@@ -12,12 +12,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/entry.sh"
 source "$ROOT/scripts/argument.sh"
 
-# absolute <path>: from where the user is; a split before it stays.
+# absolute <path>: from where the user is; a split before it stays, whatever its word.
 absolute() {
-  case "$1" in
-    train=* | valid=* | test=*) echo "${1%%=*}=$(realpath -m "${1#*=}")" ;;
-    *) realpath -m "$1" ;;
-  esac
+  if [[ "$1" =~ ^[a-z0-9]+= && ! -e "$1" ]]; then
+    echo "${1%%=*}=$(realpath -m -- "${1#*=}")"
+  else
+    realpath -m -- "$1"
+  fi
 }
 
 items="" logs="" columns="" passed=() role_value='^[a-z]+=.+'
@@ -44,6 +45,13 @@ while (($#)); do
 done
 argument "$items" "--items: is missing; my_catalogue.sh --items items.parquet --logs events.csv"
 argument "$logs" "--logs: is missing; my_catalogue.sh --items items.parquet --logs events.csv"
-export OWN_ITEMS="$items" OWN_LOGS="$logs" OWN_COLUMNS="$columns" PROFILE="${PROFILE:-own}" RL="${RL:-0}"
+# What the tables are, so that a run does not go on with what an older version of them gave.
+OWN_TABLES="$(tr '\n' '\0' <<< "$items"$'\n'"$logs" | xargs -0 python3 -c 'import os, re, sys, time
+paths = [re.sub("^[a-z0-9]+=(?=/)", "", path) for path in sys.argv[1:]]
+below = [os.path.join(top, name) for path in paths for top, _, names in os.walk(path) for name in names]
+known = [os.stat(path) for path in dict.fromkeys(paths + below) if os.path.isfile(path)]
+changed = time.strftime("%F %T", time.localtime(max((each.st_mtime for each in known), default=0)))
+print(f"{len(known)} files, {sum(each.st_size for each in known)} bytes, changed {changed}")')"
+export OWN_TABLES OWN_ITEMS="$items" OWN_LOGS="$logs" OWN_COLUMNS="$columns" PROFILE="${PROFILE:-own}" RL="${RL:-0}"
 export RUN_DIR="${RUN_DIR:-$ROOT/runs/own}"
 exec bash "$ROOT/scripts/quickstart.sh" ${passed[@]+"${passed[@]}"}

@@ -51,7 +51,7 @@ if [[ -z "${RL:-}" ]]; then
 fi
 export ONEREC_SETTINGS="$sets" SEED="${SEED:-0}" PROFILE RUN_DIR="${RUN_DIR:-$PWD/runs/quickstart}" MOVIELENS_DIR="${MOVIELENS_DIR:-}"
 export AMAZON_SEQUENCES="${AMAZON_SEQUENCES:-}" AMAZON_ATTRIBUTES="${AMAZON_ATTRIBUTES:-}" SID_CODES="${SID_CODES:-}"
-export OWN_ITEMS="${OWN_ITEMS:-}" OWN_LOGS="${OWN_LOGS:-}" OWN_COLUMNS="${OWN_COLUMNS:-}"
+export OWN_ITEMS="${OWN_ITEMS:-}" OWN_LOGS="${OWN_LOGS:-}" OWN_COLUMNS="${OWN_COLUMNS:-}" OWN_TABLES="${OWN_TABLES:-}"
 [[ "$RUN_DIR" == /* ]] || RUN_DIR="$caller/$RUN_DIR"
 
 owned bash scripts/install.sh
@@ -72,7 +72,7 @@ if ! python3 -c 'import fcntl; fcntl.flock(8, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>
 fi
 # A run keeps one set of settings: numbers from two would not belong in one table.
 settings="$found
-$(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES OWN_ITEMS OWN_LOGS OWN_COLUMNS; do
+$(for name in SEED MOVIELENS_DIR AMAZON_SEQUENCES AMAZON_ATTRIBUTES SID_CODES OWN_ITEMS OWN_LOGS OWN_COLUMNS OWN_TABLES; do
   [[ "$name" == OWN_* && -z "${!name}" ]] || printf '%s=%q\n' "$name" "${!name}"; done)"
 if ((!fresh)) && [[ -s "$RUN_DIR/.done/settings" ]] && ! diff -q <(echo "$settings") "$RUN_DIR/.done/settings" >/dev/null; then
   finished=("$RUN_DIR"/.done/[0-9]*)

@@ -311,6 +311,8 @@ def evaluate_lines(catalogue: Catalogue, like: Measured) -> Iterator[Line]:
     """Validation and test."""
     users = min(MOST_USERS, catalogue.validation)
     yield "VALIDATION_USERS", users, f"of {catalogue.validation:,} validation targets, who choose the checkpoint"
+    if not users:
+        yield "PRIOR", 0, "no validation target, by which the prior's weight would be chosen"
     if catalogue.tests > MOST_TESTS:
         yield "SAMPLE_SIZE", MOST_TESTS, f"of {catalogue.tests:,} test rows, drawn by seed"
     share = catalogue.repeated / catalogue.interactions

@@ -79,8 +79,15 @@ def test_a_missing_table_is_one_line(words, what):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {what}") and done.stderr.count("\n") == 1
 
 
-def test_a_catalogue_that_is_not_there_stops_in_the_first_step(tmp_path):
-    done = my_catalogue("--items", tmp_path / "no.csv", "--logs", tmp_path / "no.csv", RUN_DIR=str(tmp_path / "run"))
+def test_a_table_that_is_not_there_stops_in_the_first_step(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\n")
+    words = ["--items", tmp_path / "items.csv", "--logs", f"validation={tmp_path}/no.csv"]  # as good a word as valid
+    done = my_catalogue(*words, RUN_DIR=str(tmp_path / "run"))
     said = done.stdout + done.stderr
     assert done.returncode == 2 and f"error: {tmp_path / 'no.csv'}: no such file or folder" in said
     assert "error: 01_world: failed" in said
+    # Had the step finished, it would not be done again with other tables unasked.
+    (tmp_path / "run/.done/01_world").touch()
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,Other\n")
+    again = my_catalogue(*words, RUN_DIR=str(tmp_path / "run"))
+    assert again.returncode == 2 and "was begun with other settings (< OWN_TABLES=" in again.stderr

@@ -33,6 +33,7 @@ def test_a_script_parses(path):
     [
         "recipes/amazon_beauty.sh",
         "recipes/amazon.sh",
+        "recipes/amazon.sh --seed",
         "recipes/movielens100k.sh",
         "recipes/ablations.sh",
         "recipes/ablations.sh amazon_beauty",
@@ -50,6 +51,13 @@ def test_a_missing_argument_is_one_line(command, tmp_path, monkeypatch):
     done = subprocess.run(["bash", str(ROOT / "scripts" / name), *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", ["amazon", "amazon_beauty", "movielens100k"])
+def test_a_recipe_looks_for_its_data_where_the_user_is(recipe, tmp_path):
+    script = str(ROOT / "scripts" / "recipes" / f"{recipe}.sh")
+    done = subprocess.run(["bash", script, "nowhere.txt"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'nowhere.txt'}")
 
 
 # A stage as quickstart.sh runs it, with a process in a session of its own, and another stage beside it.

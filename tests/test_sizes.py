@@ -24,6 +24,7 @@ SPEC.loader.exec_module(sizes)
 BEAUTY = sizes.Catalogue(12_101, 22_363, 153_776, 200, 22_363, 22_363, 0, 0, 12_000)
 MOVIELENS = sizes.Catalogue(1_682, 943, 98_114, 735, 943, 943, 31_000, 0, 1_682)
 SHOP = sizes.Catalogue(3_686, 3_534, 20_094, 11, 4_533, 998, 0, 600, 3_600)
+ASKED = dataclasses.replace(SHOP, validation=0)  # of tests alone
 MANY = sizes.Catalogue(100_000, 100_000, 10_000_000, 900, 100_000, 100_000, 2_000_000, 0, 90_000)
 
 
@@ -35,7 +36,7 @@ def settings(catalogue):
 
 
 def test_every_name_is_one_that_the_settings_know():
-    lines = [line.split("  # ")[0] for of in (BEAUTY, MOVIELENS, SHOP, MANY) for line in sizes.lines(of)]
+    lines = [line.split("  # ")[0] for of in (BEAUTY, MOVIELENS, SHOP, MANY, ASKED) for line in sizes.lines(of)]
     command = [sys.executable, ROOT / "scripts/settings.py", "list", "amazon"]
     environment = {**os.environ, "ONEREC_SETTINGS": "\n".join(lines)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -73,6 +74,12 @@ def test_only_many_test_rows_are_sampled():
     assert settings(MANY)["evaluate.SAMPLE_SIZE"] == "20000"
     assert "evaluate.SAMPLE_SIZE" not in settings(SHOP)
     assert settings(SHOP)["evaluate.VALIDATION_USERS"] == "998"
+
+
+def test_without_validation_targets_no_prior_is_asked_for():
+    none = settings(ASKED)
+    assert none["evaluate.VALIDATION_USERS"] == none["evaluate.PRIOR"] == "0", "its weight could not be chosen"
+    assert "evaluate.PRIOR" not in settings(SHOP), "the profile says it"
 
 
 def test_so_few_users_that_sft_would_read_a_row_many_times_have_several():

@@ -161,13 +161,20 @@ def from_sequences(args: argparse.Namespace, manifest: Manifest) -> Read:
         else:
             users[uid] = [(pid, math.nan) for pid in pids]
     manifest.input(args.sequences, total)
-    manifest.drop("line is not a user of its own and items", bad)
+    manifest.drop("line is not a user of its own and items, all whole numbers", bad)
     manifest.check_bad_ratio(args.sequences, bad, total, args.max_bad_ratio)
     attributes = read_json(args.attributes) if args.attributes else {}
     if not isinstance(attributes, dict) or not all(isinstance(values, list) for values in attributes.values()):
         raise InputError(args.attributes, "is not a JSON object of lists", '{"item id": [attribute ids]}')
     catalogue = Catalogue(texts_of(TEXTS, args.prompts))
-    for pid in sorted({item for events in users.values() for item, _ in events}):
+    pids = sorted({item for events in users.values() for item, _ in events})
+    if args.attributes:
+        without = sum(not attributes.get(str(pid)) for pid in pids)
+        if pids and without == len(pids):
+            right = f"ids of items as the sequences have them, such as {pids[0]}"
+            raise InputError(args.attributes, "has no attribute of any item of the sequences", right)
+        manifest.drop("item without attributes: kept, its caption says its number alone", without)
+    for pid in pids:
         catalogue.add(pid, "", "", [catalogue.texts["attribute"].format(id=a) for a in attributes.get(str(pid), [])])
     return users, catalogue, {}
 

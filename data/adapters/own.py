@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone befor
 from data.adapters.release import TEST, add_arguments, write_release
 from data.own.events import read_events
 from data.own.histories import read_histories
-from data.own.items import WORDS, Items, alike, read_items
+from data.own.items import WORDS, Items, alike, read_items, text_columns
 from data.own.reader import Columns, Options, Read, Reader, Source
 from data.own.rows import Log, Rows, to_table, training
-from data.own.tables import TableFile, check_given, parse_columns, table_files
+from data.own.tables import TableFile, check_given, find_role, parse_columns, some, table_files
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import ArgumentParser
@@ -135,6 +135,29 @@ def tables(every: Sequence[Rows], manifest: Manifest) -> Iterator[pa.Table]:
             yield to_table(rows, slice(start, start + ROWS), manifest.dropped)
 
 
+def columns_of(tables: Sequence[tuple[TableFile, Mapping[str, Sequence[str | None]]]]) -> str:
+    """Which column was taken for what, and which were not read; ``tables``: files, a file's columns by role."""
+    roles: dict[str, dict[str, None]] = {}
+    for _, by_role in tables:
+        for role, names in by_role.items():
+            roles.setdefault(role, {}).update(dict.fromkeys(name for name in names if name is not None))
+    taken = {name for names in roles.values() for name in names}
+    rest = list(dict.fromkeys(name for file, _ in tables for name in file.names if name and name not in taken))
+    said = ", ".join(f"{role}={'+'.join(names)}" for role, names in roles.items() if names)
+    return said + (f"; not read: {some(rest)}" if rest else "")
+
+
+def say_columns(files: Sequence[TableFile], sources: Sequence[Source], given: Mapping[str, Sequence[str]]) -> None:
+    """Print which columns of both tables are read as what."""
+    of_items = []
+    for file in files:
+        item, category = (find_role(file.names, role, given, WORDS["items"][role]) for role in ("item", "category"))
+        of_items.append((file, {"item": [item], "text": text_columns(file, item, given), "category": [category]}))
+    of_logs = [(file, Columns(file, given).read) for file, _ in sources]
+    print(f"columns of the items: {columns_of(of_items)}")
+    print(f"columns of the logs: {columns_of(of_logs)}")
+
+
 def write(args: argparse.Namespace, items: Items, read: Read, manifest: Manifest) -> Path:
     """Write the release's files and the dictionaries; returns their folder."""
     every = [training(read.log, args.n_targets, args.windows, manifest.dropped), *read.tests]
@@ -171,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     share = repeats(read.log)
     manifest.extra["repeated_events"] = round(share, 6)
     out = write(args, items, read, manifest)
+    say_columns(files, sources, given)
     rows = ", ".join(f"{len(rows):,} {name}" for rows, name in zip(read.tests, ("test", "validation"), strict=False))
     unused = len(items.names) - np.count_nonzero(np.bincount(read.log.items))
     print(f"items: {len(items.names):,}, {unused:,} of them in no event")

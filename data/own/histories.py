@@ -13,7 +13,7 @@ from data.adapters.release import TEST, TRAIN, VALIDATION
 from data.onerec_data.samples import MAX_TARGETS
 from data.own.reader import NONE, UNKNOWN, Columns, Read, Reader, by_time, split_events
 from data.own.rows import HISTORY, Log, Rows, given_rows, held_out, keep_validation, merged
-from data.own.tables import lists_of_text
+from data.own.values import lists_of_text
 from onerec.errors import InputError
 
 
@@ -75,7 +75,9 @@ def _history_rows(
 ) -> Iterator[_Row]:
     path, count = each.file.path, len(batch["user"])
     lists = {
-        role: lists_of_text(batch[role], path, each.by_role[role]) for role in ("history", "target") if role in batch
+        role: lists_of_text(batch[role], path, each.by_role[role], reader.items.names)
+        for role in ("history", "target")
+        if role in batch
     }
     histories, targets = lists["history"], lists.get("target", [[]] * count)
     flat = pa.array(

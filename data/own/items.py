@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from data.onerec_data.tables import SEPARATORS
 from data.onerec_data.text import MARK
-from data.own.tables import TableFile, as_text, find_role, list_of_text
+from data.own.tables import TableFile, find_role
+from data.own.values import as_text, list_in
 from onerec.errors import InputError
 from onerec.run import Manifest
 
@@ -54,7 +55,8 @@ def read_items(
     or where too many rows have no id or one that came before.
     """
     known: dict[str, tuple[str, str, list[str]]] = {}
-    total = unmarked = twice = without = 0
+    total = unmarked = cut = twice = without = 0
+    bad = Counter[str]()
     bare = True  # no file has a column of texts
     for file in files:
         item = find_role(file.names, "item", given, WORDS["items"]["item"])
@@ -76,15 +78,20 @@ def read_items(
                     twice += 1
                     continue
                 values = [clean(columns[column][at] or "") for column in texts]
-                unmarked += any(marked for _, marked in values)
+                unmarked += any(marked for _, marked, _ in values)
+                cut += any(long for _, _, long in values)
                 labels = split_tags(columns[tags][at] or "") if tags else []
-                known[name] = (values[0][0] if values else name, caption(texts, [text for text, _ in values]), labels)
+                title = values[0][0] if values else name
+                known[name] = (title, caption(texts, [text for text, _, _ in values]), labels)
         manifest.input(file.path, rows + file.bad.total())
         total += rows + file.bad.total()
-        without += file.bad.total()
+        bad += file.bad
+    bad += Counter({"item: row without an id": without, "item: its id came before": twice})
     if len(known) < 2:
         what = f"holds {len(known) or 'no'} item{'s' if not known else ''}"
-        if not known and (bad := sum((file.bad for file in files), Counter[str]())):
+        if not known and without:
+            raise InputError(path, f"{what}: {without:,} rows have no id", "an id a row; --columns item=<column>")
+        if not known and bad:
             reason, count = bad.most_common(1)[0]
             raise InputError(path, f"{what}: {count:,} times, {reason}", "text with separators in quotation marks")
         raise InputError(path, what, "at least two, one of which can be recommended before the other")
@@ -96,14 +103,12 @@ def read_items(
         manifest.warn(
             f"{path} holds ids alone", "with titles the SIDs would also say what an item is, not only who takes it"
         )
-    for reason, count in (
-        ("item: row without an id", without),
-        ("item: its id came before", twice),
-    ):
+    for reason, count in bad.items():
         manifest.drop(reason, count)
-    manifest.check_bad_ratio(path, without + twice, total, max_bad_ratio)
+    manifest.check_bad_ratio(path, bad.total(), total, max_bad_ratio)
     manifest.drop("item without a text: kept, its caption says so", untold)
     manifest.drop("item whose text held a mark of chats or items: kept without the mark", unmarked)
+    manifest.drop(f"item with a text of more than {LONGEST} characters: kept, that text cut there", cut)
     titles, captions, tags = (list(column) for column in zip(*known.values(), strict=True))
     captions = [text or WORDS["unknown"] for text in captions]
     return Items(pa.array(known, pa.string()), titles, captions, tags if any(tags) else None)
@@ -127,14 +132,15 @@ def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]])
     return chosen
 
 
-def clean(text: str) -> tuple[str, bool]:
-    """(A text on one line, of at most `LONGEST` characters; whether a mark of chats or items was taken out of it)."""
-    if text.startswith("["):
-        text = " ".join(list_of_text(text))
+def clean(text: str) -> tuple[str, bool, bool]:
+    """(A text on one line, whether a mark of chats or items was taken out, whether it was cut at `LONGEST`)."""
+    if (parts := list_in(text.strip())) is not None:
+        text = ", ".join(parts)
     bare = MARK.sub(" ", text)
     marked = bare != text
     bare = " ".join(bare.split())
-    return (bare if len(bare) <= LONGEST else bare[: LONGEST - 1] + "…"), marked
+    long = len(bare) > LONGEST
+    return (bare[: LONGEST - 1] + "…" if long else bare), marked, long
 
 
 def caption(columns: Sequence[str], values: Sequence[str]) -> str:

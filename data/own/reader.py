@@ -14,13 +14,16 @@ import pyarrow.compute as pc
 from data.adapters.release import MASKS, TEST, TRAIN, VALIDATION
 from data.own.items import WORDS, Items
 from data.own.rows import Log, Rows, held_out, keep_validation, leave_one_out
-from data.own.tables import TableFile, as_text, find_role
+from data.own.tables import TableFile, find_role
 from data.own.times import Clock
+from data.own.values import as_text
 from onerec.errors import InputError
 from onerec.run import Manifest
 
 NONE = -1  # an item that is not in the catalogue, an event whose part is not said
 Source = tuple[TableFile, int | None]  # a file of the log, and the split that its rows are of (None: it does not say)
+_FLOAT = r"^(\d+)\.0$"  # 12.0 for 12: pandas makes floats of whole numbers where one is missing
+MANY_UNKNOWN = 0.1  # share of the named items past which their absence is warned of
 UNKNOWN = "event with an item that is not in the catalogue"
 _BITS = {word: 1 << bit for bit, label in enumerate(MASKS) for word in WORDS["actions"][label]}
 _BITS |= dict.fromkeys(WORDS["actions"][""], 0)
@@ -60,6 +63,13 @@ class Columns:
         """Whether a row is a history and its target, not an event."""
         return self.by_role["history"] is not None
 
+    @property
+    def read(self) -> dict[str, list[str | None]]:
+        """The columns that are read, by role."""
+        history = ("user", "history", "target", "time", "action", "query", "split")
+        event = ("user", "item", "time", "action", "query", "split")
+        return {role: [self.by_role[role]] for role in (history if self.histories else event)}
+
     def need(self, role: str, what: str) -> None:
         """Raise `InputError` where no column plays ``role``."""
         if self.by_role[role] is None:
@@ -85,10 +95,17 @@ class Reader:
         self.bad: Counter[str] = Counter()
         self.actions: Counter[str] = Counter()
         self.strange: list[str] = []  # ids that are not in the catalogue, some
+        self.named = self.unknown = 0  # how often an item is named, and one that is not in the catalogue
 
     def numbers(self, names: pa.Array) -> np.ndarray:
         """Items' numbers less one, int64; `NONE` where an id is not in the catalogue."""
-        found = pc.index_in(names, self.items.names).fill_null(NONE).to_numpy(zero_copy_only=False).astype(np.int64)
+        places = pc.index_in(names, self.items.names)
+        if places.null_count > names.null_count:
+            whole = pc.replace_substring_regex(names, _FLOAT, r"\1")
+            places = pc.coalesce(places, pc.index_in(whole, self.items.names))
+        found = places.fill_null(NONE).to_numpy(zero_copy_only=False).astype(np.int64)
+        self.named += len(names) - names.null_count
+        self.unknown += int((found == NONE).sum()) - names.null_count
         if len(self.strange) < 3 and (found == NONE).any():
             self.strange += names.filter(pa.array(found == NONE)).drop_null().slice(0, 3).to_pylist()
         return found
@@ -124,13 +141,18 @@ class Reader:
             self.manifest.drop(reason, count)
 
     def check_known(self, any_known: bool) -> None:
-        """Raise `InputError` where the log names no item of the catalogue."""
+        """Raise `InputError` where the log names no item of the catalogue; warn where it names many others."""
         if not any_known and not self.strange:
             raise InputError(self.options.path, "holds no row that can be used", "a user, an item and a time a row")
         if not any_known:
             ids = " or ".join(map(repr, self.strange[:2]))
             right = f"those of the catalogue, as {self.items.names[0].as_py()!r}"
             raise InputError(self.options.path, f"names no item of the catalogue (its ids: {ids})", right)
+        if self.unknown > MANY_UNKNOWN * self.named:
+            ids = f"such as {self.strange[0]!r}, where it has {self.items.names[0].as_py()!r}"
+            times = f"{self.unknown:,} of {self.named:,} times"
+            what = f"{times} that the logs name an item, it is not in the catalogue ({ids})"
+            self.manifest.warn(what, "those are left out; write ids alike in both tables, and list all items")
 
 
 def by_time(times: np.ndarray, reader: Reader) -> np.ndarray:

@@ -6,33 +6,34 @@ ids is read as text, to the letter: ``007`` stays ``007``, and the number 7 is `
 
 from __future__ import annotations
 
-import ast
 import codecs
 import gzip
 import io
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from data.own.values import parsed
 from onerec.errors import InputError, reading
-from onerec.parquet import Kind, converted, is_list, iter_batches, open_parquet, plain
-from onerec.run import read_json
+from onerec.parquet import iter_batches, open_parquet
 
 PARQUET, JSON = (".parquet", ".pq"), (".json", ".jsonl", ".ndjson")
 DELIMITED = (".csv", ".tsv", ".txt", ".inter", ".item")  # the last two are RecBole's
 RIGHT = "Parquet, CSV or JSON lines: a file, or a folder of them"
 _ROWS = 1 << 17  # rows of a batch
 _BLOCK = 16 << 20  # bytes of a block of delimited text
-_HEAD = 1000  # lines of JSON whose keys are the columns
+_HEAD = 1000  # lines that say whether a text is one of sequences
+SHOWN = 30  # names of columns in a message
+UNCLOSED = "line inside a text whose quotation mark is not closed"
 
 
 class TableFile:
@@ -41,7 +42,7 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         """Raises `InputError` where the file cannot be read, or its ending says no kind of table."""
         self.path, self.bad = path, Counter[str]()
-        ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        ending = _ending(path)
         if ending in PARQUET:
             self._open: type[_Parquet | _Json | _Delimited | _Sequences] = _Parquet
         elif ending in JSON:
@@ -59,7 +60,7 @@ class TableFile:
 
     def lacks(self, what: str, role: str, usual: Sequence[str], other: str = "") -> InputError:
         """The error of a file without a column of ``what``; ``usual``: names that it might have; ``other`` ways."""
-        right = f"it has {', '.join(self.names)}: --columns {role}=<one of them>{other}"
+        right = f"it has {some(self.names)}: --columns {role}=<one of them>{other}"
         return InputError(self.path, f"has no column of {what} (such as {', '.join(usual[:6])})", right)
 
 
@@ -72,10 +73,21 @@ def table_files(path: Path) -> list[TableFile]:
     every = PARQUET + JSON + DELIMITED
     below = (file for file in sorted(path.rglob("*")) if file.is_file())
     shown = (file for file in below if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts))
-    files = [TableFile(file) for file in shown if {file.suffix, file.with_suffix("").suffix} & set(every)]
+    files = [TableFile(file) for file in shown if set(map(str.lower, file.suffixes[-2:])) & set(every)]
     if not files:
         raise InputError(path, "holds no table", RIGHT)
     return files
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message, the first `SHOWN` of them."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _ending(path: Path) -> str:
+    """What a file's name ends in, in small letters, without .gz."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 class _Parquet:
@@ -98,9 +110,9 @@ class _Delimited:
         head = line.decode("utf-8-sig", errors="replace").rstrip("\r\n")
         if not head.strip():
             raise InputError(path, "is empty", "a line of column names, then a row a line")
-        self._separator = max("\t,;|", key=head.count)
-        # Quotation marks in text between tabs are part of it.
-        self._quote = False if self._separator == "\t" else '"'
+        self._separator = max("\t,;|", key=head.count) if re.search(r"[\t,;|]", head) else ","
+        # Quotation marks in text between tabs are part of it, unless the names stand in such marks.
+        self._quote = False if self._separator == "\t" and not head.startswith('"') else '"'
         self.names = self._columns_of(head)
         if all(map(_is_number, re.split(r"[\t,;|\s]+", head.strip()))):
             what = f"has no line of column names (it begins with {head[:60]})"
@@ -113,13 +125,13 @@ class _Delimited:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         def count(row: Any) -> str:
-            self._bad["line of another number of columns"] += 1
+            self._bad["line of another number of columns"] += 1 + (row.text or "").count("\n")
             return "skip"
 
         text = dict.fromkeys(columns, pa.string())
         with reading(self.path, "cannot be read as delimited text", "UTF-8, a row a line"):
             found = pa.csv.open_csv(
-                self.path,
+                pa.input_stream(str(self.path), compression="gzip" if _is_gzip(self.path) else None),
                 pa.csv.ReadOptions(block_size=_BLOCK),
                 pa.csv.ParseOptions(
                     delimiter=self._separator,
@@ -131,7 +143,20 @@ class _Delimited:
                     column_types=text, include_columns=list(columns), null_values=[""], strings_can_be_null=True
                 ),
             )
-            yield from found
+            for batch in found:
+                if swallowed := sum(map(self._swallowed, batch.columns)):
+                    self._bad[UNCLOSED] += swallowed
+                yield batch
+
+    def _swallowed(self, values: pa.Array) -> int:
+        """How many lines of a column's texts are rows by their separators: no text has many such lines."""
+        lost = 0
+        if len(self.names) > 1 and self._quote:
+            for text in values.filter(pc.match_substring(values, "\n").fill_null(False)).to_pylist():
+                lines = text.split("\n")[1:]
+                rows = sum(line.count(self._separator) == len(self.names) - 1 for line in lines)
+                lost += rows if rows >= 3 and 2 * rows > len(lines) else 0
+        return lost
 
 
 class _Sequences:
@@ -168,8 +193,11 @@ class _Json:
     def __init__(self, path: Path, bad: Counter[str]) -> None:
         self.path, self._bad = path, bad
         self._document = _document(path)
-        head = itertools.islice(self._objects(), _HEAD)
-        self.names = list(dict.fromkeys(name for value in head for name in value))
+        names: dict[str, None] = {}
+        for value in self._objects():  # all of them: a key may come late
+            if not value.keys() <= names.keys():
+                names.update(dict.fromkeys(value))
+        self.names = list(names)
         if not self.names:
             raise InputError(path, "holds no JSON object", "an object a line")
         self._bad.clear()  # the lines are read again
@@ -181,54 +209,63 @@ class _Json:
 
     def _objects(self) -> Iterator[dict[str, Any]]:
         if self._document is not None:
-            yield from self._document
+            for value in self._document:
+                if isinstance(value, dict):
+                    yield value
+                else:
+                    self._bad["value of the list is no JSON object"] += 1
             return
         with reading(self.path, "is not a whole gzip file"), _opened(self.path) as file:
             for line in file:
                 if line.strip():
-                    value = _parsed(line)
+                    value = parsed(line)
                     if isinstance(value, dict):
                         yield value
                     else:
                         self._bad["line is no JSON object"] += 1
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _opened(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
 
 
-def _parsed(text: bytes | str) -> Any:
-    try:
-        return orjson.loads(text)
-    except ValueError:
+def _document(path: Path) -> list[Any] | None:
+    """What the list of a file that is one JSON document holds; None where its first line is an object of its own."""
+    if _ending(path) != ".json":
         return None
-
-
-def _document(path: Path) -> list[dict[str, Any]] | None:
-    """The objects of a file that is one JSON document; None where its first line is an object of its own."""
-    if path.suffix != ".json":
-        return None
-    with open(path, "rb") as file:
+    with reading(path, "is not a whole gzip file"), _opened(path) as file:
         first = file.readline()
-        if isinstance(value := _parsed(first), dict) and (file.readline() or not _objects_of(value)):
+        if isinstance(value := parsed(first), dict) and (file.readline() or not _objects_of(value)):
             return None
-    found = _objects_of(read_json(path))
+    with reading(path, "is not JSON", "a UTF-8 JSON file"), _opened(path) as file:
+        found = _objects_of(json.loads(file.read().decode("utf-8-sig"), parse_constant=lambda name: None))
     if not found:
         raise InputError(path, "is a JSON document without objects", "a list of objects, or an object a line")
     return found
 
 
-def _objects_of(value: Any) -> list[dict[str, Any]]:
-    """The objects of a document: a list of them, alone or under one key, or what stands under each item's id."""
+def _objects_of(value: Any) -> list[Any]:
+    """The objects of a document: a list of them, alone or under one key, or what stands under each item's id.
+
+    Or columns, each an object of row numbers to values, as pandas writes a table where nothing else is said.
+    """
     if isinstance(value, dict) and value:
         parts = list(value.values())
         if all(isinstance(part, dict) for part in parts):
+            rows = list(map(str, range(len(parts[0]))))
+            if rows and all(list(part) == rows for part in parts):
+                columns = [part.values() for part in parts]
+                return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
             return [{"item_id": key} | part for key, part in value.items()]
         if len(parts) == 1 and isinstance(parts[0], list):
             return _objects_of(parts[0])
         if all(isinstance(part, str) for part in parts) or all(map(_is_plain_list, parts)):
             return [{"item_id": key, "text": part} for key, part in value.items()]
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    return value if isinstance(value, list) and any(isinstance(each, dict) for each in value) else []
 
 
 def _is_plain_list(value: Any) -> bool:
@@ -242,53 +279,6 @@ def _array(values: list[Any]) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         shown = (v if v is None or isinstance(v, str) else orjson.dumps(v).decode() for v in values)
         return pa.array(list(shown), pa.string())
-
-
-def as_text(values: pa.Array | pa.ChunkedArray, path: Path, name: str) -> pa.Array:
-    """A column as text [string], lists joined by ", "; empty text is null. Whole numbers stay whole."""
-    values = plain(values)
-    kind = values.type
-    if pa.types.is_floating(kind):  # pandas makes floats of whole numbers where one is missing
-        values = pc.if_else(pc.is_nan(values), None, values)
-    if pa.types.is_floating(kind) and not pc.any(pc.not_equal(values, pc.floor(values))).as_py():
-        values = values.cast(pa.int64(), safe=False)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return values.cast(pa.string())
-    if pa.types.is_temporal(kind):
-        return values.cast(pa.string())
-    try:
-        found = converted(values, Kind.SHOWN)[0]
-    except TypeError:
-        raise InputError(path, f"column {name} is {kind}", "text, numbers or lists of them") from None
-    return pc.if_else(pc.equal(found, ""), None, found)
-
-
-def lists_of_text(values: pa.Array, path: Path, name: str) -> list[list[str]]:
-    """A column of lists, or of text that is one (``[1, 2]``, ``['a', 'b']``, ``a b``, ``a,b``), as lists of ids."""
-    values = plain(values)
-    if is_list(values.type):
-        flat = as_text(values.flatten(), path, name).to_pylist()
-        lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
-        ends = np.cumsum(lengths).tolist()
-        return [[v for v in flat[end - n : end] if v] for end, n in zip(ends, lengths.tolist(), strict=True)]
-    return [list_of_text(text or "") for text in as_text(values, path, name).to_pylist()]
-
-
-def list_of_text(text: str) -> list[str]:
-    """The parts of one text that is a list."""
-    text = text.strip()
-    if text.startswith("["):
-        value = _parsed(text)
-        if value is None:
-            try:
-                value = ast.literal_eval(text)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                value = None
-        if isinstance(value, list):
-            return [str(each) for each in value if each is not None]
-        text = text.strip("[]")
-    between = r"\s*[,;|]\s*" if re.search("[,;|]", text) else r"\s+"
-    return [part for part in re.split(between, text) if part]
 
 
 # --- which column is what

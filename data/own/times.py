@@ -56,11 +56,12 @@ class Clock:
             self._numbers(found, path, name)
         rest = ~number & values.is_valid().to_numpy(zero_copy_only=False)
         if rest.any():
-            text = pc.replace_substring_regex(values.filter(pa.array(rest)), r"\s*(UTC|GMT)\s*$", "Z").to_pandas()
-            found[rest] = _seconds(pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce"))
+            text = values.filter(pa.array(rest))
+            zoned = pc.replace_substring_regex(text, r"\s*(UTC|GMT)\s*$", "Z").to_pandas()
+            found[rest] = _seconds(pd.to_datetime(zoned, format="ISO8601", utc=True, errors="coerce"))
             self._note(DATES, rest & ~np.isnan(found), values, path, name)
             if np.isnan(found).all():
-                raise InputError(path, f"column {name}: {text.iloc[0]} cannot be read as a time", RIGHT)
+                raise InputError(path, f"column {name}: {text[0].as_py()} cannot be read as a time", RIGHT)
         return found
 
     def _numbers(self, found: np.ndarray, path: Path, name: str) -> None:

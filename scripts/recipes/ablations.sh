@@ -7,7 +7,7 @@
 source "$(dirname "$0")/common.sh"
 argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty or movielens100k"
 argument "${2:-}" "ablations.sh: needs the data folder of the recipe; bash scripts/recipes/ablations.sh $1 <folder>"
-recipe="$1" folder="$2"
+recipe="$1" folder="$(from_caller "$2")"
 export VENV
 bash scripts/install.sh
 export PATH="$VENV/bin:$PATH"

@@ -6,13 +6,13 @@
 #   [attributes]   JSON, item to attribute ids, as published there; without it an item is who takes it
 # Settings: scripts/profiles/amazon/. SEEDS="0 1 2", RUNS=runs/<name of the sequences>; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
-argument "${1:-}" "amazon.sh: needs a file of sequences; amazon.sh Beauty.txt Beauty_item2attributes.json"
-AMAZON_SEQUENCES="$(realpath -m "$1")"
+data_path "${1:-}" "amazon.sh: needs a file of sequences; amazon.sh Beauty.txt Beauty_item2attributes.json"
+AMAZON_SEQUENCES="$(from_caller "$1")"
 need amazon "$AMAZON_SEQUENCES" "a file of sequences as its first argument"
 shift
 AMAZON_ATTRIBUTES="" text=(--set tokenizer.ENCODER=none)
 if [[ -n "${1:-}" && "$1" != --* ]]; then
-  AMAZON_ATTRIBUTES="$(realpath -m "$1")" text=()
+  AMAZON_ATTRIBUTES="$(from_caller "$1")" text=()
   need amazon "$AMAZON_ATTRIBUTES" "a JSON file of attributes as its second argument, or none"
   shift
 fi

@@ -5,8 +5,8 @@
 #              published by github.com/NonameUntitled/tiger
 # Settings: scripts/profiles/amazon_beauty/. SEEDS="0 1 2", RUNS=runs/amazon_beauty; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
-argument "${1:-}" "amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json"
-data="$(realpath -m "$1")"
+data_path "${1:-}" "amazon_beauty.sh: needs a folder; the one with inter.json and index_rqkmeans.json"
+data="$(from_caller "$1")"
 : "${RUNS:=runs/amazon_beauty}"
 : "${AMAZON_SEQUENCES:=$data/inter.json}"
 : "${SID_CODES:=$data/index_rqkmeans.json}"

@@ -4,6 +4,7 @@
 #   RL       1: distillation and GRPO too, as --rl     (0)
 # Settings: the profile, and --set <stage>.<NAME>=<value> as for the quickstart.
 set -euo pipefail
+caller="$PWD"
 source "$(dirname "${BASH_SOURCE[0]}")/../entry.sh"
 cd "$ROOT"
 source scripts/argument.sh
@@ -11,6 +12,15 @@ source scripts/owned.sh
 : "${VENV:=$PWD/.venv}"
 : "${SEEDS:=0 1 2}"
 export RL="${RL:-0}"
+
+# from_caller <path>: from where the user is, as the quickstart takes it.
+from_caller() { (cd "$caller" && realpath -m -- "$1"); }
+
+# data_path <argument> <message>: stop where the first argument is missing, or is a flag already.
+data_path() {
+  if [[ "$1" == --* ]]; then argument "" "$2"; fi
+  argument "$1" "$2"
+}
 
 # need <recipe> <file> <what is wanted>: stop where a data file is not there.
 need() {

@@ -60,6 +60,10 @@ def test_sequence_files(sequences, tmp_path, capsys):
     assert captions[0] == {"pid": 5, "dense_caption": "类别：属性1、属性2。", "tags": ["属性1", "属性2"]}
     assert captions[4]["dense_caption"] == "商品9。"
     assert "1 (user with fewer than 4 items)" in (out := capsys.readouterr().out) and "1 (line is not a user" in out
+    assert "3 (item without attributes: kept" in out
+    (tmp_path / "a.json").write_text('{"B005": [1, 2]}')
+    with pytest.raises(InputError, match=r"a\.json: has no attribute of any item of the sequences; .* such as 5"):
+        amazon([*sequences, "--max_bad_ratio", "0.3"])
 
 
 REVIEWS = [
