@@ -21,6 +21,7 @@ from onerec.sid import SidSpec
 from pretrain import convert_checkpoint_to_hf
 from pretrain.checkpoint import check_same_run, whole_checkpoints
 from pretrain.model import PackedLM, load_lm
+from pretrain.ranks import Processes
 from pretrain.sharding import Fsdp, choose
 from pretrain.train import main
 from tests.arguments import as_flags
@@ -301,6 +302,7 @@ def test_a_checkpoint_goes_on_with_other_processes_where_the_rows_of_a_step_stay
 def test_a_checkpoint_of_another_number_of_rows_is_refused(world, tmp_path, monkeypatch):
     main([*argv(world, tmp_path / "out"), "--num_training_steps", "3"])
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("pretrain.train.run_processes", Processes)  # nobody else is there to be asked
     with pytest.raises(InputError, match="a run of 1 processes x 1 rows a step, now 2 x 1"):
         main([*argv(world, tmp_path / "out"), "--num_training_steps", "3", *RESUME])
 

@@ -31,6 +31,7 @@ from pretrain.model import PackedLM, load_lm
 from pretrain.train import LOADERS, main
 from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
 from tests.arguments import as_flags
+from tests.clusters import wait_until
 
 
 def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> list[str]:
@@ -205,7 +206,8 @@ def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped
     monkeypatch.setattr(PackedTrainer, "training_step", stopped)
     assert main(argv(world, tmp_path / "out")) == STOPPED
     gc.collect()
-    assert seen == [LOADERS] * 4 and not multiprocessing.active_children()
+    assert seen == [LOADERS] * 4
+    assert wait_until(lambda: not multiprocessing.active_children(), 60)
     monkeypatch.setattr(PackedTrainer, "training_step", step)
     main([*argv(world, tmp_path / "out"), "--resume_from", "auto", "--resume_training_state"])
     assert curve(tmp_path / "out") == curve(full_run)
