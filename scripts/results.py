@@ -140,19 +140,22 @@ def question(path: Path) -> tuple[str, str]:
 
 
 def value(experiments: Mapping[str, Any], folder: str, name: str, where: Mapping[str, Any], column: Any) -> str:
-    """One value of a table for the README's headlines; a list of columns gives their mean."""
+    """One value of a table for the README's headlines, an interval left to the table; of a list of columns the mean."""
     if folder == "published":
         table = {"rows": published_rows(name)}
     else:
         table = experiments.get(folder, {}).get(name, {"rows": []})
-    found = [row for row in table["rows"] if where.items() <= row.items()]
-    if len(found) != 1:
-        what = f"{folder}/{name}: {len(found)} rows with {dict(where)}"
+    rows = [row for row in table["rows"] if where.items() <= row.items()]
+    if len(rows) != 1:
+        what = f"{folder}/{name}: {len(rows)} rows with {dict(where)}"
         raise InputError(ROOT / "experiments/headline.json", what, "a description of one row")
     if isinstance(column, list):
-        mean = sum(Decimal(found[0][one]) for one in column) / len(column)
+        mean = sum(Decimal(rows[0][one]) for one in column) / len(column)
         return number(mean.quantize(Decimal("0.0001")))
-    return cell(found[0][column], table.get("units", {}).get(column, ""), column in table.get("signed", ()))
+    found = rows[0][column]
+    if isinstance(found, Mapping) and "value" in found:
+        found = found["value"]
+    return cell(found, table.get("units", {}).get(column, ""), column in table.get("signed", ()))
 
 
 def headline(experiments: Mapping[str, Any]) -> str:
