@@ -33,6 +33,7 @@ if [[ -n "$explain" ]]; then
   mapfile -t explain <<< "$explain"
   run python "$ROOT/data/prepare_distillation.py" --input "${explain[@]}" --output "$DATA_OUTPUT/distillation_anchors.parquet"
 fi
-# Made here, so that two evaluations beside each other do not both make it.
+# Made here, of the same data, so that two evaluations beside each other do not both make it.
+rm -f "$RUN_DIR/validation/manifest.json"
 settings_of evaluate
 if ((${VALIDATION_USERS:-0})); then validation_data; fi

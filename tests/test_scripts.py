@@ -60,6 +60,13 @@ def test_a_recipe_looks_for_its_data_where_the_user_is(recipe, tmp_path):
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'nowhere.txt'}")
 
 
+@pytest.mark.parametrize(("given", "found"), [("mine", "{user}/mine"), ("/there", "/there"), ("", "")])
+def test_a_recipe_writes_its_runs_where_the_user_is(given, found, tmp_path):
+    shell = f"source {ROOT}/scripts/recipes/common.sh; echo $RUNS"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=os.environ | {"RUNS": given}, stdout=-1, text=True)
+    assert done.stdout.splitlines()[-1] == found.format(user=tmp_path)
+
+
 # A stage as quickstart.sh runs it, with a process in a session of its own, and another stage beside it.
 OWNER = """
 source scripts/owned.sh

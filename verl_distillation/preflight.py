@@ -10,6 +10,7 @@ from onerec.model_folder import open_model_folder, read_tokenizer
 from onerec.records import check_prompts
 from onerec.verl.cluster import Pool, fit, has_accelerator
 from onerec.verl.launch import check_data, check_head_size, check_model
+from onerec.verl.stage import update_prompts
 
 
 def check(args: argparse.Namespace) -> int:
@@ -63,8 +64,7 @@ def place(args: argparse.Namespace) -> list[Pool]:
     Raises `InputError` where they do not fit.
     """
     anchors = args.teacher_tp_size if args.anchor_parquet else 0
-    prompts = args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size
-    rows = prompts * args.rollout_n
+    rows = update_prompts(args) * args.rollout_n
     student = Pool("student", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size, rows)
     what = f"teachers ({anchors} of them the anchors')" if anchors else "teacher"
     gpus = args.teacher_n_gpus + anchors

@@ -33,7 +33,7 @@ from onerec.sid import SidSpec
 from onerec.verl.cluster import Pool, fit, gpu_memory, has_accelerator
 from onerec.verl.export import export
 from onerec.verl.launch import check_data, check_model, cpu_server, launch
-from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, check_goes_on, shared_overrides
+from onerec.verl.stage import ACTOR, CPU_SEQUENCES, ROLLOUT, begin, check_goes_on, shared_overrides, update_prompts
 from verl_rl import settings as names
 from verl_rl.metrics import read_validation, table
 from verl_rl.options import parse_args
@@ -158,8 +158,7 @@ def place(args: argparse.Namespace) -> list[Pool]:
 
     Raises `InputError` where they do not fit.
     """
-    prompts = args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size
-    rows = prompts * args.rollout_n * (args.stage2_beam_size if args.two_stage else 1)
+    rows = update_prompts(args) * args.rollout_n * (args.stage2_beam_size if args.two_stage else 1)
     placed = fit(Pool("training", "--n_gpus", args.n_gpus, args.nnodes, args.rollout_tp_size, rows))
     args.n_gpus = placed[0].gpus
     return placed

@@ -21,7 +21,7 @@ from benchmarks.tasks import Example, drawn_rows, fingerprint
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
 from onerec.items.item import Item, Prior, ranked_with_prior
-from onerec.run import Manifest
+from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
 
 COVERAGE_AT = 10
@@ -167,12 +167,16 @@ class Hybrid:
         self, found: Sequence[Sequence[Item]], weight: float, width: int, places: Sequence[int] | None = None
     ) -> list[list[Item]]:
         """The best ``width`` of the candidates of the rows at ``places`` (all), by ``score + weight · log prior``."""
-        ranked = []
+        return [ranked_with_prior(*pair, weight, width) for pair in zip(found, self.logs(found, places), strict=True)]
+
+    def logs(self, found: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> list[np.ndarray]:
+        """The logarithm of the prior of every candidate of the rows at ``places`` (all), float32."""
+        logs = []
         priors = self.priors if places is None else [self.priors[place] for place in places]
         for items, prior in zip(found, priors, strict=True):
             codes = np.array([item.codes for item in items], np.int64).reshape(-1, self.index.spec.n_layers)
-            ranked.append(ranked_with_prior(items, prior.of(self.index.rows_of(codes)), weight, width))
-        return ranked
+            logs.append(prior.of(self.index.rows_of(codes)))
+        return logs
 
     def choose(self, model: BenchModel) -> None:
         """Choose the weight that ranks the validation users best, by ndcg@10; of equal ones the smaller.
@@ -188,9 +192,9 @@ class Hybrid:
         other.hybrid = Hybrid(other, TaskPrior(self.prior.file, other.index))
         prompts, _ = other.prompts(model, self.index.spec.n_layers + 1)
         found = other.search(model, prompts, args.num_beams, f"{task.name}: validation")
-        curve = []
-        for weight in WEIGHTS:
-            lines = other.resolved(other.hybrid.rank(found, weight, args.num_beams))
+        pairs, curve = list(zip(found, other.hybrid.logs(found), strict=True)), []
+        for weight in progress(WEIGHTS, f"{task.name}: weights of the prior", unit="weight"):
+            lines = other.resolved([ranked_with_prior(*pair, weight, args.num_beams) for pair in pairs])
             columns = score(other.examples, lines, other.data.spec).columns
             values = {name: round(float(columns[name].mean()), 6) for name in (task.headline, CHOSEN_BY)}
             curve.append({"weight": weight} | values)

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this clone befor
 from data.adapters.release import TEST, add_arguments, write_release
 from data.own.events import read_events
 from data.own.histories import read_histories
-from data.own.items import WORDS, Items, alike, read_items, text_columns
+from data.own.items import WORDS, Items, alike, item_columns, read_items
 from data.own.reader import Columns, Options, Read, Reader, Source
 from data.own.rows import Log, Rows, to_table, training
-from data.own.tables import TableFile, check_given, find_role, parse_columns, some, table_files
+from data.own.tables import TableFile, check_given, parse_columns, some, table_files
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import ArgumentParser
@@ -151,8 +151,8 @@ def say_columns(files: Sequence[TableFile], sources: Sequence[Source], given: Ma
     """Print which columns of both tables are read as what."""
     of_items = []
     for file in files:
-        item, category = (find_role(file.names, role, given, WORDS["items"][role]) for role in ("item", "category"))
-        of_items.append((file, {"item": [item], "text": text_columns(file, item, given), "category": [category]}))
+        item, texts, category = item_columns(file, given)
+        of_items.append((file, {"item": [item], "text": texts, "category": [category]}))
     of_logs = [(file, Columns(file, given).read) for file, _ in sources]
     print(f"columns of the items: {columns_of(of_items)}")
     print(f"columns of the logs: {columns_of(of_logs)}")

@@ -59,12 +59,8 @@ def read_items(
     bad = Counter[str]()
     bare = True  # no file has a column of texts
     for file in files:
-        item = find_role(file.names, "item", given, WORDS["items"]["item"])
-        if item is None:
-            raise file.lacks("an item's id", "item", WORDS["items"]["item"])
-        texts = text_columns(file, item, given)
+        item, texts, tags = item_columns(file, given)
         bare &= not texts
-        tags = find_role(file.names, "category", given, WORDS["items"]["category"])
         rows = 0
         wanted = list(dict.fromkeys([item, *texts, *([tags] if tags else [])]))
         for batch in file.batches(wanted):
@@ -112,6 +108,18 @@ def read_items(
     titles, captions, tags = (list(column) for column in zip(*known.values(), strict=True))
     captions = [text or WORDS["unknown"] for text in captions]
     return Items(pa.array(known, pa.string()), titles, captions, tags if any(tags) else None)
+
+
+def item_columns(file: TableFile, given: Mapping[str, Sequence[str]]) -> tuple[str, list[str], str | None]:
+    """(Column of ids, columns of texts as `text_columns`, column of categories) of a table of items.
+
+    Raises `InputError` where it has none of ids.
+    """
+    item = find_role(file.names, "item", given, WORDS["items"]["item"])
+    if item is None:
+        raise file.lacks("an item's id", "item", WORDS["items"]["item"])
+    tags = find_role(file.names, "category", given, WORDS["items"]["category"])
+    return item, text_columns(file, item, given), tags
 
 
 def text_columns(file: TableFile, item: str, given: Mapping[str, Sequence[str]]) -> list[str]:

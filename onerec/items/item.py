@@ -65,11 +65,9 @@ def ranked_with_prior(items: Sequence[Item], logs: np.ndarray, weight: float, wi
 
     Equal scores are ordered by SID.
     """
-    scored = [
-        dataclasses.replace(item, score=item.score + weight * log)
-        for item, log in zip(items, logs.tolist(), strict=True)
-    ]
-    return sorted(scored, key=lambda item: (-item.score, item.codes))[:width]
+    scores = [item.score + weight * log for item, log in zip(items, logs.tolist(), strict=True)]
+    best = sorted(range(len(items)), key=lambda place: (-scores[place], items[place].codes))[:width]
+    return [dataclasses.replace(items[place], score=scores[place]) for place in best]
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -39,6 +39,11 @@ def begin(
     return 0 if anew else last_checkpoint(checkpoints) or 0
 
 
+def update_prompts(args: argparse.Namespace) -> int:
+    """Prompts of an update: a mini-batch's, or the whole batch's where no mini-batch is asked for."""
+    return args.mini_batch_size if args.mini_batch_size > 0 else args.train_batch_size
+
+
 def check_goes_on(args: argparse.Namespace, done: int, pool: Pool) -> None:
     """Raise `InputError` where a run would go on from step ``done`` on another number of GPUs than wrote it.
 

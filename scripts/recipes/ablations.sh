@@ -7,11 +7,12 @@
 source "$(dirname "$0")/common.sh"
 argument "${1:-}" "ablations.sh: needs a recipe; amazon_beauty or movielens100k"
 argument "${2:-}" "ablations.sh: needs the data folder of the recipe; bash scripts/recipes/ablations.sh $1 <folder>"
-recipe="$1" folder="$(from_caller "$2")"
+recipe="$1" folder="$(from_caller "$2")" runs="runs/ablations/$1"
+[[ -z "${ABLATION_RUNS:-}" ]] || runs="$(from_caller "$ABLATION_RUNS")"
 export VENV
 bash scripts/install.sh
 export PATH="$VENV/bin:$PATH"
 command=(python scripts/recipes/ablations.py --recipe "$recipe" --folder "$folder"
-  --output_dir "${ABLATION_RUNS:-runs/ablations/$recipe}" "${@:3}")
+  --output_dir "$runs" "${@:3}")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"
 exec "${command[@]}"

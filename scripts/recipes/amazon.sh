@@ -4,7 +4,7 @@
 #   <sequences>    a user a line: user, items in time order, as published by github.com/aHuiWang/CIKM2020-S3Rec; or JSON,
 #                  user to items
 #   [attributes]   JSON, item to attribute ids, as published there; without it an item is who takes it
-# Settings: scripts/profiles/amazon/. SEEDS="0 1 2", RUNS=runs/<name of the sequences>; see recipes/common.sh.
+# Settings: scripts/profiles/amazon/. SEEDS="0 1 2", RUNS=runs/<the name of the sequences in small letters>; see recipes/common.sh.
 source "$(dirname "$0")/common.sh"
 data_path "${1:-}" "amazon.sh: needs a file of sequences; amazon.sh Beauty.txt Beauty_item2attributes.json"
 AMAZON_SEQUENCES="$(from_caller "$1")"

@@ -1,6 +1,6 @@
 # Sourced by the recipes: the same chain for every seed, then one table over the seeds.
 #   SEEDS    seeds, one run each                       (0 1 2)
-#   RUNS     folder of the runs, seed<k>/ in it        (runs/<data set>)
+#   RUNS     folder of the runs, seed<k>/ in it        (runs/<data set> of this clone)
 #   RL       1: distillation and GRPO too, as --rl     (0)
 # Settings: the profile, and --set <stage>.<NAME>=<value> as for the quickstart.
 set -euo pipefail
@@ -15,6 +15,7 @@ export RL="${RL:-0}"
 
 # from_caller <path>: from where the user is, as the quickstart takes it.
 from_caller() { (cd "$caller" && realpath -m -- "$1"); }
+[[ -z "${RUNS:-}" ]] || RUNS="$(from_caller "$RUNS")"
 
 # data_path <argument> <message>: stop where the first argument is missing, or is a flag already.
 data_path() {
