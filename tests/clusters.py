@@ -72,6 +72,7 @@ def _nodes(resources: str, count: int) -> Iterator[tuple[RayCluster | None, str]
     settings = {
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_niceness": "0",
+        "RAY_worker_register_timeout_seconds": "600",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Otherwise Ray asks for a token where a run on this machine alone has left one in the home folder.
         "RAY_AUTH_MODE": "disabled",

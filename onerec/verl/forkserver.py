@@ -58,6 +58,7 @@ def _stand_in(modules: str, arguments: list[str]) -> int:
     (raylet,) = (text.partition("=")[2] for text in arguments if text.startswith("--raylet-name="))
     # Beside the raylet's socket and no longer than that, since such a path has a limit.
     path = os.path.join(os.path.dirname(raylet), "f" + hashlib.sha256(key.encode()).hexdigest()[:5])
+    what = ""
     try:
         with _connected(path, modules) as connection:
             request = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
@@ -68,47 +69,53 @@ def _stand_in(modules: str, arguments: list[str]) -> int:
                 answer = connection.recv(_LENGTH.size)
                 return _LENGTH.unpack(answer)[0] if len(answer) == _LENGTH.size else 1
     except OSError as error:
-        print(f"warning: no fork server ({error}): this worker imports verl itself", file=sys.stderr)
+        what = str(error)
+    with contextlib.suppress(OSError), open(f"{path}.log", errors="replace") as log:
+        what = (log.read().splitlines() or [what])[-1]  # its imports failed
+    print(f"warning: no fork server ({what or 'it was killed'}): this worker imports verl itself", file=sys.stderr)
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
 def _connected(path: str, modules: str) -> socket.socket:
-    """A connection to the server at ``path``, which is started where none is; raises `OSError` where that fails."""
+    """A connection to the server at ``path``, which is started where none is; raises `OSError` where that fails.
+
+    The server's socket is there before its imports are: where they take longer than Ray lets a worker start, the
+    workers that Ray starts in the place of those that it killed find the same server, not one more that begins anew.
+    """
     with open(f"{path}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(OSError):
             connection.connect(path)
             return connection
-        said, listens = os.pipe()
-        # Not with -I: its forks start processes that inherit its flags.
-        command = [sys.executable, os.path.abspath(__file__), "--serve", path, str(os.getppid()), modules, str(listens)]
-        with open(f"{path}.log", "w+") as log:
-            files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [listens]}
-            subprocess.Popen(command, **files, start_new_session=True)
-            os.close(listens)
-            there = os.read(said, 1) == _THERE
-            os.close(said)
-            if not there:
-                log.seek(0)
-                raise OSError((log.read().splitlines() or ["it was killed"])[-1])
+        with _listening(path) as listener, open(f"{path}.log", "w") as log:
+            number = listener.fileno()
+            # Not with -I: its forks start processes that inherit its flags.
+            command = [sys.executable, os.path.abspath(__file__), "--serve", path, str(os.getppid()), modules]
+            files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [number]}
+            subprocess.Popen([*command, str(number)], **files, start_new_session=True)
         connection.connect(path)
         return connection
 
 
-class _Server:
-    """Forks a process for every stand-in that connects to the socket ``path``, while process ``raylet`` lives."""
+def _listening(path: str) -> socket.socket:
+    """A socket at ``path`` that nobody else's processes can connect to; one that was left there is gone."""
+    listener = socket.socket(socket.AF_UNIX)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    before = os.umask(0o177)
+    listener.bind(path)
+    os.umask(before)
+    listener.listen(64)
+    return listener
 
-    def __init__(self, path: str, raylet: int) -> None:
-        self._path, self._raylet = path, os.pidfd_open(raylet)
+
+class _Server:
+    """Forks a process for every stand-in that connects to ``listener``, bound to ``path``, while ``raylet`` lives."""
+
+    def __init__(self, path: str, listener: socket.socket, raylet: int) -> None:
+        self._path, self._listener, self._raylet = path, listener, os.pidfd_open(raylet)
         self._processes: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: the process and its stand-in
-        self._listener = socket.socket(socket.AF_UNIX)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        before = os.umask(0o177)  # nobody else's
-        self._listener.bind(path)
-        os.umask(before)
-        self._listener.listen(64)
 
     def run(self) -> tuple[bytes, list[int]] | None:
         """Returns None when all is over, and in a fork what its stand-in asked for (`_asked`)."""
@@ -197,18 +204,17 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     runpy.run_path(arguments[0], run_name="__main__")
 
 
-def _serve(path: str, raylet: int, modules: str, listens: int) -> None:
-    """The server at ``path``, and in each fork the worker; says to the pipe ``listens`` when it does."""
+def _serve(path: str, raylet: int, modules: str, listener: int) -> None:
+    """The server at ``path``, whose socket is the file ``listener``, and in each fork the worker."""
     sys.path.pop(0)  # this file's folder: its neighbours are not top-level modules
+    os.set_inheritable(listener, False)
+    server = _Server(path, socket.socket(fileno=listener), raylet)
     before = dict(os.environ)
     for module in modules.split(","):
         importlib.import_module(module)
     imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
     gc.collect()
     gc.freeze()  # so that a collection in a fork does not copy what all share
-    server = _Server(path, raylet)
-    os.write(listens, _THERE)
-    os.close(listens)
     if asked := server.run():
         arguments, environment, folder = json.loads(asked[0])
         # What the imports have set stays set. It comes last: the C library knows the order, and setproctitle finds a

@@ -170,6 +170,8 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # Ray starts its workers at niceness 15, where they starve beside any other work.
         "RAY_worker_niceness": "0",
+        # Ray gives a worker a minute to start, in which a busy laptop may not have imported verl and vLLM.
+        "RAY_worker_register_timeout_seconds": "600",
         # verl's queue wants eight threads to put small rows together, and warns at every put where there are fewer
         # cores.
         "TQ_NUM_THREADS": "1",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_the_server_and_its_forks_end_with_the_raylet(folder):
         assert len(forks(folder)) == 2
         raylet.kill()
         assert wait_until(lambda: not forks(folder)), "the server is gone"
+
+
+def test_stand_ins_that_do_not_wait_for_slow_imports_do_not_end_them(folder):
+    """Ray kills a worker that has not registered within a minute, and starts another in its place."""
+    (folder / "heavy.py").write_text("import time; time.sleep(2)\n" + textwrap.dedent(MODULE))
+    for _ in range(2):
+        with subprocess.Popen(**worker(folder)) as stand_in:
+            assert wait_until(lambda: forks(folder))
+            time.sleep(0.3)
+            stand_in.kill()
+    last = run(folder)
+    assert "a word" in last.stdout and "no fork server" not in last.stderr
+    assert (folder / "seen").read_text() == "imported\n"
 
 
 def test_without_a_server_a_worker_starts_as_usual(folder):
