@@ -93,6 +93,17 @@ def test_recorded_steps_find_the_items_of_batches_of_other_lengths(toy_model, to
     assert recorded == {"made": 2, "replayed": 6}, "another shape of batch begins anew"
 
 
+def test_what_a_prior_wants_is_scored_without_recordings_of_every_number_of_sids(toy_model, toy_spec, index, recorded):
+    """Each would hold memory for good, and hardly be replayed."""
+    plain, engine = (ItemModel.of(toy_model, toy_spec) for _ in range(2))
+    engine.records, engine.multiple = True, 8
+    first = batches(toy_spec)[0]
+    for n in (1, 5, 9, 5, 9, 1):
+        also = [np.arange(n)] * len(first)
+        same(find_items(engine, first, index, 4, also=also), find_items(plain, first, index, 4, also=also))
+    assert recorded["made"] == len(engine.replays.known) == 2
+
+
 def test_a_recording_is_of_the_gpu_that_the_step_runs_on(monkeypatch):
     """On a stream of the first GPU nothing of another's work is recorded, and a replay does nothing."""
 
