@@ -135,8 +135,8 @@ def record(function: Callable[[], Any], device: torch.device) -> tuple[Callable[
     graph = torch.cuda.CUDAGraph()
     # By itself a stream is the first GPU's, and what runs on another is not recorded: its replay would do nothing.
     stream = torch.cuda.Stream(device)
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # other threads do what they want
-        result = function()
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = function()  # other threads may do what they want
     return graph.replay, result
 
 

@@ -114,6 +114,7 @@ def test_a_recording_is_of_the_gpu_that_the_step_runs_on(monkeypatch):
     streams = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(
         torch.cuda, "graph", lambda graph, stream=None, **more: streams.append(stream) or contextlib.nullcontext()
     )
