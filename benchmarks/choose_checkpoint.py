@@ -111,8 +111,8 @@ class Validation:
         """Mean of every metric over the sample."""
         banned = [self.index.sids_within(pids) for pids in self.seen] if self.args.exclude_seen else None
         found = self.model.rank_items(self.prompts, self.index, self.args.validation_beams, label, banned)
-        rows = zip(self.examples, found, self.seen, strict=True)
-        lines = [rank.line(e, sids, self.index, "all", self.args.seed, skip) for e, sids, skip in rows]
+        rows, width = zip(self.examples, found, self.seen, strict=True), self.args.validation_beams
+        lines = [rank.line(e, sids, self.index, "all", self.args.seed, skip, width) for e, sids, skip in rows]
         scores = rank.score(self.examples, lines, self.spec).columns
         return {name: float(scores[name].mean()) for name in METRICS}
 

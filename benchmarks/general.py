@@ -71,7 +71,7 @@ def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Value
         folder = Path(name)
         command = [sys.executable, "-m", HARNESS, "--model", "hf", "--model_args", f"pretrained={model.resolve()}"]
         command += ["--tasks", task, "--output_path", name, "--include_path", str(args.lm_eval_task_dir.resolve())]
-        command += ["--device", "cuda" if args.device == "cuda" else "cpu"] if args.device != "auto" else []
+        command += ["--device", args.device] if args.device != "auto" else []
         command += ["--limit", str(args.sample_size)] if args.sample_size > 0 else []
         lines, last = [], time.monotonic()
         # In text mode a bar's carriage returns end lines too.

@@ -71,14 +71,19 @@ class Journal:
         one. Raises `InputError` where the folder is of others.
 
         Data that were mended after a run that failed are no others: it has no metrics, and a prompt that is another
-        one now is another key. With ``overwrite`` what is there is thrown away when the first phase opens.
+        one now is another key. With ``overwrite`` what others left there is thrown away when the first phase opens.
         """
-        self.folder, self.overwrite = folder, overwrite
+        self.folder, self.of_others = folder, False
         self.identity = {"model": model, "data_version": data_version, "data": data}
         if prior:
             self.identity["prior"] = prior
-        if (folder / RUN).exists() and not overwrite:
-            self.identity["data"] = self._refuse_others(self.identity) | data
+        if (folder / RUN).exists():
+            try:
+                self.identity["data"] = self._refuse_others(self.identity) | data
+            except InputError:
+                if not overwrite:
+                    raise
+                self.of_others = True
         self._begun = False
 
     def _refuse_others(self, identity: dict[str, Any]) -> dict[str, str]:
@@ -102,7 +107,7 @@ class Journal:
     def phase(self, label: str) -> Phase:
         """The results so far of the phase ``label``, open for more."""
         if not self._begun:  # a run that is refused before its first prompt leaves the folder as it was
-            if self.overwrite and (self.folder / RUN).exists():
+            if self.of_others:
                 remove_folder(self.folder)
             write_json(self.folder / RUN, self.identity)
             self._begun = True

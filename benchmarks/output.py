@@ -33,7 +33,11 @@ class Output:
             self.extra["data"]["noun"] = noun
 
     def predictions(self, task: str, lines: Sequence[dict[str, Any]]) -> None:
-        """Write a task's predictions, with users' and items' own ids."""
+        """Write a task's predictions, with users' and items' own ids.
+
+        Metrics of a run before this one go: they are not of these predictions, and a kill may leave the two together.
+        """
+        (self.folder / METRICS).unlink(missing_ok=True)
         lines = [self.data.own_ids(line, task) for line in lines]
         path = self.folder / f"predictions_{task}.jsonl"
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

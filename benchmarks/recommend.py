@@ -37,6 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--num_beams", type=COUNT, default=32, help="beams of the item search")
     add("--exclude_seen", action="store_true", help="never recommend the items of the history")
     add("--titles", nargs="*", type=Path, default=[], help="pid2caption.parquet: titles beside the ids")
+    add("--product_titles", nargs="*", type=Path, default=[], help="the same of products")
     add("--device", default="auto", help="cpu, cuda or auto")
     args = parser.parse_args(argv)
     if bool(args.user) == bool(args.history):
@@ -62,7 +63,7 @@ def ask(library: Library, model: BenchModel, args: argparse.Namespace) -> list[t
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    library = Library(BenchData(args.data_dir), args.titles, args.titles)
+    library = Library(BenchData(args.data_dir), args.titles, args.product_titles)
     shelf = library.shelf(args.task)
 
     def shown(pid: int) -> str:

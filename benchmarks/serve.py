@@ -30,6 +30,7 @@ from benchmarks.serving.guard import Metrics
 from benchmarks.serving.library import Library
 from benchmarks.serving.service import Service
 from benchmarks.serving.worker import Settings
+from benchmarks.tasks import choose_tasks
 from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.flags import COUNT, POSITIVE, PROCESSES, ArgumentParser, integer
@@ -90,7 +91,7 @@ def name_of(path: Path) -> str:
 def engines_of(args: argparse.Namespace) -> dict[str, tuple[Engine, Settings]]:
     """The engines by their names, with what each is to load; raises `InputError` for a folder that is no checkpoint."""
     found: dict[str, tuple[Engine, Settings]] = {}
-    data = BenchData(args.data_dir) if args.data_dir else None
+    data = BenchData(args.data_dir) if args.data_dir and choose_tasks(args.data_dir, None) else None
     for path in filter(None, (args.model_path, args.compare_with)):
         spec = open_model_folder(path).spec
         if data is not None and spec is not None and not spec.same_codebooks(data.spec):
@@ -99,7 +100,7 @@ def engines_of(args: argparse.Namespace) -> dict[str, tuple[Engine, Settings]]:
                 f"those of {args.data_dir}: {data.spec.codebook_sizes}",
             )
             raise InputError(path, what, right)
-        name = name_of(path) if name_of(path) not in found else str(path)[-200:]
+        name = name_of(path) if name_of(path) not in found else os.path.abspath(path)[-200:]
         settings = Settings(path, args.data_dir, args.prior, args.product_prior, args.device, args.precision)
         found[name] = Engine(name, args.max_waiting, args.time_limit), settings
     return found

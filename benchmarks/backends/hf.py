@@ -168,7 +168,7 @@ def _until(ids: list[int], stop: Collection[int]) -> list[int]:
 def _draws(prompts: Sequence[list[int]], width: int, max_tokens: int, sampling: Sampling) -> Any:
     """A list of logits processors that leaves only the token drawn for each row, or nothing to do at temperature 0."""
     import torch
-    from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+    from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature <= 0:
         return LogitsProcessorList()
@@ -178,10 +178,10 @@ def _draws(prompts: Sequence[list[int]], width: int, max_tokens: int, sampling: 
         """Inverse transform sampling with one number a row and step, so that a row's draws are its own."""
 
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            chance = (scores.double() / sampling.temperature).softmax(-1).cumsum(-1)
+            chance = scores.double().softmax(-1).cumsum(-1)
             at = torch.from_numpy(uniform[:, input_ids.shape[1] - width]).to(scores.device)[:, None]
             token = torch.searchsorted(chance, at * chance[:, -1:], right=True).clamp_(max=scores.shape[1] - 1)
             return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
 
     top_p = [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
-    return LogitsProcessorList([*top_p, Draw()])
+    return LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature)), *top_p, Draw()])

@@ -69,7 +69,8 @@ class Evaluator:
         if self.args.enable_thinking != "true":
             return model.prompt_ids(conversations, False, room), [""] * len(conversations)
         budget = self.args.max_thinking_tokens
-        prompts = model.prompt_ids(conversations, True, room + budget)
+        marks = model.renderer.think_ids(model.tokenizer).most
+        prompts = model.prompt_ids(conversations, True, room + budget + marks)
         whole = model.think(prompts, budget, f"{self.task.name}: thinking")
         thoughts = [ids[len(prompt) :] for ids, prompt in zip(whole, prompts, strict=True)]
         decoded = model.tokenizer.batch_decode(thoughts, skip_special_tokens=False)

@@ -55,7 +55,8 @@ class RankEvaluator(Evaluator):
             self.hybrid = self._hybrid(path, model)
         prompts, thoughts = self.prompts(model, spec.n_layers + 1)
         found = self.ranked(self.search(model, prompts, args.num_beams, name), args.num_beams)
-        self.lines = [with_thought(*pair) for pair in zip(self.resolved(found), thoughts, strict=True)]
+        lines = self.resolved(found, args.num_beams)
+        self.lines = [with_thought(*pair) for pair in zip(lines, thoughts, strict=True)]
         if args.free_sids > 0:
             places = drawn_rows(len(prompts), args.free_sids, self.sample_seed)
             begun = [[*prompts[place], spec.begin_id] for place in places]
@@ -64,7 +65,7 @@ class RankEvaluator(Evaluator):
         places = drawn_rows(len(prompts), args.beam_samples, self.sample_seed)
         for width in args.beam_widths:
             found = self.ranked(self.search(model, prompts, width, f"{name}: {width} beams", places), width, places)
-            self.narrow.append((width, [self.examples[place] for place in places], self.resolved(found, places)))
+            self.narrow.append((width, self._at(self.examples, places), self.resolved(found, width, places)))
         return self.lines
 
     def search(
@@ -110,11 +111,13 @@ class RankEvaluator(Evaluator):
         print(f"{self.task.name}: {hybrid.line()}", flush=True)
         return hybrid
 
-    def resolved(self, ranked: Sequence[Sequence[Item]], places: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Lines of the predictions of the examples at ``places`` (all)."""
-        places = range(len(self.examples)) if places is None else places
-        rows = [(self.examples[place], found, self.seen[place]) for place, found in zip(places, ranked, strict=True)]
-        return [line(e, found, self.index, self.args.sid_to_item, self.args.seed, skip) for e, found, skip in rows]
+    def resolved(
+        self, ranked: Sequence[Sequence[Item]], width: int, places: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Lines of the predictions of the examples at ``places`` (all), of at most ``width`` items."""
+        rows = zip(self._at(self.examples, places), ranked, self._at(self.seen, places), strict=True)
+        policy, seed = self.args.sid_to_item, self.args.seed
+        return [line(e, found, self.index, policy, seed, skip, width) for e, found, skip in rows]
 
     def score(self, judge: Judge | None) -> Result:
         """See `Evaluator.score`."""
@@ -194,7 +197,8 @@ class Hybrid:
         found = other.search(model, prompts, args.num_beams, f"{task.name}: validation")
         pairs, curve = list(zip(found, other.hybrid.logs(found), strict=True)), []
         for weight in progress(WEIGHTS, f"{task.name}: weights of the prior", unit="weight"):
-            lines = other.resolved([ranked_with_prior(*pair, weight, args.num_beams) for pair in pairs])
+            best = [ranked_with_prior(*pair, weight, args.num_beams) for pair in pairs]
+            lines = other.resolved(best, args.num_beams)
             columns = score(other.examples, lines, other.data.spec).columns
             values = {name: round(float(columns[name].mean()), 6) for name in (task.headline, CHOSEN_BY)}
             curve.append({"weight": weight} | values)
@@ -227,15 +231,23 @@ class Hybrid:
 
 
 def line(
-    example: Example, hypotheses: Sequence[Item], index: ItemIndex, policy: str, seed: int, skip: Collection[int]
+    example: Example,
+    hypotheses: Sequence[Item],
+    index: ItemIndex,
+    policy: str,
+    seed: int,
+    skip: Collection[int],
+    width: int,
 ) -> dict[str, Any]:
-    """A sample's line of the predictions: decoded SIDs with log-probabilities, and the items that they resolve to."""
+    """A sample's line of the predictions: decoded SIDs with log-probabilities, and the first ``width`` items that they
+    resolve to.
+    """
     sids = [h.codes for h in hypotheses]
     return {
         "uuid": example.uuid,
         "uid": example.uid,
         "answer": example.answer_ids,
-        "items": resolve(index, sids, policy, seed, example.uuid, skip)[: max(len(sids), 1)],
+        "items": resolve(index, sids, policy, seed, example.uuid, skip)[:width],
         "sids": [list(codes) for codes in sids],
         "logprobs": [round(h.score, 5) for h in hypotheses],
     }

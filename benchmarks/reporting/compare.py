@@ -81,8 +81,13 @@ def between_stages(rows: Sequence[Row], n_boot: int) -> list[Comparison]:
 
 
 def best_baseline(rows: Sequence[Row], task: str, metric: str) -> tuple[Row, float] | None:
-    """The baseline with the largest value."""
-    found = [(row, v) for row in rows if row.kind == "baseline" and (v := row.cell(task, metric)) is not None]
+    """The baseline with the largest value, asked in the way of the last stage."""
+    last = last_ones(rows)[0]
+    found = [
+        (row, value)
+        for row in rows
+        if row.kind == "baseline" and same_protocol(row, last) and (value := row.cell(task, metric)) is not None
+    ]
     return max(found, key=lambda pair: pair[1]) if found else None
 
 

@@ -74,6 +74,8 @@ def read_rows(stages: Sequence[Path], labels: Sequence[str] | None, baselines: S
     names = [label_of(value["name"], value) for value in values]
     names[: len(stages)] = labels or names[: len(stages)]
     kinds = ["prior" if value.get("prior") else "stage" for value in values[: len(stages)]]
+    if "stage" not in kinds:  # a model that was asked with its prior alone
+        kinds = ["stage"] * len(stages)
     kinds += ["baseline"] * len(baselines)
     return [Row(*row) for row in zip(names, kinds, (*stages, *baselines), values, strict=True)]
 

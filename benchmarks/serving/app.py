@@ -9,9 +9,9 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Query, Request, Response
@@ -27,6 +27,7 @@ from benchmarks.serving.schemas import ChatRequest, PromptRequest, RecommendRequ
 from benchmarks.serving.service import Events, Service
 from onerec.errors import InputError
 
+T = TypeVar("T")
 PAGE = Path(__file__).with_name("page.html")
 Text = Annotated[str, Query(max_length=300)]
 Limit = Annotated[int, Query(ge=1, le=50)]
@@ -138,7 +139,9 @@ def _asking(app: FastAPI, service: Service) -> None:
     async def recommend(body: RecommendRequest, request: Request) -> Response:
         events = service.recommend(body)
         if body.stream:
-            return await _streamed(events, lambda kind, value: {"thought": value} if kind == "thought" else value)
+            return await _streamed(
+                events, request, lambda kind, value: {"thought": value} if kind == "thought" else value
+            )
         return _json((await _until_done(events, request))[-1][1])
 
     @app.post("/v1/chat/completions")
@@ -148,7 +151,7 @@ def _asking(app: FastAPI, service: Service) -> None:
         events = service.chat(body)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return await _streamed(events, lambda kind, value: _chunk(head, kind, value, usage), "[DONE]")
+            return await _streamed(events, request, lambda kind, value: _chunk(head, kind, value, usage), "[DONE]")
         said = await _until_done(events, request)
         texts = {name: "".join(text for kind, text in said if kind == name) for name in ("thought", "delta")}
         finish, *tokens = said[-1][1]
@@ -174,13 +177,18 @@ def _chunk(head: dict[str, Any], kind: str, value: Any, usage: bool) -> dict[str
 
 
 async def _until_done(events: Events, request: Request) -> list[tuple[str, Any]]:
-    """All that is said; nobody works for a connection that has ended."""
+    """All that is said."""
 
     async def collected() -> list[tuple[str, Any]]:
         async with contextlib.aclosing(events) as said:
             return [one async for one in said]
 
-    work, gone = asyncio.ensure_future(collected()), asyncio.ensure_future(request.receive())
+    return await _while_connected(collected(), request)
+
+
+async def _while_connected(answer: Awaitable[T], request: Request) -> T:
+    """What ``answer`` gives; nobody works for a connection that has ended."""
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -191,9 +199,9 @@ async def _until_done(events: Events, request: Request) -> list[tuple[str, Any]]
             task.cancel()
 
 
-async def _streamed(events: Events, shown: Any, last: str = "") -> Response:
+async def _streamed(events: Events, request: Request, shown: Any, last: str = "") -> Response:
     """Server-sent events. What is wrong before the first of them has its own status; later it is an event."""
-    first = await anext(events)
+    first = await _while_connected(anext(events), request)
 
     async def lines() -> AsyncIterator[bytes]:
         async with contextlib.aclosing(events) as rest:

@@ -177,9 +177,9 @@ class Shelf:
 
     def find(self, name: int | str) -> int:
         """The pid of an id, a SID or a title; of several the most popular. Raises `Unknown` where there is none."""
-        text = str(name).strip()
-        if text in self._by_id:
-            return self._by_id[text]
+        for text in (str(name), str(name).strip()):  # an id is kept to the letter
+            if text in self._by_id:
+                return self._by_id[text]
         if codes := self.data.spec.parse(text):
             if pids := self.index.pids_of(codes[0]):
                 return pids[0]

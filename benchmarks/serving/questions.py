@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from benchmarks.evaluators.rank import history_of
 from benchmarks.serving.library import Library, Unknown
 from benchmarks.tasks import TASKS
+from onerec.render import CHAT_MARK
 from onerec.sid import SidSpec
 from onerec.tasks import RANK, REASON, UNDERSTAND
 
@@ -156,6 +157,8 @@ def _sentence(text: str, place: int) -> int:
 
 def _with_word(spec: SidSpec, messages: Messages, old: str, new: str) -> Messages:
     """The messages with another keyword behind the last SID of the last turn."""
+    if mark := CHAT_MARK.search(new):
+        raise Unknown(f"the keyword holds {mark[0]}, a mark between turns; leave it out")
     *turns, last = messages
     text = last["content"]
     end = max((match.end() for match in spec.pattern.finditer(text)), default=0)

@@ -23,7 +23,8 @@ class Wanted:
     """One question for items.
 
     ``history`` are pids, oldest first; ``skip`` those that are never recommended. ``weight`` is of the item prior, 0
-    without. ``thought`` are the token ids of prompt and thinking, where the model has thought before.
+    without. ``thought`` are the token ids of prompt and thinking, where the model has thought before; the first
+    ``prompt_tokens`` of them are the prompt's.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Wanted:
     skip: frozenset[int] = frozenset()
     weight: float = 0.0
     thought: tuple[int, ...] = ()
+    prompt_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,9 @@ class Ranker:
     def encode(
         self, messages: Sequence[list[dict[str, str]]], thinking: bool = False, room: int = 0
     ) -> list[list[int]]:
-        """Token ids of prompts that leave room for an item and ``room`` more tokens."""
-        return self.model.prompt_ids(messages, thinking, self.spec.n_layers + 1 + room)
+        """Token ids of prompts that leave room for an item, ``room`` more tokens and the marks of ``thinking``."""
+        marks = self.model.renderer.think_ids(self.model.tokenizer).most if thinking else 0
+        return self.model.prompt_ids(messages, thinking, self.spec.n_layers + 1 + room + marks)
 
     def left_out(self, messages: Sequence[dict[str, str]], ids: Sequence[int]) -> int:
         """SIDs of the messages that are not among the token ids of their prompt."""
@@ -117,7 +120,8 @@ class Ranker:
             of_pid = {pid: item for item in reversed(chosen) for pid in index.pids_of(item.codes)}
             pids = resolve(index, [item.codes for item in chosen], "all", skip=wanted.skip)[: wanted.k]
             rows = [(pid, own[of_pid[pid].codes], of_pid[pid].score) for pid in pids]
-            answers.append(Ranked(rows, len(ids), self.left_out(wanted.messages, ids)))
+            asked_with = ids[: wanted.prompt_tokens or len(ids)]  # an item that is thought of is none of the history's
+            answers.append(Ranked(rows, len(asked_with), self.left_out(wanted.messages, asked_with)))
         return answers
 
     def _prior(self, wanted: Wanted) -> Prior | None:

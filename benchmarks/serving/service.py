@@ -122,7 +122,7 @@ class Service:
         wanted = Wanted(
             body.task, asked.messages, tuple(asked.history), body.k, body.num_beams, skip, body.prior_weight
         )
-        thinking = body.max_thinking_tokens if body.thinking else 0
+        thinking = min(body.max_thinking_tokens, _most_tokens(engine)) if body.thinking else 0
         job, thought = Rank(wanted, thinking, Sampling(body.temperature, body.top_p, body.seed)), ""
         async with contextlib.aclosing(engine.rank(job)) as said:
             async for kind, value in said:
@@ -191,8 +191,12 @@ class Service:
 
     def _chat_job(self, body: ChatRequest, engine: Engine) -> Chat:
         wanted = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
-        # A quarter of the context for the answer and as much for the thinking: the prompt keeps half.
-        most = max(1, engine.facts["context"] // 4)
+        most = _most_tokens(engine)
         thinking = min(body.max_thinking_tokens, most) if body.thinks else 0
         sampling = Sampling(body.temperature, body.top_p, body.seed)
         return Chat(body.turns, min(wanted, most), thinking, sampling, body.stops)
+
+
+def _most_tokens(engine: Engine) -> int:
+    """A quarter of the context for an answer, and as much for the thinking: the prompt keeps half."""
+    return max(1, engine.facts["context"] // 4)

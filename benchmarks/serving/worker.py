@@ -60,7 +60,7 @@ class Chat:
 
 @dataclasses.dataclass
 class _Writing:
-    """A text at work: the id of its request, whether items are to follow, the prompt's SIDs that were left out."""
+    """A text at work: the id of its request, and the question for items that is to follow."""
 
     id: int
     text: Any
@@ -152,7 +152,8 @@ class Worker:
             return
         said = [(one.id, kind, text) for kind, text in (("thought", thought), ("delta", delta)) if text]
         if one.then is not None and one.text.ready:
-            self.take("rank", one.id, Rank(dataclasses.replace(one.then, thought=tuple(one.text.so_far))))
+            thought = {"thought": tuple(one.text.so_far), "prompt_tokens": len(one.text.ask.prompt)}
+            self.take("rank", one.id, Rank(dataclasses.replace(one.then, **thought)))
         elif one.text.finish:
             tokens = (len(one.text.ask.prompt), len(one.text.ids))
             said.append((one.id, "done", (one.text.finish, *tokens)))
@@ -189,8 +190,10 @@ def opened(settings: Settings) -> tuple[Any, Any]:
     if settings.data_dir is None or model.spec is None:
         return model, None
     data = BenchData(settings.data_dir)
-    for path in filter(None, (settings.prior, settings.product_prior)):
-        data.prior(path)  # what is wrong with it is said now
+    for path in filter(None, (settings.prior, settings.product_prior)):  # what is wrong with it is said now
+        if (key := data.prior(path).key) != "pid":
+            what = f"has scores by {key}, and a question is a history of items"
+            raise InputError(path, what, "scores by pid, as data/transitions.py writes them")
 
     @functools.cache
     def prior_of(task: str) -> PriorFile | None:

@@ -135,7 +135,8 @@ def chosen(logits: Any, sampling: Sampling, random: np.random.Generator) -> int:
     """The next token by ``logits`` [vocabulary]: the likeliest at temperature 0, else a draw, as `Sampling` says."""
     if sampling.temperature <= 0:
         return int(logits.argmax())
-    chance = (logits.double() / sampling.temperature).softmax(-1)
+    # From the largest on, so that a temperature near 0 divides nothing but zeros into what is no number.
+    chance = ((logits - logits.max()).double() / sampling.temperature).softmax(-1)
     if sampling.top_p < 1:
         chance, order = chance.sort(descending=True)
         chance = chance.where(chance.cumsum(-1) - chance < sampling.top_p, 0)

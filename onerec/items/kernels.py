@@ -128,11 +128,15 @@ def float32_logits(hidden: torch.Tensor, weight: torch.Tensor, rows: int = 4096)
     return torch.cat([hidden.float() @ part.float().T for part in weight.split(rows)], -1)
 
 
-def record(function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """What ``function`` does on the GPU as a CUDA graph: (its replay, the result, which each replay writes anew)."""
+def record(function: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
+    """What ``function`` does on the GPU ``device`` as a CUDA graph: (its replay, the result, which each replay writes
+    anew).
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may do what they want
-        result = function()
+    # By itself a stream is the first GPU's, and what runs on another is not recorded: its replay would do nothing.
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = function()  # other threads may do what they want
     return graph.replay, result
 
 
@@ -164,7 +168,7 @@ class Replays:
             return step(depth, own, parents, tokens)
         if key not in self.known or (depth and self.known[key][1] is not own):
             inputs = parents.clone(), tokens.clone()
-            replay, result = record(functools.partial(step, depth, own, *inputs))
+            replay, result = record(functools.partial(step, depth, own, *inputs), tokens.device)
             self.known[key] = replay, own, inputs, result
         replay, _, inputs, result = self.known[key]
         for held, given in zip(inputs, (parents, tokens), strict=True):

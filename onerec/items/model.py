@@ -180,12 +180,14 @@ class ItemModel:
             held.copy_(given)
 
     @torch.inference_mode()
-    def step(self, depth: int, parents: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def step(self, depth: int, parents: torch.Tensor, tokens: torch.Tensor, again: bool = True) -> torch.Tensor:
         """Feed ``tokens`` [B, W] behind beams ``parents`` [B, W] of level ``depth``; hidden states, [B, W, hidden].
 
-        On a GPU they are overwritten by the next step of the same shape.
+        On a GPU they are overwritten by the next step of the same shape. ``again``: whether that is to come, so that
+        the step is worth its recording, which holds memory.
         """
-        step = self._step if self.replays is None else functools.partial(self.replays, self._step)
+        recorded = again and self.replays is not None
+        step = functools.partial(self.replays, self._step) if recorded else self._step
         hidden, self.own = step(depth, self.own, parents, tokens)
         return hidden
 

@@ -161,7 +161,8 @@ class _Search:
             if self.draws:
                 slot = where - first[:, None]
             if depth < n_layers - 1:
-                hidden = self.model.step(depth, parents, beams.tokens[..., -1])
+                # How many SIDs are wanted is another number for every batch.
+                hidden = self.model.step(depth, parents, beams.tokens[..., -1], again=wanted is None)
         if self.draws:
             beams = _Beams(*(_taken(getattr(beams, field.name), slot) for field in dataclasses.fields(beams)))
         return beams

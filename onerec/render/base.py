@@ -34,6 +34,11 @@ class ThinkIds:
     after_close: list[int]
     empty: list[int]
 
+    @property
+    def most(self) -> int:
+        """Tokens that stand around thinking, or in its place, at most: what a prompt is to leave room for beside it."""
+        return max(len(self.before_close) + 1 + len(self.after_close), len(self.empty))
+
 
 def message_text(content: str | list[dict[str, Any]]) -> str:
     """The text of a message's content, given as a string or as a list of parts."""

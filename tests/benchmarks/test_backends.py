@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from benchmarks.model import BenchModel, windows
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
 from onerec.errors import InputError
+from onerec.parquet import write_table
 from onerec.qwen3 import engine_bytes, shape_of
+from onerec.records import message
 from onerec.sid import SidSpec
 from tests.arguments import as_flags
 
@@ -58,7 +61,7 @@ def test_a_prompts_draws_do_not_depend_on_its_batch(model, prompts):
 def test_samples_follow_the_models_probabilities(model, prompts):
     """The most likely token's share of 200 first tokens is its probability, give or take three standard errors."""
     logits = model.backend.model(torch.tensor([prompts[0]])).logits[0, -1].detach()
-    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5)):
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.5), (2.0, 0.5)):
         chance = (logits / temperature).softmax(-1)
         best = int(chance.argmax())
         if top_p < 1:
@@ -167,6 +170,18 @@ def test_sampled_thinking_through_the_whole_evaluation(tiny_checkpoint, tiny_dat
     first = [json.loads(line)["thought"] for line in predictions.read_text().splitlines()]
     evaluate(tiny_checkpoint, tiny_data, *flags, "--seed", "1")
     assert first != [json.loads(line)["thought"] for line in predictions.read_text().splitlines()]
+
+
+def test_thinking_that_is_never_closed_leaves_room_for_the_item_in_a_full_context(tiny_checkpoint, tiny_data):
+    """Prompts of all lengths near the context's end: the marks that close the thinking have their place too."""
+    spec, rows = SidSpec((4, 4, 4)), []
+    for i in range(5):
+        prompt = json.dumps([message("user", "x" * i + "".join(spec.text([j % 4, 0, 0]) for j in range(200)))])
+        metadata = json.dumps({"uid": i, "answer": spec.text([0, 0, 0]), "answer_pid": [0], "history_pid": [1]})
+        rows.append({"uuid": str(i), "source": "s", "messages": prompt, "metadata": metadata})
+    write_table(tiny_data / "video" / "video_test.parquet", pa.Table.from_pylist(rows))
+    tasks, _ = evaluate(tiny_checkpoint, tiny_data, "--tasks", "video", "--enable_thinking")
+    assert tasks["video"]["samples"] == 5
 
 
 def test_a_long_prompt_loses_its_oldest_items_and_keeps_the_rest(model):

@@ -60,6 +60,21 @@ def test_harness_results_become_metrics_with_intervals():
     assert intervals == {"gsm8k exact_match (strict-match)": [0.054, 0.446]}
 
 
+def test_the_harness_runs_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def owned(command, **more):
+        asked.append(command)
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit('not here')"], **more)
+
+    monkeypatch.setattr(general, "owned", owned)
+    for device in ("cpu", "cuda:1", "auto"):
+        args = general.parse_args(as_flags(models="a=b", data_dir=".", output_dir=tmp_path, device=device))
+        assert general.run_harness(tmp_path, "t", args) == "not here"
+    named = [command[command.index("--device") + 1] for command in asked if "--device" in command]
+    assert named == ["cpu", "cuda:1"]
+
+
 def test_a_folder_of_tasks_that_is_not_there_is_named(checkpoint, data, tmp_path):
     with pytest.raises(InputError, match="nowhere: is no folder"):
         general.main(

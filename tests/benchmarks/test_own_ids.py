@@ -64,6 +64,12 @@ def test_a_model_is_asked_by_own_ids(tiny_checkpoint, named_data, capsys):
     recommend([*flags, "--history", "B002x", "B003x", "B004x", "--exclude_seen", "--top", "16"])
     unseen = capsys.readouterr().out.partition("recommended")[2]
     assert unseen.count("B00") == 13 and not any(name in unseen for name in ("B002x", "B003x", "B004x"))
+    for name, title in (("titles", "a film"), ("product_titles", "a pan")):
+        write_table(named_data / f"{name}.parquet", pa.table({"pid": range(16), "title": [title] * 16}))
+    both = as_flags(titles=named_data / "titles.parquet", product_titles=named_data / "product_titles.parquet")
+    recommend([*flags, *both, "--history", "B002x"])
+    titled = capsys.readouterr().out
+    assert titled.count("a film") == 4 and "a pan" not in titled
     for wrong, what in ((["--user", "nobody"], "in no test row"), (["--history", "B1"], "is no item"), ([], "missing")):
         with pytest.raises(InputError, match=what):
             recommend([*flags, *wrong])

@@ -330,6 +330,23 @@ def test_html_and_links_of_titles_are_text_in_markdown(world, tmp_path):
     assert "<script" not in examples and "!\\[x](u) \\[y](z)" in examples
 
 
+def test_a_model_that_was_asked_with_its_prior_alone_is_a_stage(tmp_path, capsys):
+    note = {"prior": {"video": {"content": "ab", "weight": 2, "chosen": "given"}}}
+    flags = {"results": result(tmp_path, "sft", [0.3] * 6, **note), "output_dir": tmp_path / "report"}
+    report.main(as_flags(**flags, baselines=result(tmp_path, "popularity", [0.1] * 6)))
+    assert "sft + prior recommends better than counting: yes." in capsys.readouterr().out
+
+
+def test_a_baseline_of_the_other_protocol_is_no_best_baseline(tmp_path):
+    sft = result(tmp_path, "sft", [0.3] * 6, config={"exclude_seen": "False"})
+    same = result(tmp_path, "itemknn", [0.2] * 6, config={"exclude_seen": "False"})
+    other = result(tmp_path, "itemknn_unseen", [0.9] * 6, config={"exclude_seen": "True"})
+    report.main(as_flags(results=sft, baselines=[same, other], output_dir=tmp_path / "report"))
+    value = json.loads((tmp_path / "report/report.json").read_text())
+    assert [pair["before"] for pair in value["paired"]] == ["itemknn"]
+    assert "1.50 times the best baseline (itemknn, 0.2000)" in value["notes"]["Against the best baseline"][0]
+
+
 def test_warnings_come_first_and_last(tmp_path, capsys):
     """A model below counting by the same protocol, and what other stages noted, on the page and at the end."""
     sft = result(tmp_path, "sft", [0.1] * 6)

@@ -1,5 +1,6 @@
 """A killed evaluation goes on where it stopped, to the same bytes; a results folder of others is refused."""
 
+import argparse
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ from benchmarks import journal
 from benchmarks.backends.hf import HfBackend
 from benchmarks.evaluate import main
 from benchmarks.journal import Journal, work_keys
+from benchmarks.output import Output
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
+from onerec.run import Manifest
 from tests.arguments import as_flags
 
 FLAGS = as_flags(
@@ -126,6 +129,21 @@ def test_a_results_folder_of_another_model_or_other_data_is_refused(tmp_path):
     begin(model="m2", overwrite=True)
     assert not (folder / "predictions_video.jsonl").exists()
     begin(model="m2")
+    # Stopped, and given again as it was: what it has found itself stays.
+    phase = Journal(folder, "m2", {"video": "d1"}, "v1").phase("video")
+    phase.write([("a", 1)])
+    phase.close()
+    assert Journal(folder, "m2", {"video": "d1"}, "v1", overwrite=True).phase("video").known == {"a": 1}
+
+
+def test_metrics_go_with_the_predictions_that_they_are_of(tmp_path):
+    """A second evaluation that is killed leaves no metrics of the first beside its own predictions and scores."""
+    folder = tmp_path / "results_x"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    args = argparse.Namespace(output_dir=tmp_path, data_dir=tmp_path, data_version="")
+    Output(args, "x", Manifest("evaluate")).predictions("video", [{"uuid": "a"}])
+    assert [path.name for path in folder.iterdir()] == ["predictions_video.jsonl"]
 
 
 def test_another_checkpoint_under_the_same_name_is_refused(tiny_checkpoint, tiny_data, tmp_path):

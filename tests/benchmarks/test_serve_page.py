@@ -96,6 +96,7 @@ def test_tasks_explanations_and_both_languages(tab, url):
 
 def test_it_chats_and_shows_what_is_wrong(tab, url):
     tab.open(url)
+    assert tab.run("""parsed('{"pid":-1234567890123456789}').pid""") == "-1234567890123456789"  # to the last digit
     tab.wait(f"{COLUMNS} === 3")
     tab.run("document.getElementById('words').focus()")
     tab.type("看过什么 <img src=x>")

@@ -103,10 +103,19 @@ def test_without_a_history_in_the_metadata_the_prompts_sids_are_what_was_seen(re
 def test_sid_level_and_item_level_differ_where_a_sid_names_several_items(release):
     index = load_catalogue(release, "video_ad", RELEASE_SPEC, "count_after_downsample")
     (example,) = load_examples(release, TASKS["video"])
-    line = rank.line(example, [Item((340, 6566, 5603), -1.0)], index, "popular", 0, ())
+    line = rank.line(example, [Item((340, 6566, 5603), -1.0)], index, "popular", 0, (), 32)
     columns = rank.score([example], [line], RELEASE_SPEC).columns
     assert line["items"] == [11] and columns["pass@1"] == [0] and columns["sid_pass@1"] == [1]
     assert rank.coverage([line], index.n_items) == {"coverage@10": pytest.approx(1 / 3)}
+
+
+def test_a_list_is_as_long_as_the_search_is_wide_though_there_are_fewer_sids(release):
+    """The catalogue has three items under two SIDs: a search of 32 beams finds them all, one of two only two."""
+    index = load_catalogue(release, "video_ad", RELEASE_SPEC)
+    (example,) = load_examples(release, TASKS["video"])
+    found = [Item((340, 6566, 5603), -1.0), Item((0, 0, 8191), -2.0)]
+    lines = [rank.line(example, found, index, "all", 0, (), width) for width in (32, 2)]
+    assert [line["items"] for line in lines] == [[12, 11, 13], [12, 11]]
 
 
 def test_valid_sids_among_freely_generated_tokens(toy_spec):

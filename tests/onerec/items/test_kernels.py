@@ -1,5 +1,6 @@
 """What the item engine does otherwise on a GPU gives what the plain form gives."""
 
+import contextlib
 import copy
 import gc
 import importlib.util
@@ -59,7 +60,8 @@ def recorded(monkeypatch):
     """Recordings made, and how often one was replayed."""
     counts = {"made": 0, "replayed": 0}
 
-    def record(function):
+    def record(function, device):
+        assert device == torch.device("cpu")
         with Recorder() as recorder:
             result = function()
         counts["made"] += 1
@@ -89,6 +91,35 @@ def test_recorded_steps_find_the_items_of_batches_of_other_lengths(toy_model, to
     assert recorded == {"made": 2, "replayed": 6}
     same(find_items(engine, prompts[:2], index, 4), find_items(plain, prompts[:2], index, 4))
     assert recorded == {"made": 2, "replayed": 6}, "another shape of batch begins anew"
+
+
+def test_what_a_prior_wants_is_scored_without_recordings_of_every_number_of_sids(toy_model, toy_spec, index, recorded):
+    """Each would hold memory for good, and hardly be replayed."""
+    plain, engine = (ItemModel.of(toy_model, toy_spec) for _ in range(2))
+    engine.records, engine.multiple = True, 8
+    first = batches(toy_spec)[0]
+    for n in (1, 5, 9, 5, 9, 1):
+        also = [np.arange(n)] * len(first)
+        same(find_items(engine, first, index, 4, also=also), find_items(plain, first, index, 4, also=also))
+    assert recorded["made"] == len(engine.replays.known) == 2
+
+
+def test_a_recording_is_of_the_gpu_that_the_step_runs_on(monkeypatch):
+    """On a stream of the first GPU nothing of another's work is recorded, and a replay does nothing."""
+
+    class Graph:
+        def replay(self):
+            pass
+
+    streams = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda graph, stream=None, **more: streams.append(stream) or contextlib.nullcontext()
+    )
+    assert kernels.record(lambda: 7, torch.device("cuda:1"))[1] == 7
+    assert streams == ["a stream of cuda:1"]
 
 
 def test_new_weights_are_not_searched_with_a_recording_of_the_old(toy_model, toy_spec, index, recorded):
