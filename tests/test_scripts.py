@@ -164,6 +164,21 @@ def installed(tmp_path):
     return {**os.environ, "VENV": str(tmp_path / "venv")}
 
 
+def test_an_environment_with_the_cuda_set_keeps_it(installed, tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "python $*"\n')
+    (tmp_path / "venv" / ".onerec-installed").unlink()
+
+    def install(*flags: str) -> str:
+        command = ["bash", str(ROOT / "scripts" / "install.sh"), *flags]
+        return subprocess.run(command, env=installed, capture_output=True, text=True, check=True).stdout
+
+    assert "-r requirements-gpu.txt" in install("--gpu")
+    assert install() == ""
+    for_tests = install("--dev")
+    assert "-r requirements-gpu.txt -r requirements-dev.txt" in for_tests and "cpu" not in for_tests
+
+
 def quickstart(installed, *flags, **more) -> subprocess.CompletedProcess:
     command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke", "--no-rl", *flags]
     return subprocess.run(command, env=installed, capture_output=True, text=True, timeout=180, **more)
