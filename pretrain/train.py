@@ -1,7 +1,7 @@
 """Train a language model on packed records: base LLM, stage 1, stage 2 and SFT are this one script with other flags.
 
     # one CPU or one GPU
-    python train.py --model_dir models/base --dataset_config examples/dataset_config/toy_pretrain.json \
+    python train.py --model_dir models/base --dataset_config examples/dataset_config/toy_pretrain.json \\
         --sources ../data/output/split_data_pretrain --output_dir output/stg2 --learning_rate 2e-3
     # stage 1: the LLM frozen, only the itemic rows trained
     python train.py … --freeze_llm
