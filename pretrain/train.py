@@ -260,6 +260,8 @@ def make_trainer(
         dataloader_persistent_workers=cuda,
         **sharding.training_arguments(bf16),
     )
+    # A process has one GPU. Without torchrun transformers would cut packed rows over all that it sees (DataParallel).
+    training_args._n_gpu = min(training_args.n_gpu, 1)
     attention, shards = lm.config._attn_implementation, f", {sharding.name}" if sharding.name else ""
     size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
     how = f"attention {attention}, {kernels} layers, recompute {what}"
