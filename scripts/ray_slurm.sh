@@ -5,7 +5,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --requeue
-# A stage on verl on SLURM: a Ray cluster over the job's nodes, the stage on the first, and an end with it.
+# What runs on Ray, on SLURM: a Ray cluster over the job's nodes, the script on the first, and an end with it.
 #   sbatch --nodes 4 scripts/ray_slurm.sh verl_rl/recipe/onerec/run_grpo.sh
 # Variables that the script reads go through the environment (sbatch exports it). A job that is requeued goes on from
 # its newest checkpoint, since the scripts resume by themselves. The repository, its environment, models, data and
