@@ -12,7 +12,11 @@
 # OUTPUT_DIR lie on a file system that all nodes share. N_GPUS of a node are the stage's (all, or what a teacher
 # leaves). RAY_AUTH_MODE as in ray_start.sh.
 set -euo pipefail
-script="${1:?error: ray_slurm.sh: needs a script; verl_rl/recipe/onerec/run_grpo.sh}"
+if (($# < 1)); then
+  echo "error: ray_slurm.sh: needs a script; verl_rl/recipe/onerec/run_grpo.sh" >&2
+  exit 2
+fi
+script="$1"
 shift
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
 : "${VENV:=$PWD/.venv}"
