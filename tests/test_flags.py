@@ -39,7 +39,6 @@ NO_FLAGS = {
     "onerec/verl/forkserver.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
-    "scripts/settings.py",
     "scripts/watch.py",
 }
 OUTSIDE = ("nan", "inf", "-inf", "-5", "1e400", "10" * 15, "-" + "10" * 15, "four", "", "1;2", "0x10")
