@@ -1,8 +1,7 @@
 """Evaluate a checkpoint on RecIF-Bench: items by constrained beam search, label prediction, text, general ability.
 
-    python evaluate.py --model_path ../pretrain/output/sft/hf --result_name sft --data_dir
-    ../data/output/benchmark_data \\
-        --output_dir results/v1.0
+    python evaluate.py --model_path ../pretrain/output/sft/hf --result_name sft \\
+        --data_dir ../data/output/benchmark_data --output_dir results/v1.0
     python evaluate.py --model_path models/base/hf --result_name base --tasks general …    # a model without SIDs
     python evaluate.py … --prior item_transitions.parquet --validation_dir <benchmark_data>    # item prior
     python evaluate.py … --judge gemini    # item_understand and rec_reason by an LLM judge (judges/*.json)

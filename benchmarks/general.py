@@ -42,17 +42,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="checkpoints, in the chain's order")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder with general/")
     add("--output_dir", type=Path, required=True, help="folder for results_<name>/ and the comparison")
-    add("--general_tasks", dest="lm_eval_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
+    add("--general_tasks", default="", help="tasks of lm-evaluation-harness, with commas between")
     add(
         "--general_task_dir",
-        dest="lm_eval_task_dir",
         type=Path,
         default=OWN_TASKS,
         help="folder of harness task YAMLs over local files",
     )
     add(
         "--general_data_dir",
-        dest="lm_eval_data_dir",
         type=Path,
         default=Path("."),
         help="what the YAMLs' data files are relative to",
@@ -70,13 +68,13 @@ def run_harness(model: Path, task: str, args: argparse.Namespace) -> tuple[Value
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, "-m", HARNESS, "--model", "hf", "--model_args", f"pretrained={model.resolve()}"]
-        command += ["--tasks", task, "--output_path", name, "--include_path", str(args.lm_eval_task_dir.resolve())]
+        command += ["--tasks", task, "--output_path", name, "--include_path", str(args.general_task_dir.resolve())]
         command += ["--device", args.device] if args.device != "auto" else []
         command += ["--limit", str(args.sample_size)] if args.sample_size > 0 else []
         lines, last = [], time.monotonic()
         # In text mode a bar's carriage returns end lines too.
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        with owned(command, **pipes, cwd=args.lm_eval_data_dir) as run:
+        with owned(command, **pipes, cwd=args.general_data_dir) as run:
             assert run.stderr is not None
             try:
                 for line in filter(None, map(str.strip, run.stderr)):
@@ -117,8 +115,8 @@ def harness_metrics(value: dict) -> tuple[Values, dict[str, list[float]]]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     choose_tasks(args.data_dir, [GENERAL])
-    wanted = [task for task in args.lm_eval_tasks.split(",") if task]
-    for folder in (args.lm_eval_task_dir, args.lm_eval_data_dir) if wanted else ():
+    wanted = [task for task in args.general_tasks.split(",") if task]
+    for folder in (args.general_task_dir, args.general_data_dir) if wanted else ():
         if not folder.is_dir():
             raise InputError(folder, "is no folder", "task YAMLs, and what their data files are relative to")
     installed = importlib.util.find_spec(HARNESS) is not None

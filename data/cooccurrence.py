@@ -2,7 +2,7 @@
 
     python cooccurrence.py --input onerec_bench_release.parquet --output_path item_cooccurrence.parquet --dim 64
 
-Pairs are items of one training user (split 0) at most --window places apart, nearer ones counting more (1 / distance);
+Pairs are items of one training user (split 0) at most five places apart, nearer ones counting more (1 / distance);
 test and validation rows are never read. After Levy and Goldberg, NIPS 2014 (PMI as what skip-gram factorises), with
 the context distribution smoothed by the power 0.75 (Levy, Goldberg and Dagan, TACL 2015). Of each item's row the 4,096
 largest values are kept. An item that no training user watched gets no row; tokenizer/embed_items.py --concat joins

@@ -133,8 +133,9 @@ def _path(text: str) -> Path:
 # A flag of several words has a variable that nobody else uses. A single word (DEVICE, INPUT, SPLIT) may be exported for
 # something else, or mean another thing in another script (TASKS, CONFIG). These alone are read from the environment.
 _ONE_WORD = """
-ADVANTAGE BALANCED CODEBOOK CONSTRAINED DATASETS DROPOUT EPOCHS INIT JUDGE LAYOUT LOGGER LOSS LR NNODES NOUN
-PRECISION PROMPTS RECOMPUTE RESUME ROLLOUT RUNNER SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS WORKERS
+ADVANTAGE BALANCED BETA1 BETA2 CODEBOOK CONSTRAINED DATASETS DEEPSPEED DROPOUT EPOCHS FSDP INIT JUDGE LAYOUT LOGGER
+LOSS LR NNODES NOUN PRECISION PROMPTS RECOMPUTE RESUME ROLLOUT RUNNER SEED SOURCES TEMPERATURE TOPK VALIDATION WINDOWS
+WORKERS
 """
 ONE_WORD = frozenset(_ONE_WORD.split())
 
@@ -151,6 +152,17 @@ def words(text: str, paths: bool = False) -> list[str]:
     return [word.strip() for word in re.split(between, text) if word.strip()]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A flag's help, and its default where it has one that the help does not say."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if action.required or action.nargs == 0 or default in (None, "", argparse.SUPPRESS) or "default:" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})" if shown else text
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with the house's errors: `InputError` instead of the usage; no path is empty.
 
@@ -158,10 +170,19 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str | None = None, **more: Any) -> None:
-        more.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        more.setdefault("epilog", "A flag of several words can be set as a variable, --num_beams 16 as NUM_BEAMS=16.")
+        more.setdefault("formatter_class", _Help)
         super().__init__(description=description, **more)
         self.register("type", Path, _path)
+
+    def format_help(self) -> str:
+        """argparse's help, and below it which flags are variables too."""
+        names = {flag: variable_of(flag) for action in self._actions for flag in action.option_strings}
+        several = [f"{flag} x as {name}=x" for flag, name in names.items() if name and "_" in name]
+        single = [name for name in names.values() if name and "_" not in name]
+        told = [f"A flag of several words can be set as a variable, {several[0]}"] if several else []
+        told += [f"of one word: {', '.join(single)}"] if single else []
+        self.epilog = "; ".join(told)
+        return super().format_help()
 
     def add_max_bad_ratio(self) -> None:
         """The flag of every script that reads tables, for `Manifest.check_bad_ratio`."""

@@ -1,7 +1,7 @@
 """Turn a training checkpoint into a Hugging Face checkpoint directory.
 
-    python convert_checkpoint_to_hf.py --base_model_dir models/base_itemic \
-        --checkpoint_dir output/stg1/step2000/global_step2000 \
+    python convert_checkpoint_to_hf.py --base_model_dir models/base_itemic \\
+        --checkpoint_dir output/stg1/step2000/global_step2000 \\
         --output_dir output/stg1/step2000/global_step2000/converted
 
 Configuration, tokenizer, chat template and sid_spec.json come from the model that training began from.

@@ -1,8 +1,8 @@
 """Give a Qwen3 checkpoint the itemic tokens of a catalogue's SIDs.
 
-    python expand_vocab.py --hf_model_dir models/Qwen3-1.7B --output_model_dir models/Qwen3-1.7B_itemic \
+    python expand_vocab.py --hf_model_dir models/Qwen3-1.7B --output_model_dir models/Qwen3-1.7B_itemic \\
         --itemic_layer_n 3 --vocab_size_per_layer 8192
-    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic \
+    python expand_vocab.py --hf_model_dir models/base --output_model_dir models/base_itemic \\
         --sid_spec ../tokenizer/model
 
 The new tokens follow the old ones in the order of `onerec.sid.SidSpec.tokens`; embedding and head get rows up to the

@@ -1,6 +1,6 @@
 """Make a tiny Qwen3 on the spot: a byte-level BPE trained on a corpus, Qwen3's special tokens, a small random model.
 
-    python make_tiny_qwen3.py --corpus ../data/raw_data/general_text/pretrain ../data/raw_data/general_text/sft \
+    python make_tiny_qwen3.py --corpus ../data/raw_data/general_text/pretrain ../data/raw_data/general_text/sft \\
         ../data/raw_data/onerec_data/pid2caption.parquet ../data/onerec_data/prompts --output_dir models/tiny
 
 It stands for the base LLM where the real one is too large: same architecture, chat template and added tokens, so that

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SFT on one machine, down to a laptop without a GPU: examples/posttrain_sft.sh with settings for a small model.
-# Every flag of train.py can be set as a variable; further flags may follow.
+# Flags of train.py are variables too, as its --help says, or follow here.
 set -euo pipefail
 set -a # examples/posttrain_sft.sh and Python read these
 : "${DATASET_CONFIG:=examples/dataset_config/toy_sft.json}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Stage 1 on one machine, down to a laptop without a GPU: examples/pretrain_stg1.sh with settings for a small model.
-# Every flag of train.py can be set as a variable; further flags may follow.
+# Flags of train.py are variables too, as its --help says, or follow here.
 set -euo pipefail
 set -a # examples/pretrain_stg1.sh and Python read these
 : "${MODEL_DIR:=models/tiny_itemic}"

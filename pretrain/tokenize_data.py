@@ -1,6 +1,6 @@
 """Tokenize a training's data before GPUs are rented: no GPU, no torch, all cores.
 
-    python tokenize_data.py --model_dir models/Qwen3-1.7B_itemic --token_dir output/stg2/tokens \
+    python tokenize_data.py --model_dir models/Qwen3-1.7B_itemic --token_dir output/stg2/tokens \\
         --dataset_config examples/dataset_config/pretrain.json
 
 ``train.py --token_dir`` with the same model, config and data maps what this leaves and begins at once. The folder is

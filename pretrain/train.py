@@ -1,7 +1,7 @@
 """Train a language model on packed records: base LLM, stage 1, stage 2 and SFT are this one script with other flags.
 
     # one CPU or one GPU
-    python train.py --model_dir models/base --dataset_config examples/dataset_config/toy_pretrain.json \
+    python train.py --model_dir models/base --dataset_config examples/dataset_config/toy_pretrain.json \\
         --sources ../data/output/split_data_pretrain --output_dir output/stg2 --learning_rate 2e-3
     # stage 1: the LLM frozen, only the itemic rows trained
     python train.py … --freeze_llm
@@ -260,6 +260,8 @@ def make_trainer(
         dataloader_persistent_workers=cuda,
         **sharding.training_arguments(bf16),
     )
+    # A process has one GPU. Without torchrun transformers would cut packed rows over all that it sees (DataParallel).
+    training_args._n_gpu = min(training_args.n_gpu, 1)
     attention, shards = lm.config._attn_implementation, f", {sharding.name}" if sharding.name else ""
     size = f"{lm.num_parameters():,} parameters, {trained:,} trained"
     how = f"attention {attention}, {kernels} layers, recompute {what}"

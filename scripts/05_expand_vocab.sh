@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # 5. The catalogue's itemic tokens into the base model's vocabulary. Settings: the profile's base.env.
+#   HF_MODEL_DIR   the base model's folder, an absolute path  (step 4's)
 #   INIT   how itemic rows begin: mean, normal, codebook (from the item tokenizer)  (mean)
 source "$(dirname "$0")/common.sh"
 settings_of base

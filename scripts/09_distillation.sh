@@ -2,6 +2,7 @@
 # 9. On-policy distillation: the base model teaches the SFT model on its own answers; general ability comes back.
 #    Settings: the profile's distill.env.
 #   TOTAL_STEPS LEARNING_RATE LOSS …   flags of verl_distillation/distill.py
+#   TEACHER_MODEL     the base model's folder, an absolute path                                       (step 4's)
 #   ANCHOR_SHARE      share of the prompts that keep the student's own tasks where they are; 0: none  (0.25)
 #   EXPLAIN_ANCHORS   1: half of these ask for descriptions and reasons, 0: all for recommendation    (1)
 source "$(dirname "$0")/common.sh"

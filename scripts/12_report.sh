@@ -14,6 +14,7 @@ for stage in base stage1 stage2 sft distill rl; do
     [[ -f "$file" ]] && logs+=("$stage=$file")
   done < <(ls -tr "$MODELS/$stage"/metrics_*.jsonl 2> /dev/null)
 done
+argument "${folders[*]-}" "$results: holds no results of a model; bash scripts/11_evaluate.sh sft"
 baselines=()
 for name in ${BASELINES//,/ }; do
   [[ -f "$results/results_$name/metrics.json" ]] && baselines+=("$results/results_$name")

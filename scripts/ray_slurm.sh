@@ -5,14 +5,18 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 #SBATCH --requeue
-# A stage on verl on SLURM: a Ray cluster over the job's nodes, the stage on the first, and an end with it.
+# What runs on Ray, on SLURM: a Ray cluster over the job's nodes, the script on the first, and an end with it.
 #   sbatch --nodes 4 scripts/ray_slurm.sh verl_rl/recipe/onerec/run_grpo.sh
 # Variables that the script reads go through the environment (sbatch exports it). A job that is requeued goes on from
 # its newest checkpoint, since the scripts resume by themselves. The repository, its environment, models, data and
 # OUTPUT_DIR lie on a file system that all nodes share. N_GPUS of a node are the stage's (all, or what a teacher
 # leaves). RAY_AUTH_MODE as in ray_start.sh.
 set -euo pipefail
-script="${1:?error: ray_slurm.sh: needs a script; verl_rl/recipe/onerec/run_grpo.sh}"
+if (($# < 1)); then
+  echo "error: ray_slurm.sh: needs a script; verl_rl/recipe/onerec/run_grpo.sh" >&2
+  exit 2
+fi
+script="$1"
 shift
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
 : "${VENV:=$PWD/.venv}"

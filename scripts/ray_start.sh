@@ -14,7 +14,11 @@ set -euo pipefail
 : "${RAY_AUTH_MODE:=disabled}"
 stop=0
 [[ "${1:-}" == --stop ]] && stop=1 && shift
-head="${1:?error: ray_start.sh: needs the name of the head; bash scripts/ray_start.sh <head> [<worker> …]}"
+if (($# < 1)); then
+  echo "error: ray_start.sh: needs the name of the head; bash scripts/ray_start.sh <head> [<worker> …]" >&2
+  exit 2
+fi
+head="$1"
 shift
 
 # on <machine> <command>: run and print it.

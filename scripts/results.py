@@ -39,8 +39,9 @@ METRICS += ("exact_match", "bits_per_byte")
 BLOCK = re.compile(r"^(<!-- results: (\S+) -->\n).*?^(<!-- end of results -->)$", re.DOTALL | re.MULTILINE)
 HEAD = """# Results
 
-Written by `bash scripts/results.sh` from `experiments/*/results.json`; edit those. Each table names its command and
-links the experiment that says what it decided. Older tables stand in the [experiments](experiments/README.md) alone.
+Written by `bash scripts/results.sh` from `experiments/*/results.json`; edit those. Each table names its command, in the
+words of its day, and links the experiment that says what it decided. Older tables, and how older commands are read
+today, are in the [experiments](experiments/README.md).
 """
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
 from onerec.errors import InputError
-from onerec.flags import variable_of
+from onerec.flags import ArgumentParser, variable_of
 from onerec.run import ROOT
 
 PROFILES = ROOT / "scripts" / "profiles"
@@ -172,16 +172,22 @@ def refuse_environment() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    what, profile, *rest = (sys.argv[1:] if argv is None else argv) or [""]
-    if what == "file":
-        print(file_of(profile, rest[0]))
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("what", choices=("list", "export", "file", "alone"), help="as above")
+    parser.add_argument("profile", help="a folder of scripts/profiles")
+    parser.add_argument("of", nargs="?", default="", help="the stage of export, the name of file")
+    args = parser.parse_args(argv)
+    if args.what == "file":
+        print(file_of(args.profile, args.of))
         return
-    sizes = "" if what == "alone" else measured()
-    found = settings(profile, f"{sizes}\n{os.environ.get('ONEREC_SETTINGS', '')}")
-    if what == "alone":
+    if args.what == "export" and args.of not in STAGES:
+        raise InputError("export", f"{args.of or 'nothing'} is no stage", ", ".join(STAGES))
+    sizes = "" if args.what == "alone" else measured()
+    found = settings(args.profile, f"{sizes}\n{os.environ.get('ONEREC_SETTINGS', '')}")
+    if args.what == "alone":
         refuse_environment()
-    if what == "export":
-        for name, value in found[rest[0]].items():
+    if args.what == "export":
+        for name, value in found[args.of].items():
             if value and not os.environ.get(name):
                 print(f"export {name}={shlex.quote(value)}")
     else:

@@ -39,7 +39,6 @@ NO_FLAGS = {
     "onerec/verl/forkserver.py",
     "pretrain/launch.py",
     "scripts/alias_vllm_cpu.py",
-    "scripts/settings.py",
     "scripts/watch.py",
 }
 OUTSIDE = ("nan", "inf", "-inf", "-5", "1e400", "10" * 15, "-" + "10" * 15, "four", "", "1;2", "0x10")
@@ -281,6 +280,32 @@ def test_lists_and_switches_in_variables(settable):
     assert settable(OUTPUT_DIR="o", SOURCES="/a,b\n/c d")["sources"] == ["/a,b", "/c d"]
     assert settable(OUTPUT_DIR="o", DRY_RUN="1")["dry_run"] and not settable(OUTPUT_DIR="o", DRY_RUN="0")["dry_run"]
     assert not settable(OUTPUT_DIR="o", TWO_STAGE="False")["two_stage"]
+
+
+def test_the_help_says_defaults_and_which_flags_are_variables():
+    parser = ArgumentParser("what it does")
+    parser.add_argument("--num_beams", type=COUNT, default=32, help="beams")
+    parser.add_argument("--device", default="auto", help="cpu or auto")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed")
+    parser.add_argument("--tasks", nargs="+", help="tasks (default: all)")
+    parser.add_argument("--dry_run", action="store_true", help="runs nothing")
+    parser.add_argument("--names", nargs="*", default=["a", "5%"], help="names")
+    told = " ".join(parser.format_help().split())
+    for text in ("beams (default: 32)", "auto (default: auto)", "seed (default: 0)", "tasks (default: all) --dry_run"):
+        assert text in told
+    assert "runs nothing --names" in told and "names (default: a 5%)" in told
+    assert told.endswith("can be set as a variable, --num_beams x as NUM_BEAMS=x; of one word: SEED")
+    assert ArgumentParser("none").format_help().strip().endswith("exit")
+
+
+def test_every_flag_has_a_help(parsers):
+    without = [
+        (file, flag.dest)
+        for file, parser in parsers.items()
+        for flag in parser._actions
+        if not (flag.help or "").strip()
+    ]
+    assert [one for one in without if not one[0].startswith(("scripts/perf/", "experiments/"))] == []
 
 
 # What torchrun, DeepSpeed, verl, Ray, SLURM, MPI, a shell or a container leave in the environment of a process.

@@ -39,6 +39,11 @@ def test_a_script_parses(path):
         "recipes/ablations.sh amazon_beauty",
         "choose_checkpoint.sh",
         "11_evaluate.sh",
+        "12_report.sh",
+        "ray_start.sh",
+        "ray_slurm.sh",
+        "../pretrain/examples/slurm.sh",
+        "../benchmarks/general.sh",
         "quickstart.sh --seed",
         "quickstart.sh --run_dir",
         "quickstart.sh --movielens",
@@ -162,6 +167,21 @@ def installed(tmp_path):
     (binaries / "python").write_text('#!/bin/sh\necho "python $*"\nexit 5\n')
     (binaries / "python").chmod(0o755)
     return {**os.environ, "VENV": str(tmp_path / "venv")}
+
+
+def test_an_environment_with_the_cuda_set_keeps_it(installed, tmp_path):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "python $*"\n')
+    (tmp_path / "venv" / ".onerec-installed").unlink()
+
+    def install(*flags: str) -> str:
+        command = ["bash", str(ROOT / "scripts" / "install.sh"), *flags]
+        return subprocess.run(command, env=installed, capture_output=True, text=True, check=True).stdout
+
+    assert "-r requirements-gpu.txt" in install("--gpu")
+    assert install() == ""
+    for_tests = install("--dev")
+    assert "-r requirements-gpu.txt -r requirements-dev.txt" in for_tests and "cpu" not in for_tests
 
 
 def quickstart(installed, *flags, **more) -> subprocess.CompletedProcess:

@@ -44,6 +44,13 @@ FLAGS_OF = {
 }
 
 
+@pytest.mark.parametrize("words", [[], ["list"], ["lists", "quick"], ["export", "quick"], ["export", "quick", "nope"]])
+def test_a_command_that_is_none_is_one_line(words):
+    command = [sys.executable, str(ROOT / "scripts" / "settings.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "please report it" not in done.stderr
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_line_of_the_profiles_is_a_setting(profile):
     assert settings.settings(profile)["world"]["N_TEXTS"]

@@ -3,8 +3,8 @@
     python compare_quantizers.py --emb_path item_embedding.parquet --output_dir compare --codebook_size 32 --dim 64
 
 Trains, encodes and evaluates each with its defaults (residual k-means also with k-means++, balanced, and by a beam of
-8), prints the table and writes it as compare.md, beside a folder a quantiser. What it costs downstream: QUANTIZER=opq
-bash scripts/quickstart.sh --fresh.
+8), prints the table and writes it as compare.md, beside a folder a quantiser. What it costs downstream:
+bash scripts/quickstart.sh --no-rl --run_dir runs/opq --set tokenizer.QUANTIZER=opq.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ HEADINGS = (
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("--emb_path", required=True, help="Parquet file or folder with pid and embedding")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--n_layers", type=LAYERS, default=3)
-    parser.add_argument("--codebook_size", type=CODES, default=256)
-    parser.add_argument("--dim", type=WIDTH, default=4096)
-    parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--quantizers", nargs="*", default=list(QUANTIZERS), choices=list(QUANTIZERS), metavar="NAME")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for compare.md and a folder a quantiser")
+    parser.add_argument("--n_layers", type=LAYERS, default=3, help="codebook layers")
+    parser.add_argument("--codebook_size", type=CODES, default=256, help="codes of a layer")
+    parser.add_argument("--dim", type=WIDTH, default=4096, help="dimensions used; a longer embedding is cut")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of every training")
+    names = {"choices": list(QUANTIZERS), "metavar": "NAME", "help": f"of {', '.join(QUANTIZERS)} (default: all)"}
+    parser.add_argument("--quantizers", nargs="*", default=list(QUANTIZERS), **names)
     return parser.parse_args(argv)
 
 

@@ -1,13 +1,13 @@
 """A SID of its own for every item, where several have one: another last code, or one more code.
 
-    python resolve_collisions.py --method reassign --pid2sid in.parquet --output_path sids/pid2sid.parquet \
+    python resolve_collisions.py --method reassign --pid2sid in.parquet --output_path sids/pid2sid.parquet \\
         --emb_path item_embedding.parquet --model_path out
     python resolve_collisions.py --method extra_layer --pid2sid a.parquet b.parquet --output_path c.parquet d.parquet
 
 reassign     the item of a bucket that is nearest to what the SID stands for keeps it; every other moves to the
              nearest last code that is free behind the same codes, or stays and is counted
-extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER, arXiv
-2305.05065)
+extra_layer  every item gets one more code, which numbers the items of a bucket (the fourth code of TIGER,
+             arXiv 2305.05065)
 
 Several tables (video and product) are of different pid spaces: each is resolved for itself, and all get one
 specification, sid_spec.json beside every output, by which the vocabulary is to be expanded.
@@ -43,7 +43,7 @@ _CELLS = 1 << 24  # of a table of distances at a time
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--method", choices=METHODS, required=True)
+    add("--method", choices=METHODS, required=True, help="as above")
     add("--pid2sid", type=Path, nargs="+", required=True, help="tables of pid and codes, sid_spec.json beside them")
     add("--output_path", type=Path, nargs="+", required=True, help="a file for every table; may be the same")
     add("--emb_path", nargs="*", default=[], help="reassign: the embeddings of every table's items")

@@ -23,7 +23,7 @@ from tokenizer.train_res_kmeans import add_arguments, training_points, write_mod
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "res_kmeans"], required=True)
+    parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "res_kmeans"], required=True, help="which")
     add_arguments(parser)
     parser.add_argument("--niter", type=COUNT, default=25, help="pq, opq: iterations")
     parser.add_argument("--epochs", type=COUNT, default=200, help="rq_vae: passes over the items")

@@ -54,8 +54,8 @@ def parser() -> ArgumentParser:
     signal = "policy gradient on the sampled token, or the whole of the teacher's top k"
     add("--loss", choices=tuple(LOSSES), default="reverse_kl", help=signal)
     add("--topk", type=COUNT, default=32, help="forward_kl_topk: the teacher's likeliest tokens")
-    add("--distill_adv_max", dest="adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
-    add("--distill_adv_min", dest="adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
+    add("--distill_adv_max", type=NUMBER, default=5.0, help="reverse_kl: advantages are cut above")
+    add("--distill_adv_min", type=NUMBER, default=-30.0, help="reverse_kl: and below")
     start = "first id that the teacher does not have (-1: the student's first itemic id)"
     add("--extend_vocab_start_token", type=integer(0, also=(-1,)), default=-1, help=start)
     whole = "True: one such token masks its whole response, not only itself"

@@ -16,10 +16,9 @@ from onerec.verl.stage import update_prompts
 def check(args: argparse.Namespace) -> int:
     """Check everything that a run needs; returns the first extended id. Raises `InputError` in one line."""
     length, prompts = args.max_prompt_length + args.response_length, args.train_batch_size
-    if args.adv_min >= args.adv_max:
-        raise InputError(
-            "--distill_adv_min", f"{args.adv_min:g} is not below --distill_adv_max {args.adv_max:g}", "as -30 and 5"
-        )
+    if args.distill_adv_min >= args.distill_adv_max:
+        what = f"{args.distill_adv_min:g} is not below --distill_adv_max {args.distill_adv_max:g}"
+        raise InputError("--distill_adv_min", what, "as -30 and 5")
     choose_rollout(args)
     if args.mini_batch_size != -1 and prompts % args.mini_batch_size:
         what = f"{args.mini_batch_size} does not divide the {prompts} prompts of a step"

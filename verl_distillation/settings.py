@@ -99,8 +99,8 @@ def _teacher(args: argparse.Namespace, start: int) -> dict[str, Any]:
         f"{loss}.topk": args.topk,
         f"{loss}.use_task_rewards": False,
         f"{loss}.use_policy_gradient": args.loss == "reverse_kl",
-        f"+{loss}.adv_min": args.adv_min,
-        f"+{loss}.adv_max": args.adv_max,
+        f"+{loss}.adv_min": args.distill_adv_min,
+        f"+{loss}.adv_max": args.distill_adv_max,
         f"+{loss}.extend_vocab_start": start,
         f"+{loss}.mask_response_if_extended": args.mask_response_if_have_extend_token,
     }

@@ -56,13 +56,13 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     rewards = f"name=weight,…; names: {', '.join(REWARDS)}"
     add("--reward_weights", default="full_hit=1,partial_hit=0.2", help=rewards)
     # Optimisation
-    add("--learning_rate", type=POSITIVE, default=2e-6)
+    add("--learning_rate", type=POSITIVE, default=2e-6, help="of AdamW")
     add("--lr_scheduler_type", choices=("constant", "cosine"), default="constant", help="after the warm-up")
-    add("--warmup_steps", type=COUNT_OR_0, default=0)
+    add("--warmup_steps", type=COUNT_OR_0, default=0, help="steps of rising learning rate")
     kl = "of the low-variance KL to the base model; 0: no reference"
     add("--kl_loss_coef", type=NOT_NEGATIVE, default=0.001, help=kl)
-    add("--clip_ratio_low", type=SHARE_BELOW_1, default=0.2)
-    add("--clip_ratio_high", type=NOT_NEGATIVE, default=0.28, help="clip-higher (DAPO, arXiv 2503.14476)")
+    add("--clip_ratio_low", type=SHARE_BELOW_1, default=0.2, help="the probability ratio is clipped this far below 1")
+    add("--clip_ratio_high", type=NOT_NEGATIVE, default=0.28, help="and this far above 1 (DAPO, arXiv 2503.14476)")
     kinds = "grpo: beams of a group count alike; maxrl: by their probability, over the group's expected reward"
     add("--advantage", choices=ADVANTAGES, default="grpo", help=kinds)
     add("--norm_adv_by_std", type=switch, default=True, help="grpo: divide a group's advantages by their deviation")
@@ -74,19 +74,19 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     add("--share_prompts", type=switch, default=True, help=once)
     share = "the exported weights: this share of the trained model, the rest of the base model; validated once more"
     add("--merge_ratio", type=SHARE_ABOVE_0, default=1.0, help=share)
-    add("--num_training_steps", type=COUNT_OR_ALL, default=-1, help="-1: by epochs")
-    add("--num_epochs", type=COUNT, default=1)
-    add("--seed", type=SEED, default=42)
+    add("--num_training_steps", type=COUNT_OR_ALL, default=-1, help="steps in all (-1: by epochs)")
+    add("--num_epochs", type=COUNT, default=1, help="passes over the prompts")
+    add("--seed", type=SEED, default=42, help="order of the prompts, and sampling")
     # Validation and checkpoints
     between = "steps between validations (-1: never); the last step is one"
     add("--test_freq", type=COUNT_OR_ALL, default=-1, help=between)
     add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
     add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")
-    add("--keep_checkpoints", dest="max_checkpoints", type=COUNT, default=2, help="checkpoints kept")
+    add("--keep_checkpoints", type=COUNT, default=2, help="checkpoints kept")
     # Machine
     gpus = "GPUs a node; -1: all. Without an accelerator: processes; -1: 1"
     add("--n_gpus", type=COUNT_OR_ALL, default=-1, help=gpus)
-    add("--nnodes", type=COUNT, default=1)
+    add("--nnodes", type=COUNT, default=1, help="nodes")
     add("--logger", default="console,file", help="verl's loggers: console, file, tensorboard, wandb, …")
     add("--overrides", nargs="*", default=[], help="further hydra overrides of verl; also without the flag")
     add("--dry_run", action="store_true", help="check, print the whole command, start nothing")

@@ -1,6 +1,6 @@
 """Memory of a GRPO run by model size and number of GPUs: an estimate from formulas, nothing measured.
 
-    python plan.py                       # the table of README.md
+    python plan.py                       # the table of recipe/onerec/PLAN.md
     python plan.py --gpu_memory 40 --tokens 8192 --beams 32 --prompt 4096
     python plan.py --thinking            # vLLM writes thoughts, and the item engine lies beside it
 

@@ -70,11 +70,6 @@ class Library:
         """The items that a task's answers are from."""
         return self._shelves.get(TASKS[task].catalogue) or next(iter(self._shelves.values()))
 
-    @property
-    def shelves(self) -> list[Shelf]:
-        """All catalogues."""
-        return list(self._shelves.values())
-
     def places(self, task: str, user: str) -> list[int]:
         """Where a user's test rows are in ``examples``; raises `Unknown` where there is none."""
         if (places := self._rows.get(task, {}).get(user)) is None:

@@ -79,7 +79,8 @@ class Run:
         self._tables = (args.pid2sid, args.product_pid2sid, args.caption, args.seed, self.layout, prompts)
         self.context = load_context(*self._tables)
         if self.context.tags is None and any(BUILDERS[task.name].tags for task in tasks):
-            raise InputError(args.caption or "--caption", "has no column tags", "give items tags (data/README.md)")
+            right = "give items tags (data/onerec_data/layouts/README.md)"
+            raise InputError(args.caption or "--caption", "has no column tags", right)
 
     @together()
     def __call__(self) -> Manifest:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-Tensors = tuple[torch.Tensor, ...]
 # Causal attention of packed queries [T, H, D] to packed keys and values [T, KV, D]; bounds int32 [B + 1] says where
 # each row begins, and the last is the longest row's length.
 Packed = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Stage 1, itemic-text alignment: the LLM frozen, itemic rows trained alone. The paper's settings for Qwen3-1.7B.
 # One node: bash examples/pretrain_stg1.sh with NPROC=8. Several: the same on each, with NNODES NODE_RANK MASTER_ADDR.
-# Every flag of train.py can be set as a variable (LEARNING_RATE, SOURCES, MAX_LENGTH, …); further flags may follow.
+# Flags of train.py are variables too, as its --help says (LEARNING_RATE, SOURCES, MAX_LENGTH, …), or follow here.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 set -a # Python reads these

@@ -12,7 +12,11 @@
 # status 75; the job goes back into the queue, and goes on from there, as the scripts pass --resume_from auto. A step
 # and a checkpoint that take longer want more than --signal=B:TERM@300, and a partition whose GraceTime is as long.
 set -euo pipefail
-script="${1:?error: slurm.sh: needs a script; examples/pretrain_stg1.sh, pretrain_stg2.sh or posttrain_sft.sh}"
+if (($# < 1)); then
+  echo "error: slurm.sh: needs a script; examples/pretrain_stg1.sh, pretrain_stg2.sh or posttrain_sft.sh" >&2
+  exit 2
+fi
+script="$1"
 shift
 cd "${SLURM_SUBMIT_DIR:-$PWD}"
 export NNODES="$SLURM_NNODES" NPROC="${NPROC:-${SLURM_GPUS_ON_NODE:-8}}"

@@ -2,7 +2,7 @@
 #   PYTHON   the interpreter                                         (python)
 #   NPROC    processes on this node, one a GPU                       (1)
 #   NNODES NODE_RANK MASTER_ADDR MASTER_PORT   several nodes, as torchrun names them   (1 0 127.0.0.1 29500)
-# More than one process in all: torchrun (launch.py). Otherwise plain Python, which uses the one GPU or the CPU.
+# More than one process in all: torchrun (launch.py). Otherwise plain Python, on one GPU or the CPU. CUDA_VISIBLE_DEVICES=2,3 chooses GPUs.
 : "${PYTHON:=python}"
 : "${NPROC:=1}"
 : "${NNODES:=1}"
@@ -18,7 +18,7 @@ run() {
 #   0   done        2   one line says what is wrong
 #   75  SIGTERM ended it (a cluster takes the node back), with a checkpoint: run the same command again to go on
 #   130 Ctrl-C, likewise
-# Every flag of train.py can be set as a variable: LEARNING_RATE=1e-3, SOURCES=a,b.
+# Flags of train.py are variables too, as its --help says: LEARNING_RATE=1e-3, SOURCES=a,b.
 #   RESUME=1     go on from the newest checkpoint in OUTPUT_DIR, where there is one
 train() {
   local command=("$PYTHON")

@@ -6,7 +6,7 @@
 #   HIDDEN_SIZE NUM_HIDDEN_LAYERS VOCAB_SIZE …   its shape: flags of make_tiny_qwen3.py
 #                                                (128 wide, 4 layers, 2,048 BPE tokens)
 #   OUTPUT_DIR  the training run; the base LLM is OUTPUT_DIR/hf           (output/base)
-# Every flag of train.py can be set as a variable; further flags may follow.
+# Flags of train.py are variables too, as its --help says, or follow here.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../scripts/entry.sh"
 : "${RAW_DATA:=$(raw_data "$ROOT/data")}"

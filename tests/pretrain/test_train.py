@@ -214,6 +214,26 @@ def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped
     assert (tmp_path / "out/hf/model.safetensors").read_bytes() == (full_run / "hf/model.safetensors").read_bytes()
 
 
+def test_one_process_trains_on_one_gpu_of_several(world, tmp_path, monkeypatch):
+    import transformers
+
+    make, step, models = transformers.TrainingArguments, PackedTrainer.training_step, set()
+
+    def two_gpus(**given):
+        made = make(**given)
+        made._n_gpu = 2  # as transformers counts them where torchrun has not started the process
+        return made
+
+    def noted(self, model, *args, **kwargs):
+        models.add(type(model))
+        return step(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(transformers, "TrainingArguments", two_gpus)
+    monkeypatch.setattr(PackedTrainer, "training_step", noted)
+    main(argv(world, tmp_path / "out", "--num_training_steps", "1"))
+    assert models == {PackedLM}
+
+
 def test_a_signal_behind_the_last_step_is_not_lost(world, tmp_path, monkeypatch):
     def finish(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)

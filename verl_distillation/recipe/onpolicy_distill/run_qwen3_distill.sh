@@ -2,7 +2,7 @@
 # On-policy distillation:
 #   cd verl_distillation && BASE_MODEL=… TEACHER_MODEL=… bash recipe/onpolicy_distill/run_qwen3_distill.sh [host file]
 # A host file, one node a line, says NNODES; the nodes are those of the Ray cluster (scripts/ray_start.sh).
-# Every flag of distill.py can be set as a variable; further flags may follow. Paths are relative to verl_distillation/.
+# Flags of distill.py are variables too, as its --help says, or follow here. Paths are relative to verl_distillation/.
 #   BASE_MODEL TEACHER_MODEL   the student, a checkpoint with SIDs, and the LLM that it was made from
 #   DATASET_PARQUET OUTPUT_DIR the prompts, and where to   (../data/output/onpolicy_distillation.parquet output/distill)
 #   ANCHOR_PARQUET ANCHOR_SHARE   prompts that the student as it came teaches, a file a line; their share (none 0.25)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # GRPO on the recommendation tasks:
 #   cd verl_rl && BASE_MODEL=… DATA_DIR=… bash recipe/onerec/run_grpo.sh [train_grpo.py's flags]
-# Every flag of train_grpo.py can be set as a variable. The same command again goes on from the newest checkpoint.
+# Flags of train_grpo.py are variables too, as its --help says. The same command again goes on from the newest checkpoint.
 #   BASE_MODEL DATA_DIR OUTPUT_DIR   (../pretrain/output/sft/hf ../data/output/rl_data output/grpo)
 #   PID2SID PRODUCT_PID2SID          the SIDs of most tasks and of the product task (empty: none) (BENCHMARK_DATA_DIR's)
 #   TWO_STAGE STAGE2_MODE STAGE2_BEAM_SIZE STAGE2_NUM_TOKENS CONSTRAINED   thinking, then a search (1 beam 32 -1 1)
