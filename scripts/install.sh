@@ -62,3 +62,6 @@ fi
   { cat "$VENV/editable.log" >&2; exit 2; }
 echo "$wanted" >> "$stamp"
 echo "installed ${files[*]} ${bare[*]-} into $VENV"
+if ((!gpu)) && command -v nvidia-smi > /dev/null; then
+  echo "this machine has an NVIDIA GPU, which the CPU set does not use; bash scripts/install.sh --gpu installs the CUDA set"
+fi

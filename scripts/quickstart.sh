@@ -59,6 +59,15 @@ source scripts/common.sh
 found="$(python3 scripts/settings.py alone "$PROFILE")" || exit
 # setting <stage> <NAME>: what the profile or --set says.
 setting() { eval "echo $(sed -n "s/^$1\.$2=//p" <<< "$found")"; }
+if [[ "$RL" == 1 && "$(setting distill TOTAL_STEPS)" != 0 ]]; then # said now, not when the stages before are done
+  gpus="$(RAY_ADDRESS="" python3 -c 'from onerec.verl.cluster import gpus_by_node; print(*gpus_by_node() or ())')"
+  wanted=3 # for the student, the teacher and the anchors
+  [[ "$(setting distill ANCHOR_SHARE)" != 0 ]] || wanted=2
+  if [[ -n "$gpus" ]] && ((gpus < wanted)); then
+    echo "error: quickstart.sh: distillation wants $wanted GPUs and here are $gpus; --set distill.TOTAL_STEPS=0 leaves it out, --no-rl GRPO too" >&2
+    exit 2
+  fi
+fi
 if [[ ! -d "$RUN_DIR/.done" && -n "$(ls -A "$RUN_DIR")" ]]; then
   echo "error: $RUN_DIR: was not made by the quickstart; give a new folder or an empty one" >&2
   exit 2

@@ -232,6 +232,29 @@ def test_a_run_is_the_callers_goes_on_without_settings_and_starts_over_in_its_ow
     assert not (run / ".done" / "01_world").exists() and not (run / "models").exists() and (run / "notes").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the chain has no distillation")
+def test_too_few_gpus_for_distillation_are_said_at_once(installed, tmp_path):
+    smi = tmp_path / "venv" / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    smi.chmod(0o755)
+    built = tmp_path / "built" / "torch"
+    built.mkdir(parents=True)
+    (built / "__init__.py").touch()
+    (built / "version.py").write_text("cuda: Optional[str] = '13.0'\n")
+    one = {name: value for name, value in installed.items() if name != "CUDA_VISIBLE_DEVICES"}
+    one["PYTHONPATH"] = str(built.parent)
+    run = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke", "--run_dir", str(tmp_path / "run")]
+
+    def said(*flags: str) -> str:
+        return subprocess.run([*run, *flags], env=one, capture_output=True, text=True, timeout=180).stderr
+
+    assert "distillation wants 3 GPUs and here are 1; --set" in said()
+    assert not (tmp_path / "run" / ".done").exists()
+    assert "01_world: failed" in said("--set", "distill.TOTAL_STEPS=0")
+    smi.write_text("#!/bin/sh\n" + "echo 'GPU 0: a card'\n" * 3)
+    assert "01_world: failed" in said("--fresh")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(installed, tmp_path):
     (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nsleep 300\n")

@@ -7,6 +7,7 @@ Processes of such a cluster know nothing of this machine's environment, so the r
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from onerec.errors import InputError
 
@@ -39,11 +41,24 @@ print(json.dumps([[int(node.get("GPU", 0)), int(node.get("CPU", 0)), card] for n
 
 
 def has_accelerator() -> bool:
-    """Whether this machine has a GPU that its driver answers for; False where ``CUDA_VISIBLE_DEVICES`` is empty."""
+    """Whether this machine has a GPU that its driver answers for and that torch can use.
+
+    False where ``CUDA_VISIBLE_DEVICES`` is empty and where torch is the CPU build: a laptop with the CPU set.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return False
-    smi = shutil.which("nvidia-smi") or shutil.which("rocm-smi") or shutil.which("npu-smi")
+    smi = None if _cpu_build() else shutil.which("nvidia-smi") or shutil.which("rocm-smi")
+    smi = smi or shutil.which("npu-smi")  # whose torch is the CPU build and a plug-in
     return bool(smi) and subprocess.run([smi], capture_output=True).returncode == 0
+
+
+def _cpu_build() -> bool:
+    """Whether the torch that is installed was built without a GPU's libraries; does not import it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    text = Path(spec.origin).with_name("version.py").read_text()
+    return not re.search(r"^(?:cuda|hip|xpu)\b[^=]*= (?!None)", text, re.MULTILINE)
 
 
 def gpu_memory() -> int | None:

@@ -13,6 +13,7 @@ import pytest
 
 from onerec.errors import InputError
 from onerec.sid import SidSpec
+from onerec.verl import cluster
 from onerec.verl.launch import cpu_overrides, resolve
 from tests.model_folders import tiny_model
 from verl_distillation.anchors import mix
@@ -97,6 +98,7 @@ def test_student_teacher_and_anchors_must_fit_together(files, tmp_path, monkeypa
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(cluster, "_cpu_build", lambda: False)
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\n" + "echo 'GPU 0: a card'\n" * 8)
     program.chmod(0o755)

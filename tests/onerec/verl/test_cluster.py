@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import types
 
 import pytest
 
@@ -14,7 +16,8 @@ from onerec.verl.cluster import Pool, fit, quoted, ray_overrides
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """A machine with as many GPUs as its `nvidia-smi` lists."""
+    """A machine with as many GPUs as its `nvidia-smi` lists, and a torch that was built for them."""
+    monkeypatch.setattr(verl_cluster, "_cpu_build", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -54,6 +57,22 @@ def test_a_run_gets_what_the_others_leave(machine, monkeypatch):
     assert fit(student(nodes=2), teacher())[0].gpus == 7
     assert fit(student(nodes=2), teacher(2, 1, 2))[0].gpus == 6
     assert fit(student(nodes=2, tensor_parallel=16))[0].gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "sees"), [("None", "None", False), ("'13.0'", "None", True), ("None", "'7.1'", True)]
+)
+def test_a_gpu_counts_where_torch_was_built_for_it(tmp_path, monkeypatch, cuda, hip, sees):
+    """A laptop with a GPU and the CPU set is one without."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: a card'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    lines = f"cuda: Optional[str] = {cuda}\ngit_version = '1'\nhip: Optional[str] = {hip}\nxpu: Optional[str] = None\n"
+    (tmp_path / "version.py").write_text(lines)
+    torch = types.SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: torch)
+    assert verl_cluster.has_accelerator() is sees
 
 
 def test_pools_that_do_not_fit_together_are_refused_with_what_would(machine, monkeypatch):
