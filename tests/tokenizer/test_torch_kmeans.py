@@ -15,7 +15,7 @@ from tests.arguments import as_flags, torchrun
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.infer_res_kmeans import sid_keys
-from tokenizer.kmeans import Kmeans, KmeansConfig
+from tokenizer.kmeans import Kmeans, KmeansConfig, cluster_sums
 from tokenizer.quantizer import load_quantizer
 from tokenizer.res_kmeans import ResKmeans
 from tokenizer.tiles import Codebook, assign, beam_codes, residual_codes
@@ -67,6 +67,24 @@ def test_codes_are_those_of_brute_force_with_any_number_of_threads(threads):
     assert np.array_equal(nearest.numpy(), distances.argmin(1))
     norms = (vectors**2).sum(1)
     assert np.allclose(norms - 2 * scores.numpy(), distances.min(1), rtol=1e-3, atol=1e-3)
+
+
+def test_scores_are_the_same_bytes_with_any_number_of_threads_in_one_tile_too():
+    points, book = (torch.from_numpy(gaussian(n, 4096, seed=n)) for n in (8000, 32))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(assign(points, Codebook(book))[1])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_cluster_of_more_points_than_float32_can_count_has_the_right_sum():
+    points = torch.ones(2**24 + 5000, 1)
+    sums, counts = cluster_sums(points, torch.zeros(len(points), dtype=torch.int64), 1)
+    assert sums.item() == counts.item() == len(points)
 
 
 def test_a_wide_beam_finds_the_best_path_and_a_beam_of_one_is_greedy():
@@ -150,6 +168,18 @@ def test_balanced_codes_are_used_evenly_and_the_price_is_kept(tmp_path):
         layers = json.loads((tmp_path / name / "manifest.json").read_text())["layers"]
         assert np.isclose(layers[0]["perplexity"], perplexity[name]), "inference uses the price too"
     assert perplexity["even"] > 31 > perplexity["plain"]
+
+
+def test_balanced_codes_are_even_though_the_items_stand_by_category():
+    rng = np.random.default_rng(0)
+    share = 1.0 / np.arange(1, 17)
+    kinds = np.sort(rng.choice(16, 4000, p=share / share.sum()))
+    vectors = 3 * rng.standard_normal((16, 8))[kinds] + rng.standard_normal((4000, 8))
+    points = torch.from_numpy(vectors.astype(np.float32))
+    clusters = Kmeans(8, KmeansConfig(balanced=True)).fit(points)
+    codes, _ = assign(points, Codebook(clusters.centroids, clusters.price))
+    shares = torch.bincount(codes, minlength=8) / len(codes)
+    assert shares.min() > 0.08 and shares.max() < 0.18
 
 
 def test_normalize_is_kept_in_the_model(tmp_path):
