@@ -203,7 +203,7 @@ class Beside:
             return vectors
         parts = [vectors]
         for rows, scale, found in self._others:
-            places = np.array([rows.get(pid, -1) for pid in pids])
+            places = np.array([rows.get(pid, -1) for pid in pids], np.int64)
             parts.append(scale * np.where(places[:, None] >= 0, found[places], 0))
         joined = np.concatenate(parts, axis=1)
         unknown = ~joined.any(1)

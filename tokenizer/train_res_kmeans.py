@@ -63,8 +63,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
     """The sample to train on, float32 [n, dim]: at most --max_points rows, of which this process has its ``share``."""
     limit = args.max_points if args.max_points > 0 else POINTS_PER_CODE * args.codebook_size
-    vectors, total = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
-    points = min(total - sum(manifest.dropped.values()), limit)
+    sample = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
+    vectors, points, total = sample
     manifest.extra["points"] = points
     whose = f", {len(vectors):,} of them here" if share[1] > 1 else ""
     get_logger("tokenizer").info(

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from onerec.errors import InputError
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
+from onerec.run import Manifest
 from tests.arguments import as_flags, torchrun
 from tokenizer.embed_items import main
+from tokenizer.embeddings import iter_embeddings
 from tokenizer.text_encoder import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,6 +301,17 @@ def test_other_embeddings_stand_beside_the_texts(catalogue, tmp_path):
     rows = np.array(column.to_pylist(), np.float32)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert np.allclose(rows[3, 16:], np.array([1.2, 1.6]) / np.sqrt(5), atol=1e-5) and not rows[0, 16:].any()
+
+
+def test_a_shard_of_no_item_stands_empty(catalogue, tmp_path):
+    texts = pa.array(["a", "b", None, None, "c", "d"], pa.string())
+    write_table(tmp_path / "in.parquet", pa.table({"pid": range(6), "caption": texts}))
+    write_table(tmp_path / "co.parquet", embedding_table([4], np.ones((1, 2), np.float32)))
+    flags = as_flags(input=tmp_path / "in.parquet", shard_rows=2, max_bad_ratio=0.5, concat=tmp_path / "co.parquet")
+    main([*argv(catalogue, tmp_path / "out"), *flags])
+    assert [pq.read_table(file).num_rows for file in sorted((tmp_path / "out").glob("*.parquet"))] == [2, 0, 2]
+    noted = Manifest("test")
+    assert [len(pids) for pids, _ in iter_embeddings(tmp_path / "out", 18, noted)] == [2, 2] and not noted.dropped
 
 
 def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):
