@@ -29,7 +29,7 @@ from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 from onerec.sparse import unit
 from tokenizer.infer_res_kmeans import note_codes
-from tokenizer.quantizer import SCHEMA, codes_batch, sid_keys
+from tokenizer.quantizer import SCHEMA, codes_batches, sid_keys
 
 _TOKEN = re.compile(r"<[^<>]*?_(\d+)>")
 
@@ -53,7 +53,7 @@ def read_codes(path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: flo
     for name, codes in value.items():
         try:
             pid, row = whole_number(int(name)), [to_code(code) for code in codes[: spec.n_layers]]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):  # of a dictionary, from Python 3.12 on
             manifest.drop("no whole number as item id, or no codes")
             continue
         if spec.check(row):
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(pids):
         raise InputError(args.codes, f"has no usable item ({manifest.dropped_text()})", "at least one")
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
-    write_batches(output, SCHEMA, [codes_batch(pids, codes)])
+    write_batches(output, SCHEMA, codes_batches(pids, codes))
     if args.embedding_path:
         vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
         write_table(args.embedding_path, embedding_table(pids, vectors))
