@@ -150,6 +150,7 @@ def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
         vectors[i] = np.nan
         pids = np.arange(400) + 390 * i  # some pids stand in two files
         write_table(tmp_path / "emb" / f"{i}.parquet", embedding_table(pids, vectors))
+    write_table(tmp_path / "emb" / "00.parquet", embedding_table([], np.zeros((0, 8), np.float32)))  # behind 0.parquet
     model = ResKmeans([rng.standard_normal((4, 8)).astype(np.float32) for _ in range(2)])
     model.save(tmp_path / "model.pt")
     argv = as_flags(model_path=tmp_path, emb_path=tmp_path / "emb", batch_size=150, max_bad_ratio=0.1)
@@ -230,6 +231,21 @@ def test_an_address_where_no_cluster_answers_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: RAY_ADDRESS: no Ray cluster answers at {address}"), done.stderr
+
+
+def test_a_task_that_a_node_has_no_memory_for_ends_the_run_in_one_line(tmp_path):
+    script = "import time\nfrom onerec.cli import cli\nfrom onerec.workers import map_in_order\n"
+    script += "cli(lambda: print(*map_in_order(time.sleep, [600], 1, runner='ray')))()"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT),
+        # Whatever runs is too much, and is killed at once.
+        "RAY_memory_usage_threshold": "0.001",
+        "RAY_memory_monitor_refresh_ms": "50",
+        "RAY_task_oom_retry_delay_base_ms": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "\nerror: a Ray task: died 4 times (OutOfMemoryError); nodes that live, fewer tasks" in done.stderr
 
 
 # Works a while on a cluster of its own.
