@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import ast
 import datetime
+import functools
 import os
 import string
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
@@ -113,44 +115,60 @@ class Texts:
         open_parquet(file, fields)
         return template, list(dict.fromkeys(fields))
 
-    def shards(self, size: int) -> Iterator[tuple[int, list[Piece]]]:
-        """(shard, its pieces), ``size`` rows each."""
-        number, held, pieces, row = 0, 0, [], 0
+    def shards(
+        self, size: int, wanted: Callable[[int], bool] = lambda shard: True
+    ) -> Iterator[tuple[int, list[Piece]]]:
+        """(shard, its pieces), ``size`` rows each, of the ``wanted`` ones; the row groups of others are not read."""
+        pieces, row = [], 0
         for file, (template, fields) in zip(self.files, self._templates, strict=True):
-            kinds = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}
-            for whole in iter_batches(file, kinds, strict=False):
-                batch = whole
-                while batch.num_rows:
-                    piece = batch.slice(0, size - held)
-                    pieces.append((template, fields, row, piece))
-                    held, row = held + piece.num_rows, row + piece.num_rows
-                    batch = batch.slice(piece.num_rows)
-                    if held == size:
-                        yield number, pieces
-                        number, held, pieces = number + 1, 0, []
+            kinds, metadata = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}, open_parquet(file).metadata
+            for group in range(metadata.num_row_groups):
+                end = row + metadata.row_group(group).num_rows
+                if not any(map(wanted, range(row // size, -(-end // size)))):
+                    row = end
+                    continue
+                for whole in iter_batches(file, kinds, strict=False, row_groups=[group]):
+                    batch = whole
+                    while batch.num_rows:
+                        piece = batch.slice(0, size - row % size)
+                        if wanted(row // size):
+                            pieces.append((template, fields, row, piece))
+                        row, batch = row + piece.num_rows, batch.slice(piece.num_rows)
+                        if pieces and row % size == 0:
+                            yield row // size - 1, pieces
+                            pieces = []
         if pieces:
-            yield number, pieces
+            yield row // size, pieces
+
+    def _left_out(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        """bool [n]: rows of a piece that have no text, and others whose pid is null or stood before."""
+        _, fields, row, batch = piece
+        blank = np.ones(batch.num_rows, bool)
+        for field in fields:
+            text = pc.utf8_trim_whitespace(batch.column(field)).fill_null("")
+            blank &= pc.equal(text, "").to_numpy(zero_copy_only=False)
+        return blank, ~blank & ~self._first[row : row + batch.num_rows]
 
     def texts(self, pieces: list[Piece], manifest: Manifest) -> tuple[list[int], list[str]]:
         """(pids, texts) of a shard; rows that are dropped are counted."""
         pids, texts = [], []
-        for template, fields, row, batch in pieces:
-            for place, values in enumerate(batch.to_pylist(), row):
-                parts = {field: "" if values[field] is None else str(values[field]) for field in fields}
-                if not any(value.strip() for value in parts.values()):
-                    manifest.drop("text is empty")
-                elif not self._first[place]:
-                    manifest.drop("pid is null or stands twice")
-                else:
-                    pids.append(values["pid"])
-                    texts.append(self._args.instruction + template.format(**parts))
+        for piece in pieces:
+            template, fields, _, batch = piece
+            blank, double = self._left_out(piece)
+            _count(manifest, blank, double)
+            for values in batch.filter(pa.array(~blank & ~double)).to_pylist():
+                parts = {field: "" if values[field] is None else values[field] for field in fields}
+                pids.append(values["pid"])
+                texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 
     def check_rows(self) -> None:
         """As `check`, of the rows alone: said before anything is encoded."""
         noted = Manifest("embed_items", {})
-        parts = (self.texts(pieces, noted)[0] for _, pieces in self.shards(self._args.shard_rows))
-        self.check(noted, sum(map(len, parts)))
+        for _, pieces in self.shards(self._args.shard_rows):
+            for piece in pieces:
+                _count(noted, *self._left_out(piece))
+        self.check(noted, self.rows - sum(noted.dropped.values()))
 
     def check(self, manifest: Manifest, items: int) -> None:
         """Raise `InputError` where too many rows were dropped, or nothing is left."""
@@ -158,6 +176,11 @@ class Texts:
         manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), self.rows, args.max_bad_ratio)
         if not items:
             raise InputError(args.input, "holds no text", "at least one item with text")
+
+
+def _count(manifest: Manifest, blank: np.ndarray, double: np.ndarray) -> None:
+    manifest.drop("text is empty", int(blank.sum()))
+    manifest.drop("pid is null or stands twice", int(double.sum()))
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -255,9 +278,11 @@ def encode_shards(
 ) -> None:
     """Write this process's shards that are not there yet."""
     rank, world = processes()
-    for number, pieces in texts.shards(args.shard_rows):
-        if number % world != rank or names[number].exists():
-            continue
+
+    def ours(number: int) -> bool:
+        return number % world == rank and not names[number].exists()
+
+    for number, pieces in texts.shards(args.shard_rows, functools.cache(ours)):
         encoder = encoder or make_encoder(args)
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)
