@@ -24,6 +24,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.flags import CODES, LAYERS, SEED, WIDTH, ArgumentParser
+from onerec.folders import together
 from onerec.parquet import embedding_table, whole_number, write_batches, write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
@@ -104,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(pids):
         raise InputError(args.codes, f"has no usable item ({manifest.dropped_text()})", "at least one")
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
-    write_batches(output, SCHEMA, codes_batches(pids, codes))
-    if args.embedding_path:
-        vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
-        write_table(args.embedding_path, embedding_table(pids, vectors))
-        manifest.output(args.embedding_path, len(pids))
-    said = note_codes(manifest, output, spec, sid_keys(codes, spec))
+    with together():
+        write_batches(output, SCHEMA, codes_batches(pids, codes))
+        if args.embedding_path:
+            vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
+            write_table(args.embedding_path, embedding_table(pids, vectors))
+            manifest.output(args.embedding_path, len(pids))
+        said = note_codes(manifest, output, spec, sid_keys(codes, spec))
     print(f"took {len(pids):,} items into {output}: {said}")
 
 

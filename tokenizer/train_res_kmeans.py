@@ -21,6 +21,7 @@ from onerec.cli import cli
 from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, WIDTH, ArgumentParser
+from onerec.folders import together
 from onerec.run import Manifest, get_logger, processes
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
@@ -79,15 +80,16 @@ def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[i
 def write_model(model: Quantizer, args: argparse.Namespace, reports: Sequence[LayerReport], manifest: Manifest) -> Path:
     """Write model.pt, sid_spec.json, the TensorBoard log and the manifest; returns the path of model.pt."""
     file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
-    model.save(file)
-    model.spec.save(file.parent)
-    log_layers(file.parent, reports)
     layers = [dict(vars(report)) for report in reports]
     for layer in layers:
         del layer["objective"]
     manifest.extra["layers"] = layers
     manifest.output(file)
-    manifest.write(file.parent)
+    with together():
+        model.save(file)
+        model.spec.save(file.parent)
+        manifest.write(file.parent)
+    log_layers(file.parent, reports)
     return file
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from onerec.errors import InputError
+from onerec.sid import SidSpec
 from tests.arguments import as_flags, torchrun
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
@@ -264,9 +265,27 @@ def test_an_interrupted_encoding_leaves_nothing_half_written(tmp_path, monkeypat
     assert pq.read_table(tmp_path / "out" / "pid2sid.parquet").num_rows == 200
 
 
-def test_sids_are_told_apart_where_int64_cannot_number_them():
-    from onerec.sid import SidSpec
+def test_a_run_that_is_stopped_leaves_codes_and_codebooks_of_one_run(tmp_path, monkeypatch):
+    path, out = save(tmp_path / "emb.parquet", gaussian(200)), tmp_path / "out"
+    names = ("model.pt", "pid2sid.parquet", "sid_spec.json", "manifest.json", "pid2sid.manifest.json")
+    flags = ["--data_path", path, "--model_path", str(out), "--dim", "16"]
+    encoding = ["--model_path", str(out), "--emb_path", path, "--output_path", str(out)]
+    train([*flags, "--codebook_size", "8"])
+    infer(encoding)
+    before = {name: (out / name).read_bytes() for name in names}
+    assert sorted(before) == sorted(file.name for file in out.iterdir() if file.is_file())
 
+    def stop(self, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SidSpec, "save", stop)
+    for main, given in ((train, [*flags, "--codebook_size", "4"]), (infer, [*encoding, "--n_layers", "2"])):
+        with pytest.raises(KeyboardInterrupt):
+            main(given)
+        assert {name: (out / name).read_bytes() for name in names} == before
+
+
+def test_sids_are_told_apart_where_int64_cannot_number_them():
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 4, 5]], np.int32)
     for size in (10, 8192):
         assert len(np.unique(sid_keys(codes, SidSpec((size,) * 5)))) == 2
