@@ -51,6 +51,8 @@ from tokenizer.embeddings import ALL_ZERO, embedding_dim, first_of_pids, iter_em
 from tokenizer.quantizer import chosen_device
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenizer.text_encoder import TextEncoder
 
 # Of a batch of the input: template, its columns, number of the first row, the rows.
@@ -235,14 +237,18 @@ class Beside:
         return unit(joined)
 
 
-def make_encoder(args: argparse.Namespace) -> TextEncoder:
+def placed(args: argparse.Namespace) -> tuple[str, torch.dtype]:
+    """(device, precision) of the encoder."""
     import torch
 
+    device = chosen_device(args.device)
+    return device, torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def make_encoder(args: argparse.Namespace) -> TextEncoder:
     from tokenizer.text_encoder import TextEncoder
 
-    device = chosen_device(args.device)
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return TextEncoder(args.encoder, args.pooling, args.dim, args.max_tokens, args.max_batch_tokens, device, dtype)
+    return TextEncoder(args.encoder, args.pooling, args.dim, args.max_tokens, args.max_batch_tokens, *placed(args))
 
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden: bool) -> None:
@@ -252,7 +258,7 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden:
     anew; another one is what the user asked for, and raises `InputError`.
     """
     settings = {name: getattr(args, name) for name in _SAME.split()}
-    settings["input"] = files_digest(files)
+    settings["input"], settings["dtype"] = files_digest(files), str(placed(args)[1])
     parted = [other.partition(":") for other in args.concat]
     settings["concat"] = [[files_digest([name]), weight] for name, _, weight in parted]
     if os.path.isdir(args.encoder):

@@ -278,6 +278,16 @@ def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalo
         main(argv(copy, tmp_path / "out"))
 
 
+def test_shards_of_a_gpu_are_not_gone_on_with_where_there_is_none(catalogue, tmp_path, monkeypatch):
+    """A GPU gives bfloat16."""
+    main(argv(catalogue, tmp_path / "out"))
+    (tmp_path / "out" / "part-00001-of-00003.parquet").unlink()
+    monkeypatch.setattr(embed_items, "chosen_device", lambda wanted: "cuda:0")
+    monkeypatch.setattr(embed_items, "make_encoder", lambda args: None)
+    with pytest.raises(InputError, match="holds shards of other settings or another input"):
+        main(argv(catalogue, tmp_path / "out"))
+
+
 def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, monkeypatch, capsys):
     encode = TextEncoder.encode
 
