@@ -21,6 +21,7 @@ from data import ray_shuffle
 from data.onerec_data import build, users
 from data.onerec_data.run import main as make_tasks
 from data.prepare_mix import main as mix
+from data.validate import main as validate
 from onerec import workers
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
@@ -150,6 +151,22 @@ def test_the_steps_of_a_mix_give_its_bytes_without_a_cluster_too(sources, tmp_pa
         for name, folder in runs.items():
             mix([*sources[:-1], size, "--output_dir", str(folder), "--runner", name])
         assert contents(runs["local"]) == contents(runs["ray"])
+
+
+def test_records_are_checked_by_tasks_in_the_same_words(cluster, tmp_path, capsys):
+    write_records(tmp_path / "in" / "0.parquet", words("a", 0, 50))
+    write_records(tmp_path / "in" / "1.parquet", [*words("a", 50, 60), {**words("a", 7, 8)[0], "source": "b"}])
+    write_records(tmp_path / "in" / "2.parquet", [*words("a", 60, 70), {**words("a", 70, 71)[0], "uuid": "none"}])
+    told = []
+    for runner in ("local", "ray"):
+        with pytest.raises(InputError, match="2 of 72 rows break the format") as error:
+            validate([str(tmp_path / "in"), "--runner", runner])
+        told.append((str(error.value), capsys.readouterr().out))
+    assert told[0] == told[1] and "1.parquet: row 10" in told[0][1] and "2.parquet: row 10" in told[0][1]
+    (tmp_path / "in" / "1.parquet").unlink()
+    (tmp_path / "in" / "2.parquet").unlink()
+    validate([str(tmp_path / "in"), "--runner", "ray"])
+    assert capsys.readouterr().out == "valid: 50 rows\n"
 
 
 def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
