@@ -192,12 +192,17 @@ def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
         infer([*argv, "--device", "cuda", "--runner", "ray"])
 
 
-def test_the_tokens_are_the_same_bytes_though_a_process_dies(world, tmp_path, dies):  # noqa: F811
+def test_the_tokens_are_the_same_bytes_though_a_process_dies(world, tmp_path, dies, monkeypatch):  # noqa: F811
     config = {"name": "chat_completion_parquet", "sources": [str(world / "rec"), str(world / "general")]}
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_length": 512}))
     argv = as_flags(model_dir=world / "base_itemic", dataset_config=tmp_path / "config.json")
     tokenize([*argv, "--token_dir", str(tmp_path / "local")])
-    died = dies(tokenization)
+    died = dies(tokenization, name="_tokenized")
+
+    def unused(*files):
+        raise AssertionError("the command reads what tasks are to read")
+
+    monkeypatch.setattr(tokenization, "files_digests", unused)
     tokenize([*argv, "--token_dir", str(tmp_path / "ray"), "--runner", "ray"])
     local, ray = contents(tmp_path / "local"), contents(tmp_path / "ray")
     assert died.exists() and local.keys() == ray.keys() and len(local) == 4
