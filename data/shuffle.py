@@ -34,7 +34,6 @@ DOUBLE = "uuid stands twice"
 KEYS = ("uuid", "__key")
 _KEY = KEYS[1]
 _SPILL_SCHEMA = pa.schema([*((name, pa.large_string()) for name in SCHEMA.names), (_KEY, pa.uint64())])
-NO_ROWS = pa.schema([field for field in _SPILL_SCHEMA if field.name != _KEY]).empty_table()
 _MAX_BUCKETS = 4096
 _PART_BYTES = 1 << 28  # text of a column in one array of a shard; `string` holds 2^31 bytes, a few long rows included
 
@@ -71,12 +70,8 @@ class Buckets:
         order = np.argsort(bucket, kind="stable")
         bounds = np.searchsorted(bucket[order], np.arange(self.count + 1))
         self.files.append(self._folder / f"{self._name}-{len(self.files):05d}.arrow")
-        with (
-            atomic_path(self.files[-1]) as path,
-            pa.ipc.new_file(str(path), _SPILL_SCHEMA, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file,
-        ):
-            for start, end in itertools.pairwise(bounds):
-                file.write_batch(rows.take(pa.array(order[start:end])))
+        parts = (rows.take(pa.array(order[start:end])) for start, end in itertools.pairwise(bounds))
+        write_rows(self.files[-1], _SPILL_SCHEMA, parts)
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Each bucket once, whole, in the order of the keys."""
@@ -87,6 +82,14 @@ class Buckets:
         self.spill()
         for bucket in range(self.count):
             yield read_bucket(self.files, bucket)
+
+
+def write_rows(path: Path, schema: pa.Schema, parts: Iterable[pa.RecordBatch | pa.Table]) -> None:
+    """Write a file of rows on their way to the shards, a part a record batch."""
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), schema, options=options) as file:
+        for part in parts:
+            file.write(part)
 
 
 def read_bucket(files: Sequence[Path], bucket: int, columns: Sequence[str] = ()) -> pa.Table:
@@ -149,10 +152,14 @@ def unnamed(folder: Path, index: int) -> Path:
 
 def name_shards(folder: Path, count: int) -> None:
     """Give the shards their names, and list them."""
-    names = [shard_name(i, count) for i in range(count)]
-    for i, name in enumerate(names):
-        os.rename(unnamed(folder, i), folder / name)
-    write_json(folder / FILE_LIST, names)
+    for i in range(count):
+        os.rename(unnamed(folder, i), folder / shard_name(i, count))
+    list_shards(folder, count)
+
+
+def list_shards(folder: Path, count: int) -> None:
+    """Write the list of the shards."""
+    write_json(folder / FILE_LIST, [shard_name(i, count) for i in range(count)])
 
 
 def write_shard(path: str | Path, table: pa.Table) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from onerec.content import files_digest
 from onerec.errors import InputError
 from onerec.folders import atomic_path
 from onerec.model_folder import tensor_headers
-from onerec.parquet import Kind, column_types, count_rows, integers, list_parts, read_table
+from onerec.parquet import Kind, column_types, count_rows, integers, iter_batches, list_parts
 from onerec.sid import SidSpec
+
+_ROWS = 1 << 18  # of a table at a time
 
 
 def read_pid2sid(
@@ -33,20 +36,34 @@ def read_pid2sid(
     """
     names = column_types(path)
     column = column or ("codes" if "codes" in names else "sid")
-    table = read_table(path, {pid: Kind.INT, column: Kind.INTS})
-    lists = table[column].combine_chunks()
-    items, offsets, _ = list_parts(lists)
+    found, first = [], 0
+    for batch in iter_batches(path, {pid: Kind.INT, column: Kind.INTS}, batch_size=_ROWS):
+        found.append(_pids_and_codes(path, batch[pid], batch[column], spec, first, dropped))
+        first += batch.num_rows
+    if first == 0:
+        raise InputError(path, "is an empty table", "give at least one row")
+    pids, codes = map(np.concatenate, zip(*found, strict=True))
+    if len(np.unique(pids)) != len(pids):
+        raise InputError(path, "names a pid twice", "one row an item")
+    return pids, codes
+
+
+def _pids_and_codes(
+    path: str | Path, pid: pa.Array, sid: pa.Array, spec: SidSpec, first: int, dropped: Counter[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`read_pid2sid` of some rows, of which ``first`` is the first."""
+    items, offsets, _ = list_parts(sid)
     lengths = np.diff(offsets)
     if items.null_count:
         raise InputError(path, "has a code that is null", f"every SID has {spec.n_layers} codes")
     if (wrong := lengths != spec.n_layers).any():
         bad = int(np.flatnonzero(wrong)[0])
-        raise InputError(path, f"row {bad} has {lengths[bad]} codes", f"every SID has {spec.n_layers}")
-    pids, has_pid, _ = integers(table[pid])
+        raise InputError(path, f"row {first + bad} has {lengths[bad]} codes", f"every SID has {spec.n_layers}")
+    pids, has_pid, _ = integers(pid)
     codes = items.to_numpy(zero_copy_only=False).reshape(-1, spec.n_layers)
     if not has_pid.all():
         if dropped is None:
-            raise InputError(path, f"row {int(np.flatnonzero(~has_pid)[0])} has no pid", "an item a row")
+            raise InputError(path, f"row {first + int(np.flatnonzero(~has_pid)[0])} has no pid", "an item a row")
         dropped["SIDs: pid is null"] += int((~has_pid).sum())
         pids, codes = pids[has_pid], codes[has_pid]
     outside = (codes < 0) | (codes >= np.array(spec.codebook_sizes))
@@ -57,8 +74,6 @@ def read_pid2sid(
             f"pid {pids[row]} has code {codes[row, layer]} in layer {layer}",
             f"codes of that layer go from 0 to {spec.codebook_sizes[layer] - 1}",
         )
-    if len(np.unique(pids)) != len(pids):
-        raise InputError(path, "names a pid twice", "one row an item")
     return pids, codes.astype(np.int32)
 
 

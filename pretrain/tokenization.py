@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import os
 import zipfile
@@ -113,9 +112,8 @@ def tokenize_shards(
     jobs = [Job(shard, *folders, spec, *masks, config.sample_limit, config.cut_long_samples) for shard in shards]
     if token_dir is None:
         return collect(_parts(jobs, config.num_workers, runner), Tokens())
-    named = NamedJobs(jobs, Path(token_dir) / ".shards")
-    parts = functools.partial(named.parts, config.num_workers, runner)
-    samples = TokenFolder(Path(token_dir)).samples(named.key, parts)
+    named = NamedJobs(jobs, Path(token_dir) / ".shards", config.num_workers, runner)
+    samples = TokenFolder(Path(token_dir)).samples(named.key, named.parts)
     named.remove()
     return samples
 
@@ -126,28 +124,33 @@ class NamedJobs:
     A name is made of all that the tokens depend on: the contents of shard and tokenizer, and the settings.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
-        self._jobs, self._folder = jobs, folder
+    def __init__(self, jobs: Sequence[Job], folder: Path, num_workers: int = 0, runner: str = LOCAL) -> None:
+        self._jobs, self._folder, self._num_workers, self._runner = jobs, folder, num_workers, runner
         self._names: list[str] = []
 
     def key(self) -> str:
         """A name for the tokens of all jobs.
 
         The shards are read whole, since footers, sizes, paths and times do not tell two of them apart. That is a minute
-        for 100 GB; tokenizing them takes hours.
+        for 100 GB on one machine; tokenizing them takes hours there.
         """
         first = self._jobs[0]
         settings = dataclasses.replace(first, shard=Path(), tokenizer_dir="", model_dir="")
         files = [Path(first.tokenizer_dir) / "tokenizer.json", *(job.shard for job in self._jobs)]
-        tokenizer, *shards = files_digests(files, "compare data")
+        if self._runner == LOCAL:
+            tokenizer, *shards = files_digests(files, "compare data")
+        else:
+            named = progress(files, "compare data", unit="file")
+            tokenizer, *shards = map_in_order(_file_digest, named, self._num_workers or None, runner=self._runner)
         about = (__version__, renderer_of(first.model_dir).model_type, settings)
         self._names = [_digest((*about, [tokenizer, shard])) for shard in shards]
         return _digest((*about, [tokenizer, *shards]))
 
-    def parts(self, num_workers: int, runner: str) -> Iterator[Part]:
+    def parts(self) -> Iterator[Part]:
         """The results in order; those that an earlier run has left are not made again."""
         pairs = zip(self._jobs, self._kept(), strict=True)
-        return _parts([dataclasses.replace(job, kept=path) for job, path in pairs], num_workers, runner)
+        jobs = [dataclasses.replace(job, kept=path) for job, path in pairs]
+        return _parts(jobs, self._num_workers, self._runner)
 
     def remove(self) -> None:
         """Remove what is kept: all of it has been taken."""
@@ -158,6 +161,10 @@ class NamedJobs:
 
     def _kept(self) -> list[Path]:
         return [self._folder / f"{name}.npz" for name in self._names]
+
+
+def _file_digest(path: Path) -> str:
+    return files_digests([path])[0]
 
 
 def _digest(what: object) -> str:

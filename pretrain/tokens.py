@@ -26,7 +26,7 @@ from pretrain.ranks import Processes, run_processes
 class Samples:
     """Tokenized samples, flat: sample ``i`` is ``ids[starts[i]:starts[i + 1]]``.
 
-    ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int16 [n] (row of
+    ``ids`` int32 [tokens], ``learn`` bool [tokens], ``starts`` int64 [n + 1], ``source`` int32 [n] (row of
     ``source_names``), ``shard`` int32 [n]. ``rows`` counts all rows read; ``bad`` rows that break the format and
     ``left_out`` rows that the config excludes, by reason. ``learnt`` counts the learnt tokens; ``digest`` is of all
     tokens, their masks and the lengths.
@@ -108,7 +108,7 @@ class Tokens:
 def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
     """All shards' samples, their tokens held by ``tokens``."""
     digest = hashlib.blake2b(digest_size=16)
-    lengths, sources, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int16)], []
+    lengths, sources, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], []
     met: dict[str, int] = {}
     rows = learnt = 0
     bad: Counter[str] = Counter()
@@ -118,12 +118,12 @@ def collect(parts: Iterator[Part], tokens: Tokens) -> Samples:
         for array in (part.ids, part.learn, part.lengths):
             digest.update(array.tobytes())
         lengths.append(part.lengths)
-        sources.append(np.array([met.setdefault(name, len(met)) for name in part.sources], dtype=np.int16))
+        sources.append(np.array([met.setdefault(name, len(met)) for name in part.sources], dtype=np.int32))
         counts.append(len(part.lengths))
         rows, learnt = rows + part.rows, learnt + int(part.learn.sum())
         bad, left_out = bad + part.bad, left_out + part.left_out
     names = sorted(met)
-    number = np.zeros(len(met), np.int16)
+    number = np.zeros(len(met), np.int32)
     number[[met[name] for name in names]] = np.arange(len(names))
     ids, learn = tokens.arrays()
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from data import ray_shuffle
 from data.onerec_data import build, users
 from data.onerec_data.run import main as make_tasks
 from data.prepare_mix import main as mix
+from data.validate import main as validate
 from onerec import workers
 from onerec.errors import InputError
 from onerec.keeper import STOPPED
@@ -135,12 +137,36 @@ def test_a_mix_is_the_same_bytes_though_a_node_dies(sources, tmp_path, dies):
 
 
 def test_the_steps_of_a_mix_give_its_bytes_without_a_cluster_too(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_shuffle, "map_in_order", lambda function, items, *rest, **more: map(function, items))
+    def by_one(function, items, workers, begin=None, arguments=(), runner=""):
+        # What every task is sent does not grow with the spill files.
+        if begin:
+            begin(*arguments)
+            items = list(items)
+            assert all(len(pickle.dumps(item)) < 100 for item in items)
+        return map(function, items)
+
+    monkeypatch.setattr(ray_shuffle, "map_in_order", by_one)
     for size in ("1", "1000"):
         runs = {name: tmp_path / f"{name}{size}" for name in ("local", "ray")}
         for name, folder in runs.items():
             mix([*sources[:-1], size, "--output_dir", str(folder), "--runner", name])
         assert contents(runs["local"]) == contents(runs["ray"])
+
+
+def test_records_are_checked_by_tasks_in_the_same_words(cluster, tmp_path, capsys):
+    write_records(tmp_path / "in" / "0.parquet", words("a", 0, 50))
+    write_records(tmp_path / "in" / "1.parquet", [*words("a", 50, 60), {**words("a", 7, 8)[0], "source": "b"}])
+    write_records(tmp_path / "in" / "2.parquet", [*words("a", 60, 70), {**words("a", 70, 71)[0], "uuid": "none"}])
+    told = []
+    for runner in ("local", "ray"):
+        with pytest.raises(InputError, match="2 of 72 rows break the format") as error:
+            validate([str(tmp_path / "in"), "--runner", runner])
+        told.append((str(error.value), capsys.readouterr().out))
+    assert told[0] == told[1] and "1.parquet: row 10" in told[0][1] and "2.parquet: row 10" in told[0][1]
+    (tmp_path / "in" / "1.parquet").unlink()
+    (tmp_path / "in" / "2.parquet").unlink()
+    validate([str(tmp_path / "in"), "--runner", "ray"])
+    assert capsys.readouterr().out == "valid: 50 rows\n"
 
 
 def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
@@ -150,6 +176,7 @@ def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
         vectors[i] = np.nan
         pids = np.arange(400) + 390 * i  # some pids stand in two files
         write_table(tmp_path / "emb" / f"{i}.parquet", embedding_table(pids, vectors))
+    write_table(tmp_path / "emb" / "00.parquet", embedding_table([], np.zeros((0, 8), np.float32)))  # behind 0.parquet
     model = ResKmeans([rng.standard_normal((4, 8)).astype(np.float32) for _ in range(2)])
     model.save(tmp_path / "model.pt")
     argv = as_flags(model_path=tmp_path, emb_path=tmp_path / "emb", batch_size=150, max_bad_ratio=0.1)
@@ -165,12 +192,17 @@ def test_the_codes_are_the_same_bytes_though_a_process_dies(tmp_path, dies):
         infer([*argv, "--device", "cuda", "--runner", "ray"])
 
 
-def test_the_tokens_are_the_same_bytes_though_a_process_dies(world, tmp_path, dies):  # noqa: F811
+def test_the_tokens_are_the_same_bytes_though_a_process_dies(world, tmp_path, dies, monkeypatch):  # noqa: F811
     config = {"name": "chat_completion_parquet", "sources": [str(world / "rec"), str(world / "general")]}
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_length": 512}))
     argv = as_flags(model_dir=world / "base_itemic", dataset_config=tmp_path / "config.json")
     tokenize([*argv, "--token_dir", str(tmp_path / "local")])
-    died = dies(tokenization)
+    died = dies(tokenization, name="_tokenized")
+
+    def unused(*files):
+        raise AssertionError("the command reads what tasks are to read")
+
+    monkeypatch.setattr(tokenization, "files_digests", unused)
     tokenize([*argv, "--token_dir", str(tmp_path / "ray"), "--runner", "ray"])
     local, ray = contents(tmp_path / "local"), contents(tmp_path / "ray")
     assert died.exists() and local.keys() == ray.keys() and len(local) == 4
@@ -230,6 +262,21 @@ def test_an_address_where_no_cluster_answers_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: RAY_ADDRESS: no Ray cluster answers at {address}"), done.stderr
+
+
+def test_a_task_that_a_node_has_no_memory_for_ends_the_run_in_one_line(tmp_path):
+    script = "import time\nfrom onerec.cli import cli\nfrom onerec.workers import map_in_order\n"
+    script += "cli(lambda: print(*map_in_order(time.sleep, [600], 1, runner='ray')))()"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT),
+        # Whatever runs is too much, and is killed at once.
+        "RAY_memory_usage_threshold": "0.001",
+        "RAY_memory_monitor_refresh_ms": "50",
+        "RAY_task_oom_retry_delay_base_ms": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "\nerror: a Ray task: died 4 times (OutOfMemoryError); nodes that live, fewer tasks" in done.stderr
 
 
 # Works a while on a cluster of its own.

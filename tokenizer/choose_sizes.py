@@ -63,11 +63,11 @@ def measure(args: argparse.Namespace, codes: int) -> dict[str, Any]:
     """Train a candidate and encode every item: its row of the table."""
     layers = args.n_layers
     limit = POINTS_PER_CODE * codes
-    vectors, _ = sample_vectors(args.data_path, args.dim, limit, args.seed, Manifest("sample"), args.max_bad_ratio)
+    sample = sample_vectors(args.data_path, args.dim, limit, args.seed, Manifest("sample"), args.max_bad_ratio)
     config, reports = KmeansConfig(balanced=args.balanced, seed=args.seed), list[LayerReport]()
     backend = "torch" if args.balanced else "faiss"
     how = {"backend": backend, "overwrite": True, "on_layer": reports.append}
-    model = ResKmeans.fit(vectors, layers, codes, config, **how)
+    model = ResKmeans.fit(sample[0], layers, codes, config, **how)
     items, sids, used = 0, 0, np.zeros((layers, codes), np.int64)
     for path in args.data_path:  # the tables are of different pid spaces
         keys = []

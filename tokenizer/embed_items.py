@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import ast
 import datetime
+import functools
 import os
 import string
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone before what is installed
 from onerec.cli import cli
@@ -49,6 +51,8 @@ from tokenizer.embeddings import ALL_ZERO, embedding_dim, first_of_pids, iter_em
 from tokenizer.quantizer import chosen_device
 
 if TYPE_CHECKING:
+    import torch
+
     from tokenizer.text_encoder import TextEncoder
 
 # Of a batch of the input: template, its columns, number of the first row, the rows.
@@ -113,44 +117,60 @@ class Texts:
         open_parquet(file, fields)
         return template, list(dict.fromkeys(fields))
 
-    def shards(self, size: int) -> Iterator[tuple[int, list[Piece]]]:
-        """(shard, its pieces), ``size`` rows each."""
-        number, held, pieces, row = 0, 0, [], 0
+    def shards(
+        self, size: int, wanted: Callable[[int], bool] = lambda shard: True
+    ) -> Iterator[tuple[int, list[Piece]]]:
+        """(shard, its pieces), ``size`` rows each, of the ``wanted`` ones; the row groups of others are not read."""
+        pieces, row = [], 0
         for file, (template, fields) in zip(self.files, self._templates, strict=True):
-            kinds = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}
-            for whole in iter_batches(file, kinds, strict=False):
-                batch = whole
-                while batch.num_rows:
-                    piece = batch.slice(0, size - held)
-                    pieces.append((template, fields, row, piece))
-                    held, row = held + piece.num_rows, row + piece.num_rows
-                    batch = batch.slice(piece.num_rows)
-                    if held == size:
-                        yield number, pieces
-                        number, held, pieces = number + 1, 0, []
+            kinds, metadata = dict.fromkeys(fields, Kind.SHOWN) | {"pid": Kind.INT}, open_parquet(file).metadata
+            for group in range(metadata.num_row_groups):
+                end = row + metadata.row_group(group).num_rows
+                if not any(map(wanted, range(row // size, -(-end // size)))):
+                    row = end
+                    continue
+                for whole in iter_batches(file, kinds, strict=False, row_groups=[group]):
+                    batch = whole
+                    while batch.num_rows:
+                        piece = batch.slice(0, size - row % size)
+                        if wanted(row // size):
+                            pieces.append((template, fields, row, piece))
+                        row, batch = row + piece.num_rows, batch.slice(piece.num_rows)
+                        if pieces and row % size == 0:
+                            yield row // size - 1, pieces
+                            pieces = []
         if pieces:
-            yield number, pieces
+            yield row // size, pieces
+
+    def _left_out(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        """bool [n]: rows of a piece that have no text, and others whose pid is null or stood before."""
+        _, fields, row, batch = piece
+        blank = np.ones(batch.num_rows, bool)
+        for field in fields:
+            text = pc.utf8_trim_whitespace(batch.column(field)).fill_null("")
+            blank &= pc.equal(text, "").to_numpy(zero_copy_only=False)
+        return blank, ~blank & ~self._first[row : row + batch.num_rows]
 
     def texts(self, pieces: list[Piece], manifest: Manifest) -> tuple[list[int], list[str]]:
         """(pids, texts) of a shard; rows that are dropped are counted."""
         pids, texts = [], []
-        for template, fields, row, batch in pieces:
-            for place, values in enumerate(batch.to_pylist(), row):
-                parts = {field: "" if values[field] is None else str(values[field]) for field in fields}
-                if not any(value.strip() for value in parts.values()):
-                    manifest.drop("text is empty")
-                elif not self._first[place]:
-                    manifest.drop("pid is null or stands twice")
-                else:
-                    pids.append(values["pid"])
-                    texts.append(self._args.instruction + template.format(**parts))
+        for piece in pieces:
+            template, fields, _, batch = piece
+            blank, double = self._left_out(piece)
+            _count(manifest, blank, double)
+            for values in batch.filter(pa.array(~blank & ~double)).to_pylist():
+                parts = {field: "" if values[field] is None else values[field] for field in fields}
+                pids.append(values["pid"])
+                texts.append(self._args.instruction + template.format(**parts))
         return pids, texts
 
     def check_rows(self) -> None:
         """As `check`, of the rows alone: said before anything is encoded."""
         noted = Manifest("embed_items", {})
-        parts = (self.texts(pieces, noted)[0] for _, pieces in self.shards(self._args.shard_rows))
-        self.check(noted, sum(map(len, parts)))
+        for _, pieces in self.shards(self._args.shard_rows):
+            for piece in pieces:
+                _count(noted, *self._left_out(piece))
+        self.check(noted, self.rows - sum(noted.dropped.values()))
 
     def check(self, manifest: Manifest, items: int) -> None:
         """Raise `InputError` where too many rows were dropped, or nothing is left."""
@@ -158,6 +178,11 @@ class Texts:
         manifest.check_bad_ratio(args.input, sum(manifest.dropped.values()), self.rows, args.max_bad_ratio)
         if not items:
             raise InputError(args.input, "holds no text", "at least one item with text")
+
+
+def _count(manifest: Manifest, blank: np.ndarray, double: np.ndarray) -> None:
+    manifest.drop("text is empty", int(blank.sum()))
+    manifest.drop("pid is null or stands twice", int(double.sum()))
 
 
 def tfidf_svd(texts: Sequence[str], dim: int, seed: int) -> np.ndarray:
@@ -203,7 +228,7 @@ class Beside:
             return vectors
         parts = [vectors]
         for rows, scale, found in self._others:
-            places = np.array([rows.get(pid, -1) for pid in pids])
+            places = np.array([rows.get(pid, -1) for pid in pids], np.int64)
             parts.append(scale * np.where(places[:, None] >= 0, found[places], 0))
         joined = np.concatenate(parts, axis=1)
         unknown = ~joined.any(1)
@@ -212,14 +237,18 @@ class Beside:
         return unit(joined)
 
 
-def make_encoder(args: argparse.Namespace) -> TextEncoder:
+def placed(args: argparse.Namespace) -> tuple[str, torch.dtype]:
+    """(device, precision) of the encoder."""
     import torch
 
+    device = chosen_device(args.device)
+    return device, torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def make_encoder(args: argparse.Namespace) -> TextEncoder:
     from tokenizer.text_encoder import TextEncoder
 
-    device = chosen_device(args.device)
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    return TextEncoder(args.encoder, args.pooling, args.dim, args.max_tokens, args.max_batch_tokens, device, dtype)
+    return TextEncoder(args.encoder, args.pooling, args.dim, args.max_tokens, args.max_batch_tokens, *placed(args))
 
 
 def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden: bool) -> None:
@@ -229,7 +258,7 @@ def begin(args: argparse.Namespace, folder: Path, files: Sequence[Path], hidden:
     anew; another one is what the user asked for, and raises `InputError`.
     """
     settings = {name: getattr(args, name) for name in _SAME.split()}
-    settings["input"] = files_digest(files)
+    settings["input"], settings["dtype"] = files_digest(files), str(placed(args)[1])
     parted = [other.partition(":") for other in args.concat]
     settings["concat"] = [[files_digest([name]), weight] for name, _, weight in parted]
     if os.path.isdir(args.encoder):
@@ -255,9 +284,11 @@ def encode_shards(
 ) -> None:
     """Write this process's shards that are not there yet."""
     rank, world = processes()
-    for number, pieces in texts.shards(args.shard_rows):
-        if number % world != rank or names[number].exists():
-            continue
+
+    def ours(number: int) -> bool:
+        return number % world == rank and not names[number].exists()
+
+    for number, pieces in texts.shards(args.shard_rows, functools.cache(ours)):
         encoder = encoder or make_encoder(args)
         counts = Manifest("embed_items", {})
         pids, wanted = texts.texts(pieces, counts)

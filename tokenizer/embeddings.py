@@ -36,7 +36,7 @@ def iter_embeddings(
     A longer embedding is cut to its first ``dim`` values (Matryoshka). A row without pid, or whose embedding is null,
     of another dimension than the file's first, not finite or all zero, is dropped, counted in ``manifest`` and listed
     in its ``bad_rows``; with ``first`` (`first_of_pids`) also a row whose pid stood before. Raises `InputError` where
-    a file's embeddings are shorter than ``dim`` or no lists of floats.
+    a file's embeddings are shorter than ``dim`` or no lists of floats, and where there is no row at all.
     """
     before = 0  # rows of the files before this one
     for file in list_parquet(path):
@@ -52,8 +52,8 @@ def iter_embeddings(
             yield pids, vectors
         before += rows
         manifest.input(file, rows)
-        if rows == 0:
-            raise InputError(file, "is an empty table", "give at least one item")
+    if before == 0:
+        raise InputError(path, "is an empty table", "give at least one item")
 
 
 def first_of_pids(path: str | Path) -> np.ndarray:
@@ -77,18 +77,18 @@ def sample_vectors(
     manifest: Manifest,
     max_bad_ratio: float,
     share: tuple[int, int] = (0, 1),
-) -> tuple[np.ndarray, int]:
-    """(a uniform sample of at most ``limit`` rows, float32 [n, dim]; rows in all); of the rest one batch is in memory.
+) -> tuple[np.ndarray, int, int]:
+    """(a uniform sample of at most ``limit`` rows, float32 [n, dim]; its rows of all processes; rows in all).
 
-    ``share`` (rank, processes): only every ``processes``-th row of the sample, from the ``rank``-th. Raises
-    `InputError` where more than ``max_bad_ratio`` of the rows are bad.
+    Of the rest one batch is in memory. ``share`` (rank, processes): only every ``processes``-th row of the sample, from
+    the ``rank``-th. Raises `InputError` where more than ``max_bad_ratio`` of the rows are bad.
     """
     total = sum(count_rows(file) for path in paths for file in list_parquet(path))
     if total > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
     else:
         chosen = np.arange(total)
-    chosen = chosen[share[0] :: share[1]]
+    whole, chosen = chosen, chosen[share[0] :: share[1]]
     sample = np.empty((len(chosen), dim), np.float32)
     taken = position = 0
     for path in paths:
@@ -98,16 +98,16 @@ def sample_vectors(
             sample[taken:last] = vectors[chosen[taken:last] - position]
             taken, position = last, position + len(vectors)
     manifest.check_bad_ratio(paths[0], sum(manifest.dropped.values()), total, max_bad_ratio)
-    return sample[:taken], total
+    return sample[:taken], int(np.searchsorted(whole, position)), total
 
 
 def embedding_dim(path: str | Path) -> int:
     """Dimension of the first embedding of a file or folder."""
-    for batch in iter_batches(list_parquet(path)[0], {"embedding": Kind.FLOATS}, batch_size=1):
-        value = batch.column("embedding")[0].as_py()
-        if value:
-            return len(value)
-    raise InputError(path, "has no embedding in its first rows", "give at least one item")
+    for file in list_parquet(path):
+        for batch in iter_batches(file, {"embedding": Kind.FLOATS}, batch_size=1):
+            if value := batch.column("embedding")[0].as_py():
+                return len(value)
+    raise InputError(path, "has no embedding", "give at least one item")
 
 
 def list_bad_rows(manifest: Manifest, rows: list[dict[str, Any]]) -> None:

@@ -63,7 +63,10 @@ def encode_on_ray(
     files, at, jobs = list_parquet(emb_path), 0, []
     for file in files:
         rows = count_rows(file)
-        jobs.append(EncodeFile(file, first[at : at + rows]))
+        if rows:
+            jobs.append(EncodeFile(file, first[at : at + rows]))
+        else:
+            manifest.input(file, 0)
         at += rows
     for batches, noted in map_in_order(encode_file, jobs, None, begin, (model_path, *settings), RAY):
         manifest.inputs |= noted.inputs

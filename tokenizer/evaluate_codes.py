@@ -26,11 +26,11 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.flags import ArgumentParser
-from onerec.parquet import Kind, open_parquet, read_table
+from onerec.parquet import Kind, iter_batches, open_parquet
 from onerec.run import Manifest, write_json, write_text
 from onerec.sid import SidSpec
 from onerec.sparse import unit
-from tokenizer.embeddings import embedding_dim, iter_embeddings
+from tokenizer.embeddings import embedding_dim, first_of_pids, iter_embeddings
 from tokenizer.infer_res_kmeans import COLLIDE_RIGHT, MOSTLY
 from tokenizer.quantizer import Quantizer, code_usage, load_quantizer
 
@@ -117,8 +117,8 @@ class Embedded:
     def read(self, manifest: Manifest) -> None:
         args = self._args
         dim = self._model.dim if self._model else embedding_dim(args.emb_path)
-        vectors, rows = [], []
-        for pids, batch in iter_embeddings(args.emb_path, dim, manifest):
+        vectors, rows, first = [], [], first_of_pids(args.emb_path)
+        for pids, batch in iter_embeddings(args.emb_path, dim, manifest, first=first):
             row = self._rows.get_indexer(pids)
             known = row >= 0
             self.without_code += int((~known).sum())
@@ -128,8 +128,7 @@ class Embedded:
             chosen = self._sampled[row]
             vectors.append(unit(batch[chosen]))
             rows.append(row[chosen])
-        total = sum(rows or 0 for rows in manifest.inputs.values())
-        manifest.check_bad_ratio(args.emb_path, sum(manifest.dropped.values()), total, args.max_bad_ratio)
+        manifest.check_bad_ratio(args.emb_path, sum(manifest.dropped.values()), len(first), args.max_bad_ratio)
         if not self.with_both:
             raise InputError(args.emb_path, "has no item of --pid2sid", "embeddings of the same catalogue")
         self.vectors, self.rows = np.concatenate(vectors), np.concatenate(rows)
@@ -181,9 +180,10 @@ def add_captions(path: Path, buckets: list[dict[str, Any]]) -> None:
     if column is None:
         raise InputError(path, f"has no column {' or '.join(_CAPTIONS)}", f"it has {', '.join(names)}")
     wanted = {pid for bucket in buckets for pid in bucket["pids"]}
-    table = read_table(path, {"pid": Kind.INT, column: Kind.SHOWN})
-    pairs = zip(table["pid"].to_pylist(), table[column].to_pylist(), strict=True)
-    texts = {pid: text for pid, text in pairs if pid in wanted}
+    texts = {}
+    for batch in iter_batches(path, {"pid": Kind.INT, column: Kind.SHOWN}):
+        pairs = zip(batch["pid"].to_pylist(), batch[column].to_pylist(), strict=True)
+        texts |= {pid: text for pid, text in pairs if pid in wanted}
     for bucket in buckets:
         bucket["captions"] = [texts.get(pid) for pid in bucket["pids"]]
 

@@ -24,12 +24,13 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.flags import CODES, LAYERS, SEED, WIDTH, ArgumentParser
+from onerec.folders import together
 from onerec.parquet import embedding_table, whole_number, write_batches, write_table
 from onerec.run import Manifest, read_json
 from onerec.sid import SidSpec
 from onerec.sparse import unit
 from tokenizer.infer_res_kmeans import note_codes
-from tokenizer.quantizer import SCHEMA, codes_batch, sid_keys
+from tokenizer.quantizer import SCHEMA, codes_batches, sid_keys
 
 _TOKEN = re.compile(r"<[^<>]*?_(\d+)>")
 
@@ -53,7 +54,7 @@ def read_codes(path: Path, spec: SidSpec, manifest: Manifest, max_bad_ratio: flo
     for name, codes in value.items():
         try:
             pid, row = whole_number(int(name)), [to_code(code) for code in codes[: spec.n_layers]]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, KeyError):  # of a dictionary, from Python 3.12 on
             manifest.drop("no whole number as item id, or no codes")
             continue
         if spec.check(row):
@@ -104,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not len(pids):
         raise InputError(args.codes, f"has no usable item ({manifest.dropped_text()})", "at least one")
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
-    write_batches(output, SCHEMA, [codes_batch(pids, codes)])
-    if args.embedding_path:
-        vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
-        write_table(args.embedding_path, embedding_table(pids, vectors))
-        manifest.output(args.embedding_path, len(pids))
-    said = note_codes(manifest, output, spec, sid_keys(codes, spec))
+    with together():
+        write_batches(output, SCHEMA, codes_batches(pids, codes))
+        if args.embedding_path:
+            vectors = code_vectors(codes, args.codebook_size, args.embedding_dim, args.seed)
+            write_table(args.embedding_path, embedding_table(pids, vectors))
+            manifest.output(args.embedding_path, len(pids))
+        said = note_codes(manifest, output, spec, sid_keys(codes, spec))
     print(f"took {len(pids):,} items into {output}: {said}")
 
 

@@ -24,6 +24,7 @@ from onerec.cli import cli
 from onerec.errors import InputError
 from onerec.files import PID2SID
 from onerec.flags import COUNT, COUNT_OR_ALL, RAY, ArgumentParser
+from onerec.folders import together
 from onerec.parquet import write_batches
 from onerec.run import Manifest, progress
 from onerec.sid import SidSpec
@@ -103,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     spec = SidSpec(model.spec.codebook_sizes[:n_layers])
     output = args.output_path if args.output_path.suffix == ".parquet" else args.output_path / PID2SID
     manifest, keys = Manifest("infer_res_kmeans", args), []
-    rows = write_batches(output, SCHEMA, encode_stream(args, model, spec, manifest, keys))
-    said = note_codes(manifest, output, spec, np.concatenate(keys))
+    with together():  # the codes of one run never beside the codebooks of another
+        rows = write_batches(output, SCHEMA, encode_stream(args, model, spec, manifest, keys))
+        said = note_codes(manifest, output, spec, np.concatenate(keys))
     print(f"encoded {rows:,} items to {output}: {said}")
 
 

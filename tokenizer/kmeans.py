@@ -20,6 +20,7 @@ from tokenizer.tiles import Codebook, assign
 
 _SEEDING_POINTS = 16  # points a code that the seeding looks at
 _ROUNDS = 12  # of k-means||
+_SUM_POINTS = 1 << 16
 _SPLIT = 1 / 1024  # how far the two halves of a split cluster part
 # Balanced: how soft the assignment that the prices even out is, of the mean squared distance; where it begins and ends.
 _COOLING, _SOFTNESS = 0.8, 0.1
@@ -66,18 +67,22 @@ def squared_norms(points: torch.Tensor) -> torch.Tensor:
 
 
 def cluster_sums(points: torch.Tensor, codes: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums float32 [k, d], counts float32 [k]) over all processes; the same bytes every time, on a GPU too."""
-    sums = torch.zeros((k, points.shape[1]), dtype=torch.float32, device=points.device)
-    if points.is_cuda:
-        # Atomic additions come in any order; sorted segments do not.
-        for start in range(0, len(points), 1 << 16):
-            piece = codes[start : start + (1 << 16)]
+    """(sums float64 [k, d], counts float64 [k]) over all processes; the same bytes every time, on a GPU too.
+
+    Pieces are summed in float32: one sum of many millions would no longer grow by what is added to it.
+    """
+    sums = torch.zeros((k, points.shape[1]), dtype=torch.float64, device=points.device)
+    rows = max(_SUM_POINTS, 8 * k)
+    for start in range(0, len(points), rows):
+        some, piece = points[start : start + rows], codes[start : start + rows]
+        if points.is_cuda:
+            # Atomic additions come in any order; sorted segments do not.
             order = torch.argsort(piece, stable=True)
             lengths = torch.bincount(piece, minlength=k)
-            sums += torch.segment_reduce(points[start : start + (1 << 16)][order], "sum", lengths=lengths, initial=0)
-    else:
-        sums.index_add_(0, codes, points)
-    counts = torch.bincount(codes, minlength=k).float()
+            sums += torch.segment_reduce(some[order], "sum", lengths=lengths, initial=0)
+        else:
+            sums += torch.zeros((k, points.shape[1])).index_add_(0, piece, some)
+    counts = torch.bincount(codes, minlength=k).double()
     return all_reduce(sums), all_reduce(counts)
 
 
@@ -113,13 +118,13 @@ class Kmeans:
         if self.config.balanced:
             # Prices are found before the step that uses them, at a temperature that falls: hot, every price moves a
             # little and none runs away; cold, the soft shares are near the hard ones that encoding will see.
-            some = points[: -(-_PRICE_POINTS * self.k // len(counts))]
+            some = self._price_points(points, len(counts))
             price = torch.zeros(self.k, device=points.device)
             for softness in np.maximum(_COOLING ** np.arange(self.config.niter), _SOFTNESS).tolist():
-                price = even_price(some, centroids, price, softness * objective[-1])
+                price = even_price(points, some, centroids, price, softness * objective[-1])
                 centroids, mean = self._step(points, norms, Codebook(centroids, price), total, rng)
                 objective.append(mean)
-            price = even_price(some, centroids, price, _SOFTNESS * objective[-1], rounds=20)
+            price = even_price(points, some, centroids, price, _SOFTNESS * objective[-1], rounds=20)
         return Clusters(centroids, price, objective)
 
     def _step(
@@ -132,9 +137,16 @@ class Kmeans:
             distances = distances - codebook.price[codes]
         mean = max(float(all_reduce(distances.double().sum())) / total, 0.0)
         sums, sizes = cluster_sums(points, codes, self.k)
-        moved = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], codebook.centroids)
+        means = (sums / sizes.clamp(min=1)[:, None]).float()
+        moved = torch.where(sizes[:, None] > 0, means, codebook.centroids)
         self._refill(moved, sizes, rng)
         return moved, mean
+
+    def _price_points(self, points: torch.Tensor, processes: int) -> torch.Tensor:
+        """Numbers of the points that the prices look at, drawn: the items of a file may stand by category."""
+        wanted = min(-(-_PRICE_POINTS * self.k // processes), len(points))
+        chosen = np.random.default_rng(self.config.seed).choice(len(points), wanted, replace=False)
+        return torch.from_numpy(np.sort(chosen)).to(points.device)
 
     def _pick(self, points: torch.Tensor, counts: list[int], chosen: np.ndarray) -> torch.Tensor:
         """Points [m, d] by their numbers over all processes, on every process."""
@@ -155,7 +167,7 @@ class Kmeans:
 
     def _refill(self, centroids: torch.Tensor, sizes: torch.Tensor, rng: np.random.Generator) -> None:
         """Put every empty cluster beside one drawn by its size, the two a little apart; in place."""
-        weights = sizes.double().cpu().numpy()
+        weights = sizes.cpu().numpy()
         for empty in np.flatnonzero(weights == 0).tolist():
             spare = np.maximum(weights - 1, 0)
             if not spare.any():
@@ -169,24 +181,30 @@ class Kmeans:
 
 
 def even_price(
-    points: torch.Tensor, centroids: torch.Tensor, price: torch.Tensor, softness: float, rounds: int = 3
+    points: torch.Tensor,
+    chosen: torch.Tensor,
+    centroids: torch.Tensor,
+    price: torch.Tensor,
+    softness: float,
+    rounds: int = 3,
 ) -> torch.Tensor:
     """Prices float32 [k] that make the centroids' shares of all processes' ``points`` more even, from ``price`` on.
 
-    ``softness`` is the temperature of the soft assignment, in squared distance. A round is a step of Sinkhorn's
-    iteration: a centroid with more than its share becomes dearer by the logarithm of the excess. That settles because
-    the assignment is soft: with a hard one a small change of price would move whole groups of points at once.
+    ``chosen`` int64 [m]: the points that are looked at. ``softness`` is the temperature of the soft assignment, in
+    squared distance. A round is a step of Sinkhorn's iteration: a centroid with more than its share becomes dearer by
+    the logarithm of the excess. That settles because the assignment is soft: with a hard one a small change of price
+    would move whole groups of points at once.
     """
     k, rows = len(centroids), max(1, _SOFT_BYTES // (4 * len(centroids)))
     # With fewer different points than centroids every point lies on one, and no price would move it.
     for _ in range(rounds if softness > _NO_DISTANCE else 0):
         codebook = Codebook(centroids, price)
         shares = torch.zeros(k + 1, dtype=torch.float64, device=points.device)
-        for start in range(0, len(points), rows):
-            some = points[start : start + rows]
+        for start in range(0, len(chosen), rows):
+            some = points[chosen[start : start + rows]]
             scores = codebook.scores(some, torch.empty((len(some), k), device=points.device))
             shares[:k] += torch.softmax(scores.mul_(2 / softness), dim=1).sum(0, dtype=torch.float64)
-        shares[k] = len(points)
+        shares[k] = len(chosen)
         shares = all_reduce(shares)
         price = price + softness * torch.log((shares[:k] / shares[k] * k).clamp(min=1e-6)).float()
         price = price - price.mean()

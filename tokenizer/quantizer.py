@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from onerec.sparse import unit
 
 MODEL_FILE = "model.pt"
 SCHEMA = pa.schema([("pid", pa.int64()), ("codes", pa.list_(pa.int32()))])  # of pid2sid.parquet
+_ROWS, _VECTORS = 1 << 20, 1 << 13  # of a table, and of embeddings, at a time
 # kind in model.pt: the class that reads it. Imported when it is needed, as some need torch and some faiss.
 KINDS = {
     "res_kmeans": "tokenizer.res_kmeans:ResKmeans",
@@ -147,6 +149,12 @@ def codes_batch(pids: np.ndarray, codes: np.ndarray) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array(pids), lists], schema=SCHEMA)
 
 
+def codes_batches(pids: np.ndarray, codes: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """`codes_batch` of so many rows at a time: the offsets of one have room for 2^31 codes."""
+    for start in range(0, len(pids), _ROWS):
+        yield codes_batch(pids[start : start + _ROWS], codes[start : start + _ROWS])
+
+
 def sid_keys(codes: np.ndarray, spec: SidSpec) -> np.ndarray:
     """One value a SID, [n], equal where the SIDs are: int64 while the codebooks allow that many, otherwise bytes."""
     if np.prod([float(size) for size in spec.codebook_sizes]) < 2**63:
@@ -192,13 +200,17 @@ def code_usage(counts: np.ndarray) -> tuple[int, float, float]:
 
 def layer_reports(model: Quantizer, vectors: np.ndarray, objective: list[float] = ()) -> list[LayerReport]:
     """A report for every layer of ``model`` over ``vectors`` [n, dim]; the training ``objective`` goes to the last."""
-    vectors = model.prepare(vectors)
-    total = float((vectors.astype(np.float64) ** 2).sum(1).mean())
-    codes = model.encode(vectors)
+    errors, total = np.zeros(model.n_layers), 0.0
+    used = [np.zeros(size, np.int64) for size in model.codebook_sizes]
+    for start in range(0, len(vectors), _VECTORS):
+        some = model.prepare(vectors[start : start + _VECTORS])
+        codes = model.encode(some)
+        total += float((some.astype(np.float64) ** 2).sum())
+        for layer, counts in enumerate(used):
+            errors[layer] += float(((some - model.decode(codes[:, : layer + 1])) ** 2).sum(dtype=np.float64))
+            counts += np.bincount(codes[:, layer], minlength=len(counts))
     reports = []
-    for layer in range(model.n_layers):
-        error = float(((vectors - model.decode(codes[:, : layer + 1])) ** 2).sum(1, dtype=np.float64).mean())
-        counts = np.bincount(codes[:, layer], minlength=model.codebook_sizes[layer])
-        last = list(objective) if layer == model.n_layers - 1 else []
-        reports.append(layer_report(layer + 1, error, total, counts, last))
+    for layer, (error, counts) in enumerate(zip((errors / len(vectors)).tolist(), used, strict=True), 1):
+        losses = list(objective) if layer == model.n_layers else []
+        reports.append(layer_report(layer, error, total / len(vectors), counts, losses))
     return reports

@@ -33,8 +33,8 @@ from onerec.folders import clear, together
 from onerec.parquet import write_batches
 from onerec.run import Manifest
 from onerec.sid import LAYER_LETTERS, SidSpec
-from tokenizer.embeddings import iter_embeddings
-from tokenizer.quantizer import SCHEMA, Quantizer, codes_batch, load_quantizer
+from tokenizer.embeddings import first_of_pids, iter_embeddings
+from tokenizer.quantizer import SCHEMA, Quantizer, codes_batches, load_quantizer
 
 METHODS = ("reassign", "extra_layer")
 _CELLS = 1 << 24  # of a table of distances at a time
@@ -66,7 +66,7 @@ def bucket_vectors(path: str, pids: np.ndarray, wanted: np.ndarray, model: Quant
     """Vectors float32 [len(wanted), dim] of the rows ``wanted`` of ``pids``, as the model quantises them."""
     rows = pd.Index(pids[wanted])
     vectors, found = np.zeros((len(wanted), model.dim), np.float32), np.zeros(len(wanted), bool)
-    for some, batch in iter_embeddings(path, model.dim, manifest):
+    for some, batch in iter_embeddings(path, model.dim, manifest, first=first_of_pids(path)):
         place = rows.get_indexer(some)
         known = place >= 0
         vectors[place[known]] = model.prepare(batch[known])
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sizes = (*sizes, max(int(codes[:, -1].max()) + 1 for _, codes in results))
     with together():  # in place of the inputs too: all of them or none
         for output, (pids, codes) in zip(args.output_path, results, strict=True):
-            write_batches(output, SCHEMA, [codes_batch(pids, codes)])
+            write_batches(output, SCHEMA, codes_batches(pids, codes))
             SidSpec(sizes, collision=args.method).save(output.parent)
             manifest.output(output, len(pids))
         for output in args.output_path:

@@ -44,13 +44,18 @@ def for_tiles(n: int, columns: int, device: torch.device, work: Callable[[int, i
             work(start, end, room[: end - start])
 
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1 or len(starts) < 2:
+    if threads == 1 or not starts:
         some(0, len(starts))
         return
     step = max(1, -(-len(starts) // (threads * _TASKS_A_THREAD)))
-    jobs = [_pool(threads).submit(some, first, first + step) for first in range(0, len(starts), step)]
-    for job in jobs:
-        job.result()
+    pool = _pool(threads)
+    torch.set_num_threads(1)  # MKL knows one number for all threads, and with another one sums in another order
+    try:
+        jobs = [pool.submit(some, first, first + step) for first in range(0, len(starts), step)]
+        for job in jobs:
+            job.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Codebook:

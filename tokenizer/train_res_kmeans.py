@@ -21,6 +21,7 @@ from onerec.cli import cli
 from onerec.distributed import process_group
 from onerec.errors import InputError
 from onerec.flags import CODES, COUNT, COUNT_OR_ALL, LAYERS, SEED, WIDTH, ArgumentParser
+from onerec.folders import together
 from onerec.run import Manifest, get_logger, processes
 from tokenizer.embeddings import sample_vectors
 from tokenizer.kmeans import KmeansConfig
@@ -63,8 +64,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[int, int] = (0, 1)):
     """The sample to train on, float32 [n, dim]: at most --max_points rows, of which this process has its ``share``."""
     limit = args.max_points if args.max_points > 0 else POINTS_PER_CODE * args.codebook_size
-    vectors, total = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
-    points = min(total - sum(manifest.dropped.values()), limit)
+    sample = sample_vectors(args.data_path, args.dim, limit, args.seed, manifest, args.max_bad_ratio, share)
+    vectors, points, total = sample
     manifest.extra["points"] = points
     whose = f", {len(vectors):,} of them here" if share[1] > 1 else ""
     get_logger("tokenizer").info(
@@ -79,15 +80,16 @@ def training_points(args: argparse.Namespace, manifest: Manifest, share: tuple[i
 def write_model(model: Quantizer, args: argparse.Namespace, reports: Sequence[LayerReport], manifest: Manifest) -> Path:
     """Write model.pt, sid_spec.json, the TensorBoard log and the manifest; returns the path of model.pt."""
     file = args.model_path if args.model_path.suffix == ".pt" else args.model_path / MODEL_FILE
-    model.save(file)
-    model.spec.save(file.parent)
-    log_layers(file.parent, reports)
     layers = [dict(vars(report)) for report in reports]
     for layer in layers:
         del layer["objective"]
     manifest.extra["layers"] = layers
     manifest.output(file)
-    manifest.write(file.parent)
+    with together():
+        model.save(file)
+        model.spec.save(file.parent)
+        manifest.write(file.parent)
+    log_layers(file.parent, reports)
     return file
 
 

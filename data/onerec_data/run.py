@@ -6,9 +6,9 @@
         --caption raw_data/onerec_data/pid2caption.parquet --output_dir output
 
 Writes <output_dir>/<task>.parquet for each task (pretrain_video_rec, sft_video_rec, …) in the record format, the
-benchmark's test files from the split=1 rows into <output_dir>/benchmark_data, and manifest.json. Users pass in batches,
-so memory does not grow with the input. Logs of your own: --layout my_layout.json (see layouts/). English, about
-products: --prompts en --noun product.
+benchmark's test files from the split=1 rows into <output_dir>/benchmark_data, and manifest.json. Users pass in batches;
+only their keys stay in memory, to leave doubles out. Logs of your own: --layout my_layout.json (see layouts/). English,
+about products: --prompts en --noun product.
 """
 
 from __future__ import annotations

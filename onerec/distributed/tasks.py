@@ -22,7 +22,7 @@ from typing import Any
 from onerec.errors import InputError, reason
 from onerec.run import ROOT
 
-RETRIES = 3  # of a task whose process or node dies
+RETRIES = 3  # of a task whose process or node dies, and as many of one that a node has no memory for
 _SHARED = "the same file at the same path on every node: a file system that they share"
 # In a process of the cluster: the run that it has begun, and the run's function.
 _begun: tuple[str, Callable[[Any], Any]] | None = None
@@ -74,6 +74,8 @@ def _call(name: str, work: list[Any], item: Any) -> Any:
 
 def _connected(workers: int | None) -> tuple[Any, int]:
     """(Ray, cores of the cluster that this process has joined or started)."""
+    # Read by this process as it loads Ray, which repeats without end a task that it has killed for a node's memory.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         import ray
     except ImportError as error:

@@ -6,9 +6,9 @@
 
 The users are those of data.py. Measured, in this process, by its own seconds: reading the logs and handing records to
 the files (the command itself), compressing the records (its four threads), building them (workers, or tasks), then the
-three steps of the shuffle of data/ray_shuffle.py. Modelled: the slowest of processors, a node's link to the shared
-file system, and the file system; no node waits for another, no disk is slower than the link, nothing fails. The logs
-are cut into folders of users, one run.sh a node, since one command feeds only so many cores (printed).
+steps of the shuffle of data/ray_shuffle.py, and the check of the shards. Modelled: the slowest of processors, a node's
+link to the shared file system, and the file system; no node waits for another, no disk is slower than the link, nothing
+fails. The logs are cut into folders of users, one run.sh a node, since one command feeds only so many cores (printed).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import ROOT, ArgumentParser, add_numbers
 
 sys.path.remove(str(Path(__file__).parent))  # its data.py is not the package data
-from data import ray_shuffle
+from data import ray_shuffle, validate
 from data.mix import read_config
 from data.onerec_data import build
 from data.onerec_data import run as tasks
@@ -116,13 +116,16 @@ def shuffle_cost(folder: Path, users: int) -> Cost:
     pieces = enumerate(cut_sources(sources, 0, buffer // 2, manifest))
     spilled = step("spill", ray_shuffle.spill_piece, ((shuffle, number, piece) for number, piece in pieces))
     files = [file for each in spilled for file in each.files]
-    buckets = [ray_shuffle.Bucket(shuffle, files, number) for number in range(shuffle.count)]
-    counted = step("count", ray_shuffle.count_bucket, iter(buckets))
-    firsts = itertools.accumulate((rows for rows, _ in counted), initial=0)
-    placed = (dataclasses.replace(bucket, first=first) for bucket, first in zip(buckets, firsts, strict=False))
-    step("sort and write", ray_shuffle.write_bucket, placed)
+    ray_shuffle.begin(shuffle, files)
+    counted = step("count", ray_shuffle.count_bucket, iter(range(shuffle.count)))
+    placed, rows = ray_shuffle.place_buckets([rows for rows, _ in counted])
+    ray_shuffle.begin(shuffle, files, -(-rows // rows_per_file))
+    jobs = [(ray_shuffle.write_bucket, bucket) for bucket in placed]
+    jobs += [(ray_shuffle.join_shard, job) for job in ray_shuffle.shards_to_join(placed, rows, rows_per_file)]
+    step("sort and write", lambda job: job[0](job[1]), iter(jobs))
+    step("validate", validate.check_file, iter(sorted(shuffle.folder.glob("part-*"))))
     spill = sum(file.stat().st_size for file in files)
-    shards = sum(file.stat().st_size for file in shuffle.folder.glob("shard-*"))
+    shards = sum(file.stat().st_size for file in shuffle.folder.glob("part-*"))
     return Cost({"text": text / users, "spilled": spill / users, "shards": shards / users}, seconds)
 
 
@@ -152,7 +155,7 @@ def page(args: argparse.Namespace, made: Cost, mixed: Cost) -> Iterator[str]:
     yield "| ---: " * len(columns) + "|"
     size = made.bytes | mixed.bytes
     run_moves = size["logs read"] + size["records written"]
-    mix_moves = size["records written"] + 2 * size["spilled"] + size["shards"]
+    mix_moves = size["records written"] + 2 * size["spilled"] + 2 * size["shards"]
     for users, nodes in itertools.product(args.users_modelled, args.nodes):
         run = minutes(args, users, nodes, sum(made.seconds.values()), run_moves, fed)
         mix = minutes(args, users, nodes, sum(mixed.seconds.values()), mix_moves)

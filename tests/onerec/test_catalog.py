@@ -170,3 +170,24 @@ def test_a_bad_table_of_a_large_catalogue_is_one_line_and_leaves_no_file(tmp_pat
     with pytest.raises(InputError, match="has code 4 in layer 0"):
         ItemIndex.load(path, SPEC)
     assert os.listdir(tmp_path) == ["x.parquet"]
+
+
+def test_a_table_takes_memory_for_some_rows_at_a_time_and_counts_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "_ROWS", 5000, raising=False)
+    rng, rows = np.random.default_rng(0), 300_000
+    pids, codes = rng.permutation(rows), rng.integers(0, 8192, (rows, 3))
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * 3)
+    lists = pa.ListArray.from_arrays(offsets, pa.array(codes.ravel(), pa.int32()))
+    write_table(tmp_path / "p.parquet", pa.table({"pid": pids, "codes": lists}))
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        found = read_pid2sid(tmp_path / "p.parquet", SidSpec((8192,) * 3))
+    finally:
+        pa.set_memory_pool(usual)
+    assert np.array_equal(found[0], pids) and np.array_equal(found[1], codes)
+    assert pool.max_memory() < codes.nbytes
+    short = pa.array([[1, 2]] * 12_000 + [[3]], pa.list_(pa.int32()))
+    write_table(tmp_path / "q.parquet", pa.table({"pid": range(12_001), "codes": short}))
+    with pytest.raises(InputError, match="row 12000 has 1 codes; every SID has 2"):
+        read_pid2sid(tmp_path / "q.parquet", SPEC)

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +347,15 @@ def test_source_weights_that_cannot_be_meant_are_refused(world, tmp_path, weight
             )
         )
     assert not (tmp_path / "o").exists()
+
+
+def test_every_sample_may_have_a_source_of_its_own():
+    names = [f"page {i:05d}" for i in range(33_000)]
+    ones = np.ones(len(names), np.int64)
+    part = tokens.Part(ones.astype(np.int32), ones.astype(bool), ones, names[::-1], len(names), Counter(), Counter())
+    samples = tokens.collect(iter([part]), tokens.Tokens())
+    assert samples.source_names == names
+    assert np.array_equal(samples.source, np.arange(len(names))[::-1])
 
 
 def test_tokens_in_a_folder_are_those_in_memory_and_made_once(config_file, world, tmp_path, monkeypatch):

@@ -88,6 +88,45 @@ def test_reconstruction_and_neighbours(tmp_path, monkeypatch):
     assert np.allclose(near["by_chance"], [(6 + 6) / 30, (2 + 2) / 30])
 
 
+def test_an_item_that_stands_twice_in_the_embeddings_counts_once(tmp_path, capsys):
+    model = line_model(tmp_path)
+    codes = np.array([(1, 0), (1, 0), (1, 3), (2, 1)])
+    vectors = model.decode(codes)
+    # The second row of item 0 is near no other; infer_res_kmeans.py has taken the first.
+    emb = save(tmp_path / "emb.parquet", np.concatenate([vectors, [[0, 30]]]), pids=[0, 1, 2, 3, 0])
+    path = table(tmp_path / "in", codes)
+    report = report_of(tmp_path, "--pid2sid", path, "--emb_path", emb, "--model_path", tmp_path, "--max_bad_ratio", 0.2)
+    assert report["items_without_embedding"] == 0 and report["neighbours"]["among"] == 4
+    assert report["reconstruction"][1]["mse"] == 0
+    assert "dropped 1 (pid stands twice)" in capsys.readouterr().out
+    output = tmp_path / "out" / "pid2sid.parquet"
+    flags = as_flags(method="reassign", pid2sid=path, output_path=output, emb_path=emb, model_path=tmp_path)
+    resolve([*flags, "--max_bad_ratio", "0.2"])
+    assert read_pid2sid(output, SidSpec.load(tmp_path / "out"))[1].tolist() == [[1, 0], [1, 1], [1, 3], [2, 1]]
+
+
+def test_captions_take_memory_for_some_of_them_at_a_time(tmp_path):
+    path = table(tmp_path, [(0, 0), (0, 0), (1, 1)], pids=[5, 19_999, 7])
+    texts = [f"{i} " * 200 for i in range(60_000)]
+    write_table(tmp_path / "captions.parquet", pa.table({"pid": range(60_000), "caption": texts}))
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        report = report_of(tmp_path, "--pid2sid", path, "--caption", tmp_path / "captions.parquet")
+    finally:
+        pa.set_memory_pool(usual)
+    assert report["largest_buckets"][0]["captions"] == [texts[5], texts[19_999]]
+    assert pool.max_memory() < sum(map(len, texts)) // 2
+
+
+def test_the_share_of_bad_embeddings_is_one_of_the_embeddings(tmp_path):
+    vectors = np.ones((20, 2))
+    vectors[0] = np.nan
+    emb, path = save(tmp_path / "emb.parquet", vectors), table(tmp_path, [(0, 0)] * 20)
+    with pytest.raises(InputError, match="1 of 20 rows are bad"):
+        report_of(tmp_path, "--pid2sid", path, "--emb_path", emb, "--max_bad_ratio", 0.04)
+
+
 def test_what_cannot_be_evaluated_is_one_line(tmp_path):
     path = table(tmp_path / "codes", [(0, 0), (1, 1)])
     ResKmeans([np.ones((8, 2))]).save(tmp_path / "other.pt")

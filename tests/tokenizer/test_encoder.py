@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from onerec.errors import InputError
-from onerec.parquet import write_table
+from onerec.parquet import embedding_table, write_table
+from onerec.run import Manifest
 from tests.arguments import as_flags, torchrun
+from tokenizer import embed_items
 from tokenizer.embed_items import main
+from tokenizer.embeddings import iter_embeddings
 from tokenizer.text_encoder import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,6 +278,16 @@ def test_shards_of_other_texts_or_of_another_encoder_are_not_gone_on_with(catalo
         main(argv(copy, tmp_path / "out"))
 
 
+def test_shards_of_a_gpu_are_not_gone_on_with_where_there_is_none(catalogue, tmp_path, monkeypatch):
+    """A GPU gives bfloat16."""
+    main(argv(catalogue, tmp_path / "out"))
+    (tmp_path / "out" / "part-00001-of-00003.parquet").unlink()
+    monkeypatch.setattr(embed_items, "chosen_device", lambda wanted: "cuda:0")
+    monkeypatch.setattr(embed_items, "make_encoder", lambda args: None)
+    with pytest.raises(InputError, match="holds shards of other settings or another input"):
+        main(argv(catalogue, tmp_path / "out"))
+
+
 def test_a_vector_without_numbers_is_dropped_and_counted(catalogue, tmp_path, monkeypatch, capsys):
     encode = TextEncoder.encode
 
@@ -299,6 +312,44 @@ def test_other_embeddings_stand_beside_the_texts(catalogue, tmp_path):
     rows = np.array(column.to_pylist(), np.float32)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert np.allclose(rows[3, 16:], np.array([1.2, 1.6]) / np.sqrt(5), atol=1e-5) and not rows[0, 16:].any()
+
+
+@pytest.mark.parametrize("missing", [range(6), [4], [1, 5]])
+def test_of_the_input_the_row_groups_of_missing_shards_alone_are_read(catalogue, tmp_path, monkeypatch, missing):
+    (tmp_path / "in").mkdir()
+    for name, first, rows in (("a", 0, 10), ("b", 10, 7)):
+        table = pa.table({"pid": range(first, first + rows), "caption": [f"text {first + i}" for i in range(rows)]})
+        pq.write_table(table, tmp_path / "in" / f"{name}.parquet", row_group_size=3)
+    flags = as_flags(input=tmp_path / "in", shard_rows=3)
+    main([*argv(catalogue, tmp_path / "out"), *flags])
+    names = [tmp_path / "out" / f"part-0000{i}-of-00006.parquet" for i in range(6)]
+    before = [name.read_bytes() for name in names]
+    for number in missing:
+        names[number].unlink()
+    read, rows = embed_items.iter_batches, []
+
+    def counted(*arguments, **more):
+        for batch in read(*arguments, **more):
+            rows.extend(batch.column("pid").to_pylist())
+            yield batch
+
+    monkeypatch.setattr(embed_items.Texts, "check_rows", lambda self: None)
+    monkeypatch.setattr(embed_items, "iter_batches", counted)
+    main([*argv(catalogue, tmp_path / "out"), *flags])
+    assert [name.read_bytes() for name in names] == before
+    # Row groups: 0-2, 3-5, 6-8, 9, 10-12, 13-15, 16.
+    assert rows == {(4,): [*range(10, 16)], (1, 5): [3, 4, 5, 13, 14, 15, 16]}.get(tuple(missing), [*range(17)])
+
+
+def test_a_shard_of_no_item_stands_empty(catalogue, tmp_path):
+    texts = pa.array(["a", "b", None, None, "c", "d"], pa.string())
+    write_table(tmp_path / "in.parquet", pa.table({"pid": range(6), "caption": texts}))
+    write_table(tmp_path / "co.parquet", embedding_table([4], np.ones((1, 2), np.float32)))
+    flags = as_flags(input=tmp_path / "in.parquet", shard_rows=2, max_bad_ratio=0.5, concat=tmp_path / "co.parquet")
+    main([*argv(catalogue, tmp_path / "out"), *flags])
+    assert [pq.read_table(file).num_rows for file in sorted((tmp_path / "out").glob("*.parquet"))] == [2, 0, 2]
+    noted = Manifest("test")
+    assert [len(pids) for pids, _ in iter_embeddings(tmp_path / "out", 18, noted)] == [2, 2] and not noted.dropped
 
 
 def test_a_template_without_its_column_is_one_line(catalogue, tmp_path):

@@ -34,13 +34,13 @@ def test_codes_and_tokens_are_read_and_layers_cut(tmp_path, capsys):
 
 
 def test_items_that_do_not_fit_are_counted_and_too_many_fail(tmp_path, capsys):
-    value = {"1": [0, 1], "x": [0, 0, 0], "2": [9, 0, 0], "3": [1, 1, 1], "4": "abc", "5": [0.5, 1, 1]}
+    value = {"1": [0, 1], "x": [0, 0, 0], "2": [9, 0, 0], "3": [1, 1, 1], "4": "abc", "5": [0.5, 1, 1], "6": {"a": 1}}
     rows, _ = run(tmp_path, value, "--codebook_size", "4", "--max_bad_ratio", "1")
     assert [row["pid"] for row in rows] == [3]
     out = capsys.readouterr().out
-    assert "1 (too few codes)" in out and "3 (no whole number as item id, or no codes)" in out
+    assert "1 (too few codes)" in out and "4 (no whole number as item id, or no codes)" in out
     assert "1 (a code outside its codebook)" in out
-    with pytest.raises(InputError, match="5 of 6"):
+    with pytest.raises(InputError, match="6 of 7"):
         run(tmp_path, value, "--codebook_size", "4")
 
 

@@ -13,10 +13,11 @@ from onerec.errors import InputError
 from onerec.parquet import embedding_table, write_table
 from onerec.run import Manifest
 from onerec.sid import SidSpec
+from tests.arguments import as_flags
 from tokenizer import embeddings
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.kmeans import KmeansConfig
-from tokenizer.quantizer import load_quantizer
+from tokenizer.quantizer import layer_reports, load_quantizer
 from tokenizer.res_kmeans import ResKmeans
 from tokenizer.train_res_kmeans import main as train
 
@@ -165,10 +166,48 @@ def test_a_sample_takes_memory_for_itself_not_for_all_rows(tmp_path, monkeypatch
     write_table(tmp_path / "items.parquet", embedding_table([1, 2], np.ones((2, 4), np.float32)))
     monkeypatch.setattr(embeddings, "count_rows", lambda file: 20_000_000)
     tracemalloc.start()
-    sample, total = embeddings.sample_vectors([tmp_path], 4, 1000, 0, Manifest("test"), 1.0)
+    sample, _, total = embeddings.sample_vectors([tmp_path], 4, 1000, 0, Manifest("test"), 1.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert total == 20_000_000 and len(sample) <= 2 and peak < 16 << 20  # numbers of all rows: 160 MB
+
+
+def test_a_sample_that_bad_rows_make_too_small_is_one_line(tmp_path):
+    vectors, _, _ = hand_made(1000)
+    vectors[::20] = np.nan
+    train_on(tmp_path, vectors, "--max_bad_ratio", "0.1", "--max_points", "50")
+    points = json.loads((tmp_path / "model" / "manifest.json").read_text())["points"]
+    assert 40 < points < 50
+    with pytest.raises(InputError, match=f"has {points} points for 50 codes"):
+        train_on(tmp_path, vectors, "--max_bad_ratio", "0.1", "--max_points", "50", size=50)
+
+
+def test_empty_shards_are_no_reason_to_stop(tmp_path):
+    vectors, _, _ = hand_made()
+    empty = embedding_table([], np.zeros((0, 8), np.float32))
+    for name, table in (("0", empty), ("1", embedding_table(range(400), vectors)), ("2", empty)):
+        write_table(tmp_path / "emb" / f"{name}.parquet", table)
+    assert embeddings.embedding_dim(tmp_path / "emb") == 8
+    folders = as_flags(model_path=tmp_path / "sids", codebook_size=4, dim=8, data_path=tmp_path / "emb")
+    train(folders)
+    infer(as_flags(model_path=tmp_path / "sids", emb_path=tmp_path / "emb", output_path=tmp_path / "sids"))
+    assert pq.read_table(tmp_path / "sids" / "pid2sid.parquet").num_rows == 400
+    (tmp_path / "emb" / "1.parquet").unlink()
+    with pytest.raises(InputError, match="emb: is an empty table; give at least one item"):
+        train(folders)
+
+
+def test_reports_take_memory_for_some_vectors_at_a_time():
+    vectors = np.random.default_rng(0).standard_normal((60_000, 32)).astype(np.float32)
+    model = ResKmeans([vectors[:8], vectors[8:16] / 2])
+    tracemalloc.start()
+    reports = layer_reports(model, vectors, [1.0])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < vectors.nbytes
+    left = ((vectors - model.decode(model.encode(vectors))) ** 2).sum(1)
+    assert np.isclose(reports[1].mse, left.mean(), rtol=1e-5) and reports[1].objective == [1.0]
+    assert np.isclose(reports[0].mse / reports[0].relative, (vectors**2).sum(1).mean(), rtol=1e-5)
 
 
 def test_a_pid_that_stands_twice_is_dropped_and_counted(tmp_path):

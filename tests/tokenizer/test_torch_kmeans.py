@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from onerec.errors import InputError
+from onerec.sid import SidSpec
 from tests.arguments import as_flags, torchrun
 from tests.tokenizer.test_kmeans import hand_made, save
 from tokenizer.infer_res_kmeans import main as infer
 from tokenizer.infer_res_kmeans import sid_keys
-from tokenizer.kmeans import Kmeans, KmeansConfig
+from tokenizer.kmeans import Kmeans, KmeansConfig, cluster_sums
 from tokenizer.quantizer import load_quantizer
 from tokenizer.res_kmeans import ResKmeans
 from tokenizer.tiles import Codebook, assign, beam_codes, residual_codes
@@ -67,6 +68,24 @@ def test_codes_are_those_of_brute_force_with_any_number_of_threads(threads):
     assert np.array_equal(nearest.numpy(), distances.argmin(1))
     norms = (vectors**2).sum(1)
     assert np.allclose(norms - 2 * scores.numpy(), distances.min(1), rtol=1e-3, atol=1e-3)
+
+
+def test_scores_are_the_same_bytes_with_any_number_of_threads_in_one_tile_too():
+    points, book = (torch.from_numpy(gaussian(n, 4096, seed=n)) for n in (8000, 32))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(assign(points, Codebook(book))[1])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_cluster_of_more_points_than_float32_can_count_has_the_right_sum():
+    points = torch.ones(2**24 + 5000, 1)
+    sums, counts = cluster_sums(points, torch.zeros(len(points), dtype=torch.int64), 1)
+    assert sums.item() == counts.item() == len(points)
 
 
 def test_a_wide_beam_finds_the_best_path_and_a_beam_of_one_is_greedy():
@@ -152,6 +171,18 @@ def test_balanced_codes_are_used_evenly_and_the_price_is_kept(tmp_path):
     assert perplexity["even"] > 31 > perplexity["plain"]
 
 
+def test_balanced_codes_are_even_though_the_items_stand_by_category():
+    rng = np.random.default_rng(0)
+    share = 1.0 / np.arange(1, 17)
+    kinds = np.sort(rng.choice(16, 4000, p=share / share.sum()))
+    vectors = 3 * rng.standard_normal((16, 8))[kinds] + rng.standard_normal((4000, 8))
+    points = torch.from_numpy(vectors.astype(np.float32))
+    clusters = Kmeans(8, KmeansConfig(balanced=True)).fit(points)
+    codes, _ = assign(points, Codebook(clusters.centroids, clusters.price))
+    shares = torch.bincount(codes, minlength=8) / len(codes)
+    assert shares.min() > 0.08 and shares.max() < 0.18
+
+
 def test_normalize_is_kept_in_the_model(tmp_path):
     vectors = gaussian(200)
     path = save(tmp_path / "emb.parquet", vectors)
@@ -234,9 +265,27 @@ def test_an_interrupted_encoding_leaves_nothing_half_written(tmp_path, monkeypat
     assert pq.read_table(tmp_path / "out" / "pid2sid.parquet").num_rows == 200
 
 
-def test_sids_are_told_apart_where_int64_cannot_number_them():
-    from onerec.sid import SidSpec
+def test_a_run_that_is_stopped_leaves_codes_and_codebooks_of_one_run(tmp_path, monkeypatch):
+    path, out = save(tmp_path / "emb.parquet", gaussian(200)), tmp_path / "out"
+    names = ("model.pt", "pid2sid.parquet", "sid_spec.json", "manifest.json", "pid2sid.manifest.json")
+    flags = ["--data_path", path, "--model_path", str(out), "--dim", "16"]
+    encoding = ["--model_path", str(out), "--emb_path", path, "--output_path", str(out)]
+    train([*flags, "--codebook_size", "8"])
+    infer(encoding)
+    before = {name: (out / name).read_bytes() for name in names}
+    assert sorted(before) == sorted(file.name for file in out.iterdir() if file.is_file())
 
+    def stop(self, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SidSpec, "save", stop)
+    for main, given in ((train, [*flags, "--codebook_size", "4"]), (infer, [*encoding, "--n_layers", "2"])):
+        with pytest.raises(KeyboardInterrupt):
+            main(given)
+        assert {name: (out / name).read_bytes() for name in names} == before
+
+
+def test_sids_are_told_apart_where_int64_cannot_number_them():
     codes = np.array([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 2, 3, 4, 5]], np.int32)
     for size in (10, 8192):
         assert len(np.unique(sid_keys(codes, SidSpec((size,) * 5)))) == 2
