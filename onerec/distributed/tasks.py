@@ -105,7 +105,7 @@ def _join(ray: Any, workers: int | None) -> None:
     try:
         if address in ("", "local"):
             cores = workers or len(os.sched_getaffinity(0))
-            _start(ray, options | {"address": "local", "num_cpus": cores, "include_dashboard": False})
+            start(ray, **options | {"address": "local", "num_cpus": cores, "include_dashboard": False})
             return
         host, _, port = address.rpartition(":")
         if port.isdigit() and "/" not in host:
@@ -117,8 +117,8 @@ def _join(ray: Any, workers: int | None) -> None:
         raise InputError("RAY_ADDRESS" if address else "--runner ray", f"{what} ({reason(error)})", right) from error
 
 
-def _start(ray: Any, options: dict[str, Any]) -> None:
-    """Start a cluster here; Ray gives its node 30 seconds to come up, which a busy machine may not have."""
+def start(ray: Any, **options: Any) -> None:
+    """`ray.init`, for a cluster here; Ray gives its node 30 seconds to come up, which a busy machine may not have."""
     for name, value in ON_A_BUSY_MACHINE.items():
         os.environ.setdefault(name, value)
     for left in (2, 1, 0):

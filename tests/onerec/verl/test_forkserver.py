@@ -144,8 +144,9 @@ def test_without_a_server_a_worker_starts_as_usual(folder):
     assert "No module named 'no_such_module'" in alone.stderr and "yes 1 __main__" in alone.stdout
 
 
-def test_a_server_that_nobody_needs_ends(folder, monkeypatch):
-    assert run(folder).returncode == 0 and len(forks(folder)) == 1
+def test_a_server_that_nobody_needs_ends(folder):
+    with at_work(folder):
+        assert len(forks(folder)) == 2
     assert wait_until(lambda: not forks(folder))
     assert not [path for path in folder.iterdir() if path.is_socket()]
     assert run(folder).returncode == 0, "another is started"
