@@ -7,12 +7,13 @@ import os
 import random
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -58,6 +59,17 @@ def command_lines(root: int) -> list[str]:
 def below(pid: int) -> list[psutil.Process]:
     """The processes below one; ``is_running()`` tells each from another that has its number later."""
     return psutil.Process(pid).children(recursive=True)
+
+
+@contextlib.contextmanager
+def started(command: list[str], **popen: Any) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block; it is told to where the block fails, which would otherwise wait for it."""
+    with subprocess.Popen(command, **popen) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
 
 
 def wait_until(true: Callable[[], object], seconds: float = 300) -> bool:

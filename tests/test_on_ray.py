@@ -29,7 +29,7 @@ from onerec.records import chat_record, message, record_uuid, text_record, write
 from pretrain import tokenization
 from pretrain.tokenize_data import main as tokenize
 from tests.arguments import as_flags
-from tests.clusters import RayCluster, below, command_line, command_lines, started_cluster, wait_until
+from tests.clusters import RayCluster, below, command_line, command_lines, started, started_cluster, wait_until
 from tests.data.conftest import release  # noqa: F401  a fixture
 from tests.data.tests_data import user
 from tests.pretrain.conftest import world  # noqa: F401  a fixture
@@ -260,7 +260,7 @@ def test_a_cluster_that_a_command_started_works_at_its_priority_and_no_process_o
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, str(tmp_path / "script.py")]
-    with subprocess.Popen(command, env=environment, stdout=-1, text=True) as run:
+    with started(command, env=environment, stdout=-1, text=True) as run:
         assert any(line == "begun\n" for line in run.stdout)
         # One that a raylet has just forked still calls itself as it does.
         assert wait_until(lambda: sum("/raylet/raylet " in line for line in command_lines(run.pid)) == 1)

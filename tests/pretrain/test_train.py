@@ -30,7 +30,7 @@ from pretrain.model import PackedLM, load_lm
 from pretrain.train import LOADERS, main
 from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
 from tests.arguments import as_flags
-from tests.clusters import free_port, wait_until
+from tests.clusters import free_port, started, wait_until
 
 
 def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> list[str]:
@@ -459,7 +459,7 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": 1,
     }
-    with subprocess.Popen(
+    with started(
         ["bash", str(script)],
         env=os.environ | {name: str(value) for name, value in variables.items()},
         stdout=subprocess.PIPE,

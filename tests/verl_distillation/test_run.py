@@ -21,7 +21,7 @@ import pytest
 from onerec.keeper import descendants
 from onerec.sid import SidSpec
 from onerec.verl.export import last_checkpoint
-from tests.clusters import command_line, wait_until
+from tests.clusters import command_line, started, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
@@ -123,9 +123,8 @@ def test_a_run_on_two_nodes_ends_in_one_line_with_its_server_and_its_last_checkp
     settings = {"LOSS": "forward_kl_topk", "TOPK": "8", "MINI_BATCH_SIZE": "4"}
     settings |= {"ANCHOR_PARQUET": str(models / "anchors.parquet"), "ANCHOR_SHARE": "0.25"}
     settings |= {"RAY_ADDRESS": ray_cluster.address, "NNODES": "2"}
-    with subprocess.Popen(
-        **command(models, TOTAL_STEPS="500", **settings), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as run:
+    first = command(models, TOTAL_STEPS="500", **settings)
+    with started(first.pop("args"), **first, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
         assert wait_until(lambda: run.poll() is not None or len(steps_of(out)) >= 2, 3600)
         # The student's on both nodes, the teacher's and the anchor's; one that has just forked is seen twice.
         assert wait_until(lambda: len(engines(ray_cluster.pid)) == 4)

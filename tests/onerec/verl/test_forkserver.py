@@ -16,7 +16,7 @@ import pytest
 
 from onerec.keeper import descendants
 from onerec.verl import forkserver
-from tests.clusters import wait_until
+from tests.clusters import started, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 # Says once where it is imported, and what a fork inherits of it.
@@ -115,7 +115,7 @@ def test_a_worker_ends_with_its_stand_in(folder):
 def test_the_server_and_its_forks_end_with_the_raylet(folder):
     start = worker(folder, SLEEP="3600")
     start["args"] = ["bash", "-c", f"{start['args'][2].removeprefix('exec ')} & wait"]
-    with subprocess.Popen(**start, stdout=subprocess.PIPE) as raylet:
+    with started(start.pop("args"), **start, stdout=subprocess.PIPE) as raylet:
         assert "a word" in raylet.stdout.readline()
         assert len(forks(folder)) == 2
         raylet.kill()
