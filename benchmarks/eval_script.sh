@@ -27,14 +27,14 @@ tee_pid=$!
 exec 4> >(tee -ai "$log")
 log_pid=$!
 # In the background, so that a signal to this shell can be passed on; the evaluation then ends with 75.
+trap '[[ $! != "$log_pid" ]] || exit 75; kill -TERM $! 2> /dev/null || true' TERM HUP INT
 "${command[@]}" >&4 2>&3 &
 run=$!
-trap 'kill -TERM "$run" 2> /dev/null || true' TERM HUP INT
-while :; do # a signal ends the wait, not the evaluation
-  status=0
-  wait "$run" || status=$?
-  kill -0 "$run" 2> /dev/null || break
+while kill -0 "$run" 2> /dev/null; do # a signal ends the wait, not the evaluation
+  wait "$run" || true
 done
+status=0
+wait "$run" || status=$? # the evaluation's own, which bash keeps
 exec 3>&- 4>&-
 wait "$tee_pid" "$log_pid"
 if ((status)); then

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ S = TypeVar("S")
 CONFIGS = Path(__file__).with_name("judges")
 # Characters of an answer that may hold a verdict; reading it takes their square.
 _LONGEST = 1 << 17
+_OPENS = re.compile(r'\{(?=\s*["}])|\[')  # where JSON's objects and arrays may begin
 _RANGES = {"max_tokens": COUNT, "concurrency": PROCESSES, "timeout_s": number(0, 10**6, open_low=True)}
 _RANGES |= {"max_attempts": integer(1, 1000), "ask_again": integer(0, 1000)}
 _NUMBERS = ("temperature", "backoff_s", "backoff_max_s", "price_prompt", "price_completion")
@@ -252,7 +254,8 @@ def parse_json(text: str) -> Any:
         raise ValueError("too long")
     decoder = json.JSONDecoder()
     best, longest, place = None, 0, 0
-    while (found := min((p for c in "{[" if (p := text.find(c, place)) >= 0), default=-1)) >= 0:
+    while begin := _OPENS.search(text, place):
+        found = begin.start()
         try:
             value, place = decoder.raw_decode(text, found)
         except json.JSONDecodeError:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
+from onerec.distributed.tasks import ON_A_BUSY_MACHINE
 from onerec.keeper import descendants, keep
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
+    """A port of this machine that nobody listens on, and below those that the system gives to whoever asks for any."""
+    while True:
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", random.SystemRandom().randrange(20_000, 32_000)))
+            return listener.getsockname()[1]
 
 
 class RayCluster(NamedTuple):
@@ -51,11 +56,27 @@ def command_lines(root: int) -> list[str]:
     return list(filter(None, map(command_line, descendants(root))))
 
 
-def wait_until(true: Callable[[], object], seconds: float = 30) -> bool:
+def below(pid: int) -> list[psutil.Process]:
+    """The processes below one; ``is_running()`` tells each from another that has its number later."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+@contextlib.contextmanager
+def started(command: list[str], **popen: Any) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block; it is told to where the block fails, which would otherwise wait for it."""
+    with subprocess.Popen(command, **popen) as process:
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
+
+
+def wait_until(true: Callable[[], object], seconds: float = 300) -> bool:
     """Whether ``true()`` becomes so within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        time.sleep(0.05)
     return bool(found)
 
 
@@ -67,12 +88,10 @@ def _nodes(resources: str, count: int) -> Iterator[tuple[RayCluster | None, str]
     node = f"{Path(sys.executable).with_name('ray')} start {resources}"
     node += " --object-store-memory 200000000 --dashboard-agent-listen-port 0"
     head = f"--head --port {port} --temp-dir {folder} --ray-client-server-port {free_port()} --include-dashboard false"
-    # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all, and run them at
-    # the lowest priority.
+    # The nodes stand on one machine, which others share: Ray would kill workers for the memory of all.
     settings = {
+        **ON_A_BUSY_MACHINE,
         "RAY_memory_monitor_refresh_ms": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_worker_register_timeout_seconds": "600",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Otherwise Ray asks for a token where a run on this machine alone has left one in the home folder.
         "RAY_AUTH_MODE": "disabled",

@@ -28,7 +28,7 @@ CHAIN += " tokenizer.CODEBOOK_SIZE=16"
 def my_catalogue(*words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(SCRIPT), *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "2"} | variables
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=7200)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,13 +25,13 @@ from data.prepare_mix import main as mix
 from data.validate import main as validate
 from onerec import workers
 from onerec.errors import InputError
-from onerec.keeper import STOPPED
+from onerec.keeper import STOPPED, descendants
 from onerec.parquet import embedding_table, write_table
 from onerec.records import chat_record, message, record_uuid, text_record, write_records
 from pretrain import tokenization
 from pretrain.tokenize_data import main as tokenize
 from tests.arguments import as_flags
-from tests.clusters import RayCluster, free_port, started_cluster
+from tests.clusters import RayCluster, below, command_line, command_lines, started, started_cluster, wait_until
 from tests.data.conftest import release  # noqa: F401  a fixture
 from tests.data.tests_data import user
 from tests.pretrain.conftest import world  # noqa: F401  a fixture
@@ -63,9 +64,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def dying(function: Callable[[Any], Any], head: int, died: Path, item: Any) -> Any:
-    """``function``; the first call takes its process along, or its node where that is not the node of ``head``."""
+    """``function``; the first call takes its process along, or its node where that is not the node of ``head``.
+
+    Calls there wait for that: they might have done all of the work before another node has begun.
+    """
     raylet = os.getppid()
-    if raylet != head and not died.exists():
+    if raylet == head:
+        wait_until(died.exists)
+    elif not died.exists():
         died.touch()
         os.kill(raylet if head else os.getpid(), signal.SIGKILL)
         signal.pause()
@@ -254,12 +260,14 @@ def test_a_file_that_another_node_lacks_names_the_shared_file_system(cluster, tm
         on_ray(lacks, [str(tmp_path / "nowhere")])
 
 
-def test_an_address_where_no_cluster_answers_is_one_line(tmp_path):
-    address = f"127.0.0.1:{free_port()}"
+def test_an_address_where_no_cluster_answers_is_one_line():
     script = "from onerec.cli import cli\nfrom onerec.workers import map_in_order\n"
     script += "cli(lambda: print(*map_in_order(abs, [1], 1, runner='ray')))()"
-    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    with socket.socket() as deaf:  # nobody else gets its port meanwhile
+        deaf.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: RAY_ADDRESS: no Ray cluster answers at {address}"), done.stderr
 
@@ -286,7 +294,7 @@ from onerec.cli import cli
 from onerec.workers import map_in_order
 
 def main():
-    for pid in map_in_order(lambda item: item and time.sleep(100), range(9), 2, runner="ray"):
+    for pid in map_in_order(lambda item: item and time.sleep(3600), range(9), 2, runner="ray"):
         print("begun", flush=True)
 
 if __name__ == "__main__":
@@ -294,15 +302,19 @@ if __name__ == "__main__":
 """
 
 
-def test_of_a_cluster_that_a_command_started_no_process_stays(tmp_path):
+def test_a_cluster_that_a_command_started_works_at_its_priority_and_no_process_of_it_stays(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, str(tmp_path / "script.py")]
-    with subprocess.Popen(command, env=environment, stdout=-1, text=True) as run:
+    with started(command, env=environment, stdout=-1, text=True) as run:
         assert any(line == "begun\n" for line in run.stdout)
-        children = psutil.Process(run.pid).children(recursive=True)
-        assert sum(child.name() == "raylet" for child in children) == 1
+        # One that a raylet has just forked still calls itself as it does.
+        assert wait_until(lambda: sum("/raylet/raylet " in line for line in command_lines(run.pid)) == 1)
+        assert wait_until(lambda: [pid for pid in descendants(run.pid) if command_line(pid).startswith("ray::_call")])
+        children = below(run.pid)
+        worker = next(child for child in children if command_line(child.pid).startswith("ray::_call"))
+        assert worker.nice() == psutil.Process(run.pid).nice()
         run.terminate()
-        assert run.wait(60) == STOPPED
-        assert not psutil.wait_procs(children, timeout=30)[1]
+        assert run.wait(300) == STOPPED
+        assert not psutil.wait_procs(children, timeout=300)[1]

@@ -40,7 +40,7 @@ def recipe(name: str, data: Path, runs: Path, *settings: str, seeds: str = "0") 
         env=os.environ | {"RUNS": str(runs), "SEEDS": seeds, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=7200,
     )
 
 
@@ -133,7 +133,7 @@ def prepared(profile: str, run: Path, *settings: str, **files: Path) -> Path:
             env=os.environ | env,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=3600,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for mix in ("pretrain", "sft"):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from onerec.keeper import descendants, stop_status
-from tests.clusters import wait_until
+from onerec.keeper import stop_status
+from tests.clusters import below, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
@@ -86,28 +86,28 @@ echo "status $?"
 def test_what_ends_a_script_ends_what_it_runs(number):
     with subprocess.Popen(["bash", "-c", OWNER], cwd=ROOT, stdout=-1, stderr=-1, text=True) as owner:
         assert owner.stdout.readline() == "up\n"
-        assert wait_until(lambda: len(descendants(owner.pid)) >= 7)
-        below = descendants(owner.pid)
+        assert wait_until(lambda: len(below(owner.pid)) >= 7)
+        processes = below(owner.pid)
         owner.send_signal(number)
-        output, error = owner.communicate(timeout=180)
+        output, error = owner.communicate(timeout=600)
         assert output == ""
     if number == signal.SIGKILL:
         assert owner.returncode == -number
-        assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+        assert wait_until(lambda: not any(process.is_running() for process in processes))
     else:
         assert owner.returncode == stop_status(number)
         assert error.startswith("interrupted: run the same command again")
-        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+        assert not any(process.is_running() for process in processes)
 
 
 def test_a_script_that_ends_gives_the_status_of_what_it_ran():
     script = "set -e; source scripts/owned.sh; owned true; owned bash -c 'exit 5' || echo $?; owned false; echo after"
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and done.stdout == "5\n" and not done.stderr
     beside = (
         "source scripts/owned.sh; owned_end && owned_beside bash -c 'sleep 1; exit 6'; owned echo at once; owned_end"
     )
-    done = subprocess.run(["bash", "-c", f"{beside}; echo $?"], cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["bash", "-c", f"{beside}; echo $?"], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.stdout == "at once\n6\n" and not done.stderr
 
 
@@ -121,10 +121,10 @@ def test_a_signal_to_a_numbered_script_ends_its_stage(tmp_path):
     command = ["bash", str(ROOT / "scripts" / "01_world.sh")]
     with subprocess.Popen(command, env=environment, stdout=-1, text=True) as script:
         assert any(line == "up\n" for line in script.stdout)
-        below = descendants(script.pid)
+        processes = below(script.pid)
         script.terminate()
-        assert script.wait(30) == stop_status(signal.SIGTERM)
-        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+        assert script.wait(300) == stop_status(signal.SIGTERM)
+        assert not any(process.is_running() for process in processes)
 
 
 @pytest.mark.parametrize("name", ["09_distillation.sh", "10_rl_grpo.sh"])
@@ -135,7 +135,7 @@ def test_a_signal_to_a_numbered_script_reaches_python(name, tmp_path):
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "RUN_DIR": str(tmp_path / "run")}
     with subprocess.Popen(["bash", str(ROOT / "scripts" / name)], env=environment, stdout=-1, text=True) as script:
-        output = script.communicate(timeout=180)[0]
+        output = script.communicate(timeout=600)[0]
     assert output.splitlines()[-1] == f"id {script.pid}"
 
 
@@ -147,7 +147,7 @@ def test_nodes_of_a_ray_cluster_agree_on_whether_they_ask_for_a_token(tmp_path):
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     environment.pop("RAY_AUTH_MODE", None)  # Ray leaves it in a process that has used it, as another test may
     command = ["bash", str(ROOT / "scripts" / "ray_start.sh"), "head", "worker"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=True)
     starts = [line for line in done.stdout.splitlines() if "ray start" in line]
     assert len(starts) == 2 and all("RAY_AUTH_MODE=disabled " in line for line in starts)
     assert done.stdout.splitlines()[-1].startswith(
@@ -186,7 +186,7 @@ def test_an_environment_with_the_cuda_set_keeps_it(installed, tmp_path):
 
 def quickstart(installed, *flags, **more) -> subprocess.CompletedProcess:
     command = ["bash", str(ROOT / "scripts" / "quickstart.sh"), "--smoke", "--no-rl", *flags]
-    return subprocess.run(command, env=installed, capture_output=True, text=True, timeout=180, **more)
+    return subprocess.run(command, env=installed, capture_output=True, text=True, timeout=600, **more)
 
 
 @pytest.mark.parametrize("spelling", ["{0}", "{0}/../mine", "{1}/link", "mine", "./x/../mine"])
@@ -272,10 +272,10 @@ def test_a_second_quickstart_in_a_folder_is_refused_and_a_signal_acts_at_once(in
         second = quickstart(installed, "--run_dir", str(tmp_path / "run"))
         assert second.returncode == 2 and second.stderr.count("\n") == 1
         assert "run: another run is at work in it; wait until it has ended" in second.stderr
-        below = descendants(first.pid)
+        processes = below(first.pid)
         first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == stop_status(signal.SIGTERM)
-        assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+        assert first.wait(300) == stop_status(signal.SIGTERM)
+        assert not any(process.is_running() for process in processes)
     (tmp_path / "venv/bin/python").write_text("#!/bin/sh\nexit 5\n")
     assert "01_world: failed" in quickstart(installed, "--run_dir", str(tmp_path / "run")).stderr
 

@@ -43,40 +43,44 @@ def said(*lines, seconds=1.0):
 
 
 def test_elsewhere_than_on_a_terminal_a_stage_is_two_lines_and_its_output_in_its_log(run_dir):
-    done = subprocess.run(command(run_dir, "echo out; echo err >&2"), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(run_dir, "echo out; echo err >&2"), capture_output=True, text=True, timeout=600)
     begun, ended = done.stdout.splitlines()
     assert begun == "== 06_train" and ended.startswith("== 06_train: ") and ended.endswith(" s in all")
     assert (run_dir / "logs/06_train.log").read_text() == "out\nerr\n" and not done.stderr and done.returncode == 0
 
 
 def test_a_failed_stage_shows_the_last_lines_of_its_log_and_gives_its_status(run_dir):
-    done = subprocess.run(command(run_dir, "seq 100; exit 5"), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command(run_dir, "seq 100; exit 5"), capture_output=True, text=True, timeout=600)
     assert done.returncode == 5
     assert done.stdout.splitlines() == ["== 06_train", *map(str, range(101 - watch.TAIL, 101))]
 
 
 def test_what_a_stage_leaves_behind_does_not_hold_it(run_dir):
-    done = subprocess.run(command(run_dir, "sleep 60 & echo $!"), capture_output=True, text=True, timeout=40)
+    done = subprocess.run(command(run_dir, "sleep 3600 & echo $!"), capture_output=True, text=True, timeout=6000)
     assert done.returncode == 0
     os.kill(int((run_dir / "logs/06_train.log").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_for_the_stage_whose_last_words_are_written_down(run_dir, number):
-    script = "trap 'echo saved; exit 75' TERM; echo up; while :; do sleep 0.1; done"
+    code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: print('saved') or sys.exit(75)); "
+    code += "print('up', flush=True); signal.pause()"
     log = run_dir / "logs/06_train.log"
-    keeper = [sys.executable, "-I", str(ROOT / "onerec/keeper.py"), "20", *command(run_dir, script)]
+    stage = command(run_dir, f'exec {sys.executable} -c "{code}"')
+    keeper = [sys.executable, "-I", str(ROOT / "onerec/keeper.py"), "600", *stage]
     with subprocess.Popen(keeper, stdin=-1, stdout=-1, stderr=-1, text=True) as process:
         assert wait_until(lambda: log.exists() and "up" in log.read_text())
         process.send_signal(number)
-        out, error = process.communicate(timeout=60)
-    said = log.read_text().replace("Terminated\n", "")  # bash may say so of its sleep, which gets the signal too
-    assert process.returncode == stop_status(signal.SIGTERM) and said == "up\nsaved\n"
+        out, error = process.communicate(timeout=600)
+    assert process.returncode == stop_status(signal.SIGTERM) and log.read_text() == "up\nsaved\n"
     assert out == "== 06_train\n" and not error
 
 
-def on_a_terminal(arguments, columns="100"):
-    """What a command writes to a terminal of so many columns, as its lines with every state they had."""
+def on_a_terminal(arguments, columns="100", look=lambda written: None):
+    """What a command writes to a terminal of so many columns, as its lines with every state they had.
+
+    ``look`` is called with what it has written so far.
+    """
     parent, child = pty.openpty()
     environment = {**os.environ, "COLUMNS": columns, "TERM": "xterm"}
     process = subprocess.Popen(arguments, stdout=child, stderr=child, stdin=child, env=environment)
@@ -85,18 +89,29 @@ def on_a_terminal(arguments, columns="100"):
     try:
         while chunk := os.read(parent, 4096):
             written += chunk
+            look(written.decode("utf-8", "replace"))
     except OSError:  # the other end is closed
         pass
     os.close(parent)
-    assert process.wait(60) == 0
+    assert process.wait(600) == 0
     return [line.split("\r\x1b[K") for line in written.decode().split("\r\n")[:-1]]
 
 
 def test_a_terminal_shows_one_line_with_a_bar_and_the_last_loss(run_dir):
     (run_dir / ".done/05_before").write_text("10\n")
     line = "12:00:01 train: step {}/20  loss 3.{:02d}  text 3.0000  grad 1.00  lr 1e-3  900 tok/s  0:0{} left"
-    script = "; ".join(f"echo '{line.format(step, step, 4 - step // 5)}'; sleep 0.3" for step in (5, 10, 15, 20))
-    (states,) = on_a_terminal(command(run_dir, script, "05_before:5\n06_train:20\n07_next:600"))
+    # Each line waits until the one before has been shown.
+    script = "; ".join(
+        f"echo '{line.format(step, step, 4 - step // 5)}'; until [ -e {run_dir}/shown{step} ]; do sleep 0.02; done"
+        for step in (5, 10, 15, 20)
+    )
+
+    def look(written):
+        for step in (5, 10, 15, 20):
+            if f"loss 3.{step:02d}" in written:
+                (run_dir / f"shown{step}").touch()
+
+    (states,) = on_a_terminal(command(run_dir, script, "05_before:5\n06_train:20\n07_next:600"), look=look)
     assert any("[####............]" in state and "loss 3.05" in state for state in states)
     # Twice as slow as measured here, for a stage of 5 of 625 seconds.
     assert any("about 11 min left in all" in state for state in states)

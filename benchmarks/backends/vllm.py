@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.backends.base import NONE, Also, Excluded, Finished, Known, Sampling, dtype_of
 from onerec.catalog import ItemIndex
+from onerec.distributed.tasks import start
 from onerec.errors import InputError
 from onerec.files import SID_SPEC
 from onerec.items.item import Item
@@ -205,7 +206,7 @@ class VllmBackend:
             raise InputError("--data_parallel", what, "fewer")
         if not gpus and not data_parallel:
             raise InputError("--data_parallel", "0 means all GPUs, and there are none", "a number of copies")
-        ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
+        start(ray, ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
         # A cluster that was started before would import what its environment was installed from.
         code = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         actor = ray.remote(num_gpus=tensor_parallel if gpus else 0, num_cpus=1, runtime_env=code)(Engine)

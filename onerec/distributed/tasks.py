@@ -23,6 +23,9 @@ from onerec.errors import InputError, reason
 from onerec.run import ROOT
 
 RETRIES = 3  # of a task whose process or node dies, and as many of one that a node has no memory for
+# For a Ray on this machine alone, beside other work: Ray starts its workers at niceness 15, where they starve, and ends
+# those that have not imported everything within a minute.
+ON_A_BUSY_MACHINE = {"RAY_worker_niceness": "0", "RAY_worker_register_timeout_seconds": "600"}
 _SHARED = "the same file at the same path on every node: a file system that they share"
 # In a process of the cluster: the run that it has begun, and the run's function.
 _begun: tuple[str, Callable[[Any], Any]] | None = None
@@ -104,7 +107,7 @@ def _join(ray: Any, workers: int | None) -> None:
     try:
         if address in ("", "local"):
             cores = workers or len(os.sched_getaffinity(0))
-            _start(ray, options | {"address": "local", "num_cpus": cores, "include_dashboard": False})
+            start(ray, **options | {"address": "local", "num_cpus": cores, "include_dashboard": False})
             return
         host, _, port = address.rpartition(":")
         if port.isdigit() and "/" not in host:
@@ -116,8 +119,10 @@ def _join(ray: Any, workers: int | None) -> None:
         raise InputError("RAY_ADDRESS" if address else "--runner ray", f"{what} ({reason(error)})", right) from error
 
 
-def _start(ray: Any, options: dict[str, Any]) -> None:
-    """Start a cluster here; Ray gives its node 30 seconds to come up, which a busy machine may not have."""
+def start(ray: Any, **options: Any) -> None:
+    """`ray.init`, for a cluster here; Ray gives its node 30 seconds to come up, which a busy machine may not have."""
+    for name, value in ON_A_BUSY_MACHINE.items():
+        os.environ.setdefault(name, value)
     for left in (2, 1, 0):
         try:
             ray.init(**options)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onerec.distributed.tasks import ON_A_BUSY_MACHINE
 from onerec.errors import DISK_FULL, InputError
 from onerec.files import SID_SPEC
 from onerec.folders import locked
@@ -168,10 +169,7 @@ def environment(modules: Sequence[str], on_cpu: bool, slots: int = 1) -> dict[st
         # its engine for the sake of that binding (`cpu_server`).
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # Ray starts its workers at niceness 15, where they starve beside any other work.
-        "RAY_worker_niceness": "0",
-        # Ray gives a worker a minute to start, in which a busy laptop may not have imported verl and vLLM.
-        "RAY_worker_register_timeout_seconds": "600",
+        **ON_A_BUSY_MACHINE,
         # verl's queue wants eight threads to put small rows together, and warns at every put where there are fewer
         # cores.
         "TQ_NUM_THREADS": "1",
@@ -198,6 +196,8 @@ def resolve(overrides: Sequence[str]) -> None:
         raise InputError("verl's configuration", str(error).splitlines()[0], "an override of verl 0.9.1") from None
 
 
+# What Ray says where its node was not up within 30 seconds, which a busy machine may not have.
+_LATE, _STARTS = "The current node timed out during startup", 3
 # What a failed run's log says, in the order in which it is looked for, and what the user is told.
 _FULL = ("no space left on the device", "free some space")
 _CAUSES = (
@@ -205,6 +205,7 @@ _CAUSES = (
     # What torch.save says where a file ends before it was written whole; the reason stays in C++.
     ("inline_container.cc", "a checkpoint could not be written whole", "free some space"),
     ("InputError: ", "", ""),
+    (_LATE, f"Ray was not up within 30 seconds, {_STARTS} times", "less other work beside it"),
     ("EngineDeadError", "a rollout server died", "see the log"),
     ("ActorDiedError", "a worker process died (killed, or out of memory)", "see the log"),
     ("OutOfMemoryError", "out of memory", "smaller batches of tokens"),
@@ -278,15 +279,16 @@ def launch(
     inherited = {name: value for name, value in os.environ.items() if not (on_cpu and name == "CUDA_VISIBLE_DEVICES")}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     log, tail = output_dir / "verl.log", collections.deque[str](maxlen=400)
-    with (
-        locked(output_dir),
-        contextlib.closing(_Log(log)) as file,
-        owned(line, env=inherited | variables, what_next=_GO_ON, **pipe) as process,
-    ):
-        for text in process.stdout:
-            print(text, end="", flush=True)
-            file.write(text)
-            tail.append(text)
+    with locked(output_dir), contextlib.closing(_Log(log)) as file:
+        for _ in range(_STARTS):
+            tail.clear()
+            with owned(line, env=inherited | variables, what_next=_GO_ON, **pipe) as process:
+                for text in process.stdout:
+                    print(text, end="", flush=True)
+                    file.write(text)
+                    tail.append(text)
+            if not process.returncode or not any(_LATE in text for text in tail):
+                break
     if process.returncode:
         told = _FULL if file.disk_full else cause(tail)
         what, right = told or (f"verl ended with status {process.returncode}", "see the log")

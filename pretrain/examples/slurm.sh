@@ -29,11 +29,11 @@ trap 'stopping=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=1 bash -c 'NODE_RANK="$SLURM_NODEID" exec bash "$@"' _ "$script" "$@" &
 step=$!
-while :; do # a signal ends the wait, not the step
-  status=0
-  wait "$step" || status=$?
-  kill -0 "$step" 2> /dev/null || break
+while kill -0 "$step" 2> /dev/null; do # a signal ends the wait, not the step
+  wait "$step" || true
 done
+status=0
+wait "$step" || status=$? # the step's own, which bash keeps
 # The node that ends first has srun kill the others, which then say 128 and more. A cancelled job no longer runs.
 if ((status == 75 || (stopping && status > 128))) && [[ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" == RUNNING ]]; then
   echo "stopped; job $SLURM_JOB_ID goes back into the queue"

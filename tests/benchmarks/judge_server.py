@@ -3,17 +3,20 @@
 Run as a script, it prints its port. Every POST is one line of the file that LOG names. The question's text decides:
 information points are the words behind 内容 or Text, matches are equal words, a score is the digit behind “score=”.
 FAULTS (a JSON list) is what the first requests get instead: a status, "timeout", "garbage", "empty", "drop", "html",
-"drip" (a byte at a time, without end), "deep" and "surrogate" (an answer), "deep body", "list" (no text) or "null".
+"together" (the answer, once three requests have come), "drip" (a byte at a time, for five minutes), "deep" and
+"surrogate" (an answer), "deep body", "list" (no text) or "null".
 """
 
 import json
 import os
 import re
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = json.loads(os.environ.get("FAULTS", "[]"))
+THREE = threading.Barrier(3)
 
 
 def answer(question: str) -> str:
@@ -44,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.recv(1)  # says nothing until the other side has given up
             self.close_connection = True
             return
+        if fault == "together":
+            THREE.wait(600)
         if fault == "drop":
             self.close_connection = True
             return
@@ -52,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
             self.send_header("Content-Length", "100000")
             self.end_headers()
-            for _ in range(300):
+            for _ in range(3000):
                 self.wfile.write(b" ")
                 time.sleep(0.1)
         deep = "[" * 100_000

@@ -62,7 +62,7 @@ def library_of(run: Path) -> Library:
     return Library(BenchData(run / "output" / "benchmark_data"), [run / "raw_data/onerec_data/pid2caption.parquet"])
 
 
-def threaded(name: str, model: Any, ranker: Any, limit: int = 256, seconds: float = 60) -> Engine:
+def threaded(name: str, model: Any, ranker: Any, limit: int = 256, seconds: float = 600) -> Engine:
     """An engine whose model is in a thread."""
     engine = Engine(name, limit, seconds)
 
@@ -93,11 +93,11 @@ def serving(service: Service, host: str = "127.0.0.1") -> Iterator[httpx.Client]
 
         thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
         thread.start()
-        began.wait(60)
-        with httpx.Client(base_url=f"http://127.0.0.1:{door.getsockname()[1]}", timeout=60, trust_env=False) as client:
+        assert began.wait(600), "the server does not begin"
+        with httpx.Client(base_url=f"http://127.0.0.1:{door.getsockname()[1]}", timeout=600, trust_env=False) as client:
             yield client
         parts[0].should_exit = True
-        thread.join(30)
+        thread.join(600)
         for engine in service.engines.values():
             engine.close()
 

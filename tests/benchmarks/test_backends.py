@@ -19,6 +19,7 @@ from benchmarks.evaluate import main
 from benchmarks.model import BenchModel, windows
 from benchmarks.prompts import Prompts
 from onerec.catalog import ItemIndex
+from onerec.distributed.tasks import ON_A_BUSY_MACHINE, start
 from onerec.errors import InputError
 from onerec.parquet import write_table
 from onerec.qwen3 import engine_bytes, shape_of
@@ -337,7 +338,9 @@ def test_copies_of_the_model_share_the_batches_by_ray(tiny_checkpoint, catalogue
     monkeypatch.setattr(vllm, "Engine", Echo)
     monkeypatch.setattr(vllm, "_BATCH", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    for name, value in ON_A_BUSY_MACHINE.items():
+        monkeypatch.setenv(name, value)  # and gone behind the test
+    start(ray, num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         backend = vllm.VllmBackend(tiny_checkpoint, 1, 2)
         prompts = [[i] for i in range(9)]

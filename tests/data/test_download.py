@@ -107,6 +107,8 @@ def hub(tmp_path):
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_ETAG_TIMEOUT": "120",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "120",
             **environment,
         }
         command = [
@@ -117,7 +119,7 @@ def hub(tmp_path):
             "--workers",
             "1",
         ]
-        return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run([*command, *more], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
     yield run, tmp_path / "raw"
     server.shutdown()

@@ -24,7 +24,7 @@ from onerec.workers import map_in_order
 def work(item):
     if item == 0:
         return os.getpid()
-    threading.Event().wait(300)
+    threading.Event().wait(3600)
 
 def main():
     with atomic_path(sys.argv[1]) as half:
@@ -80,16 +80,16 @@ def test_a_stop_from_outside_clears_up(begun, sent, status, says):
     run.send_signal(sent)
     if sent != signal.SIGINT:  # torchrun and SLURM send it twice
         run.send_signal(sent)
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=600)
     assert run.returncode == status and error.startswith(says), error
     assert not output.parent.exists()
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not psutil.wait_procs(children, timeout=300)[1]
 
 
 def test_workers_end_with_a_parent_that_is_killed(begun):
     run, children, _ = begun
     run.kill()
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not psutil.wait_procs(children, timeout=300)[1]
 
 
 def test_a_worker_that_is_killed_is_one_line(begun):
@@ -97,11 +97,11 @@ def test_a_worker_that_is_killed_is_one_line(begun):
     workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     assert len(workers) == 2
     workers[0].kill()
-    _, error = run.communicate(timeout=60)
+    _, error = run.communicate(timeout=600)
     assert run.returncode == 2
     assert error.splitlines()[-1].startswith("error: a worker process: died (killed from outside, or out of")
     assert not output.parent.exists()
-    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert not psutil.wait_procs(children, timeout=300)[1]
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):

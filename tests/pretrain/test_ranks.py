@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore, PrefixStore
@@ -17,6 +19,7 @@ from onerec.errors import InputError
 from onerec.folders import atomic_path
 from pretrain import ranks
 from pretrain.ranks import Processes
+from tests.clusters import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +54,7 @@ class Run:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
         assert not any(thread.is_alive() for thread in threads), "a process waits for ever"
         return self.ends
 
@@ -103,15 +106,20 @@ def test_a_process_that_never_comes_ends_the_wait(tmp_path, monkeypatch):
 
 
 def test_signs_of_life_keep_the_others_waiting(tmp_path, monkeypatch):
-    """The one that makes takes longer than the silence after which it would count as dead."""
-    monkeypatch.setattr(ranks, "BEAT", 0.05)
-    monkeypatch.setattr(ranks, "SILENCE", 2.0)
+    """The one that makes takes longer than the silence after which it would count as dead, by a clock of its signs."""
     run = Run([tmp_path / "tokens"] * 2, ["k", "k"])
     make = run.make
 
+    def signs():
+        return run.store.add("run/beats/0", 0)
+
     def slow(rank, path):
-        threading.Event().wait(2.5)
+        assert wait_until(lambda: signs() > 5)
         make(rank, path)
+
+    monkeypatch.setattr(ranks, "BEAT", 0.1)
+    clock = SimpleNamespace(monotonic=lambda: 0.9 * ranks.SILENCE * signs(), sleep=lambda seconds: time.sleep(0.01))
+    monkeypatch.setattr(ranks, "time", clock)
 
     run.make = slow
     assert run() == dict.fromkeys(range(4), "k")
@@ -159,10 +167,10 @@ ranks.BEAT, ranks.SILENCE = 0.1, 3.0
 
 def fill(name):
     print("making", flush=True)
-    threading.Event().wait(60)
+    threading.Event().wait(3600)
 
 rank, port = int(sys.argv[2]), int(sys.argv[3])
-store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=600))
 cli(lambda: print(ranks.Processes(rank, 2, 0, store).make_folder(Path(sys.argv[4]), lambda: "k", fill)))()
 """
 
@@ -172,7 +180,7 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
 
     from torch.distributed import TCPStore
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=600))
     command = [sys.executable, "-c", MAKER, str(ROOT)]
     first, second = (
         subprocess.Popen(
@@ -187,7 +195,7 @@ def test_a_killed_process_is_noticed_and_is_one_line(tmp_path):
     try:
         assert first.stdout.readline() == "making\n"
         first.send_signal(signal.SIGKILL)
-        out, error = second.communicate(timeout=300)
+        out, error = second.communicate(timeout=1800)
         assert second.returncode == 2 and not out
         assert "tokens: is not made: process 0 gives no sign of life for 3 s; see what" in error.splitlines()[-1]
     finally:

@@ -33,12 +33,12 @@ def test_one_write_at_a_time_and_what_it_raises_comes_up_once():
 
     def first() -> None:
         begun.set()
-        may_end.wait(60)
+        may_end.wait(600)
         seen.append("first")
         raise OSError(28, "No space left on device")
 
     saver.start(first)
-    assert begun.wait(60)
+    assert begun.wait(600)
     saver.check()  # still at it: nothing to say
     may_end.set()
     with pytest.raises(OSError, match="No space"):

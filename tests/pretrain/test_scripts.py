@@ -165,10 +165,14 @@ def test_a_slurm_job_that_was_stopped_goes_back_into_the_queue(tmp_path, status,
     assert done.returncode == status and ("requeued 123" in done.stdout) == queued, done
 
 
-def test_a_slurm_job_passes_the_signal_before_its_end_to_its_steps(tmp_path):
+@pytest.mark.parametrize("waits", [False, True], ids=["ends later", "ends at once"])
+def test_a_slurm_job_passes_the_signal_before_its_end_to_its_steps(tmp_path, waits):
     """Where the first node's end has the others killed, too, the job goes back into the queue."""
     steps = "trap 'echo stopped; exit 137' USR1; echo $$ > pid; echo begun; while :; do sleep 0.1; done"
-    job = slurm(tmp_path, srun=steps, scancel='[ "$*" = "--signal=TERM 123" ] && kill -USR1 $(cat pid)')
+    scancel = '[ "$*" = "--signal=TERM 123" ] && kill -USR1 $(cat pid)'
+    if waits:
+        scancel += "; while kill -0 $(cat pid); do sleep 0.01; done"
+    job = slurm(tmp_path, srun=steps, scancel=scancel)
     with subprocess.Popen(
         ["bash", str(STAGE / "examples/slurm.sh"), "x.sh"],
         env=os.environ | job | {"SLURM_SUBMIT_DIR": str(tmp_path)},

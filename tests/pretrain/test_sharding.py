@@ -52,7 +52,7 @@ def torchrun(processes: int, script: Path, *args: str) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=7200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

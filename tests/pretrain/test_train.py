@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,7 +30,7 @@ from pretrain.model import PackedLM, load_lm
 from pretrain.train import LOADERS, main
 from pretrain.trainer import LOG, PackedTrainer, lr_factor, weight_decay_groups
 from tests.arguments import as_flags
-from tests.clusters import wait_until
+from tests.clusters import free_port, started, wait_until
 
 
 def argv(world: Path, output: Path, *extra: str, model: str = "base_itemic") -> list[str]:
@@ -140,7 +139,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(world, full_run, tmp_pat
     fifth, seen = threading.Event(), []
 
     def write(state, path, **more):
-        seen.append((path.parent.name, fifth.wait(60), whole_checkpoints(tmp_path / "out")))
+        seen.append((path.parent.name, fifth.wait(600), whole_checkpoints(tmp_path / "out")))
         save_file(state, path, **more)
 
     def step(self, *args, **kwargs):
@@ -207,7 +206,7 @@ def test_processes_that_load_change_nothing_and_leave_with_a_run_that_is_stopped
     assert main(argv(world, tmp_path / "out")) == STOPPED
     gc.collect()
     assert seen == [LOADERS] * 4
-    assert wait_until(lambda: not multiprocessing.active_children(), 60)
+    assert wait_until(lambda: not multiprocessing.active_children())
     monkeypatch.setattr(PackedTrainer, "training_step", step)
     main([*argv(world, tmp_path / "out"), "--resume_from", "auto", "--resume_training_state"])
     assert curve(tmp_path / "out") == curve(full_run)
@@ -480,7 +479,7 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": 1,
     }
-    with subprocess.Popen(
+    with started(
         ["bash", str(script)],
         env=os.environ | {name: str(value) for name, value in variables.items()},
         stdout=subprocess.PIPE,
@@ -499,11 +498,5 @@ def test_a_script_that_gets_sigterm_writes_a_checkpoint_and_says_go_on(world, tm
     step = int(re.search(r"stopped by SIGTERM at step (\d+) of 5000, checkpoint written; run the same", after)[1])
     assert [found for found, _ in whole_checkpoints(output)] == [step]
     assert len(children) >= (2 if processes == "2" else 0)
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert not alive
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

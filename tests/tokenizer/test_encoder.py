@@ -363,7 +363,7 @@ def test_several_processes_give_the_bytes_of_one(catalogue, tmp_path):
     main(argv(catalogue, tmp_path / "one.parquet"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = torchrun(2, ROOT / "tokenizer/embed_items.py")
-    subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=300)
+    subprocess.run([*command, *argv(catalogue, tmp_path / "two.parquet")], env=env, check=True, timeout=1800)
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     dropped = [json.loads((tmp_path / f"{name}.manifest.json").read_text())["dropped"] for name in ("one", "two")]
     assert dropped[0] == dropped[1] and sum(dropped[0].values()) == 2

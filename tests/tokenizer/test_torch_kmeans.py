@@ -298,7 +298,7 @@ def test_several_processes_train_the_model_of_one(tmp_path):
     train([*flags, "--model_path", str(tmp_path / "one")])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = torchrun(2, ROOT / "tokenizer/train_res_kmeans.py")
-    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=300)
+    subprocess.run([*command, *flags, "--model_path", str(tmp_path / "two")], env=env, check=True, timeout=1800)
     layers = {}
     for name in ("one", "two"):
         layers[name] = json.loads((tmp_path / name / "manifest.json").read_text())["layers"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -150,6 +151,25 @@ def test_a_run_that_ends_badly_says_why_and_how_to_go_on(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"no space left on the device; .*goes on from the last checkpoint"):
         verl_launch.launch([], [], POOLS, tmp_path)
     assert "Errno 28" in (tmp_path / "verl.log").read_text()
+
+
+@pytest.mark.parametrize(("late", "status"), [(2, 0), (3, 2)])
+def test_a_ray_that_was_not_up_in_time_is_started_again(monkeypatch, tmp_path, late, status):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    script = f"""
+import os, sys
+number = len(os.listdir(sys.argv[1])) + 1
+os.mkdir(f"{{sys.argv[1]}}/{{number}}")
+if number <= {late}:
+    raise Exception("The current node timed out during startup. This could happen because some of the raylet failed")
+"""
+    (tmp_path / "starts").mkdir()
+    command = [sys.executable, "-c", script, str(tmp_path / "starts")]
+    monkeypatch.setattr(verl_launch, "command", lambda overrides: command)
+    said = "Ray was not up within 30 seconds, 3 times; less other work beside it; the same"
+    with pytest.raises(InputError, match=said) if status else contextlib.nullcontext():
+        assert verl_launch.launch([], [], POOLS, tmp_path / "out") == 0
+    assert len(list((tmp_path / "starts").iterdir())) == 3
 
 
 def test_the_cause_of_a_failure_is_read_from_the_log():
