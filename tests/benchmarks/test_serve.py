@@ -413,26 +413,22 @@ def test_a_full_queue_answers_429_and_a_late_answer_is_504(library):
     assert [kind for kind, _ in told] == ["rank"] * 4 + ["cancel"]
 
 
-def test_whoever_hangs_up_is_not_worked_for(library):
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "text"),
+        ("/v1/recommend", {"history": [1], "stream": True}, "rank"),
+    ],
+    ids=["an answer", "a stream that has not begun"],
+)
+def test_whoever_hangs_up_is_not_worked_for(library, path, body, kind):
     service, told = held(library, limit=3, seconds=600)
     with serving(service) as client:
-        body = json.dumps({"messages": [{"role": "user", "content": "x"}]})
         with contextlib.closing(HTTPConnection(client.base_url.host, client.base_url.port)) as connection:
-            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             assert wait_until(lambda: told)
         assert wait_until(lambda: len(told) == 2)
-        assert [kind for kind, _ in told] == ["text", "cancel"] and service.first.waiting == 0
-
-
-def test_whoever_hangs_up_before_a_stream_begins_is_not_worked_for(library):
-    service, told = held(library, limit=3, seconds=60)
-    with serving(service) as client:
-        body = json.dumps({"history": [1], "stream": True})
-        with contextlib.closing(HTTPConnection(client.base_url.host, client.base_url.port)) as connection:
-            connection.request("POST", "/v1/recommend", body, {"Content-Type": "application/json"})
-            assert wait_until(lambda: told)
-        assert wait_until(lambda: len(told) == 2)
-        assert [kind for kind, _ in told] == ["rank", "cancel"] and service.first.waiting == 0
+        assert [each for each, _ in told] == [kind, "cancel"] and service.first.waiting == 0
 
 
 def test_when_the_models_process_is_gone_its_questions_hear_of_it(library):
