@@ -414,18 +414,18 @@ def test_a_full_queue_answers_429_and_a_late_answer_is_504(library):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "kind"),
+    ("route", "body", "kind"),
     [
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "text"),
         ("/v1/recommend", {"history": [1], "stream": True}, "rank"),
     ],
     ids=["an answer", "a stream that has not begun"],
 )
-def test_whoever_hangs_up_is_not_worked_for(library, path, body, kind):
+def test_whoever_hangs_up_is_not_worked_for(library, route, body, kind):
     service, told = held(library, limit=3, seconds=600)
     with serving(service) as client:
         with contextlib.closing(HTTPConnection(client.base_url.host, client.base_url.port)) as connection:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
             assert wait_until(lambda: told)
         assert wait_until(lambda: len(told) == 2)
         assert [each for each, _ in told] == [kind, "cancel"] and service.first.waiting == 0
