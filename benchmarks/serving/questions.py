@@ -164,7 +164,10 @@ def _with_word(spec: SidSpec, messages: Messages, old: str, new: str) -> Message
     end = max((match.end() for match in spec.pattern.finditer(text)), default=0)
     if not old or old not in text[end:]:
         raise Unknown("the wording of this task does not name its keyword; leave it out")
-    return [*turns, last | {"content": text[:end] + text[end:].replace(old, new)}]
+    word = re.escape(old)
+    whole = rf"(?<!\w){word}(?!\w)"  # a short one is part of other words too
+    behind = re.sub(whole if re.search(whole, text[end:]) else word, lambda _: new, text[end:])
+    return [*turns, last | {"content": text[:end] + behind}]
 
 
 def _reason(library: Library, task: str, place: int, history: Sequence[int] | None, target: int | None) -> Messages:

@@ -28,7 +28,7 @@ from benchmarks.recommenders.transitions import DecayedTransitions
 from benchmarks.serve import engines_of, listening, parse_args
 from benchmarks.serving.engine import Engine, Replica
 from benchmarks.serving.library import Library
-from benchmarks.serving.questions import question
+from benchmarks.serving.questions import _with_word, question
 from benchmarks.serving.ranker import Ranker, Wanted
 from benchmarks.serving.schemas import MOST_BODY
 from benchmarks.serving.upstream import writer
@@ -411,6 +411,19 @@ def test_a_full_queue_answers_429_and_a_late_answer_is_504(library):
         service.first.replicas[0].ask("stop")
         assert [answer.result().status_code for answer in asked] == [503] * 3
     assert [kind for kind, _ in told] == ["rank"] * 4 + ["cancel"]
+
+
+@pytest.mark.parametrize(
+    ("old", "text", "wanted"),
+    [
+        ("a", "SID looking for: a. Please recommend.", "SID looking for: 茶 \\1. Please recommend."),
+        ("茶", "SID我想喝茶了", "SID我想喝茶 \\1了"),
+    ],
+)
+def test_a_short_keyword_is_no_part_of_other_words(toy_spec, old, text, wanted):
+    sid = toy_spec.text([1, 1, 1])
+    (asked,) = _with_word(toy_spec, [{"role": "user", "content": text.replace("SID", sid)}], old, "茶 \\1")
+    assert asked["content"] == wanted.replace("SID", sid)
 
 
 @pytest.mark.parametrize(
