@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None, description: str | None = None) -> ar
     add("--num_epochs", type=COUNT, default=1, help="passes over the prompts")
     add("--seed", type=SEED, default=42, help="order of the prompts, and sampling")
     # Validation and checkpoints
-    between = "steps between validations (-1: never); the last step is one"
+    between = "steps between validations, of which one is before the first step and one after the last (-1: never)"
     add("--test_freq", type=COUNT_OR_ALL, default=-1, help=between)
     add("--val_beam_size", type=COUNT, default=32, help="beams of a validation prompt")
     add("--save_freq", type=COUNT, default=50, help="steps between checkpoints; the last step is one")

@@ -209,6 +209,7 @@ def overrides(args: argparse.Namespace, settings: RolloutSettings, steps: int) -
         "trainer.total_training_steps": steps,
         "trainer.total_epochs": max(args.num_epochs, 1 << 20 if args.num_training_steps >= 0 else 0),
         "trainer.test_freq": args.test_freq,
+        "trainer.val_before_train": args.test_freq > 0,
         "trainer.max_actor_ckpt_to_keep": args.keep_checkpoints,
         "trainer.default_local_dir": (args.output_dir / "checkpoints").resolve(),
         "trainer.logger": f"[{args.logger}]",

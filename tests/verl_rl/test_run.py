@@ -75,8 +75,10 @@ def test_a_dry_run_prints_the_whole_command_and_starts_nothing(world, tmp_path):
     assert "trainer.n_gpus_per_node=2" in result.stdout and not (tmp_path / "out").exists()
     assert "onerec_share_prompts=True" in result.stdout and "actor.strategy=fsdp2" in result.stdout
     assert "actor_rollout_ref.actor.optim.lr_scheduler_type=cosine" in result.stdout
-    apart = run(world, tmp_path / "out", DRY_RUN=1, SHARE_PROMPTS=0)
+    assert "trainer.val_before_train=True" in result.stdout
+    apart = run(world, tmp_path / "out", DRY_RUN=1, SHARE_PROMPTS=0, TEST_FREQ=-1)
     assert apart.returncode == 0 and "onerec_share_prompts" not in apart.stdout
+    assert "trainer.val_before_train=False" in apart.stdout, "no validation at all"
     # OpenOneRec's own defaults.
     left = run(world, tmp_path / "out", DRY_RUN=1, ENABLE_THINK="False", ENABLE_NONTHINK="False", STAGE1_MAX_TOKENS=8)
     assert left.returncode == 0, left.stderr
