@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from onerec.verl.server import Replica, Together, WeightServer
 
 # Logits that are held at a time, times the vocabulary.
 _LOGITS = 1 << 26
+# transformers exchanges torch's initialisers for its own while it loads a model: of two that are loaded in threads at
+# once, weights come out as drawn at random.
+_LOADS = threading.Lock()
 
 
 class TextServer(WeightServer):
@@ -144,9 +148,10 @@ class Teacher:
         return TokenOutput(token_ids=[], stop_reason="completed", extra_fields=extra)
 
     def _score(self, batch: Sequence[tuple[list[int], int]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        if self._model is None:
-            auto = transformers.AutoModelForCausalLM
-            self._model = auto.from_pretrained(self.path, dtype=torch.float32, trust_remote_code=False).eval()
+        with _LOADS:
+            if self._model is None:
+                auto = transformers.AutoModelForCausalLM
+                self._model = auto.from_pretrained(self.path, dtype=torch.float32, trust_remote_code=False).eval()
         found: list[Any] = [None] * len(batch)
         for part in self._parts([len(ids) for ids, _ in batch]):
             for i, pair in zip(part, score(self._model, [batch[i][0] for i in part], batch[part[0]][1]), strict=True):

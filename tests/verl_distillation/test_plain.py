@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import types
 from importlib.util import find_spec
 
@@ -106,3 +107,31 @@ def test_a_teacher_scores_every_token_as_the_model_does(folder, model, k):
         torch.testing.assert_close(torch.from_numpy(logprobs[:-1]), values, atol=1e-4, rtol=1e-4)
         assert found[:-1].tolist() == (chosen.tolist() if k else [[id] for id in ids[1:]])
         assert not found[-1].any() and not logprobs[-1].any()
+
+
+def test_teachers_that_are_asked_at_once_load_one_after_another(folder, monkeypatch):
+    """transformers' loading is no matter for two threads: one of the models would be left with random weights."""
+    import transformers
+
+    from verl_distillation.plain import Teacher
+
+    load, at_once, most = transformers.AutoModelForCausalLM.from_pretrained, [], []
+
+    def slowly(*args, **kwargs):
+        at_once.append(1)
+        time.sleep(0.2)
+        most.append(len(at_once))
+        try:
+            return load(*args, **kwargs)
+        finally:
+            at_once.pop()
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", slowly)
+
+    async def both():
+        asked = [Teacher(str(folder)).generate("", [1, 2, 3], {"prompt_logprobs": 2}) for _ in range(2)]
+        return await asyncio.gather(*asked)
+
+    first, second = asyncio.run(both())
+    assert most == [1, 1]
+    assert (first.extra_fields["prompt_logprobs"] == second.extra_fields["prompt_logprobs"]).all()
