@@ -5,8 +5,9 @@
 ``--run_dir`` is the output of pretrain/train.py: its ``hf/`` (configuration and tokenizer) and the checkpoints
 ``step<N>/global_step<N>/model.safetensors`` that it kept. ``--data_dir`` holds the validation targets as benchmark
 files (data/onerec_data/run.py --benchmark_split 2). Every checkpoint ranks the items for the same users, a sample by
-``--seed``; the curve and the best step go to ``<run_dir>/choice.json``. pretrain/scripts/convert_checkpoint_to_hf.sh
-makes a model of it.
+``--seed``; the curve and the best step go to ``<run_dir>/choice.json``. ``--before`` is that file of the stage before:
+where that one's best ranked better, this stage has unlearnt, which is a warning. A model is made of the best one by
+pretrain/scripts/convert_checkpoint_to_hf.sh.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ from onerec.errors import InputError
 from onerec.flags import COUNT, COUNT_OR_ALL, SEED, ArgumentParser, integer
 from onerec.keeper import kept
 from onerec.model_folder import check_finite, loading, tensor_headers
-from onerec.run import Manifest, get_logger, write_json
+from onerec.run import MANIFEST, Manifest, get_logger, read_json, write_json
 
 CHOICE = "choice.json"
 WEIGHTS = "model.safetensors"
 METRICS = ("recall@1", "recall@10", "ndcg@10")
 _STEP = re.compile(r"global_step(\d+)")
 METRIC = "ndcg@10"  # what the best checkpoint has most of
+UNLEARNT = 0.95  # of what the stage before had; nearer to it may be chance
 log = get_logger("choose")
 
 
@@ -48,6 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--run_dir", type=Path, required=True, help="output of train.py: hf/ and step<N>/")
     add("--data_dir", type=Path, required=True, help="benchmark_data folder of the validation targets")
     ranked = [name for name, task in TASKS.items() if task.kind == "rank"]
+    add("--before", type=Path, help="choice.json of the stage before, for a warning where this one ranks worse")
     add("--task", choices=ranked, default="video", help="the task that decides")
     add("--validation_users", type=COUNT_OR_ALL, default=2500, help="users drawn at random (-1: all)")
     add("--seed", type=SEED, default=0, help="seed of that draw")
@@ -117,6 +120,19 @@ class Validation:
         return {name: float(scores[name].mean()) for name in METRICS}
 
 
+def compare(choice: dict[str, Any], best: dict[str, Any], args: argparse.Namespace, manifest: Manifest) -> None:
+    """Warn where the best checkpoint of the stage before ranked the same users' items clearly better."""
+    before = read_json(args.before)
+    if any(before.get(name) != choice[name] for name in ("data", "task", "users", "metric")):
+        return
+    then = best_of(before["curve"], METRIC)[METRIC]
+    if best[METRIC] < UNLEARNT * then:
+        values = f"{METRIC} {best[METRIC]:.4f}, and {then:.4f} before, of {choice['users']:,} validation users"
+        manifest.warn(
+            f"this stage unlearnt what the one before ranked ({values})", "a lower learning rate or fewer steps"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     found = checkpoints(args.run_dir)
@@ -136,8 +152,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = best_of(curve, METRIC)
     users = len(validation.examples)
     choice = {"best": best["step"], "metric": METRIC, "task": args.task, "users": users}
-    choice |= {"data": fingerprint(args.data_dir, args.task), "curve": curve, "manifest": manifest.as_dict()}
+    choice |= {"data": fingerprint(args.data_dir, args.task), "curve": curve}
+    if args.before:
+        compare(choice, best, args, manifest)
     write_json(args.run_dir / CHOICE, choice)
+    manifest.output(args.run_dir / CHOICE)
+    manifest.write(args.run_dir, f"choice.{MANIFEST}")
     print(
         f"best of {len(curve)} checkpoints by {METRIC} on {users:,} validation users: "
         f"step {best['step']} ({best[METRIC]:.4f}); {manifest.dropped_text()}"

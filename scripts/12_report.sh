@@ -23,7 +23,8 @@ titles=(--titles "$RAW_DATA/onerec_data/pid2caption.parquet")
 product="$RAW_DATA/onerec_data/product_pid2caption.parquet"
 [[ -f "$product" ]] && titles+=(--product_titles "$product")
 manifests=()
-for manifest in "$RAW_DATA/manifest.json" "$DATA_OUTPUT/manifest.json" "$TOKENIZER_DIR/quality/codes_report.manifest.json" "$MODELS"/*/manifest.json; do
+for manifest in "$RAW_DATA/manifest.json" "$DATA_OUTPUT/manifest.json" "$TOKENIZER_DIR/quality/codes_report.manifest.json" \
+  "$MODELS"/*/manifest.json "$MODELS"/*/choice.manifest.json; do
   [[ -f "$manifest" ]] && manifests+=("$manifest")
 done
 run python "$ROOT/benchmarks/report.py" --results "${folders[@]}" --labels "${labels[@]}" --train_logs "${logs[@]}" \

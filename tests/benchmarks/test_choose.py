@@ -53,6 +53,20 @@ def test_the_curve_is_what_the_benchmark_measures_and_the_best_is_said(run_dir, 
     assert choice["curve"][1] == {"step": 2} | wanted
 
 
+def test_a_stage_that_unlearnt_what_the_one_before_ranked_is_warned_of(run_dir, tiny_data, tmp_path, capsys):
+    flags = as_flags(run_dir=run_dir, data_dir=tiny_data, validation_beams=16)
+    main(flags)
+    choice = json.loads((run_dir / "choice.json").read_text())
+    before, better = tmp_path / "choice.json", choice["curve"][0] | {"ndcg@10": 0.9}
+    for change, warned in (({}, False), ({"curve": [better]}, True), ({"curve": [better], "users": 11}, False)):
+        before.write_text(json.dumps(choice | change))
+        capsys.readouterr()
+        main([*flags, "--before", str(before)])
+        assert ("this stage unlearnt what the one before ranked (ndcg@10 " in capsys.readouterr().err) is warned
+        manifest = json.loads((run_dir / "choice.manifest.json").read_text())
+        assert ("warnings" in manifest) is warned and manifest["stage"] == "choose_checkpoint"
+
+
 def test_a_sample_is_by_the_seed(run_dir, tiny_data):
     flags = as_flags(run_dir=run_dir, data_dir=tiny_data, validation_beams=16, validation_users=5)
     curves = []
