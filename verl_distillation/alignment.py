@@ -75,7 +75,7 @@ def realign(
     if len(places) > 1:
         rows = torch.tensor(places[1:]) - 1
         values = logprobs[:-1].float()
-        said = torch.isfinite(values) & (ids[:-1] < start)
+        said = torch.isfinite(values) & (ids[:-1].long() < start)  # no int32 is below what exceeds its range
         all_logprobs[rows] = torch.where(said, values, torch.tensor(ABSENT))
         all_ids[rows] = torch.where(said, ids[:-1].to(torch.int32), torch.tensor(0, dtype=torch.int32))
     return all_ids, all_logprobs

@@ -68,7 +68,7 @@ def test_minus_infinity_from_the_teacher_stands_for_no_answer():
 
 def test_padding_rows_of_the_teachers_head_are_not_itemic_tokens():
     # A base LLM's head is padded past its last token: what it says there has the ids of the student's itemic tokens.
-    ids = torch.tensor([[5, START, 6], [START + 1, 7, START + 2], [0, 0, 0]])
+    ids = torch.tensor([[5, START, 6], [START + 1, 7, START + 2], [0, 0, 0]], dtype=torch.int32)
     logprobs = torch.tensor([[-0.1, -3.0, -4.0], [-0.2, -0.5, -6.0], [0.0, 0.0, 0.0]])
     all_ids, all_logprobs = realign([0, 1, 2], ids, logprobs, 3, START)
     assert all_ids[:2].tolist() == [[5, 0, 6], [0, 7, 0]]
