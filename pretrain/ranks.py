@@ -145,14 +145,16 @@ class Processes:
         done = threading.Event()
 
         def beat() -> None:
-            with contextlib.suppress(RuntimeError):  # the store is gone, and so is the run
-                while True:
-                    for name in (self.rank, _ALL):
-                        self.store.add(_BEATS.format(name), 1)
-                    if done.wait(BEAT):
-                        return
+            for name in (self.rank, _ALL):
+                self.store.add(_BEATS.format(name), 1)
 
-        thread = threading.Thread(target=beat, daemon=True)
+        def go_on() -> None:
+            with contextlib.suppress(RuntimeError):  # the store is gone, and so is the run
+                while not done.wait(BEAT):
+                    beat()
+
+        beat()  # the first before the block: one that dies at once has begun, and is not waited for as long
+        thread = threading.Thread(target=go_on, daemon=True)
         thread.start()
         try:
             yield

@@ -105,6 +105,15 @@ def test_a_process_that_never_comes_ends_the_wait(tmp_path, monkeypatch):
     assert "process 0 gives no sign of life" in str(run.ends[1])
 
 
+def test_the_first_sign_of_life_comes_before_the_work(tmp_path, monkeypatch):
+    """One that is killed at once would count as one that has not come yet, for which the others wait far longer."""
+    late = SimpleNamespace(start=lambda: None, join=lambda: None)  # a thread that does not get to run
+    monkeypatch.setattr(ranks.threading, "Thread", lambda **_: late)
+    store = HashStore()
+    with Processes(0, 2, 0, store)._alive(tmp_path):
+        assert store.add("beats/0", 0) == 1
+
+
 def test_signs_of_life_keep_the_others_waiting(tmp_path, monkeypatch):
     """The one that makes takes longer than the silence after which it would count as dead, by a clock of its signs."""
     run = Run([tmp_path / "tokens"] * 2, ["k", "k"])
