@@ -9,10 +9,8 @@
 # BENCHMARK_DATA_DIR, DATA_VERSION, BENCHMARK_BASE_DIR and VERSION: see common.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if (($# < 1)); then
-  echo "error: general.sh: needs a model; bash general.sh <name>=<model_path> [<name>=<model_path> …]" >&2
-  exit 2
-fi
+source "$ROOT/scripts/argument.sh"
+argument "${1:-}" "general.sh: needs a model; bash general.sh <name>=<model_path> [<name>=<model_path> …]"
 command=("$PYTHON" "$ROOT/benchmarks/general.py" --models "$@" --data_dir "$data_dir"
   --output_dir "$BENCHMARK_BASE_DIR/general/$VERSION")
 printf '+ %s\n' "$(printf '%q ' "${command[@]}")"

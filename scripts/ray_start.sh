@@ -14,10 +14,8 @@ set -euo pipefail
 : "${RAY_AUTH_MODE:=disabled}"
 stop=0
 [[ "${1:-}" == --stop ]] && stop=1 && shift
-if (($# < 1)); then
-  echo "error: ray_start.sh: needs the name of the head; bash scripts/ray_start.sh <head> [<worker> …]" >&2
-  exit 2
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/argument.sh"
+argument "${1:-}" "ray_start.sh: needs the name of the head; bash scripts/ray_start.sh <head> [<worker> …]"
 head="$1"
 shift
 
